@@ -1,0 +1,122 @@
+# ckptstore: `make test` and `make demo` set up everything they need; Python 3.11+ and make are enough.
+# Environments: .venv (development) and .cache/venv-tf (TensorFlow, for comparison only), both filled from the locks
+# in requirements/ and brought in line again when a lock changes.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# One lane after the other: the cheapest failure first, and output that can be read.
+.NOTPARALLEL:
+
+# The first that runs (a pyenv shim may exist and not run), is new enough and can make environments.
+usable = $(shell for p in $(1); do "$$p" -c 'import sys, venv, ensurepip; sys.exit(not $(2))' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
+PYTHON    ?= $(call usable,python3 python3.13 python3.12 python3.11,sys.version_info >= (3, 11))
+# TensorFlow 2.21 has no wheels for Python 3.14.
+PYTHON_TF ?= $(call usable,$(PYTHON) python3.13 python3.12 python3.11,(3, 11) <= sys.version_info < (3, 14))
+
+VENV    := .venv
+VENV_TF := .cache/venv-tf
+BIN     := $(VENV)/bin
+# A plain checkout on the path: TensorFlow's environment holds our dependencies, not ckptstore itself.
+IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
+PYTEST  := $(BIN)/python -m pytest
+
+# Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
+LANES := unit meta conformance contract hostile crash cli
+
+# Two workers where they win more than they take to start.
+WORKERS := -n 2 --dist worksteal
+FLAGS_hostile := $(WORKERS)
+FLAGS_crash   := $(WORKERS)
+ARGS ?=
+
+.PHONY: help setup setup-tf test lint format $(LANES) interop demo bench lock clean clean-all
+
+help:  ## show this list
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
+	@echo '  make LANE         one lane of tests (ARGS="-k name" goes to pytest): $(LANES)'
+
+# ------------------------------------------------------------------------------------------------ environments
+
+setup: $(VENV)/.ready  ## make or update the development environment, .venv
+setup-tf: $(VENV_TF)/.ready  ## make or update TensorFlow's environment, .cache/venv-tf
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# uv is fast; pip is the way out where only pip knows how to reach the package index (a mirror in its configuration).
+# Both check the hashes. $(1): environment, $(2): lock
+define fill
+@echo 'filling $(1) from $(2)'
+@$(BIN)/python -m uv pip sync --quiet --system-certs --require-hashes --python $(1)/bin/python $(2) \
+	|| { echo 'uv could not; trying pip' >&2; \
+	     $(BIN)/python -m pip --python $(1)/bin/python install --quiet --require-hashes -r $(2); }
+endef
+
+# $(1): environment, $(2): interpreter, $(3): what it must be, $(4): options
+define make_environment
+@test -n "$(2)" || { echo "No Python that is $(3) and has the modules venv and ensurepip (on Debian: python3-venv) was\
+	found. Name one: make PYTHON=/path/to/python" >&2; exit 1; }
+@$(1)/bin/python -c '' >/dev/null 2>&1 || { echo 'making $(1) with $(2)'; "$(2)" -m venv --clear $(4) $(1); }
+endef
+
+$(VENV)/.uv: requirements/uv.txt
+	$(call make_environment,$(VENV),$(PYTHON),3.11 or newer)
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	@touch $@
+
+# Our own package last: filling an environment takes out what its lock does not name.
+$(VENV)/.ready: $(VENV)/.uv requirements/dev.txt pyproject.toml
+	$(call fill,$(VENV),requirements/dev.txt)
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(VENV_TF)/.ready: $(VENV)/.uv requirements/tensorflow.txt
+	$(call make_environment,$(VENV_TF),$(PYTHON_TF),3.11 to 3.13,--without-pip)
+	$(call fill,$(VENV_TF),requirements/tensorflow.txt)
+	@touch $@
+
+# ------------------------------------------------------------------------------------------------ checks
+
+test: lint $(LANES) interop  ## everything: lint, every lane of tests, TensorFlow's included
+
+lint: $(VENV)/.ready  ## ruff and mypy
+	@echo '== lint'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready  ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(LANES): $(VENV)/.ready
+	@echo '== $@'
+	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
+
+# A skipped comparison proves nothing, so here a skip is a failure.
+interop: $(VENV)/.ready $(VENV_TF)/.ready  ## the tests against TensorFlow itself; a skipped one fails
+	@echo '== interop'
+	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+demo: $(VENV)/.ready  ## the story in the terminal, in under a minute
+	$(BIN)/python demo/run.py
+
+bench: $(VENV)/.ready $(VENV_TF)/.ready  ## ours against TensorFlow's, alternating; prints ratios
+	$(IN_TF) benchmarks/local.py $(ARGS)
+
+# Versions and hashes only, whatever index this machine is set up to use; one lock for every Python from 3.11 on.
+COMPILE = $(BIN)/python -m uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
+
+lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for newer releases)
+	$(COMPILE) --group bootstrap --output-file requirements/uv.txt
+	$(COMPILE) pyproject.toml --group dev --constraint requirements/uv.txt --output-file requirements/dev.txt
+	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
+
+clean:  ## remove what tools and builds left, keep the environments
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-run
+	find ckptstore tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+clean-all: clean  ## remove the environments too
+	rm -rf $(VENV) .cache

@@ -1,0 +1,303 @@
+"""Every exception that ckptstore raises, grouped by what the caller does next.
+
+::
+
+    CkptStoreError
+    ├── UsageError (ValueError)              mend the call
+    ├── NotFoundError (FileNotFoundError)    the thing is not there; the place was readable
+    │   └── TensorNotFoundError (KeyError)   ask for another name; close ones are in the hint
+    ├── CorruptError                         these bytes are not a good checkpoint: take another
+    │   ├── FormatError                      the structure is wrong
+    │   ├── TruncatedFileError               a file ends too early
+    │   ├── ChecksumError                    the bytes are not the ones that were written
+    │   └── IncompleteBundleError            a file that the index names is missing
+    ├── ConflictError (FileExistsError)      somebody else got there first
+    │   └── FencedError                      this run was replaced by a newer one; final
+    ├── AccessError (PermissionError)        mend credentials or permissions
+    ├── StorageFullError (OSError)           make room; retrying does not help
+    ├── TransientError (OSError)             try again later
+    │   └── DeadlineError (TimeoutError)     it took longer than allowed
+    ├── AmbiguousOutcomeError                the write may or may not have landed: look before repeating
+    └── UnsupportedError (NotImplementedError)  valid, but not possible here
+
+Each carries ``code`` (stable, append-only), ``url``, ``hint`` and, where they apply, ``tensor``, ``offset``,
+``expected`` and ``actual``. They survive pickling with class, message and fields. No message ever holds a
+secret.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = [
+    "AccessError",
+    "AmbiguousOutcomeError",
+    "ChecksumError",
+    "CkptStoreError",
+    "CkptStoreWarning",
+    "ConflictError",
+    "CorruptError",
+    "DeadlineError",
+    "FencedError",
+    "FormatError",
+    "IncompleteBundleError",
+    "NotFoundError",
+    "StorageFullError",
+    "TensorNotFoundError",
+    "TransientError",
+    "TruncatedFileError",
+    "UnsupportedError",
+    "UsageError",
+]
+
+
+class CkptStoreError(Exception):
+    """Base class: what failed, where, what was expected and found, what to do next.
+
+    Parameters
+    ----------
+    what : str
+        What failed, one clause without a full stop.
+    url : str, optional
+        The file or object concerned.
+    tensor : str, optional
+        The tensor concerned.
+    offset : int, optional
+        Bytes from the start of the file at `url`.
+    expected, actual : object, optional
+        What should have been there and what was.
+    hint : str, optional
+        What to do next, one sentence.
+    """
+
+    code = "error"
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        url: str | None = None,
+        tensor: str | None = None,
+        offset: int | None = None,
+        expected: object = None,
+        actual: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.url = url
+        self.tensor = tensor
+        self.offset = offset
+        # Text, not the objects: an error must survive pickling and must not keep arrays alive.
+        self.expected = None if expected is None else str(expected)
+        self.actual = None if actual is None else str(actual)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = []
+        if self.tensor is not None:
+            where.append(f"tensor {self.tensor!r}")
+        if self.url is not None:
+            where.append(self.url)
+        if self.offset is not None:
+            where.append(f"at byte {self.offset}")
+        text = self.what
+        if where:
+            text += f" [{', '.join(where)}]"
+        if self.expected is not None:
+            text += f": expected {self.expected}"
+            text += f", found {self.actual}" if self.actual is not None else ""
+        elif self.actual is not None:
+            text += f": found {self.actual}"
+        if self.hint:
+            text += f". {self.hint}"
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = self.__dict__.copy()
+        if isinstance(self, OSError):  # these two live outside __dict__
+            fields.update(errno=self.errno, strerror=self.strerror)
+        return _rebuild, (type(self), fields)
+
+
+class CkptStoreWarning(UserWarning):
+    """Something went on in a degraded way; the message says what and why."""
+
+
+def _rebuild(cls: type[CkptStoreError], fields: dict[str, Any]) -> CkptStoreError:
+    error = cls(fields["what"])
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
+
+
+class UsageError(CkptStoreError, ValueError):
+    """The call itself is wrong: an argument, a name, a path."""
+
+    code = "usage"
+
+
+class NotFoundError(CkptStoreError, FileNotFoundError):
+    """The file or checkpoint does not exist, concluded from a place that could be read."""
+
+    code = "not-found"
+
+
+class TensorNotFoundError(NotFoundError, KeyError):
+    """The checkpoint or graph has no tensor of that name; the hint lists close ones."""
+
+    code = "tensor-not-found"
+
+    @classmethod
+    def among(cls, name: str, names: Iterable[str], what: str, **where: Any) -> TensorNotFoundError:
+        """Return the error for `name`, with those of `names` that look like it in the hint.
+
+        Parameters
+        ----------
+        what : str
+            What failed, without the name: ``"the checkpoint has no such tensor"``.
+        **where
+            Fields of `CkptStoreError`.
+        """
+        # Comparing with each of 100 000 names would take longer than the restore that failed.
+        close = difflib.get_close_matches(name, itertools.islice(names, 10_000), n=3, cutoff=0.6)
+        hint = (
+            "Did you mean " + " or ".join(repr(other) for other in close) + "?"
+            if close
+            else "List the names to see."
+        )
+        return cls(what, tensor=name, hint=hint, **where)
+
+
+class CorruptError(CkptStoreError):
+    """The bytes are not a good checkpoint."""
+
+    code = "corrupt"
+
+
+class FormatError(CorruptError):
+    """The structure of a file is not what the format asks for."""
+
+    code = "format"
+
+
+class TruncatedFileError(CorruptError):
+    """A file ends before the bytes that it or its index promises."""
+
+    code = "truncated"
+
+
+class ChecksumError(CorruptError):
+    """Stored and calculated checksum differ."""
+
+    code = "checksum"
+
+
+class IncompleteBundleError(CorruptError):
+    """A data file that the index names is missing."""
+
+    code = "incomplete"
+
+
+class ConflictError(CkptStoreError, FileExistsError):
+    """Another writer changed the same thing first."""
+
+    code = "conflict"
+
+
+class FencedError(ConflictError):
+    """A newer run took over this basename. Final: this run writes nothing more."""
+
+    code = "fenced"
+
+
+class AccessError(CkptStoreError, PermissionError):
+    """The storage refused access."""
+
+    code = "access"
+
+
+class StorageFullError(CkptStoreError, OSError):
+    """No room left on the storage. Permanent until somebody makes room."""
+
+    code = "storage-full"
+
+
+class TransientError(CkptStoreError, OSError):
+    """The storage failed in a way that may pass."""
+
+    code = "transient"
+
+
+class DeadlineError(TransientError, TimeoutError):
+    """An operation took longer than it was allowed to."""
+
+    code = "deadline"
+
+
+class AmbiguousOutcomeError(CkptStoreError):
+    """A write whose answer was lost: it may have landed. Nothing was cleaned up."""
+
+    code = "ambiguous"
+
+
+class UnsupportedError(CkptStoreError, NotImplementedError):
+    """A valid request that this backend or this file cannot serve."""
+
+    code = "unsupported"
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ABSENT = {errno.ENOENT, errno.ESTALE}
+_MISPLACED = {
+    errno.ENOTDIR: "A file stands where a directory should be; remove it or choose another path.",
+    errno.EISDIR: "A directory stands where a file should be; remove it or choose another path.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "The path leads through a loop of symbolic links; choose another path.",
+}
+
+
+def from_os_error(error: OSError, what: str, url: str) -> CkptStoreError:
+    """Translate an error of the operating system, by errno and never by its text.
+
+    Parameters
+    ----------
+    error : OSError
+        What the system call raised.
+    what : str
+        What was being done, e.g. ``"cannot read the index"``.
+    url : str
+        The file concerned.
+
+    Returns
+    -------
+    CkptStoreError
+        `NotFoundError`, `AccessError`, `StorageFullError`, `UsageError` (a file where a directory should be)
+        or, for everything else, `TransientError`. ``errno`` is kept on the classes that derive from OSError.
+    """
+    result: CkptStoreError
+    reason = error.strerror or type(error).__name__
+    text = f"{what}: {reason}"
+    if error.errno in _ABSENT:
+        result = NotFoundError(text, url=url, hint="Check the path.")
+    elif error.errno in _DENIED:
+        result = AccessError(text, url=url, hint="Check the permissions of the directory and its files.")
+    elif error.errno in _FULL:
+        result = StorageFullError(
+            text, url=url, hint="Make room or raise the quota; what was there before is untouched."
+        )
+    elif error.errno in _MISPLACED:
+        result = UsageError(text, url=url, hint=_MISPLACED[error.errno])
+    else:
+        result = TransientError(
+            text, url=url, hint="Try again; if it stays, look at the disk and the system log."
+        )
+    if isinstance(result, OSError):
+        result.errno = error.errno
+        result.strerror = error.strerror
+    return result

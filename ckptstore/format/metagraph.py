@@ -1,0 +1,233 @@
+"""The ``.meta`` file: a ``MetaGraphDef``, the network and how to save and restore it.
+
+Format
+------
+Binary protobuf with map entries in the order of their keys, or protobuf's text format; mirrors TensorFlow
+`tensorflow/core/protobuf/meta_graph.proto`. TensorFlow 2.21 tries binary first, then text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckptstore.errors import FormatError, UnsupportedError, UsageError
+from ckptstore.format.protos import Proto, descriptor_pool, message_class
+
+__all__ = [
+    "COLLECTION_MESSAGES",
+    "SaverDef",
+    "clear_devices",
+    "decode_saver_def",
+    "encode_saver_def",
+    "format_meta_graph_text",
+    "iter_nodes",
+    "parse_meta_graph",
+    "serialize_meta_graph",
+]
+
+_HINT = "Pass the .meta file of a checkpoint; if it is one, it is damaged: take another checkpoint's."
+
+COLLECTION_MESSAGES = {
+    "variables": "VariableDef",
+    "trainable_variables": "VariableDef",
+    "moving_average_variables": "VariableDef",
+    "local_variables": "VariableDef",
+    "model_variables": "VariableDef",
+    "metric_variables": "VariableDef",
+    "global_step": "VariableDef",
+    "savers": "SaverDef",
+    "queue_runners": "QueueRunnerDef",
+    "cond_context": "CondContextDef",
+    "while_context": "WhileContextDef",
+}
+"""Collections whose byte strings are serialized messages, and of which type, as TensorFlow registers them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaverDef:
+    """How the graph saves and restores itself, field for field as TensorFlow's ``SaverDef``.
+
+    Attributes
+    ----------
+    filename_tensor_name : str
+        The tensor to feed the prefix to, e.g. ``"save/Const:0"``.
+    save_tensor_name : str
+        The tensor to fetch in order to save.
+    restore_op_name : str
+        The operation to run in order to restore.
+    max_to_keep : int
+        Checkpoints to keep; 0 keeps all.
+    sharded : bool
+    keep_checkpoint_every_n_hours : float
+        A 32-bit float in the file.
+    version : int
+        2 for the bundle format of today, 1 and 0 for those before it.
+    """
+
+    filename_tensor_name: str = ""
+    save_tensor_name: str = ""
+    restore_op_name: str = ""
+    max_to_keep: int = 5
+    sharded: bool = False
+    keep_checkpoint_every_n_hours: float = 10000.0
+    version: int = 2
+
+    @classmethod
+    def coerce(cls, value: Any) -> SaverDef:
+        """Return `value` as a `SaverDef`: one already, or a protobuf message of that type (TensorFlow's).
+
+        Raises
+        ------
+        UsageError
+            If it is neither.
+        """
+        if isinstance(value, cls):
+            return value
+        try:
+            return decode_saver_def(value)
+        except AttributeError as error:
+            raise UsageError("saver_def must be a SaverDef", actual=repr(value)[:80]) from error
+
+    def without_scope(self, scope: str) -> SaverDef | None:
+        """Return it with ``scope/`` taken from its names; None if they do not all start with that."""
+        prefix = scope.rstrip("/") + "/"
+        names = (self.filename_tensor_name, self.save_tensor_name, self.restore_op_name)
+        if not all(name.startswith(prefix) for name in names):
+            return None
+        filename, save, restore = (name.removeprefix(prefix) for name in names)
+        return replace(self, filename_tensor_name=filename, save_tensor_name=save, restore_op_name=restore)
+
+
+def decode_saver_def(proto: Proto) -> SaverDef:
+    """Return a ``SaverDef`` message as plain data."""
+    return SaverDef(
+        proto.filename_tensor_name,
+        proto.save_tensor_name,
+        proto.restore_op_name,
+        proto.max_to_keep,
+        proto.sharded,
+        proto.keep_checkpoint_every_n_hours,
+        proto.version,
+    )
+
+
+def encode_saver_def(saver_def: SaverDef) -> Proto:
+    """Return the message for `saver_def`.
+
+    Raises
+    ------
+    UsageError
+        If a field is of the wrong type, or a number too large for it.
+    """
+    try:
+        return message_class("SaverDef")(
+            filename_tensor_name=saver_def.filename_tensor_name,
+            save_tensor_name=saver_def.save_tensor_name,
+            restore_op_name=saver_def.restore_op_name,
+            max_to_keep=saver_def.max_to_keep,
+            sharded=saver_def.sharded,
+            keep_checkpoint_every_n_hours=saver_def.keep_checkpoint_every_n_hours,
+            version=saver_def.version,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the saver's settings cannot be stored: {error}", actual=saver_def) from error
+
+
+def parse_meta_graph(data: bytes, *, source: str) -> tuple[Proto, bool]:
+    """Return the ``MetaGraphDef`` in `data`.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    source : str
+        URL for error messages.
+
+    Returns
+    -------
+    message : MetaGraphDef
+        Fields that the schema does not know are kept in it.
+    is_text : bool
+        Whether `data` is the text form.
+
+    Raises
+    ------
+    FormatError
+        If `data` is empty, or neither the binary nor the text form of a ``MetaGraphDef``.
+    """
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+
+    if not data:
+        raise FormatError("the .meta file is empty", url=source, hint=_HINT)
+    meta = message_class("MetaGraphDef")()
+    try:
+        meta.ParseFromString(data)
+        return meta, False
+    except DecodeError:
+        meta.Clear()
+    try:
+        text_format.Merge(data.decode("utf-8"), meta, descriptor_pool=descriptor_pool())
+    except UnicodeDecodeError:
+        reason = "not binary protobuf, and not text"
+    except (text_format.ParseError, ValueError, RecursionError) as error:
+        reason = f"not binary protobuf, and as text: {str(error)[:200]}"
+    else:
+        return meta, True
+    raise FormatError(f"the file is no MetaGraphDef: {reason}", url=source, hint=_HINT)
+
+
+def serialize_meta_graph(meta: Proto) -> bytes:
+    """Return the binary form; the same message gives the same bytes each time, as in TensorFlow.
+
+    Raises
+    ------
+    UnsupportedError
+        If the message is larger than protobuf can (2 GiB).
+    """
+    from google.protobuf.message import EncodeError
+
+    try:
+        return bytes(meta.SerializeToString(deterministic=True))
+    except (EncodeError, ValueError) as error:
+        raise UnsupportedError(
+            f"the graph cannot be serialized: {error}",
+            hint="A graph is limited to 2 GiB and 100 levels; keep large constants in variables.",
+        ) from error
+
+
+def format_meta_graph_text(meta: Proto) -> bytes:
+    """Return protobuf's text form, UTF-8.
+
+    Raises
+    ------
+    UnsupportedError
+        If the message has fields that the schema does not know: the text form has no place for them.
+    """
+    from google.protobuf import text_format
+
+    known = message_class("MetaGraphDef")()
+    known.CopyFrom(meta)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != meta.ByteSize():
+        raise UnsupportedError(
+            "the graph has fields that this version does not know, which the text form cannot express",
+            hint="Export it in the binary form.",
+        )
+    text: str = text_format.MessageToString(meta, as_utf8=True, descriptor_pool=descriptor_pool())
+    return text.encode("utf-8")
+
+
+def iter_nodes(meta: Proto) -> Iterator[Proto]:
+    """Yield every ``NodeDef``: those of the graph, then those of its functions."""
+    yield from meta.graph_def.node
+    for function in meta.graph_def.library.function:
+        yield from function.node_def
+
+
+def clear_devices(meta: Proto) -> None:
+    """Empty the device of every node, those of functions included (TensorFlow leaves these as they are)."""
+    for node in iter_nodes(meta):
+        node.device = ""

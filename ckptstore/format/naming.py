@@ -1,0 +1,124 @@
+"""The names of a checkpoint's files, and the parser that reads them back.
+
+Format
+------
+    PREFIX.index                        the index
+    PREFIX.data-00000-of-00001          shard 0 of 1, five digits or more
+    PREFIX.meta                         the graph; the suffix is the caller's choice
+    PREFIX-00000-of-00003               a shard of a V1 checkpoint (the unsharded file is PREFIX itself)
+    SAVE_PATH-1000, SAVE_PATH-00001000  prefix of a step, plain or padded to eight places
+
+Mirrors TensorFlow `tensorflow/core/util/tensor_bundle/naming.cc` and `tensorflow/python/training/saver.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "ParsedName",
+    "data_name",
+    "index_name",
+    "meta_name",
+    "numbered",
+    "parse_file_name",
+    "split_step",
+    "step_of",
+    "v1_shard_name",
+]
+
+# Five digits, or more without leading zeros: exactly what %05d gives.
+_SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"
+_DATA = re.compile(rf"(.+)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
+_V1_SHARD = re.compile(rf"(.+)(?<!\.data)-{_SHARD}-of-{_SHARD}", re.DOTALL)
+# Not greedy, so that "model--1" is step -1 of "model" and not step 1 of "model-". Twenty places hold every
+# int64 and its sign.
+_STEP = re.compile(r"(.+?)-(-?[0-9]{1,20})", re.DOTALL)
+
+
+def index_name(prefix: str) -> str:
+    """Return the name of the index of `prefix`."""
+    return f"{prefix}.index"
+
+
+def data_name(prefix: str, shard: int, num_shards: int) -> str:
+    """Return the name of data file `shard` (from 0) of `num_shards`."""
+    return f"{prefix}.data-{shard:05d}-of-{num_shards:05d}"
+
+
+def meta_name(prefix: str, suffix: str = "meta") -> str:
+    """Return the name of the graph file of `prefix`."""
+    return f"{prefix}.{suffix}"
+
+
+def v1_shard_name(prefix: str, shard: int, num_shards: int) -> str:
+    """Return the name of a shard of a V1 checkpoint."""
+    return f"{prefix}-{shard:05d}-of-{num_shards:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedName:
+    """A file name, taken apart.
+
+    Attributes
+    ----------
+    kind : {"index", "data", "meta", "v1-shard"}
+    prefix : str
+        Without directory.
+    shard, num_shards : int
+        0 and 0 where the kind has none.
+    """
+
+    kind: Literal["index", "data", "meta", "v1-shard"]
+    prefix: str
+    shard: int = 0
+    num_shards: int = 0
+
+
+def parse_file_name(basename: str) -> ParsedName | None:
+    """Return the parts of a file's name, or None if no checkpoint file has such a name.
+
+    Parameters
+    ----------
+    basename : str
+        Without directory. A graph file is only known by the usual suffix ``meta``.
+    """
+    if "/" in basename:
+        return None
+    for kind, ending in (("index", ".index"), ("meta", ".meta")):
+        if basename.endswith(ending) and len(basename) > len(ending):
+            return ParsedName("index" if kind == "index" else "meta", basename[: -len(ending)])
+    match = _DATA.fullmatch(basename)
+    if match is not None:
+        return _shard_name("data", match)
+    match = _V1_SHARD.fullmatch(basename)
+    return None if match is None else _shard_name("v1-shard", match)
+
+
+def _shard_name(kind: Literal["data", "v1-shard"], match: re.Match[str]) -> ParsedName | None:
+    shard, num_shards = int(match[2]), int(match[3])
+    return ParsedName(kind, match[1], shard, num_shards) if shard < num_shards else None
+
+
+def numbered(save_path: str, step: int, pad: bool = False) -> str:
+    """Return the prefix of a step: ``save_path-12``, or padded ``save_path-00000012``."""
+    return f"{save_path}-{step:08d}" if pad else f"{save_path}-{step:d}"
+
+
+def split_step(prefix_basename: str) -> tuple[str, int | None]:
+    """Return the basename that owns a prefix, and its step (None if it has none)."""
+    match = _STEP.fullmatch(prefix_basename)
+    return (prefix_basename, None) if match is None else (match[1], int(match[2]))
+
+
+def step_of(prefix_basename: str, basename: str) -> int | None:
+    """Return the step of `prefix_basename` as a checkpoint of `basename`, or None if it is none with a step.
+
+    ``model-12`` is step 12 of ``model``; ``model--1`` is step -1; padding is allowed.
+    """
+    if not prefix_basename.startswith(f"{basename}-"):
+        return None
+    digits = prefix_basename[len(basename) + 1 :]
+    return int(digits) if re.fullmatch(r"-?[0-9]{1,20}", digits) else None

@@ -1,0 +1,137 @@
+"""The record: the small text file ``checkpoint`` that says which checkpoint of a directory is the latest.
+
+Format
+------
+The message ``CheckpointState`` in protobuf's text format, one field a line, as TensorFlow 2.21 writes it
+(`tensorflow/python/checkpoint/checkpoint_management.py`, update_checkpoint_state_internal). ``#`` starts a
+comment, which every reader skips; this module neither writes nor keeps comments.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ckptstore.errors import FormatError, UsageError
+from ckptstore.format.protos import descriptor_pool, message_class
+
+__all__ = ["CheckpointState", "format_state", "parse_state"]
+
+_HINT = "Look at the file: it may be torn or not a record. The checkpoints beside it are not affected."
+
+# Everything else below 0x20, and DEL, is written as three octal digits; non-ASCII text stays as it is.
+_ESCAPES = {code: f"\\{code:03o}" for code in (*range(0x20), 0x7F)} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
+    ord('"'): '\\"',
+    ord("'"): "\\'",
+    ord("\\"): "\\\\",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointState:
+    """What a record says, field for field as TensorFlow's ``CheckpointState``.
+
+    Attributes
+    ----------
+    model_checkpoint_path : str
+        The latest checkpoint's prefix, as it stands in the file (relative to the record's directory, or
+        absolute).
+    all_model_checkpoint_paths : tuple of str
+        The checkpoints that are kept, oldest first.
+    all_model_checkpoint_timestamps : tuple of float
+        Seconds since the epoch, one a path; empty where the writer keeps none (TensorFlow's Saver).
+    last_preserved_timestamp : float
+        When the last checkpoint was set aside for good, seconds since the epoch; 0.0 if never.
+    """
+
+    model_checkpoint_path: str
+    all_model_checkpoint_paths: tuple[str, ...] = ()
+    all_model_checkpoint_timestamps: tuple[float, ...] = ()
+    last_preserved_timestamp: float = 0.0
+
+
+def parse_state(data: bytes, *, source: str) -> CheckpointState:
+    """Return what the record `data` says.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file, comments included.
+    source : str
+        URL for error messages.
+
+    Raises
+    ------
+    FormatError
+        If the file is empty, is not UTF-8, is not the text form of a ``CheckpointState`` (an unknown field
+        included), or names no latest checkpoint: one message each.
+    """
+    from google.protobuf import text_format
+
+    if not data.strip():
+        raise FormatError("the record is empty", url=source, hint=_HINT)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            "the record is not UTF-8 text", url=source, offset=error.start, hint=_HINT
+        ) from error
+    state = message_class("CheckpointState")()
+    try:
+        # Merge, as TensorFlow: of a field that stands twice the last one counts.
+        text_format.Merge(text, state, descriptor_pool=descriptor_pool())
+    except (text_format.ParseError, ValueError, RecursionError) as error:
+        # ValueError: numbers and escapes that protobuf's parser hands to Python without a look (UTF-8 in
+        # octal, …).
+        reason = str(error)[:200]
+        raise FormatError(f"the record cannot be parsed: {reason}", url=source, hint=_HINT) from error
+    if not state.model_checkpoint_path:
+        raise FormatError("the record names no model_checkpoint_path", url=source, hint=_HINT)
+    return CheckpointState(
+        state.model_checkpoint_path,
+        tuple(state.all_model_checkpoint_paths),
+        tuple(state.all_model_checkpoint_timestamps),
+        state.last_preserved_timestamp,
+    )
+
+
+def format_state(state: CheckpointState) -> bytes:
+    """Return the record that says `state`, to the byte what TensorFlow writes.
+
+    Raises
+    ------
+    UsageError
+        If a path is not UTF-8 text (a file name with stray bytes, decoded by the operating system's rules).
+
+    Format
+    ------
+    ``name: value`` lines in the order of the field numbers; empty text and a last_preserved_timestamp of 0.0
+    are left out; a repeated field has one line a value; numbers as Python's ``repr``.
+    """
+    lines = []
+    if state.model_checkpoint_path:
+        lines.append(f"model_checkpoint_path: {_quote(state.model_checkpoint_path)}\n")
+    lines += [f"all_model_checkpoint_paths: {_quote(path)}\n" for path in state.all_model_checkpoint_paths]
+    lines += [
+        f"all_model_checkpoint_timestamps: {float(time)!r}\n"
+        for time in state.all_model_checkpoint_timestamps
+    ]
+    preserved = float(state.last_preserved_timestamp)
+    # -0.0 is no default to protobuf, which compares bits.
+    if preserved != 0 or math.copysign(1, preserved) < 0:
+        lines.append(f"last_preserved_timestamp: {preserved!r}\n")
+    try:
+        return "".join(lines).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            "a checkpoint path cannot stand in the record, which is UTF-8 text",
+            actual=ascii(error.object[max(0, error.start - 20) : error.end + 20]),
+            hint="Rename the directory or file.",
+        ) from error
+
+
+def _quote(text: str) -> str:
+    return f'"{text.translate(_ESCAPES)}"'

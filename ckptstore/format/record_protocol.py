@@ -1,0 +1,239 @@
+"""The protocol state that ckptstore keeps in comment lines of the record.
+
+TensorFlow ignores ``#`` comments in the record but sees no checkpoint at all when an unknown *field* appears,
+so ownership, fencing and unfinished deletes live in comments. The four fields themselves are
+`ckptstore.format.record`.
+
+Format
+------
+One fact a line, strings as JSON strings, so that a line never breaks::
+
+    # ckptstore 1
+    # owner "model" epoch=7 run="5f0c…" host="9a…" time=1795344521.8 write="9a41…" highest_step=12000
+    # next_keep=1795351721.8 pending "model-9000" version="…" shards="00000-of-00001" suffix="meta"
+    # superseded "model" shards="00000-of-48213"
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ckptstore.errors import FormatError, UnsupportedError
+from ckptstore.format.record import CheckpointState, format_state, parse_state
+
+__all__ = ["Owner", "Pending", "Record", "ShardName", "Superseded", "format_record", "parse_record"]
+
+_VERSION = 1
+_HEADER = re.compile(r"# ckptstore (\d+)\s*$")
+_LINE = re.compile(
+    r'# (owner|pending|superseded) ("(?:[^"\\]|\\.)*")((?: [a-z_]+=(?:"(?:[^"\\]|\\.)*"|[^\s"]+))*)\s*$'
+)
+_PAIR = re.compile(r' ([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
+_SHARD = re.compile(r"(\d{5,})-of-(\d{5,})$")
+
+ShardName = tuple[int, int]
+"""Shard number and count, as in ``.data-00003-of-00007``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who saves under one basename.
+
+    Attributes
+    ----------
+    basename : str
+        ``"model"`` owns ``model`` and ``model-<step>``.
+    epoch : int
+        Grows with each run that takes over; the highest one is the owner.
+    run, host : str
+        Identity of the run, and of the machine it runs on.
+    time_s : float
+        When it took over, seconds since 1970.
+    write_id : str
+        Of the record write that this line came with; makes the bytes of each record unique.
+    highest_step : int or None
+        The highest step ever listed for this basename.
+    next_keep_s : float or None
+        Saver's every-H-hours clock.
+    last_preserved_s : float or None
+        CheckpointManager's clock; TensorFlow's own field holds one for the whole record only.
+    """
+
+    basename: str
+    epoch: int
+    run: str
+    host: str
+    time_s: float
+    write_id: str
+    highest_step: int | None = None
+    next_keep_s: float | None = None
+    last_preserved_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A checkpoint that left the record and whose files are to be deleted."""
+
+    prefix: str
+    version: str
+    shards: tuple[ShardName, ...]
+    suffix: str = "meta"
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """Data files of an overwritten checkpoint, deleted one save later so that readers in flight finish."""
+
+    prefix: str
+    shards: tuple[ShardName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A whole record: TensorFlow's four fields and our protocol state.
+
+    ``state`` is None while a record names no checkpoint.
+    """
+
+    state: CheckpointState | None = None
+    owners: Mapping[str, Owner] = field(default_factory=dict)
+    pending: tuple[Pending, ...] = ()
+    superseded: tuple[Superseded, ...] = ()
+
+    def with_owner(self, owner: Owner) -> Record:
+        """Return this record with `owner` in the place of the owner of the same basename."""
+        return replace(self, owners={**self.owners, owner.basename: owner})
+
+    def shards_named(self, prefix: str) -> set[ShardName]:
+        """Shards of `prefix` in pending and superseded lines; a new save must not use their counts."""
+        lines: Iterable[Pending | Superseded] = (*self.pending, *self.superseded)
+        return {shard for line in lines if line.prefix == prefix for shard in line.shards}
+
+
+def format_record(record: Record) -> bytes:
+    """Return the bytes of `record`: protocol comments first, then TensorFlow's text proto."""
+    lines = [f"# ckptstore {_VERSION}"]
+    for owner in record.owners.values():
+        line = (
+            f"# owner {_quote(owner.basename)} epoch={owner.epoch} run={_quote(owner.run)}"
+            f" host={_quote(owner.host)} time={owner.time_s!r} write={_quote(owner.write_id)}"
+        )
+        if owner.highest_step is not None:
+            line += f" highest_step={owner.highest_step}"
+        if owner.next_keep_s is not None:
+            line += f" next_keep={owner.next_keep_s!r}"
+        if owner.last_preserved_s is not None:
+            line += f" last_preserved={owner.last_preserved_s!r}"
+        lines.append(line)
+    for pending in record.pending:
+        lines.append(
+            f"# pending {_quote(pending.prefix)} version={_quote(pending.version)}"
+            f" shards={_quote(_format_shards(pending.shards))} suffix={_quote(pending.suffix)}"
+        )
+    for superseded in record.superseded:
+        lines.append(
+            f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards))}"
+        )
+    comments = "\n".join(lines).encode() + b"\n"
+    return comments + (format_state(record.state) if record.state is not None else b"")
+
+
+def parse_record(data: bytes, *, source: str) -> Record:
+    """Return what `data` says.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole record.
+    source : str
+        URL for messages.
+
+    Raises
+    ------
+    FormatError
+        If TensorFlow's fields cannot be read, or one of our own lines cannot.
+    UnsupportedError
+        If a newer ckptstore wrote the protocol lines.
+    """
+    state = parse_state(data, source=source)
+    owners: dict[str, Owner] = {}
+    pending: list[Pending] = []
+    superseded: list[Superseded] = []
+    ours = False
+    for number, line in enumerate(data.decode().split("\n"), 1):
+        if header := _HEADER.match(line):
+            ours = True
+            if int(header[1]) > _VERSION:
+                raise UnsupportedError(
+                    "the record was written by a newer ckptstore",
+                    url=source,
+                    expected=f"protocol {_VERSION}",
+                    actual=f"protocol {header[1]}",
+                    hint="Update ckptstore on this host before saving here.",
+                )
+        if not ours or not line.startswith(("# owner ", "# pending ", "# superseded ")):
+            continue
+        try:
+            kind, name, values = _parse_line(line)
+            if kind == "owner":
+                owners[name] = Owner(
+                    name,
+                    int(values["epoch"]),
+                    values["run"],
+                    values["host"],
+                    float(values["time"]),
+                    values["write"],
+                    int(values["highest_step"]) if "highest_step" in values else None,
+                    float(values["next_keep"]) if "next_keep" in values else None,
+                    float(values["last_preserved"]) if "last_preserved" in values else None,
+                )
+            elif kind == "pending":
+                shards = _parse_shards(values["shards"])
+                pending.append(Pending(name, values["version"], shards, values.get("suffix", "meta")))
+            else:
+                superseded.append(Superseded(name, _parse_shards(values["shards"])))
+        except (ValueError, KeyError, RecursionError):
+            raise FormatError(
+                f"protocol line {number} of the record cannot be read",
+                url=source,
+                actual=repr(line[:120]),
+                hint="Delete the comment lines; the next save then takes over anew.",
+            ) from None
+    return Record(state, owners, tuple(pending), tuple(superseded))
+
+
+def _quote(text: str) -> str:
+    # ASCII only: a lone surrogate (a file name that is not UTF-8) must not make the record unwritable.
+    return json.dumps(text)
+
+
+def _unquote(text: str) -> str:
+    value = json.loads(text)
+    if not isinstance(value, str):
+        raise ValueError(text)
+    return value
+
+
+def _parse_line(line: str) -> tuple[str, str, dict[str, str]]:
+    match = _LINE.match(line)
+    if match is None:
+        raise ValueError(line)
+    values = {key: _unquote(text) if text.startswith('"') else text for key, text in _PAIR.findall(match[3])}
+    return match[1], _unquote(match[2]), values
+
+
+def _format_shards(shards: Iterable[ShardName]) -> str:
+    return " ".join(f"{shard:05d}-of-{count:05d}" for shard, count in shards)
+
+
+def _parse_shards(text: str) -> tuple[ShardName, ...]:
+    result = []
+    for word in text.split():
+        match = _SHARD.match(word)
+        if match is None:
+            raise ValueError(word)
+        result.append((int(match[1]), int(match[2])))
+    return tuple(result)

@@ -1,0 +1,28 @@
+"""What every lane shares: where the fixtures are, and how hypothesis behaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every run, so that a red lane is red for everybody. HYPOTHESIS_PROFILE=explore looks
+# further.
+settings.register_profile(
+    "steady",
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """The directory of checkpoints that TensorFlow 2.21 wrote; read only."""
+    return Path(__file__).parent / "fixtures" / "tensorflow-2.21"

@@ -1,0 +1,140 @@
+"""The grammar of file names."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptstore.format.naming import (
+    ParsedName,
+    data_name,
+    index_name,
+    meta_name,
+    numbered,
+    parse_file_name,
+    split_step,
+    step_of,
+    v1_shard_name,
+)
+
+PREFIXES = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+def test_names_are_tensorflows():
+    assert index_name("d/model-12") == "d/model-12.index"
+    assert data_name("d/model-12", 0, 1) == "d/model-12.data-00000-of-00001"
+    assert data_name("m", 7, 123456) == "m.data-00007-of-123456"
+    assert meta_name("m") == "m.meta"
+    assert meta_name("m", "graph") == "m.graph"
+    assert v1_shard_name("m", 1, 3) == "m-00001-of-00003"
+
+
+@given(PREFIXES, st.integers(0, 10**7), st.integers(1, 10**7))
+def test_good_names_are_parsed_back(prefix, shard, more):
+    num_shards = shard + more
+    assert parse_file_name(index_name(prefix)) == ParsedName("index", prefix)
+    assert parse_file_name(meta_name(prefix)) == ParsedName("meta", prefix)
+    assert parse_file_name(data_name(prefix, shard, num_shards)) == ParsedName(
+        "data", prefix, shard, num_shards
+    )
+    if not prefix.endswith(".data"):
+        assert parse_file_name(v1_shard_name(prefix, shard, num_shards)) == ParsedName(
+            "v1-shard", prefix, shard, num_shards
+        )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "checkpoint",
+        ".index",
+        ".meta",
+        ".data-00000-of-00001",
+        "m.index.tempstate123",
+        "m.data-00000-of-00001.tempstate123",
+        "m.data-0000-of-0001",
+        "m.data-000000-of-000001",
+        "m.data-00001-of-00001",
+        "m.data-00000-of-00000",
+        "m.data-00002-of-00001",
+        "m.data--0001-of-00001",
+        "m.data-0000a-of-00001",
+        "m.data-٠٠٠٠٠-of-٠٠٠٠١",
+        "m.data-00000-of-00001 ",
+        "m.data-00000-of-00001\n",
+        "m.data-00000-of-" + "9" * 5000,
+        "d/m.index",
+        "m.INDEX",
+        "model-12",
+    ],
+)
+def test_bad_names_are_refused(name):
+    assert parse_file_name(name) is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "basename", "step"),
+    [
+        ("model", "model", None),
+        ("model-12", "model", 12),
+        ("model--1", "model", -1),
+        ("model-00000012", "model", 12),
+        ("model--0000001", "model", -1),
+        ("model.ckpt-7", "model.ckpt", 7),
+        ("a-1-2", "a-1", 2),
+        ("a--1--2", "a--1", -2),
+        ("-12", "-12", None),
+        ("model-", "model-", None),
+        ("model-1a", "model-1a", None),
+        ("model-1.5", "model-1.5", None),
+        ("model-١", "model-١", None),
+        ("model-" + "1" * 21, "model-" + "1" * 21, None),
+        ("line\nbreak-3", "line\nbreak", 3),
+    ],
+)
+def test_steps_are_split_from_prefixes(prefix, basename, step):
+    assert split_step(prefix) == (basename, step)
+    if step is not None:
+        assert step_of(prefix, basename) == step
+
+
+@pytest.mark.parametrize(
+    ("prefix", "basename"),
+    [
+        ("model", "model"),
+        ("model-12", "mode"),
+        ("model-12", "other"),
+        ("model-x", "model"),
+        ("model-12-3", "model"),
+        ("model12", "model"),
+    ],
+)
+def test_a_prefix_of_another_basename_has_no_step(prefix, basename):
+    assert step_of(prefix, basename) is None
+
+
+def test_a_basename_may_look_like_a_step_itself():
+    assert step_of("a-1-2", "a-1") == 2
+    assert step_of("a-1-2", "a") is None
+
+
+@pytest.mark.parametrize(
+    ("step", "pad", "expected"),
+    [
+        (12, False, "m-12"),
+        (12, True, "m-00000012"),
+        (-1, False, "m--1"),
+        (123456789, True, "m-123456789"),
+        (0, True, "m-00000000"),
+    ],
+)
+def test_numbered_prefixes(step, pad, expected):
+    assert numbered("m", step, pad) == expected
+    assert step_of(expected, "m") == step
+
+
+@given(PREFIXES, st.integers(-(2**63), 2**63 - 1), st.booleans())
+def test_every_step_survives(basename, step, pad):
+    assert step_of(numbered(basename, step, pad), basename) == step

@@ -1,0 +1,102 @@
+"""The private protobuf classes: they know TensorFlow's fields and stay out of everybody's way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ckptstore.format import proto_language, protos
+from ckptstore.format.protos import descriptor_pool, message_class
+
+
+def test_files_of_tensorflow_hold_no_unknown_field_and_come_back_to_the_byte(fixtures_dir):
+    cases = [(path, "MetaGraphDef") for path in sorted(fixtures_dir.rglob("*.meta"))]
+    cases.append((fixtures_dir / "11_saved_model" / "sm" / "saved_model.pb", "SavedModel"))
+    assert len(cases) == 5
+    for path, name in cases:
+        data = path.read_bytes()
+        message = message_class(name).FromString(data)
+        assert message.SerializeToString(deterministic=True) == data, path
+        message.DiscardUnknownFields()
+        assert message.ByteSize() == len(data), path
+
+
+def test_unknown_fields_survive():
+    node = message_class("NodeDef").FromString(b"\x0a\x01a" + b"\xfa\x07\x03new" + b"\x12\x04NoOp")
+    node.device = "/cpu:0"
+    assert node.SerializeToString(deterministic=True) == b"\x0a\x01a\x12\x04NoOp\x22\x06/cpu:0\xfa\x07\x03new"
+
+
+def test_text_format_knows_enums_maps_and_any():
+    from google.protobuf import text_format
+
+    text = (
+        'meta_info_def { any_info { [type.googleapis.com/tensorflow.VersionDef] { producer: 7 } } }\n'
+        'graph_def { node { name: "a" attr { key: "T" value { type: DT_BFLOAT16 } } } }\n'
+        "saver_def { version: V2 }"
+    )
+    meta = text_format.Parse(text, message_class("MetaGraphDef")(), descriptor_pool=descriptor_pool())
+    assert meta.graph_def.node[0].attr["T"].type == 14
+    assert meta.saver_def.version == 2
+    assert meta.meta_info_def.any_info.value == b"\x08\x07"
+
+
+def test_a_class_is_made_once():
+    assert message_class("NodeDef") is message_class("NodeDef")
+    with pytest.raises(KeyError):
+        message_class("NoSuchMessage")
+
+
+def test_nothing_is_registered_for_the_whole_process_and_import_loads_no_protobuf():
+    code = (
+        "import sys, ckptstore.format.protos as protos\n"
+        "assert not any(name.startswith('google.protobuf') for name in sys.modules), 'protobuf loaded'\n"
+        "protos.message_class('MetaGraphDef')\n"
+        "from google.protobuf import descriptor_pool\n"
+        "try:\n"
+        "    descriptor_pool.Default().FindMessageTypeByName('tensorflow.NodeDef')\n"
+        "except KeyError:\n"
+        "    print('private')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout == "private\n", result.stderr
+
+
+def parse(text):
+    return proto_language.parse_schema(text, package="p", file_name="p.proto")
+
+
+def test_the_notation():
+    file = parse(
+        "message A { message B { int32 x = 1; } repeated B b = 1; // comment\n"
+        " oneof kind { string s = 2; E e = 3; } map<string, A.B> many_things = 4; }\n"
+        "enum E { ZERO = 0; ONE = 1; }"
+    )
+    message = file.message_type[0]
+    assert [(field.name, field.number, field.type, field.type_name) for field in message.field] == [
+        ("b", 1, 11, ".p.A.B"),
+        ("s", 2, 9, ""),
+        ("e", 3, 14, ".p.E"),
+        ("many_things", 4, 11, ".p.A.ManyThingsEntry"),
+    ]
+    assert [field.HasField("oneof_index") for field in message.field] == [False, True, True, False]
+    assert message.nested_type[1].options.map_entry
+    assert [(value.name, value.number) for value in file.enum_type[0].value] == [("ZERO", 0), ("ONE", 1)]
+
+
+@pytest.mark.parametrize(
+    "text", ["service A {}", "message A { Nope x = 1; }", "message A { int32 x 1; }", "message A { int32 x = 1;"]
+)
+def test_a_wrong_schema_is_refused(text):
+    with pytest.raises(ValueError):
+        parse(text)
+
+
+def test_classes_are_made_by_many_threads_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: protos.message_class("FunctionDef"), range(64)))
+    assert len({id(one) for one in found}) == 1

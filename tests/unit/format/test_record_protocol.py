@@ -1,0 +1,92 @@
+"""Protocol lines in the record: written and read back, and never in TensorFlow's way."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptstore.errors import FormatError, UnsupportedError
+from ckptstore.format.record import CheckpointState, parse_state
+from ckptstore.format.record_protocol import Owner, Pending, Record, Superseded, format_record, parse_record
+
+STATE = CheckpointState("model-2", ("model-1", "model-2"), (1.0, 2.5))
+OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.863018, "77ab", 12000, 1795351721.5)
+
+
+def test_the_documented_lines() -> None:
+    record = Record(
+        STATE,
+        {"model": OWNER},
+        (Pending("model-9000", "1:2:3", ((0, 2), (1, 2))),),
+        (Superseded("model", ((0, 48213),)),),
+    )
+    text = format_record(record).decode()
+    assert text.split("\n")[:4] == [
+        "# ckptstore 1",
+        '# owner "model" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
+        " highest_step=12000 next_keep=1795351721.5",
+        '# pending "model-9000" version="1:2:3" shards="00000-of-00002 00001-of-00002" suffix="meta"',
+        '# superseded "model" shards="00000-of-48213"',
+    ]
+    assert parse_record(text.encode(), source="r") == record
+    assert parse_state(text.encode(), source="r") == STATE
+
+
+names = st.text(min_size=1, max_size=30)
+shards = st.lists(st.tuples(st.integers(0, 99999), st.integers(1, 99999)), max_size=4).map(tuple)
+owners = st.builds(
+    Owner,
+    names,
+    st.integers(1, 10**9),
+    names,
+    names,
+    st.floats(0, 4e9),
+    names,
+    st.none() | st.integers(-5, 10**15),
+    st.none() | st.floats(allow_nan=False),
+    st.none() | st.floats(allow_nan=False),
+)
+
+
+@given(
+    st.lists(owners, max_size=3, unique_by=lambda owner: owner.basename),
+    st.lists(st.builds(Pending, names, names, shards, names), max_size=3).map(tuple),
+    st.lists(st.builds(Superseded, names, shards), max_size=3).map(tuple),
+)
+def test_every_name_comes_back(
+    owned: list[Owner], pending: tuple[Pending, ...], old: tuple[Superseded, ...]
+) -> None:
+    record = Record(STATE, {owner.basename: owner for owner in owned}, pending, old)
+    assert parse_record(format_record(record), source="r") == record
+
+
+def test_a_record_by_tensorflow_has_no_owner() -> None:
+    data = b'model_checkpoint_path: "m-1"\nall_model_checkpoint_paths: "m-1"\n'
+    assert parse_record(data, source="r") == Record(CheckpointState("m-1", ("m-1",)))
+
+
+def test_comments_of_others_are_ignored() -> None:
+    data = b'# written by hand\n# owner nobody\nmodel_checkpoint_path: "m-1"\n'
+    assert parse_record(data, source="r").owners == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '# owner "model" epoch=x run="a" host="b" time=1.0 write="c"',
+        '# owner "model"',
+        '# pending "m-1" version="v" shards="0-of-1"',
+        '# superseded "m-1',
+        '# superseded "m-1" shards="00000-of-00001" extra',
+    ],
+)
+def test_a_broken_protocol_line_is_an_error(line: str) -> None:
+    data = f'# ckptstore 1\n{line}\nmodel_checkpoint_path: "m-1"\n'.encode()
+    with pytest.raises(FormatError, match="protocol line 2"):
+        parse_record(data, source="r")
+
+
+def test_a_newer_protocol_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="newer ckptstore"):
+        parse_record(b'# ckptstore 2\nmodel_checkpoint_path: "m-1"\n', source="r")
