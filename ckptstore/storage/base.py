@@ -1,0 +1,288 @@
+"""The storage seam: nine primitives, and what each promises.
+
+Everything that ckptstore does to a file or object goes through a `Storage`. A backend states in
+`Capabilities` what it really does; ``ckptstore.testing.StorageContract`` proves it. Storage knows nothing of
+tensors.
+
+Keys are exact: no globs, no normalisation, no recursion. *version* is opaque text that changes with the
+content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory counter).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ckptstore.types import ByteRange
+
+    Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+
+__all__ = [
+    "Ambiguous",
+    "Capabilities",
+    "Committed",
+    "Got",
+    "Location",
+    "Lost",
+    "ObjectInfo",
+    "PutOutcome",
+    "Storage",
+    "SuffixRange",
+    "Upload",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixRange:
+    """The last `size_bytes` bytes of a file, or all of it when it is shorter."""
+
+    size_bytes: int
+
+
+class Got(NamedTuple):
+    """What `Storage.get` answers: bytes, the version they belong to, the size of the whole object."""
+
+    data: bytes
+    version: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a HEAD or a listing says of one object."""
+
+    key: str
+    size_bytes: int
+    version: str
+    mtime_s: float
+    write_id: str | None = None
+    crc32c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The write is in place, as this version."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another writer's object is there; `version` is its version, None if nothing is there (any more)."""
+
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """The answer was lost and could not be read back: the write may still land. Clean up nothing."""
+
+    reason: str
+
+
+PutOutcome: TypeAlias = Committed | Lost | Ambiguous
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend really does. The guarantees table is generated from these."""
+
+    backend: str
+    create_if_absent: bool
+    compare_and_swap: bool
+    conditional_delete: bool
+    durable_when_acknowledged: bool
+    checksum_proved_by_store: bool
+    several_hosts: bool
+
+    @property
+    def single_writer(self) -> bool:
+        """True where concurrent writers are not kept apart."""
+        return not (self.create_if_absent and self.compare_and_swap)
+
+
+class Upload(ABC):
+    """One large object under way: invisible until `commit`, gone after `abort`.
+
+    Calls
+    -----
+    ``write`` any number of times, then ``commit`` or ``abort``, then ``close``. Leaving the ``with`` block
+    aborts what was not committed, and closes.
+
+    Until ``close`` the storage can tell that the writer of the object is alive (local disk: a lock on the
+    file), so keep the upload open until the index that names the object is published.
+
+    Threads
+    -------
+    One thread at a time.
+    """
+
+    @abstractmethod
+    def write(self, data: Buffer) -> None:
+        """Append `data`; the caller may change it again when this returns."""
+
+    @abstractmethod
+    def commit(self) -> PutOutcome:
+        """Make the object visible under its key if nothing is there; durable when it returns `Committed`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Throw away what was written. No effect after `commit` answered `Committed`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what proves that the writer is alive."""
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.abort()
+        finally:
+            self.close()
+
+
+class Storage(ABC):
+    """Named bytes under one root.
+
+    Raises
+    ------
+    NotFoundError, AccessError, StorageFullError, TransientError, UsageError
+        Every method; each names the URL. "Not found" is only concluded where the place itself could be read.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    capabilities: Capabilities
+
+    @abstractmethod
+    def url_of(self, key: str) -> str:
+        """Return the URL of `key` for messages; never holds a secret."""
+
+    @abstractmethod
+    def get(
+        self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
+    ) -> Got:
+        """Return bytes of one object.
+
+        Parameters
+        ----------
+        key : str
+        byte_range : ByteRange or SuffixRange, optional
+            Never empty. Without it, everything.
+        version : str, optional
+            Raise `NotFoundError` if the object there has another version by now.
+
+        Raises
+        ------
+        NotFoundError
+            If nothing is there.
+        TruncatedFileError
+            If the object ends before the range does.
+        """
+
+    @abstractmethod
+    def read_into(
+        self,
+        key: str,
+        ranges: Sequence[ByteRange],
+        buffers: Sequence[memoryview],
+        *,
+        version: str | None = None,
+    ) -> None:
+        """Fill each writable buffer with the bytes of its range, straight into the caller's memory.
+
+        Ranges may be empty, in any order, and overlap. Raises as `get`.
+        """
+
+    @abstractmethod
+    def head(self, key: str) -> ObjectInfo:
+        """Return size, version and what the store keeps beside them. Raises `NotFoundError`."""
+
+    @abstractmethod
+    def put_new(self, key: str, data: Buffer) -> PutOutcome:
+        """Create `key` only if nothing is there. Missing directories are made."""
+
+    @abstractmethod
+    def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
+        """Replace `key` only if `version` is still there; readers see the old bytes or the new ones."""
+
+    @abstractmethod
+    def upload(self, key: str, size_bytes: int | None = None) -> Upload:
+        """Begin a large object; `size_bytes` is a hint. Missing directories are made."""
+
+    @abstractmethod
+    def delete_if(self, key: str, version: str) -> bool:
+        """Delete `key` if `version` is there; False if another is. Nothing there counts as done."""
+
+    @abstractmethod
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Delete exactly these keys, missing ones count as done; raise after all were tried."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose key begins with `prefix` and has no ``/`` after it, ascending by key.
+
+        Unfinished uploads are not listed. A directory that does not exist has no objects.
+        """
+
+    @abstractmethod
+    def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
+        """Drop unfinished uploads below `prefix`: older than `min_age_s`, or of a provably dead writer.
+
+        Returns
+        -------
+        int
+            How many were dropped.
+        """
+
+    def tidy(self, directory_key: str) -> bool:
+        """Remove a directory that holds nothing; False if it does, or where there are no directories."""
+        return False
+
+    def is_abandoned(self, key: str) -> bool:
+        """Tell whether the writer of `key` is provably dead. False where that cannot be proved."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A key in a storage, together with the text by which the user named it."""
+
+    storage: Storage
+    key: str
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The last segment."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Location:
+        """The directory that holds this; its URL is empty where the user's text named none."""
+        head, slash, _ = self.url.rpartition("/")
+        # Of "/model" and "memory://model" the directory keeps its slashes: it is the root.
+        keep = head if head.strip("/") and not head.endswith((":/", "://")) else head + slash
+        return Location(self.storage, self.key.rpartition("/")[0], keep)
+
+    def child(self, name: str) -> Location:
+        """Return the entry `name` of this directory."""
+        joint = "" if not self.url or self.url.endswith("/") else "/"
+        return Location(self.storage, f"{self.key}/{name}", f"{self.url}{joint}{name}")
+
+    def suffixed(self, text: str) -> Location:
+        """Return the location whose last segment has `text` appended."""
+        return Location(self.storage, self.key + text, self.url + text)

@@ -1,0 +1,204 @@
+"""What every backend checks of its arguments in the same way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, cast
+
+from ckptstore.errors import NotFoundError, TruncatedFileError, UsageError
+from ckptstore.storage.base import SuffixRange
+
+if TYPE_CHECKING:
+    from ckptstore.storage.base import Buffer, Location
+    from ckptstore.types import ByteRange
+
+__all__ = ["byte_view", "check_pin", "check_prefix_name", "resolve_range", "resolve_reads", "truncated"]
+
+# Most disks and some object stores take 255 bytes for a name, and ".data-00000-of-00001" and the mark of an
+# unfinished file follow that of the prefix.
+_MAX_NAME_BYTES = 200
+_MAX_SEGMENT_BYTES = 255
+_MAX_KEY_BYTES = 1000  # S3 and GCS: 1024, suffixes included
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def byte_view(data: Buffer) -> memoryview:
+    """Return the bytes of `data` as a flat view, without a copy.
+
+    Raises
+    ------
+    UsageError
+        If its memory is not one contiguous block in C order.
+    """
+    # numpy's type stubs declare the buffer protocol from Python 3.12 on.
+    view = memoryview(cast("bytes", data))
+    if not view.c_contiguous:
+        raise UsageError("the bytes to write are not contiguous in memory")
+    # A view with a zero in its shape cannot be cast.
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+def check_pin(wanted: str | None, found: str, url: str) -> None:
+    """Raise `NotFoundError` if a version is wanted and another one is there."""
+    if wanted is not None and wanted != found:
+        raise NotFoundError(
+            "the version asked for was replaced",
+            url=url,
+            expected=f"version {wanted}",
+            actual=f"version {found}",
+            hint="Start again from the record or the index.",
+        )
+
+
+def truncated(url: str, offset: int, expected_bytes: int, actual_bytes: int) -> TruncatedFileError:
+    """Return the error for an object of `actual_bytes` of which `expected_bytes` were needed."""
+    return TruncatedFileError(
+        "the file ends before the bytes asked for",
+        url=url,
+        offset=offset,
+        expected=f"at least {expected_bytes} bytes",
+        actual=f"{actual_bytes} bytes",
+        hint="The file was cut short or is still being copied; copy it again or take another checkpoint.",
+    )
+
+
+def resolve_range(byte_range: ByteRange | SuffixRange | None, size_bytes: int, url: str) -> tuple[int, int]:
+    """Return first byte and end of `byte_range` in an object of `size_bytes`.
+
+    Raises
+    ------
+    UsageError
+        If the range is empty, inverted or negative.
+    TruncatedFileError
+        If it ends behind the object.
+    """
+    if byte_range is None:
+        return 0, size_bytes
+    if isinstance(byte_range, SuffixRange):
+        if byte_range.size_bytes <= 0:
+            raise UsageError("an empty range was asked for", url=url, actual=byte_range)
+        return max(0, size_bytes - byte_range.size_bytes), size_bytes
+    if not 0 <= byte_range.start < byte_range.stop:
+        raise UsageError("an empty or inverted range was asked for", url=url, actual=byte_range)
+    if byte_range.stop > size_bytes:
+        raise truncated(url, byte_range.start, byte_range.stop, size_bytes)
+    return byte_range.start, byte_range.stop
+
+
+def resolve_reads(
+    ranges: Sequence[ByteRange], buffers: Sequence[memoryview], size_bytes: int, url: str
+) -> list[tuple[int, int, memoryview]]:
+    """Return ``(start, stop, flat buffer)`` of every range that is not empty, ascending by start.
+
+    Raises
+    ------
+    UsageError
+        If a buffer is read-only, not contiguous or of another size than its range, or a range is inverted.
+    TruncatedFileError
+        If a range ends behind the object of `size_bytes`.
+    """
+    if len(ranges) != len(buffers):
+        raise UsageError(
+            "every range needs a buffer", url=url, expected=f"{len(ranges)} buffers", actual=len(buffers)
+        )
+    reads = []
+    for byte_range, buffer in zip(ranges, buffers, strict=True):
+        start = byte_range.start
+        stop = byte_range.stop
+        if buffer.nbytes != stop - start or start < 0:
+            raise UsageError(
+                "a buffer has another size than its range",
+                url=url,
+                expected=byte_range,
+                actual=f"{buffer.nbytes} bytes",
+            )
+        if start == stop:
+            continue
+        if stop > size_bytes:
+            raise truncated(url, start, stop, size_bytes)
+        if buffer.readonly or not buffer.c_contiguous:
+            raise UsageError("a buffer is read-only or not contiguous in memory", url=url, offset=start)
+        if buffer.format != "B" or buffer.ndim != 1:
+            buffer = _flat(buffer, url)
+        reads.append((start, stop, buffer))
+    reads.sort(key=itemgetter(0))
+    return reads
+
+
+def _flat(buffer: memoryview, url: str) -> memoryview:
+    try:
+        return buffer.cast("B")
+    except (TypeError, ValueError) as error:
+        # memoryview knows the formats of the array module only, not complex numbers for example.
+        raise UsageError(
+            "a buffer is not a view of bytes",
+            url=url,
+            expected="format 'B'",
+            actual=f"format {buffer.format!r}",
+        ) from error
+
+
+def check_prefix_name(location: Location) -> None:
+    """Check that a checkpoint can be saved under this prefix, and found again by every client.
+
+    Object stores are stricter than disks: some servers refuse a name like ``a//b``, others store it under
+    another key without a word. Glob characters are legal everywhere; two spellings of a letter are two names.
+
+    Raises
+    ------
+    UsageError
+        If it cannot.
+    """
+    # By the user's text: the key of "run/.." is that of another directory, with a good name.
+    problem = _fault_in_name(location.url.rpartition("/")[2])
+    if problem is None and location.storage.capabilities.backend != "local":
+        problem = _fault_in_key(location.key.removeprefix("/"))
+    if problem is not None:
+        raise UsageError(
+            f"a checkpoint cannot be saved under this name: {problem}",
+            url=ascii(location.url) if _CONTROL.search(location.url) else location.url,
+            hint="Choose a prefix such as 'directory/model'.",
+        )
+
+
+def _fault_in_name(name: str) -> str | None:
+    if name in ("", ".", ".."):
+        return "the prefix has no name of its own"
+    if _CONTROL.search(name):
+        return "it holds a control character"
+    try:
+        size_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not Unicode text, and the record could not name it"
+    if size_bytes > _MAX_NAME_BYTES:
+        return (
+            f"it is {size_bytes} bytes long, and at most {_MAX_NAME_BYTES} leave room for the files' suffixes"
+        )
+    return None
+
+
+def _fault_in_key(key: str) -> str | None:
+    segments = key.split("/")
+    if "" in segments:
+        return "it has an empty segment (two slashes in a row)"
+    if "." in segments or ".." in segments:
+        return "it has a dot segment"
+    if _CONTROL.search(key):
+        return "it holds a control character"
+    for text in ("\\", "::", "?versionId="):
+        if text in key:
+            return f"it holds {text!r}, which clients of object stores take for something else"
+    try:
+        longest_bytes = max(len(segment.encode()) for segment in segments)
+        key_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        return "it is not Unicode text"
+    if longest_bytes > _MAX_SEGMENT_BYTES:
+        return f"a segment is {longest_bytes} bytes long, and some stores take at most {_MAX_SEGMENT_BYTES}"
+    if key_bytes > _MAX_KEY_BYTES:
+        return (
+            f"it is {key_bytes} bytes long, and at most {_MAX_KEY_BYTES} leave room for the files' suffixes"
+        )
+    return None

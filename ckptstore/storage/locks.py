@@ -1,0 +1,45 @@
+"""In-process locks that a forked child finds free."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+__all__ = ["ForkSafeLocks"]
+
+
+class ForkSafeLocks:
+    """Some mutexes, by number: ``with locks[0]:``.
+
+    In a forked child all of them are new, for the thread that holds one stayed in the parent. They are handed
+    out bare and not wrapped: an interrupt inside an ``__enter__`` of ours would leave one locked for ever.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self._locks = tuple(threading.Lock() for _ in range(count))
+        _ALL.add(self)
+
+    def __getitem__(self, number: int) -> threading.Lock:
+        return self._locks[number]
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    def _renew(self) -> None:
+        self._locks = tuple(threading.Lock() for _ in self._locks)
+
+
+_ALL: weakref.WeakSet[ForkSafeLocks] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for locks in _ALL:
+        locks._renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)

@@ -1,0 +1,142 @@
+"""Which storage serves a URL: one instance for each scheme and set of options in a process."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from ckptstore.errors import UnsupportedError, UsageError
+from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.memory import MemoryStorage
+from ckptstore.storage.url import UrlLike, parse_url
+
+__all__ = ["locate", "use_wrapper"]
+
+
+class _Backend(NamedTuple):
+    """How to open the storage of one scheme, and which options it knows."""
+
+    open: Callable[..., Storage]
+    options: frozenset[str]
+
+
+_BACKENDS = {
+    "file": _Backend(LocalStorage, frozenset()),
+    "memory": _Backend(MemoryStorage, frozenset()),
+}
+
+# Schemes that parse_url knows and no backend serves yet → the extra that brings the client.
+_EXTRAS = {"s3": "s3", "gs": "gcs"}
+
+_LOCKS = ForkSafeLocks()
+_instances: dict[Hashable, Storage] = {}
+_wrappers: list[_Wrapper] = []
+
+# A child opens its own: connections and clients do not survive a fork.
+os.register_at_fork(after_in_child=_instances.clear)
+
+
+def locate(url: UrlLike, storage_options: Mapping[str, Any] | None = None) -> Location:
+    """Return the place that `url` names; nothing is read or written.
+
+    Parameters
+    ----------
+    url : str, bytes or os.PathLike
+        A local path or a URL.
+    storage_options : mapping, optional
+        Options of the backend.
+
+    Raises
+    ------
+    UsageError
+        If the URL or an option is not one that ckptstore knows.
+    UnsupportedError
+        If no backend for the scheme is there.
+    """
+    scheme, key, text = parse_url(url)
+    backend = _BACKENDS.get(scheme)
+    if backend is None:
+        raise UnsupportedError(
+            f"{scheme}:// is not supported yet",
+            url=text,
+            hint=f"It comes with the object store backends: pip install 'ckptstore[{_EXTRAS[scheme]}]'.",
+        )
+    options = dict(storage_options or {})
+    _check_options(options, backend.options, text)
+    storage = _instance(scheme, backend, options)
+    for wrapper in _wrappers:
+        storage = wrapper.around(storage)
+    return Location(storage, key, text)
+
+
+def _check_options(options: Mapping[str, Any], known: frozenset[str], url: str) -> None:
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), sorted(known), n=1)
+            raise UsageError(
+                f"unknown storage option {name!r}",
+                url=url,
+                expected=f"one of {', '.join(sorted(known))}"
+                if known
+                else "no options for this kind of storage",
+                hint=f"Did you mean {close[0]!r}?" if close else None,
+            )
+
+
+def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Storage:
+    try:
+        identity = (scheme, _frozen(options))
+    except TypeError:
+        # An option that cannot be compared: nobody else can mean the same.
+        return backend.open(**options)
+    with _LOCKS[0]:
+        storage = _instances.get(identity)
+        if storage is None:
+            storage = _instances[identity] = backend.open(**options)
+        return storage
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return something hashable that is equal for equal options."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _frozen(item)) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    hash(value)
+    return value  # type: ignore[no-any-return]
+
+
+class _Wrapper:
+    def __init__(self, wrap: Callable[[Storage], Storage]) -> None:
+        self._wrap = wrap
+        self._wrapped: dict[Storage, Storage] = {}
+
+    def around(self, inner: Storage) -> Storage:
+        with _LOCKS[0]:
+            if inner not in self._wrapped:
+                self._wrapped[inner] = self._wrap(inner)
+            return self._wrapped[inner]
+
+
+@contextmanager
+def use_wrapper(wrap: Callable[[Storage], Storage]) -> Iterator[None]:
+    """Put `wrap(storage)` in the place of every storage that `locate` returns while the block runs.
+
+    For tests: counting, failing or recording storages (`ckptstore.testing`). `wrap` is called once for each
+    storage. Blocks may be nested; the inner one wraps outermost.
+
+    Threads
+    -------
+    Holds for all threads of the process.
+    """
+    wrapper = _Wrapper(wrap)
+    _wrappers.append(wrapper)
+    try:
+        yield
+    finally:
+        _wrappers.remove(wrapper)

@@ -1,0 +1,123 @@
+"""From the text by which a user names a place to a scheme and a key; never by fsspec's own rules.
+
+fsspec takes chained URLs (``simplecache::s3://…``) and fills in options from the environment: a name that
+came with somebody's checkpoint could lead anywhere. So the schemes are an allow-list.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple, TypeAlias
+
+from ckptstore.errors import UsageError
+
+__all__ = ["ParsedUrl", "UrlLike", "parse_url"]
+
+UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
+_SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):/(?!/)", re.IGNORECASE)
+
+_ALIASES = {"gcs": "gs"}
+_SCHEMES = ("file", "memory", "s3", "gs")
+
+
+class ParsedUrl(NamedTuple):
+    """What a URL means.
+
+    Attributes
+    ----------
+    scheme : str
+        ``"file"`` (also for a plain path), ``"memory"``, ``"s3"`` or ``"gs"``.
+    key : str
+        The key in the storage of that scheme, without a slash at the end; empty for its root.
+    url : str
+        The user's text, unchanged.
+    """
+
+    scheme: str
+    key: str
+    url: str
+
+
+def parse_url(path: UrlLike) -> ParsedUrl:
+    """Return what `path` means.
+
+    Parameters
+    ----------
+    path : str, bytes or os.PathLike
+        A path on this machine, absolute or relative to the current directory (empty: that directory itself),
+        or a URL. Dot segments of local paths are resolved in the text; symbolic links are not.
+
+    Raises
+    ------
+    UsageError
+        If it is not text, chains several URLs, names an unknown scheme, or is a URL that went through
+        `pathlib.Path`, which turns ``s3://bucket`` into ``s3:/bucket``.
+    """
+    text = _text_of(path)
+    squashed = _SQUASHED.match(text)
+    if squashed:
+        scheme = squashed["scheme"]
+        raise UsageError(
+            "this is a URL that lost a slash, as in a pathlib.Path",
+            url=text,
+            expected=f"{scheme}://…",
+            hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:/",
+        )
+    match = _URL.fullmatch(text)
+    if _CHAINED.match(text) or (match and "::" in text):
+        raise UsageError(
+            "chained URLs are not supported",
+            url=text,
+            hint="Pass the URL of the files themselves; a local directory of that name is written ./name",
+        )
+    if not match:
+        return ParsedUrl("file", _local_key(text), text)
+    scheme = match["scheme"].lower()
+    scheme = _ALIASES.get(scheme, scheme)
+    rest = match["rest"]
+    if scheme == "file":
+        if not rest.startswith("/"):
+            raise UsageError(
+                "a file URL must hold an absolute path and no host", url=text, expected="file:///path"
+            )
+        return ParsedUrl(scheme, _local_key(rest), text)
+    if scheme not in _SCHEMES:
+        raise UsageError(
+            f"unknown URL scheme {scheme!r}",
+            url=text,
+            expected=f"a local path or one of {', '.join(f'{known}://' for known in _SCHEMES)}",
+        )
+    name = rest.rstrip("/")
+    if scheme == "memory":
+        # As fsspec: memory://a, memory:///a and /a are one file.
+        name = name.lstrip("/")
+        name = f"/{name}" if name else ""
+    return ParsedUrl(scheme, name, text)
+
+
+def _text_of(path: UrlLike) -> str:
+    try:
+        # As TensorFlow and the os module take them.
+        return os.fsdecode(path)
+    except TypeError as error:
+        raise UsageError(
+            "a path must be text, bytes or a path object",
+            expected="str or os.PathLike",
+            actual=type(path).__name__,
+        ) from error
+
+
+def _local_key(text: str) -> str:
+    try:
+        path = os.path.abspath(text)
+    except FileNotFoundError as error:
+        raise UsageError(
+            "the current directory does not exist any more", url=text, hint="Pass an absolute path."
+        ) from error
+    # POSIX lets two leading slashes mean something else; Linux does not.
+    path = path.strip("/")
+    return f"/{path}" if path else ""

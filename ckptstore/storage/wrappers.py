@@ -1,0 +1,121 @@
+"""Storages around storages: one hook through which every call passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange, Upload
+
+if TYPE_CHECKING:
+    from ckptstore.storage.base import Buffer
+    from ckptstore.types import ByteRange
+
+__all__ = ["StorageWrapper"]
+
+_T = TypeVar("_T")
+
+
+class StorageWrapper(Storage):
+    """Pass every call on to `inner`, through `called`.
+
+    Threads
+    -------
+    As safe as `inner` and what overrides `called`.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        return self.inner.capabilities
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        """Make one call; override this.
+
+        Parameters
+        ----------
+        primitive : str
+            The method's name; for those of an upload ``"upload.write"``, ``"upload.commit"``,
+            ``"upload.abort"``, ``"upload.close"``.
+        keys : sequence of str
+            The key or prefix concerned; several for ``"delete_many"``.
+        call : callable
+            Makes the call to `inner` and returns its answer.
+        """
+        return call()
+
+    def opened(self, upload: Upload) -> None:
+        """Hear of an upload of `inner` that was begun; override this to keep hold of it."""
+
+    def url_of(self, key: str) -> str:
+        return self.inner.url_of(key)
+
+    def get(
+        self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
+    ) -> Got:
+        return self.called("get", [key], lambda: self.inner.get(key, byte_range, version=version))
+
+    def read_into(
+        self,
+        key: str,
+        ranges: Sequence[ByteRange],
+        buffers: Sequence[memoryview],
+        *,
+        version: str | None = None,
+    ) -> None:
+        self.called("read_into", [key], lambda: self.inner.read_into(key, ranges, buffers, version=version))
+
+    def head(self, key: str) -> ObjectInfo:
+        return self.called("head", [key], lambda: self.inner.head(key))
+
+    def put_new(self, key: str, data: Buffer) -> PutOutcome:
+        return self.called("put_new", [key], lambda: self.inner.put_new(key, data))
+
+    def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
+        return self.called("put_if", [key], lambda: self.inner.put_if(key, data, version))
+
+    def upload(self, key: str, size_bytes: int | None = None) -> Upload:
+        def begin() -> Upload:
+            upload = self.inner.upload(key, size_bytes)
+            self.opened(upload)
+            return upload
+
+        return _WrappedUpload(self, key, self.called("upload", [key], begin))
+
+    def delete_if(self, key: str, version: str) -> bool:
+        return self.called("delete_if", [key], lambda: self.inner.delete_if(key, version))
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        self.called("delete_many", keys, lambda: self.inner.delete_many(keys))
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        return self.called("list", [prefix], lambda: self.inner.list(prefix))
+
+    def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
+        return self.called(
+            "abort_stale_uploads", [prefix], lambda: self.inner.abort_stale_uploads(prefix, min_age_s)
+        )
+
+    def is_abandoned(self, key: str) -> bool:
+        return self.called("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
+
+
+class _WrappedUpload(Upload):
+    def __init__(self, storage: StorageWrapper, key: str, inner: Upload) -> None:
+        self._storage = storage
+        self._keys = [key]
+        self._inner = inner
+
+    def write(self, data: Buffer) -> None:
+        self._storage.called("upload.write", self._keys, lambda: self._inner.write(data))
+
+    def commit(self) -> PutOutcome:
+        return self._storage.called("upload.commit", self._keys, self._inner.commit)
+
+    def abort(self) -> None:
+        self._storage.called("upload.abort", self._keys, self._inner.abort)
+
+    def close(self) -> None:
+        self._storage.called("upload.close", self._keys, self._inner.close)

@@ -1,0 +1,61 @@
+"""A storage that writes down what it is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from ckptstore.storage.base import Storage
+from ckptstore.storage.wrappers import StorageWrapper
+
+__all__ = ["Call", "CountingStorage"]
+
+_T = TypeVar("_T")
+
+
+class Call(NamedTuple):
+    """One call: the primitive, and the key or prefix it was for."""
+
+    primitive: str
+    key: str
+
+
+class CountingStorage(StorageWrapper):
+    """Pass calls on to `inner` and count them, failed ones included.
+
+    Attributes
+    ----------
+    calls : list of Call
+        In order; a ``delete_many`` is one call for each of its keys here, and the methods of an upload are
+        ``"upload.write"``, ``"upload.commit"``, ``"upload.abort"`` and ``"upload.close"``.
+    counts : Counter
+        Calls of each primitive; a ``delete_many`` counts once, whatever the number of its keys.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self._lock = threading.Lock()
+        self.calls: list[Call] = []
+        self.counts: Counter[str] = Counter()
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        with self._lock:
+            self.counts[primitive] += 1
+            self.calls.extend(Call(primitive, key) for key in keys)
+        return call()
+
+    def keys(self, primitive: str) -> list[str]:
+        """Return the keys of the calls of `primitive`, in order."""
+        return [call.key for call in self.calls if call.primitive == primitive]
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        with self._lock:
+            self.calls.clear()
+            self.counts.clear()
