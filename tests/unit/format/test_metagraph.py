@@ -21,7 +21,11 @@ from ckptstore.format.metagraph import (
 from ckptstore.format.metagraph_scope import add_scope, export_out_of_scope, operation_name
 from ckptstore.format.protos import message_class
 
-META = ["09_with_meta/ref.meta", "09_with_meta/res.meta", "10_checkpoint_record/saver/model.ckpt-00000379.meta"]
+META = [
+    "09_with_meta/ref.meta",
+    "09_with_meta/res.meta",
+    "10_checkpoint_record/saver/model.ckpt-00000379.meta",
+]
 
 
 def parse(text: str):
@@ -185,7 +189,7 @@ def test_exporting_the_scope_is_the_way_back():
     meta = with_contexts()
     add_scope(meta, "a/b", source="x")
     export_out_of_scope(meta, "a/b", source="x")
-    assert list(meta.collection_def["texts"].bytes_list.value)[0] == b"a/b/free text"
+    assert meta.collection_def["texts"].bytes_list.value[0] == b"a/b/free text"
     del meta.collection_def["texts"]
     assert serialize_meta_graph(meta) == without_text != before
 

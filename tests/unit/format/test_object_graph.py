@@ -86,7 +86,10 @@ def test_paths_of_the_fixture_with_slots(fixtures_dir):
     slots = [(slot.slot_name, nodes[slot.slot_id]) for node in nodes for slot in node.slot_variables]
     assert [name for name, _ in slots] == ["m", "v"]
     for name, node in slots:
-        assert f"/.OPTIMIZER_SLOT/optimizer/{name}/.ATTRIBUTES/VARIABLE_VALUE" in node.attributes[0].checkpoint_key
+        assert (
+            f"/.OPTIMIZER_SLOT/optimizer/{name}/.ATTRIBUTES/VARIABLE_VALUE"
+            in node.attributes[0].checkpoint_key
+        )
         assert node.attributes[0].checkpoint_key in names
 
 
@@ -140,7 +143,13 @@ def test_the_shortest_way_counts_and_of_equal_ones_the_first():
         Node(),
     ]
     edges = parent_edges(nodes)
-    assert [local_names(edges, node_id) for node_id in range(5)] == [[], ["deep"], ["b"], ["deep", "leaf"], []]
+    assert [local_names(edges, node_id) for node_id in range(5)] == [
+        [],
+        ["deep"],
+        ["b"],
+        ["deep", "leaf"],
+        [],
+    ]
     assert edges[0] is None
     assert edges[4] is None
 

@@ -33,7 +33,7 @@ def test_text_format_knows_enums_maps_and_any():
     from google.protobuf import text_format
 
     text = (
-        'meta_info_def { any_info { [type.googleapis.com/tensorflow.VersionDef] { producer: 7 } } }\n'
+        "meta_info_def { any_info { [type.googleapis.com/tensorflow.VersionDef] { producer: 7 } } }\n"
         'graph_def { node { name: "a" attr { key: "T" value { type: DT_BFLOAT16 } } } }\n'
         "saver_def { version: V2 }"
     )
@@ -87,7 +87,8 @@ def test_the_notation():
 
 
 @pytest.mark.parametrize(
-    "text", ["service A {}", "message A { Nope x = 1; }", "message A { int32 x 1; }", "message A { int32 x = 1;"]
+    "text",
+    ["service A {}", "message A { Nope x = 1; }", "message A { int32 x 1; }", "message A { int32 x = 1;"],
 )
 def test_a_wrong_schema_is_refused(text):
     with pytest.raises(ValueError):

@@ -1,0 +1,163 @@
+"""The ``.index`` of one bundle: fetched whole if it is small, else block by block, always of one version."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+
+from ckptstore.errors import CorruptError, FormatError, NotFoundError
+from ckptstore.format.entry import (
+    HEADER_KEY,
+    BundleEntry,
+    BundleHeader,
+    decode_entry,
+    decode_header,
+    key_to_name,
+)
+from ckptstore.format.slices import decode_slice_key, format_slice
+from ckptstore.format.table import Table
+from ckptstore.storage.base import Location, SuffixRange
+from ckptstore.types import ByteRange
+
+__all__ = ["IndexFile", "TableFile", "shown_name"]
+
+# Holds the whole index of some 4 000 tensors, and footer and index block of one with a million; on an
+# object store it takes as long to ask for as for the 48 bytes of the footer.
+_TAIL_SIZE_BYTES = 256 * 1024
+
+# Finding one key takes about as long as decoding twenty in a row. Who asks for so many will ask for most.
+_MANY_LOOKUPS = 64
+
+
+def shown_name(key: bytes) -> str:
+    """Return how messages call the entry of `key`: a tensor's name, or name and slice."""
+    if key[:1] == b"\x00":
+        try:
+            name, box = decode_slice_key(key)
+        except FormatError:
+            return key_to_name(key)
+        return f"{name} (slice {format_slice(box)})"
+    return key_to_name(key)
+
+
+class TableFile:
+    """A sorted table in a storage.
+
+    Parameters
+    ----------
+    location : Location
+        The file itself.
+
+    Attributes
+    ----------
+    url : str
+        As the user named it, for messages.
+    version : str
+        The version that every read of this object belongs to.
+    size_bytes : int
+        Size of the file.
+    table : Table
+
+    Raises
+    ------
+    NotFoundError
+        If the file is not there.
+    TruncatedFileError, FormatError, ChecksumError
+        If it is no table, or a damaged one.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.url = location.url
+        self._location = location
+        tail = location.storage.get(location.key, SuffixRange(_TAIL_SIZE_BYTES))
+        self.version = tail.version
+        self.size_bytes = tail.size_bytes
+        self._tail = tail.data
+        self._lock = threading.Lock()
+        self._lookups = 0
+        self._items: Mapping[bytes, bytes] | None = None
+        self.table = Table(self._read, tail.size_bytes, source=self.url)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, or None; reads at most one block, until many keys were asked for."""
+        if self._items is None and self._lookups < _MANY_LOOKUPS:
+            self._lookups += 1
+            if self._lookups == _MANY_LOOKUPS:
+                # A block that is damaged somewhere else must not hide this key.
+                with contextlib.suppress(CorruptError):
+                    self.items()
+        if self._items is not None:
+            return self._items.get(key)
+        return self.table.get(key)
+
+    def items(self) -> Mapping[bytes, bytes]:
+        """Return every key and value, ascending by key; the first call reads what is missing of the file.
+
+        Raises
+        ------
+        TruncatedFileError, FormatError, ChecksumError
+            If any block is damaged.
+        """
+        with self._lock:
+            if self._items is None:
+                head_size = self.size_bytes - len(self._tail)
+                if head_size > 0:
+                    self._tail = self._read(0, head_size) + self._tail
+                self._items = dict(self.table.items())
+                self._tail = b""
+            return self._items
+
+    def is_current(self) -> bool:
+        """Ask the storage whether the file there is still the one that is being read."""
+        try:
+            return self._location.storage.head(self._location.key).version == self.version
+        except NotFoundError:
+            return False
+
+    def _read(self, offset: int, size: int) -> bytes:
+        tail = self._tail
+        start = self.size_bytes - len(tail)
+        if offset >= start:
+            return tail[offset - start : offset - start + size]
+        if size == 0:
+            return b""
+        found = self._location.storage.get(
+            self._location.key, ByteRange(offset, offset + size), version=self.version
+        )
+        return found.data
+
+
+class IndexFile(TableFile):
+    """The ``.index`` of a bundle.
+
+    Attributes
+    ----------
+    header : BundleHeader
+    """
+
+    def __init__(self, location: Location) -> None:
+        super().__init__(location)
+        value = self.get(HEADER_KEY)
+        if value is None:
+            raise FormatError(
+                "the table has no header entry, so it is not the index of a checkpoint",
+                url=self.url,
+                hint="Pass the prefix of a checkpoint; if this is one, the index was damaged.",
+            )
+        self.header: BundleHeader = decode_header(value, source=self.url)
+        self._entries: dict[bytes, BundleEntry] = {}
+
+    def entry(self, key: bytes) -> BundleEntry | None:
+        """Return the decoded entry of `key`, or None if the index has none."""
+        found = self._entries.get(key)
+        if found is None:
+            value = self.get(key)
+            if value is None or key == HEADER_KEY:
+                return None
+            found = self._entries[key] = decode_entry(value, source=self.url, tensor=shown_name(key))
+        return found

@@ -1,0 +1,351 @@
+"""What to write and what to read, as frozen and printable data; `writer` and `fetch` know how.
+
+A `SavePlan` is complete before the first byte is written: every tensor was converted and checked, every
+size is known. A `ReadPlan` is complete before the first byte is read: every entry was checked, every
+destination exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from ckptstore.errors import UsageError
+from ckptstore.format import dtypes, slices
+from ckptstore.format.entry import name_to_key
+from ckptstore.types import ByteRange, DType, Slice
+
+__all__ = [
+    "DIRECT_SIZE_BYTES",
+    "GAP_SIZE_BYTES",
+    "STAGE_SIZE_BYTES",
+    "ClaimedNames",
+    "ReadItem",
+    "ReadPlan",
+    "ReadRun",
+    "SavePlan",
+    "ShardPlan",
+    "WriteItem",
+    "plan_reads",
+    "plan_save",
+    "stored_size_bytes",
+    "write_item",
+]
+
+# A tensor of this size or more is received in its own memory; smaller ones travel together and are copied
+# out. Copying 256 KiB takes about as long as one more request to a local file, and a request to a store
+# takes longer.
+DIRECT_SIZE_BYTES = 256 * 1024
+
+# Bytes between two wanted ranges that are read along with them. At 100 MB/s a gap of this size costs under a
+# millisecond, one more request to an object store 10 ms or more; beyond it the wasted memory begins to count.
+GAP_SIZE_BYTES = 64 * 1024
+
+# The longest range that is read into staging memory at once; also a good size for one request to an object
+# store.
+STAGE_SIZE_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WriteItem:
+    """One tensor, or one box of a partitioned tensor, ready to be written.
+
+    Attributes
+    ----------
+    name : str
+        The tensor's name.
+    dtype : DType
+    shape : tuple of int
+        Shape of `array`.
+    slice : Slice or None
+        The box that `array` is; None for a whole tensor.
+    full_shape : tuple of int
+        Shape of the whole tensor.
+    size_bytes : int
+        Bytes in the data file.
+    array : ndarray
+        C order, little-endian; object array of bytes for strings and variants.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    slice: Slice | None
+    full_shape: tuple[int, ...]
+    size_bytes: int
+    array: npt.NDArray[Any] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The tensors of one data file, in the order in which they are written."""
+
+    label: str
+    items: tuple[WriteItem, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """One checkpoint: its shards, ascending by label."""
+
+    shards: tuple[ShardPlan, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in all data files together."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+
+class ReadItem(NamedTuple):
+    """One stored piece: bytes ``[start, stop)`` of a shard, wanted for the destination numbered `request`."""
+
+    shard: int
+    start: int
+    stop: int
+    tensor: str
+    request: int
+
+    @property
+    def byte_range(self) -> ByteRange:
+        return ByteRange(self.start, self.stop)
+
+
+class ReadRun(NamedTuple):
+    """Bytes ``[start, stop)`` of a shard, read at once.
+
+    `staged` runs are read into staging memory and copied out; others hold one item and go straight to it.
+    """
+
+    shard: int
+    start: int
+    stop: int
+    staged: bool
+    items: tuple[ReadItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Everything one call reads: runs ascending by shard and offset."""
+
+    runs: tuple[ReadRun, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that travel, gaps included."""
+        return sum(run.stop - run.start for run in self.runs)
+
+
+def stored_size_bytes(array: npt.NDArray[Any], dtype: DType) -> int:
+    """Return how many bytes `array` takes in a data file.
+
+    Format
+    ------
+    Strings: varint lengths, 4 bytes of checksum, the bytes. Variants: for each varint length, bytes, 4
+    bytes of checksum. Everything else: the elements
+    (``tensorflow/core/util/tensor_bundle/tensor_bundle.cc``).
+    """
+    if array.dtype != object:
+        return int(array.nbytes)
+    lengths = [len(value) for value in array.ravel()]
+    varints = sum((max(length.bit_length(), 1) + 6) // 7 for length in lengths)
+    checksums = 4 if dtype.name == "string" else 4 * len(lengths)
+    return sum(lengths) + varints + checksums
+
+
+def write_item(
+    name: str,
+    array: npt.ArrayLike,
+    *,
+    dtype: DType | str | None = None,
+    shape: Sequence[int] | None = None,
+    spec: str | Sequence[tuple[int, int]] | None = None,
+) -> WriteItem:
+    """Convert and check one tensor.
+
+    Parameters
+    ----------
+    name : str
+        Not empty; anything that UTF-8 can express.
+    array : array-like
+        The values of the tensor, or of one box of it.
+    dtype : DType or str, optional
+        TensorFlow's type, where numpy's does not say enough (``"qint8"``).
+    shape : sequence of int, optional
+        With `spec`: the shape of the whole tensor.
+    spec : sequence of (start, length) or str, optional
+        Which box of a tensor of shape `shape` this is; length -1 = the full extent; or TensorFlow's text
+        ``"0,3:-"``. A box that covers the tensor is stored like a whole tensor.
+
+    Raises
+    ------
+    UsageError
+        If the name is empty or not text, if the values cannot be stored, or if the box does not fit the
+        shape or the array.
+    """
+    if not isinstance(name, str):
+        raise UsageError("a tensor's name must be text", expected="str", actual=type(name).__name__)
+    name_to_key(name)
+    stored, dtype = dtypes.to_storage_array(array, dtype, tensor=name)
+    if (shape is None) != (spec is None):
+        raise UsageError(
+            "shape and spec belong together", tensor=name, hint="Give both for a slice, none for a tensor."
+        )
+    if shape is None or spec is None:
+        return WriteItem(
+            name, dtype, stored.shape, None, stored.shape, stored_size_bytes(stored, dtype), stored
+        )
+    full_shape = tuple(int(size) for size in shape)
+    try:
+        box = slices.make_slice(spec, full_shape)
+    except UsageError as error:
+        error.tensor = error.tensor or name
+        raise
+    expected = full_shape if box is None else box.shape_within(full_shape)
+    if stored.shape != expected:
+        text = "-" if box is None else slices.format_slice(box)
+        raise UsageError(
+            f"Slice in shape_and_slice specification does not match the shape of the tensor to save: {text}",
+            tensor=name,
+            expected=list(expected),
+            actual=list(stored.shape),
+        )
+    return WriteItem(name, dtype, stored.shape, box, full_shape, stored_size_bytes(stored, dtype), stored)
+
+
+class ClaimedNames:
+    """The keys of the tensors and slices planned or written so far.
+
+    Threads
+    -------
+    One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._whole: set[str] = set()
+        self._boxes: dict[str, tuple[DType, tuple[int, ...], set[Slice]]] = {}
+
+    def claim(self, item: WriteItem) -> None:
+        """Take the key of `item`.
+
+        Raises
+        ------
+        UsageError
+            If the tensor or this very slice was there before, or if the slices of one tensor do not agree
+            on its type and full shape. Slices that overlap are accepted, as TensorFlow does; reading them
+            fails.
+        """
+        name = item.name
+        if name in self._whole or (item.slice is None and name in self._boxes):
+            raise UsageError(
+                f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
+            )
+        if item.slice is None:
+            self._whole.add(name)
+            return
+        dtype, full_shape, boxes = self._boxes.setdefault(name, (item.dtype, item.full_shape, set()))
+        if (dtype, full_shape) != (item.dtype, item.full_shape):
+            raise UsageError(
+                "the slices of one tensor do not agree on its type and full shape",
+                tensor=name,
+                expected=f"{dtype} {list(full_shape)}",
+                actual=f"{item.dtype} {list(item.full_shape)}",
+            )
+        if item.slice in boxes:
+            text = slices.format_slice(item.slice)
+            raise UsageError(f"Adding duplicate key: {name}, slice {text}", tensor=name)
+        boxes.add(item.slice)
+
+
+def plan_save(
+    tensors: Mapping[str, npt.ArrayLike] | Iterable[WriteItem],
+    shard_of: Callable[[str], str] | None = None,
+) -> SavePlan:
+    """Convert and check every tensor, and decide in which data file it goes.
+
+    Parameters
+    ----------
+    tensors : mapping of name to array-like, or iterable of WriteItem
+        In the order in which the bytes are to be written; nothing is sorted.
+    shard_of : callable, optional
+        Tensor name → label of its shard. Shards ascend by label compared as text, as TensorFlow's do by
+        device. Without it there is one shard.
+
+    Raises
+    ------
+    UsageError
+        If any tensor cannot be stored, or one name comes twice. Nothing was written then.
+    """
+    if isinstance(tensors, Mapping):
+        items = [write_item(name, array) for name, array in tensors.items()]
+    else:
+        items = list(tensors)
+    names = ClaimedNames()
+    for item in items:
+        names.claim(item)
+    by_label: dict[str, list[WriteItem]] = {}
+    if shard_of is None:
+        by_label[""] = items
+    else:
+        for item in items:
+            by_label.setdefault(shard_of(item.name), []).append(item)
+    return SavePlan(
+        tuple(
+            ShardPlan(label, tuple(by_label[label]), sum(item.size_bytes for item in by_label[label]))
+            for label in sorted(by_label)
+        )
+    )
+
+
+def plan_reads(
+    items: Iterable[ReadItem],
+    *,
+    gap_size_bytes: int = GAP_SIZE_BYTES,
+    direct_size_bytes: int = DIRECT_SIZE_BYTES,
+    stage_size_bytes: int = STAGE_SIZE_BYTES,
+) -> ReadPlan:
+    """Order the pieces by shard and offset and join what lies close together.
+
+    Parameters
+    ----------
+    items : iterable of ReadItem
+        Empty pieces take no part in the plan.
+    gap_size_bytes : int
+        Unwanted bytes between two pieces that are read rather than asking twice.
+    direct_size_bytes : int
+        Pieces of this size or more get a run of their own.
+    stage_size_bytes : int
+        No staged run is longer.
+    """
+    runs: list[ReadRun] = []
+    staged: list[ReadItem] = []
+    shard = start = stop = -1
+
+    def close() -> None:
+        if staged:
+            runs.append(ReadRun(shard, start, stop, True, tuple(staged)))
+            staged.clear()
+
+    for item in sorted(items):
+        item_shard, item_start, item_stop = item[:3]
+        if item_start == item_stop:
+            continue
+        if item_stop - item_start >= direct_size_bytes:
+            runs.append(ReadRun(item_shard, item_start, item_stop, False, (item,)))
+            continue
+        if staged and (
+            item_shard != shard
+            or item_start - stop > gap_size_bytes
+            or max(item_stop, stop) - start > stage_size_bytes
+        ):
+            close()
+        if not staged:
+            shard, start, stop = item_shard, item_start, item_stop
+        stop = max(stop, item_stop)
+        staged.append(item)
+    close()
+    runs.sort(key=lambda run: run[:2])
+    return ReadPlan(tuple(runs))

@@ -1,0 +1,214 @@
+"""Read a V2 bundle: ``PREFIX.index`` and its data files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptstore.bundle.boxes import Axis, as_slices, view_of
+from ckptstore.bundle.fetch import Job, byte_order_unit, fetch, fetch_box
+from ckptstore.bundle.index_file import IndexFile
+from ckptstore.bundle.reader_base import (
+    BundleReader,
+    StoredTensor,
+    check_destination,
+    check_partition,
+    key_of,
+)
+from ckptstore.bundle.shards import ShardFiles
+from ckptstore.errors import FormatError
+from ckptstore.format import dtypes
+from ckptstore.format.entry import HEADER_KEY, BundleEntry, check_entry, key_to_name, name_to_key
+from ckptstore.format.slices import decode_slice_key, encode_slice_key, format_slice
+from ckptstore.storage.base import Location
+from ckptstore.types import Slice, TensorSpec
+
+__all__ = ["ReaderV2"]
+
+
+class ReaderV2(BundleReader):
+    """A bundle with an index.
+
+    Parameters
+    ----------
+    location : Location
+        The prefix.
+    index : IndexFile
+
+    Attributes
+    ----------
+    index : IndexFile
+    shards : ShardFiles
+    """
+
+    def __init__(self, location: Location, index: IndexFile) -> None:
+        self.location = location
+        self.url = index.url
+        self.header = index.header
+        self.index_version = index.version
+        self.index = index
+        self.shards = ShardFiles(location, index.header.num_shards, index.is_current)
+        self._partitioned: dict[str, StoredTensor] = {}
+        self._names: list[str] | None = None
+
+    def is_current(self) -> bool:
+        return self.index.is_current()
+
+    def raw_keys(self) -> list[bytes]:
+        partitioned = {key_of(name) for name in self._partition_names()}
+        return [key for key in self.index.items() if key != HEADER_KEY and key not in partitioned]
+
+    def names(self) -> list[str]:
+        if self._names is None:
+            keys = self.index.items()
+            # A tensor's own name may look like the key of a slice; only those that a tensor lists are none.
+            of_slices: set[bytes] = set()
+            for name in self._partition_names():
+                boxes = self.entry(name).slices
+                of_slices.update(encode_slice_key(name, box) for box in boxes)
+            self._names = sorted(
+                key_to_name(key) for key in keys if key != HEADER_KEY and key not in of_slices
+            )
+        return list(self._names)
+
+    def _partition_names(self) -> set[str]:
+        """Return the tensors that list slices, found by the keys of these: all begin with byte 0."""
+        names: set[str] = set()
+        for key in self.index.items():
+            if key[:1] == b"\x00":
+                try:
+                    name = decode_slice_key(key, source=self.url)[0]
+                except FormatError:
+                    continue
+                entry = self.index.entry(name_to_key(name)) if name and name not in names else None
+                if entry is not None and entry.slices:
+                    names.add(name)
+            elif key != HEADER_KEY:
+                break
+        return names
+
+    def has(self, name: str) -> bool:
+        key = key_of(name)
+        return key != HEADER_KEY and self.index.get(key) is not None
+
+    def entry(self, name: str) -> BundleEntry:
+        key = key_of(name)
+        found = None if key == HEADER_KEY else self.index.entry(key)
+        if found is None:
+            raise self._tensor_not_found(name)
+        return found
+
+    def stored(self, name: str) -> StoredTensor:
+        entry = self.entry(name)
+        if not entry.slices:
+            dtype = check_entry(entry, source=self.url, tensor=name)
+            return StoredTensor(name, dtype, entry.shape, (), (entry,))
+        found = self._partitioned.get(name)
+        if found is None:
+            dtype = check_entry(entry, source=self.url, tensor=name)
+            pieces = tuple(self._slice_entry(name, entry, box) for box in entry.slices)
+            found = StoredTensor(name, dtype, entry.shape, entry.slices, pieces)
+            check_partition(found, self.url)
+            self._partitioned[name] = found
+        return found
+
+    def _slice_entry(self, name: str, whole: BundleEntry, box: Slice) -> BundleEntry:
+        entry = self.index.entry(encode_slice_key(name, box))
+        if entry is None:
+            raise FormatError(
+                "the index lists a slice, but does not say where its bytes are",
+                url=self.url,
+                tensor=name,
+                expected=f"an entry for slice {format_slice(box)}",
+            )
+        shape = box.shape_within(whole.shape)
+        if entry.slices or entry.dtype_enum != whole.dtype_enum or entry.shape != shape:
+            raise FormatError(
+                f"the entry of slice {format_slice(box)} contradicts that of its tensor",
+                url=self.url,
+                tensor=name,
+                expected=f"type {whole.dtype_enum} {list(shape)}",
+                actual=f"type {entry.dtype_enum} {list(entry.shape)}",
+            )
+        check_entry(entry, source=self.url, tensor=name)
+        return entry
+
+    def spec(self, name: str) -> TensorSpec:
+        entry = self.entry(name)
+        if not entry.slices:
+            dtype = dtypes.by_enum(entry.dtype_enum, source=self.url, tensor=name)
+            return TensorSpec(name, entry.shape, dtype, entry.size_bytes, (entry.shard_id,))
+        tensor = self.stored(name)
+        size_bytes = sum(piece.size_bytes for piece in tensor.entries)
+        shards = tuple(sorted({piece.shard_id for piece in tensor.entries}))
+        return TensorSpec(name, entry.shape, tensor.dtype, size_bytes, shards, entry.slices)
+
+    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int]) -> None:
+        byte_order_unit(tensor.dtype, self.header.big_endian, source=self.url, tensor=tensor.name)
+        for piece in pieces:
+            entry = tensor.entries[piece]
+            self.shards[entry.shard_id].check_inside(entry, tensor.name)
+        if len(pieces) > 1:
+            self._check_not_shared([tensor])
+
+    def _check_not_shared(self, tensors: Iterable[StoredTensor]) -> None:
+        """Raise if tensors claim more bytes of a file than it has: it must not fill the memory."""
+        claimed: dict[int, int] = {}
+        last: dict[int, str] = {}
+        for tensor in tensors:
+            for entry in tensor.entries:
+                if entry.size_bytes:
+                    claimed[entry.shard_id] = claimed.get(entry.shard_id, 0) + entry.size_bytes
+                    last[entry.shard_id] = tensor.name
+        for shard_id, total in claimed.items():
+            shard, name = self.shards[shard_id], last[shard_id]
+            if total > shard.size_bytes(name):
+                raise FormatError(
+                    "several tensors or slices claim the same bytes of a data file",
+                    url=shard.url,
+                    tensor=name,
+                    expected=f"at most {shard.size_bytes(name)} bytes",
+                    actual=f"{total} bytes",
+                    hint="No writer of checkpoints makes such files.",
+                )
+
+    def _read_piece(
+        self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
+    ) -> None:
+        entry = tensor.entries[piece]
+        big_endian = self.header.big_endian
+        covers = all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True))
+        if covers or target.dtype.hasobject:
+            # Strings lie behind their lengths, so there is no way to only one of them.
+            select = None if covers and all(axis.step > 0 for axis in axes) else as_slices(axes)
+            job = Job(tensor.name, entry, tensor.dtype, target, select)
+            fetch([job], self.shards, big_endian=big_endian)
+        else:
+            shard = self.shards[entry.shard_id]
+            fetch_box(tensor.name, entry, tensor.dtype, axes, target, shard, big_endian=big_endian)
+
+    def read_stored(
+        self, requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]]
+    ) -> list[npt.NDArray[Any]]:
+        for tensor, out in requests:
+            self._check_present(tensor, range(len(tensor.entries)))
+            if out is not None:
+                check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
+            self._check_covered(tensor)
+        self._check_not_shared({tensor.name: tensor for tensor, _ in requests}.values())
+        results: list[npt.NDArray[Any]] = []
+        jobs: list[Job] = []
+        for tensor, out in requests:
+            result = np.empty(tensor.shape, tensor.dtype.dtype) if out is None else out
+            results.append(result)
+            if not tensor.slices:
+                jobs.append(Job(tensor.name, tensor.entries[0], tensor.dtype, result))
+                continue
+            for box, entry in zip(tensor.slices, tensor.entries, strict=True):
+                where = tuple(slice(start, start + length) for start, length in box.resolve(tensor.shape))
+                jobs.append(Job(tensor.name, entry, tensor.dtype, view_of(result, where)))
+        fetch(jobs, self.shards, big_endian=self.header.big_endian)
+        return results
