@@ -1,0 +1,256 @@
+"""Writing single bundles by hand: one data file at a time, and merging several into one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+
+from ckptstore.bundle.merge import MergeInput, merge_indexes
+from ckptstore.bundle.writer import ShardWriter
+from ckptstore.directory.collect import remove_checkpoint_files
+from ckptstore.directory.publish import (
+    ShardSet,
+    Standing,
+    choose_count,
+    name_is_taken,
+    publish_index,
+    read_standing,
+)
+from ckptstore.errors import ConflictError, FormatError, UsageError
+from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
+from ckptstore.format.naming import data_name
+from ckptstore.format.table import Table
+from ckptstore.storage.base import Committed, Location
+from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.registry import locate
+from ckptstore.types import DType
+
+__all__ = ["BundleWriter", "merge_bundles"]
+
+PathText = str | os.PathLike[str]
+Options = Mapping[str, Any] | None
+
+
+class BundleWriter:
+    """Write one bundle with one data file, tensor after tensor, in the order of the calls.
+
+    The files are byte-identical to those that TensorFlow writes for the same tensors in the same order.
+    Nothing is visible before `finish`: leaving the ``with`` block finishes, a raising block leaves no file.
+
+    Parameters
+    ----------
+    prefix : str or PathLike
+        Prefix or URL; missing directories are made. A bundle that is there is replaced at once, and its data
+        file stays for those who are reading it, until it is collected.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    UsageError
+        If the prefix is no usable name.
+
+    Threads
+    -------
+    One thread at a time.
+
+    Examples
+    --------
+    >>> with BundleWriter("memory://docs/model") as writer:
+    ...     writer.add("w", [[1.0, 2.0]])
+    """
+
+    def __init__(self, prefix: PathText, *, storage_options: Options = None) -> None:
+        location = locate(prefix, storage_options)
+        check_prefix_name(location)
+        self._prefix = location
+        self._files: ShardSet | None = None
+        self._writer: ShardWriter | None = None
+        self._standing: Standing | None = None
+        self._count = 1
+        self._over = False
+
+    def add(self, name: str, array: npt.ArrayLike, *, dtype: DType | str | None = None) -> None:
+        """Append one tensor.
+
+        Parameters
+        ----------
+        name : str
+            Not empty, and new to this bundle.
+        array : array-like
+            Any shape. It may be changed again when this returns.
+        dtype : DType or str, optional
+            TensorFlow's type, where numpy's does not say enough, e.g. ``"qint8"``. Text and bytes are
+            ``"string"``.
+
+        Raises
+        ------
+        UsageError
+            If the values cannot be stored, or the name was added before.
+        """
+        self._begun().add(name, array, dtype=dtype)
+
+    def add_slice(
+        self,
+        name: str,
+        shape: Sequence[int],
+        spec: str | Sequence[tuple[int, int]],
+        array: npt.ArrayLike,
+        *,
+        dtype: DType | str | None = None,
+    ) -> None:
+        """Append one box of a partitioned tensor.
+
+        Parameters
+        ----------
+        name : str
+        shape : sequence of int
+            Of the whole tensor.
+        spec : str or sequence of (start, length)
+            Which box; length -1 = the full extent; or TensorFlow's text, e.g. ``"0,3:-"``.
+        array : array-like
+            Of the shape of the box.
+        dtype : DType or str, optional
+            As for `add`.
+
+        Raises
+        ------
+        UsageError
+            If box, shape and array do not fit, or this very slice was added before.
+        """
+        self._begun().add(name, array, dtype=dtype, shape=shape, spec=spec)
+
+    def finish(self) -> None:
+        """Publish the bundle: durable and complete when this returns. A second call does nothing.
+
+        Raises
+        ------
+        ConflictError
+            If another writer published the same prefix in between; nothing of this one stays.
+        UsageError
+            After `abort`.
+        """
+        if self._over and self._files is not None and self._files.named:
+            return
+        self._begun()
+        assert self._files is not None
+        self._over = True
+        with self._files as files:
+            if not files.seal():
+                raise self._conflict()
+            files.finish(self._count)
+            if not isinstance(publish_index(files, self._standing), Committed):
+                raise self._conflict()
+
+    def abort(self) -> None:
+        """Drop what was added; no effect after `finish`."""
+        if not self._over:
+            self._over = True
+            if self._files is not None:
+                self._files.drop()
+
+    def _begun(self) -> ShardWriter:
+        if self._over:
+            raise UsageError(
+                "this writer is finished or aborted", url=self._prefix.url, hint="Open another one."
+            )
+        if self._writer is None:
+            directory, name = self._prefix.parent, self._prefix.name
+            self._standing = read_standing(directory, name)
+            used = self._standing is not None or name_is_taken(directory, name, 1)
+            taken = self._standing.counts if self._standing is not None else set()
+            self._count = choose_count(1, taken if used else None)
+            self._files = ShardSet(directory, name)
+            self._writer = self._files.begin(0, self._count)
+        return self._writer
+
+    def _conflict(self) -> ConflictError:
+        return ConflictError(
+            "another writer published the same prefix at the same time",
+            url=self._prefix.url,
+            hint="Its bundle is complete. Write under another prefix, or let only one writer use this one.",
+        )
+
+    def __enter__(self) -> BundleWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if not self._over:
+                self.finish()
+        else:
+            self.abort()
+
+
+def merge_bundles(
+    prefixes: Sequence[PathText], output_prefix: PathText, *, storage_options: Options = None
+) -> None:
+    """Merge bundles into one with as many data files, as TensorFlow's MergeV2Checkpoints does.
+
+    The inputs are removed once the merged bundle is published; until then they stay whole.
+
+    Parameters
+    ----------
+    prefixes : sequence of str or PathLike
+        The inputs, in the order that decides the numbers of the data files and the order of slices.
+    output_prefix : str or PathLike
+        None of the inputs.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    UsageError
+        If a tensor comes twice, unless as slices, or the inputs differ in endianness or version.
+    NotFoundError, IncompleteBundleError
+        If an input or one of its data files is missing; nothing was touched.
+    ConflictError
+        If another writer publishes the output at the same time.
+    """
+    inputs = [locate(prefix, storage_options) for prefix in prefixes]
+    output = locate(output_prefix, storage_options)
+    check_prefix_name(output)
+    if any(place.key == output.key and place.storage is output.storage for place in inputs):
+        raise UsageError(
+            "the output cannot be one of the inputs", url=output.url, hint="Choose another output prefix."
+        )
+    indexes = [_read_index(place) for place in inputs]
+    merged = merge_indexes(indexes)
+    directory, name = output.parent, output.name
+    standing = read_standing(directory, name)
+    used = standing is not None or name_is_taken(directory, name, merged.num_shards)
+    count = choose_count(merged.num_shards, (standing.counts if standing else set()) if used else None)
+    with ShardSet(directory, name) as files:
+        for number, (source, shard) in enumerate(merged.shards):
+            name_there = data_name("", shard, indexes[source].header.num_shards)
+            if not files.copy(number, count, inputs[source].suffixed(name_there)):
+                raise ConflictError("a data file of the output is there already", url=output.url)
+        files.index = merged.index_bytes(count)
+        if not isinstance(publish_index(files, standing), Committed):
+            raise ConflictError("another writer published the output at the same time", url=output.url)
+    for place in inputs:
+        remove_checkpoint_files(place.parent, place.name, None)
+        if place.parent.key != directory.key:
+            place.storage.tidy(place.parent.key)
+
+
+def _read_index(place: Location) -> MergeInput:
+    location = place.suffixed(".index")
+    got = location.storage.get(location.key)
+    items = Table.from_bytes(got.data, source=location.url).items()
+    header = None
+    entries = []
+    for key, value in items:
+        if key == HEADER_KEY:
+            header = decode_header(value, source=location.url)
+        else:
+            entries.append((key, decode_entry(value, source=location.url, tensor=key_to_name(key))))
+    if header is None:
+        raise FormatError("the index has no header entry", url=location.url, hint="Write this bundle again.")
+    return MergeInput(entries, header, place.url)

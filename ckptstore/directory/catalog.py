@@ -1,0 +1,108 @@
+"""What lies in a directory of checkpoints: one listing, sorted by prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ckptstore.bundle.verify import Fault, verify_bundle
+from ckptstore.directory.paths import owner_of
+from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
+from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.format.record_protocol import ShardName
+from ckptstore.storage.base import Location, ObjectInfo
+
+__all__ = ["Found", "fault_of", "list_checkpoints", "newest_first"]
+
+
+@dataclass(slots=True)
+class Found:
+    """The files of one prefix, as the listing shows them.
+
+    Attributes
+    ----------
+    prefix : str
+        Relative to the directory.
+    index : ObjectInfo or None
+        None: no checkpoint, only leftovers or a save under way.
+    data : dict
+        Shard number and count → file.
+    meta : ObjectInfo or None
+    """
+
+    prefix: str
+    index: ObjectInfo | None = None
+    data: dict[ShardName, ObjectInfo] = field(default_factory=dict)
+    meta: ObjectInfo | None = None
+
+    @property
+    def step(self) -> int | None:
+        """The step in the prefix's name."""
+        return split_step(self.prefix)[1]
+
+    @property
+    def mtime_s(self) -> float:
+        """When the newest of its files was written, the index if there is one; seconds since 1970."""
+        if self.index is not None:
+            return self.index.mtime_s
+        files = [*self.data.values(), *([self.meta] if self.meta else [])]
+        return max(info.mtime_s for info in files)
+
+
+def list_checkpoints(directory: Location, basename: str = "") -> dict[str, Found]:
+    """List `directory` once and sort its files by prefix.
+
+    Parameters
+    ----------
+    directory : Location
+    basename : str, optional
+        Only prefixes that this basename owns.
+    """
+    found: dict[str, Found] = {}
+    for info in directory.storage.list(directory.child(basename).key):
+        parsed = parse_file_name(info.key.rpartition("/")[2])
+        if parsed is None or (basename and owner_of(parsed.prefix) != basename):
+            continue
+        item = found.setdefault(parsed.prefix, Found(parsed.prefix))
+        if parsed.kind == "index":
+            item.index = info
+        elif parsed.kind == "data":
+            assert parsed.shard is not None
+            assert parsed.num_shards is not None
+            item.data[parsed.shard, parsed.num_shards] = info
+        elif parsed.kind == "meta":
+            item.meta = info
+    return found
+
+
+def fault_of(prefix: Location) -> Fault | CkptStoreError | None:
+    """Return why the checkpoint at `prefix` cannot be restored, None if it can.
+
+    It can if the index is readable and every data file is there and long enough.
+
+    Raises
+    ------
+    AccessError, TransientError
+        If that cannot be told.
+    """
+    try:
+        faults = verify_bundle(prefix, quick=True).faults
+    except (NotFoundError, CorruptError) as error:
+        return error
+    return faults[0] if faults else None
+
+
+def newest_first(found: dict[str, Found]) -> Iterator[Found]:
+    """Yield the prefixes that have an index, the newest first.
+
+    Within one basename the step decides, because times do not survive a copy of the directory; between
+    basenames the time of the newest one.
+    """
+    groups: dict[str, list[Found]] = {}
+    for item in found.values():
+        if item.index is not None:
+            groups.setdefault(owner_of(item.prefix), []).append(item)
+    for group in groups.values():
+        group.sort(key=lambda item: (-1 if item.step is None else item.step, item.mtime_s), reverse=True)
+    for group in sorted(groups.values(), key=lambda group: group[0].mtime_s, reverse=True):
+        yield from group

@@ -1,0 +1,68 @@
+"""Deleting: the only module that does, always by exact name, never by a listing's pattern.
+
+The index goes first and only in the version that was judged: whoever finds an index finds its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ckptstore.format.naming import data_name, index_name, meta_name, parse_file_name
+from ckptstore.format.record_protocol import Pending, ShardName
+from ckptstore.storage.base import Location
+
+__all__ = ["collect_pending", "collect_shards", "drop_leftovers", "remove_checkpoint_files"]
+
+
+def _data_keys(directory: Location, prefix: str, shards: Iterable[ShardName]) -> list[str]:
+    return [directory.child(data_name(prefix, shard, count)).key for shard, count in shards]
+
+
+def collect_pending(directory: Location, pending: Pending) -> None:
+    """Delete the files of one checkpoint that left the record; what is gone already counts as done.
+
+    Parameters
+    ----------
+    directory : Location
+    pending : Pending
+        Its prefix is a direct child of `directory`; the caller made sure.
+    """
+    storage = directory.storage
+    # DELETES: the index, in the version that retention judged; a checkpoint saved anew under the name is not
+    # touched.
+    if not storage.delete_if(directory.child(index_name(pending.prefix)).key, pending.version):
+        return
+    keys = _data_keys(directory, pending.prefix, pending.shards)
+    keys.append(directory.child(meta_name(pending.prefix, pending.suffix)).key)
+    # DELETES: its data and graph; no index names them any more.
+    storage.delete_many(keys)
+
+
+def collect_shards(directory: Location, prefix: str, shards: Iterable[ShardName]) -> None:
+    """Delete exactly these data files of `prefix`, which no index names."""
+    # DELETES: data files that were never published or are superseded.
+    directory.storage.delete_many(_data_keys(directory, prefix, shards))
+
+
+def drop_leftovers(directory: Location, names: Iterable[str]) -> None:
+    """Delete files of a save that died before its index; the caller proved that their writer is dead."""
+    # DELETES: leftovers of a dead writer.
+    directory.storage.delete_many([directory.child(name).key for name in names])
+
+
+def remove_checkpoint_files(directory: Location, prefix: str, suffix: str | None) -> None:
+    """Delete the files of one checkpoint because somebody asked for just that; missing ones count as done.
+
+    The index goes first, then every data file of exactly this prefix, and the graph if its `suffix` is given.
+    """
+    storage = directory.storage
+    index = directory.child(index_name(prefix)).key
+    rest = [directory.child(meta_name(prefix, suffix)).key] if suffix else []
+    for info in storage.list(directory.child(prefix).key + "."):
+        parsed = parse_file_name(info.key.rpartition("/")[2])
+        if parsed is not None and parsed.kind == "data" and parsed.prefix == prefix:
+            rest.append(info.key)
+    # DELETES: the index before what it names, so that no reader finds half a checkpoint.
+    storage.delete_many([index])
+    # DELETES: data files and graph of exactly this prefix.
+    storage.delete_many(rest)

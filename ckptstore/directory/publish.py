@@ -1,0 +1,348 @@
+"""Putting one checkpoint in place: data, graph, then the index. One of the two modules that commit.
+
+Data files are never overwritten. A shard count is part of their names and of the index, and readers open only
+the shards that entries name, so a save over an existing prefix writes its shards under another count
+(`choose_count`): whoever holds the old index reads the old data until nobody can need it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+from ckptstore.bundle.plan import SavePlan
+from ckptstore.bundle.writer import IndexEntry, ShardWriter, build_index
+from ckptstore.directory.collect import collect_shards
+from ckptstore.errors import (
+    AmbiguousOutcomeError,
+    CkptStoreError,
+    ConflictError,
+    IncompleteBundleError,
+    NotFoundError,
+)
+from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
+from ckptstore.format.naming import data_name, index_name, meta_name
+from ckptstore.format.record_protocol import ShardName
+from ckptstore.format.table import Table
+from ckptstore.storage.base import Ambiguous, Committed, Location, Lost, Upload
+from ckptstore.types import ByteRange
+
+__all__ = [
+    "LARGEST_COUNT",
+    "ShardSet",
+    "Standing",
+    "choose_count",
+    "name_is_taken",
+    "publish_index",
+    "put_meta",
+    "read_standing",
+]
+
+# TensorFlow's own deletion glob is ".data-?????-of-?????": five digits at most.
+LARGEST_COUNT = 99_999
+
+_COPY_SIZE_BYTES = 8 * 1024 * 1024
+
+
+def choose_count(shards: int, taken: Collection[int] | None) -> int:
+    """Return the shard count under which a save writes its data files.
+
+    Parameters
+    ----------
+    shards : int
+        How many there are.
+    taken : collection of int or None
+        None for a prefix that was never used: the canonical count, as TensorFlow names it. Otherwise the
+        counts that the prefix's index and unfinished deletes name. A random one is drawn, because with a
+        predictable one the late delete of a frozen writer hits a name that came back into use.
+    """
+    if taken is None:
+        return shards
+    while True:
+        count = random.SystemRandom().randint(shards + 1, LARGEST_COUNT)
+        if count not in taken:
+            return count
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An index that stands at a prefix: its version, and the data files it names."""
+
+    version: str
+    shards: tuple[ShardName, ...]
+
+    @property
+    def counts(self) -> set[int]:
+        """The shard counts in use."""
+        return {count for _, count in self.shards}
+
+
+class ShardSet:
+    """The data files of one save, written but named by no index yet.
+
+    Leaving the ``with`` block before `publish_index` succeeded deletes them again, unless its answer was
+    lost: then an index may name them.
+
+    Parameters
+    ----------
+    directory : Location
+    prefix : str
+        Direct child of `directory`.
+    """
+
+    def __init__(self, directory: Location, prefix: str) -> None:
+        self.directory = directory
+        self.prefix = prefix
+        self.index = b""
+        self.named = False
+        self._uploads = ExitStack()
+        self._upload: Upload | None = None
+        self._writer: ShardWriter | None = None
+        self._name: ShardName = (0, 0)
+        self._entries: list[IndexEntry] = []
+        self._committed: list[ShardName] = []
+
+    @property
+    def shards(self) -> tuple[ShardName, ...]:
+        """Shard number and count of each file."""
+        return tuple(self._committed)
+
+    def write(self, plan: SavePlan, taken: Collection[int] | None) -> None:
+        """Write every shard of `plan` in one pass, and build the index bytes.
+
+        Parameters
+        ----------
+        taken : collection of int or None
+            See `choose_count`.
+        """
+        refused = taken
+        while not self._write(plan, choose_count(len(plan.shards), refused)):
+            refused = refused or set()
+
+    def _write(self, plan: SavePlan, count: int) -> bool:
+        for number, shard in enumerate(plan.shards):
+            writer = self.begin(number, count, shard.size_bytes)
+            for item in shard.items:
+                writer.add_item(item)
+            if not self.seal():
+                # The leftover of a save that died: its name stays taken, whoever it belonged to.
+                self.drop()
+                return False
+        self.finish(count)
+        return True
+
+    def begin(self, number: int, count: int, size_bytes: int | None = None) -> ShardWriter:
+        """Begin data file `number` of `count`; add its tensors, then `seal`."""
+        self._name = (number, count)
+        location = self.directory.child(data_name(self.prefix, number, count))
+        self._upload = self._uploads.enter_context(location.storage.upload(location.key, size_bytes))
+        self._writer = ShardWriter(self._upload, shard_id=number)
+        return self._writer
+
+    def seal(self) -> bool:
+        """Make the data file begun last visible; False if one of that name is there already.
+
+        Raises
+        ------
+        AmbiguousOutcomeError
+            If the answer was lost.
+        """
+        assert self._writer is not None
+        assert self._upload is not None
+        self._writer.finish()
+        if not self._commit(self._upload):
+            return False
+        self._entries.extend(self._writer.entries)
+        return True
+
+    def _commit(self, upload: Upload) -> bool:
+        outcome = upload.commit()
+        if isinstance(outcome, Ambiguous):
+            raise AmbiguousOutcomeError(
+                "a data file may or may not have been written",
+                url=self.directory.child(data_name(self.prefix, *self._name)).url,
+                actual=outcome.reason,
+                hint="No index names it; save again.",
+            )
+        if isinstance(outcome, Lost):
+            return False
+        self._committed.append(self._name)
+        return True
+
+    def copy(self, number: int, count: int, source: Location) -> bool:
+        """Copy a whole data file from another bundle; False if a file of the new name is there already.
+
+        Raises
+        ------
+        IncompleteBundleError
+            If `source` is missing.
+        """
+        storage = source.storage
+        try:
+            info = storage.head(source.key)
+        except NotFoundError:
+            raise IncompleteBundleError(
+                "a data file is missing",
+                url=source.url,
+                hint="Bring it back from a copy, or leave this bundle out.",
+            ) from None
+        self._name = (number, count)
+        location = self.directory.child(data_name(self.prefix, number, count))
+        upload = self._uploads.enter_context(location.storage.upload(location.key, info.size_bytes))
+        window = memoryview(bytearray(min(_COPY_SIZE_BYTES, info.size_bytes)))
+        for start in range(0, info.size_bytes, _COPY_SIZE_BYTES):
+            stop = min(start + _COPY_SIZE_BYTES, info.size_bytes)
+            part = window[: stop - start]
+            storage.read_into(source.key, [ByteRange(start, stop)], [part], version=info.version)
+            upload.write(part)
+        return self._commit(upload)
+
+    def finish(self, count: int) -> None:
+        """Build the index of all shards."""
+        self.index = build_index(self._entries, count)
+
+    def drop(self) -> None:
+        """Delete what was written so far."""
+        committed, self._committed = self._committed, []
+        self._entries.clear()
+        try:
+            if committed:
+                collect_shards(self.directory, self.prefix, committed)
+        finally:
+            self._uploads.close()
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.named:
+            self._uploads.close()
+            return
+        try:
+            self.drop()
+        except CkptStoreError as second:
+            if error is None:
+                raise
+            error.add_note(f"Its data files could not be removed either: {second}")
+
+
+def put_meta(directory: Location, prefix: str, data: bytes, *, suffix: str = "meta") -> None:
+    """Put the graph beside `prefix`, unless the same bytes are there.
+
+    Raises
+    ------
+    ConflictError
+        If another writer keeps changing it.
+    """
+    location = directory.child(meta_name(prefix, suffix))
+    storage = location.storage
+    outcome = storage.put_new(location.key, data)
+    for _ in range(3):
+        if isinstance(outcome, Committed):
+            return
+        if isinstance(outcome, Ambiguous):
+            raise AmbiguousOutcomeError(
+                "the graph may or may not have been written", url=location.url, actual=outcome.reason
+            )
+        try:
+            there = storage.get(location.key)
+        except NotFoundError:
+            outcome = storage.put_new(location.key, data)
+            continue
+        if there.data == data:
+            return
+        outcome = storage.put_if(location.key, data, there.version)
+    raise ConflictError(
+        "another writer keeps changing the graph",
+        url=location.url,
+        hint="Let only one job save under this prefix.",
+    )
+
+
+def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Lost:
+    """Put the index in place: from here on the checkpoint exists.
+
+    Parameters
+    ----------
+    files : ShardSet
+    standing : Standing or None
+        The index to replace; None to create it.
+
+    Raises
+    ------
+    AmbiguousOutcomeError
+        If the answer was lost: the index may be there.
+
+    Guarantees
+    ----------
+    A reader sees the complete old checkpoint or the complete new one, whatever call the writer dies in.
+    """
+    location = files.directory.child(index_name(files.prefix))
+    storage = location.storage
+    # Until the answer is known an index may name the files: an error on the way must not delete them.
+    files.named = True
+    try:
+        # COMMIT POINT: the checkpoint exists.
+        if standing is None:
+            outcome = storage.put_new(location.key, files.index)
+        else:
+            outcome = storage.put_if(location.key, files.index, standing.version)
+    except CkptStoreError:
+        # Refused for certain: a storage that cannot tell answers Ambiguous.
+        files.named = False
+        raise
+    if isinstance(outcome, Ambiguous):
+        raise AmbiguousOutcomeError(
+            "the index may or may not have been written",
+            url=location.url,
+            actual=outcome.reason,
+            hint="Nothing was cleaned up; check whether the checkpoint is there before you save it again.",
+        )
+    files.named = isinstance(outcome, Committed)
+    return outcome
+
+
+def name_is_taken(directory: Location, prefix: str, shards: int) -> bool:
+    """Return whether a data file of the canonical name of a bundle with so many shards is there."""
+    for number in range(shards):
+        location = directory.child(data_name(prefix, number, shards))
+        try:
+            location.storage.head(location.key)
+        except NotFoundError:
+            continue
+        return True
+    return False
+
+
+def read_standing(directory: Location, prefix: str) -> Standing | None:
+    """Return the index that stands at `prefix`, None if there is none.
+
+    An index that cannot be read names no files: it may be replaced, and what it meant is left to ``gc``.
+    """
+    location = directory.child(index_name(prefix))
+    try:
+        got = location.storage.get(location.key)
+    except NotFoundError:
+        return None
+    return Standing(got.version, _shards_of_index(got.data, source=location.url))
+
+
+def _shards_of_index(data: bytes, *, source: str) -> tuple[ShardName, ...]:
+    numbers: set[int] = set()
+    count = 0
+    try:
+        for key, value in Table.from_bytes(data, source=source).items():
+            if key == HEADER_KEY:
+                count = decode_header(value, source=source).num_shards
+            else:
+                entry = decode_entry(value, source=source, tensor=key.decode(errors="replace"))
+                if not entry.slices:
+                    numbers.add(entry.shard_id)
+    except CkptStoreError:
+        return ()
+    return tuple((number, count) for number in sorted(numbers))

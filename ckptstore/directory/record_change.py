@@ -1,0 +1,143 @@
+"""What one save makes of the record: pure but for looking up what it is about to delete."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.publish import Standing
+from ckptstore.directory.record_update import RecordSnapshot
+from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
+from ckptstore.directory.window import other_entries, restate
+from ckptstore.errors import CkptStoreWarning
+from ckptstore.format.naming import split_step
+from ckptstore.format.record_protocol import Pending, Record, Superseded
+
+__all__ = ["RecordChange"]
+
+
+@dataclass(slots=True)
+class RecordChange:
+    """Called with the present record, answers the next one; called again when another writer came in between.
+
+    Attributes
+    ----------
+    ownership : Ownership
+    retention : Retention
+    prefix : str
+        The checkpoint being saved.
+    run : str
+    suffix : str
+        Of the graph files that go with victims.
+    now_s : float
+        Time of the save, seconds since 1970.
+    known : tuple of Entry
+        The window after the previous save of this Saver.
+    forced : tuple of Entry or None
+        A window that the user set.
+    done : collection
+        Pending and superseded lines whose deletes are known to be finished.
+    look_up : callable
+        From a prefix to the index that stands there, None if it is gone.
+    replaced : Standing or None
+        The index that this save replaces.
+    window, victims : tuple of Entry
+        The outcome of the last call.
+    """
+
+    ownership: Ownership
+    retention: Retention
+    prefix: str
+    run: str
+    suffix: str
+    now_s: float
+    known: tuple[Entry, ...]
+    forced: tuple[Entry, ...] | None
+    done: Collection[Pending | Superseded]
+    look_up: Callable[[str], Standing | None]
+    replaced: Standing | None = None
+    window: tuple[Entry, ...] = ()
+    victims: tuple[Entry, ...] = ()
+    _looked_up: dict[str, Standing | None] = field(default_factory=dict)
+
+    def __call__(self, snapshot: RecordSnapshot) -> Record:
+        """Return the record that makes this checkpoint the latest.
+
+        Raises
+        ------
+        FencedError
+            If another run took over.
+        """
+        foreign = self.ownership.check(snapshot, self.run) or snapshot.fault is not None
+        record = snapshot.record
+        verdict = self._decide(record, foreign=foreign)
+        self.window, self.victims = verdict.window, verdict.victims
+        record = replace(
+            record,
+            pending=self._pending(record, verdict.victims),
+            superseded=self._superseded(record),
+        )
+        basename, step = split_step(self.prefix)
+        record = self.ownership.restate_owner(
+            record, self.run, basename, step, self.retention.clock_name, verdict.clock_s
+        )
+        last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
+        if isinstance(self.retention, ManagerRetention):
+            last_preserved_s = verdict.clock_s or 0.0
+        others = other_entries(self.ownership.directory, record.state, self.ownership.held)
+        return replace(record, state=restate(others, verdict.window, self.prefix, last_preserved_s))
+
+    def _decide(self, record: Record, *, foreign: bool) -> Verdict:
+        if self.forced is not None:
+            entries = list(self.forced)
+        else:
+            entries = self.ownership.window(record, foreign=foreign, known=self.known, now_s=self.now_s)
+        window = (
+            *(entry for entry in entries if entry.prefix != self.prefix),
+            Entry(self.prefix, self.now_s),
+        )
+        clock_s = self._clock_s(record)
+        if foreign:
+            warnings.warn(
+                f"another program rewrote {self.ownership.record.url};"
+                " this save deletes nothing and takes over again",
+                CkptStoreWarning,
+                stacklevel=6,
+            )
+            return Verdict(window, clock_s=clock_s)
+        return self.retention.decide(window, clock_s)
+
+    def _clock_s(self, record: Record) -> float | None:
+        basename = split_step(self.prefix)[0]
+        owner = record.owners.get(basename)
+        clock_s: float | None = getattr(owner, self.retention.clock_name) if owner is not None else None
+        if clock_s is None and isinstance(self.retention, ManagerRetention) and record.state is not None:
+            # A record by TensorFlow's CheckpointManager: its clock is the field, 0 where it is left out.
+            clock_s = record.state.last_preserved_timestamp
+        if clock_s is None or self.ownership.held[basename].has_saved:
+            return clock_s
+        return self.retention.resume(clock_s)
+
+    def _pending(self, record: Record, victims: tuple[Entry, ...]) -> tuple[Pending, ...]:
+        # A line leaves only once its deletes are known to be done: dropping one's own unfinished lines
+        # left checkpoints behind for ever when a writer was killed between record and deletes.
+        lines = [line for line in record.pending if line not in self.done]
+        for victim in victims:
+            if victim.prefix not in self._looked_up:
+                self._looked_up[victim.prefix] = self.look_up(victim.prefix)
+            standing = self._looked_up[victim.prefix]
+            if standing is not None:
+                line = Pending(victim.prefix, standing.version, standing.shards, self.suffix)
+                if line not in lines:
+                    lines.append(line)
+        return tuple(lines)
+
+    def _superseded(self, record: Record) -> tuple[Superseded, ...]:
+        lines = [line for line in record.superseded if line not in self.done]
+        if self.replaced is not None and self.replaced.shards:
+            line = Superseded(self.prefix, self.replaced.shards)
+            if line not in lines:
+                lines.append(line)
+        return tuple(lines)

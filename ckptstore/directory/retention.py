@@ -1,0 +1,156 @@
+"""Which checkpoints stay: pure verdicts, no files, no clock.
+
+Two algorithms, because TensorFlow has two: `SaverRetention` (``tf.train.Saver``) and `ManagerRetention`
+(``tf.train.CheckpointManager``). Both look at the window of checkpoints listed for one owner, oldest first,
+and decide when a checkpoint leaves it: deleted, or preserved for good because enough hours have passed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+__all__ = ["ClockName", "Entry", "KeepNewest", "ManagerRetention", "Retention", "SaverRetention", "Verdict"]
+
+
+ClockName: TypeAlias = Literal["next_keep_s", "last_preserved_s"]
+"""The field of the record's owner line that holds an algorithm's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checkpoint of a window.
+
+    Attributes
+    ----------
+    prefix : str
+        Relative to the directory of the record.
+    time_s : float
+        When its save was complete, seconds since 1970.
+    """
+
+    prefix: str
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a retention algorithm decided.
+
+    Attributes
+    ----------
+    window : tuple of Entry
+        What stays listed, oldest first.
+    victims : tuple of Entry
+        What is to be deleted.
+    preserved : tuple of Entry
+        What leaves the list and stays on the storage for good.
+    clock_s : float or None
+        The algorithm's own clock after this decision (`next_keep` or `last_preserved`).
+    """
+
+    window: tuple[Entry, ...]
+    victims: tuple[Entry, ...] = ()
+    preserved: tuple[Entry, ...] = ()
+    clock_s: float | None = None
+
+
+class Retention(Protocol):
+    """Decides over one window. Implementations are pure."""
+
+    clock_name: ClassVar[ClockName]
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+        """Return the verdict over `window`, whose last entry is the checkpoint being saved."""
+
+    def resume(self, clock_s: float) -> float:
+        """Return the clock with which to go on from the one that an earlier run stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepNewest:
+    """Delete nothing and list only the newest, as TensorFlow does without ``max_to_keep``."""
+
+    clock_name: ClassVar[ClockName] = "next_keep_s"
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+        return Verdict(window[-1:], clock_s=clock_s)
+
+    def resume(self, clock_s: float) -> float:
+        return clock_s
+
+
+@dataclass(frozen=True, slots=True)
+class SaverRetention:
+    """``tf.train.Saver``: keep the last `max_to_keep`; of those that leave, one every `every_s` seconds.
+
+    The clock is `next_keep`: a checkpoint that leaves the window is preserved when its time lies strictly
+    after it, and it then advances from its old value, not from now: after a long gap several in a row are
+    preserved until it has caught up. Unlike TensorFlow, which lets at most one go a save, a window that is
+    too long converges at once.
+
+    Format
+    ------
+    Mirrors ``tensorflow/python/training/saver.py``, ``_RecordLastCheckpoint`` and
+    ``_MaybeDeleteOldCheckpoints``.
+    """
+
+    clock_name: ClassVar[ClockName] = "next_keep_s"
+
+    max_to_keep: int
+    every_s: float
+    built_s: float
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+        next_keep_s = self.built_s + self.every_s if clock_s is None else clock_s
+        surplus = max(0, len(window) - self.max_to_keep)
+        victims = []
+        preserved = []
+        for entry in window[:surplus]:
+            if entry.time_s > next_keep_s:
+                next_keep_s += self.every_s
+                preserved.append(entry)
+            else:
+                victims.append(entry)
+        return Verdict(window[surplus:], tuple(victims), tuple(preserved), next_keep_s)
+
+    def resume(self, clock_s: float) -> float:
+        # A shortened interval takes effect at once; otherwise the stored clock is never later than this.
+        return min(clock_s, self.built_s + self.every_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerRetention:
+    """``tf.train.CheckpointManager``: keep the last `max_to_keep` (None: all), one every `every_s` seconds.
+
+    The clock is `last_preserved`: a checkpoint that leaves is preserved when at least `every_s` seconds have
+    passed since the last one that was.
+
+    Format
+    ------
+    Mirrors ``tensorflow/python/checkpoint/checkpoint_management.py``, ``CheckpointManager._sweep``.
+    """
+
+    clock_name: ClassVar[ClockName] = "last_preserved_s"
+
+    max_to_keep: int | None
+    every_s: float | None
+    built_s: float
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+        # One second back, as TensorFlow starts it: a checkpoint saved at once counts as later.
+        last_preserved_s = self.built_s - 1.0 if clock_s is None else clock_s
+        surplus = 0 if self.max_to_keep is None else max(0, len(window) - self.max_to_keep)
+        victims = []
+        preserved = []
+        for entry in window[:surplus]:
+            if self.every_s is not None and entry.time_s - self.every_s >= last_preserved_s:
+                last_preserved_s = entry.time_s
+                preserved.append(entry)
+            else:
+                victims.append(entry)
+        return Verdict(window[surplus:], tuple(victims), tuple(preserved), last_preserved_s)
+
+    def resume(self, clock_s: float) -> float:
+        # A clock that lies in the future (another machine's) would preserve nothing for as long.
+        return min(clock_s, self.built_s)

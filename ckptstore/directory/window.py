@@ -1,0 +1,87 @@
+"""The list of checkpoints in a record: which entries are whose, and the record that a save makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from ckptstore.directory.paths import inside, owner_of, relative_prefix
+from ckptstore.directory.retention import Entry
+from ckptstore.format.record import CheckpointState
+from ckptstore.storage.base import Location
+
+__all__ = ["listed_paths", "other_entries", "own_entries", "restate"]
+
+# For a listed checkpoint whose time nobody wrote down: TensorFlow's CheckpointManager never deletes such a
+# one.
+UNKNOWN_TIME_S = 0.0
+
+
+def listed_paths(state: CheckpointState | None) -> list[tuple[str, float | None]]:
+    """Return each listed path and its time, the latest one included even where the list leaves it out."""
+    if state is None:
+        return []
+    paths = list(state.all_model_checkpoint_paths)
+    times: Sequence[float | None] = state.all_model_checkpoint_timestamps
+    if len(times) != len(paths):
+        times = [None] * len(paths)
+    result = list(zip(paths, times, strict=True))
+    if state.model_checkpoint_path not in paths:
+        result.append((state.model_checkpoint_path, None))
+    return result
+
+
+def own_entries(
+    directory: Location,
+    state: CheckpointState | None,
+    basenames: Collection[str],
+    mtimes_s: Mapping[str, float],
+    now_s: float,
+) -> list[Entry]:
+    """Return the entries of `basenames`, in the order of the record.
+
+    Only direct children of `directory` can be owned: a path that leads elsewhere is never followed by a
+    delete.
+
+    Parameters
+    ----------
+    mtimes_s : mapping
+        Prefix → time of its index, for a record without times; where that fails too, `now_s`.
+    """
+    entries: dict[str, Entry] = {}
+    for path, time_s in listed_paths(state):
+        name = inside(directory, path)
+        if name is not None and owner_of(name) in basenames:
+            entries.pop(name, None)
+            entries[name] = Entry(name, mtimes_s.get(name, now_s) if time_s is None else time_s)
+    return list(entries.values())
+
+
+def other_entries(
+    directory: Location, state: CheckpointState | None, basenames: Collection[str]
+) -> list[tuple[str, float | None]]:
+    """Return the listed paths that belong to others, relative to `directory` where they lie inside."""
+    others = []
+    for path, time_s in listed_paths(state):
+        name = relative_prefix(directory, path)
+        if name is None:
+            others.append((path, time_s))
+        elif "/" in name or owner_of(name) not in basenames:
+            others.append((name, time_s))
+    return others
+
+
+def restate(
+    others: Sequence[tuple[str, float | None]], window: Sequence[Entry], latest: str, last_preserved_s: float
+) -> CheckpointState:
+    """Return the record's four fields: the others' entries, then our window, `latest` as the newest."""
+    paths = [path for path, _ in others]
+    times = [UNKNOWN_TIME_S if time_s is None else time_s for _, time_s in others]
+    for entry in window:
+        paths.append(entry.prefix)
+        times.append(entry.time_s)
+    return CheckpointState(
+        model_checkpoint_path=latest,
+        all_model_checkpoint_paths=tuple(paths),
+        all_model_checkpoint_timestamps=tuple(times),
+        last_preserved_timestamp=last_preserved_s,
+    )

@@ -1,0 +1,102 @@
+"""What the collections of a graph list, as Python objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.errors import FormatError, TensorNotFoundError
+from ckptstore.format.metagraph import COLLECTION_MESSAGES, decode_saver_def
+from ckptstore.format.metagraph_scope import operation_name
+from ckptstore.format.protos import Proto, message_class
+from ckptstore.graph.nodes import Operation, Variable
+
+if TYPE_CHECKING:
+    from ckptstore.graph.graph import Graph
+
+__all__ = ["VariableDefinitions", "decode_collection"]
+
+
+class VariableDefinitions:
+    """What the collections say of the graph's variables.
+
+    Raises
+    ------
+    FormatError
+        If an entry of a collection of variables is damaged.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._by_operation: dict[str, Proto] = {}
+        self._trainable: set[str] = set()
+        seen: set[bytes] = set()
+        for key in sorted(graph.message.collection_def):
+            if COLLECTION_MESSAGES.get(key) != "VariableDef":
+                continue
+            for entry in graph.message.collection_def[key].bytes_list.value:
+                if entry in seen and key != "trainable_variables":
+                    continue
+                seen.add(entry)
+                definition = parse_entry("VariableDef", entry, key, graph.source)
+                name = operation_name(definition.variable_name)
+                self._by_operation.setdefault(name, definition)
+                if key == "trainable_variables":
+                    self._trainable.add(name)
+
+    def variable(self, operation: Operation) -> Variable:
+        """Return the variable that `operation` stands for."""
+        return Variable(
+            operation,
+            self._by_operation.get(operation.name),
+            in_trainable=operation.name in self._trainable,
+        )
+
+
+def decode_collection(graph: Graph, collection: Proto, key: str) -> list[Any]:
+    """Return the items of a ``CollectionDef``; see `Graph.get_collection`."""
+    kind = collection.WhichOneof("kind")
+    if kind is None:
+        return []
+    values = getattr(collection, kind).value
+    if kind == "any_list":
+        return [value.SerializeToString(deterministic=True) for value in values]
+    if kind == "node_list":
+        return [_element(graph, name, key) for name in values]
+    message_name = COLLECTION_MESSAGES.get(key) if kind == "bytes_list" else None
+    if message_name == "VariableDef":
+        return [_variable(graph, entry, key) for entry in values]
+    if message_name == "SaverDef":
+        return [decode_saver_def(parse_entry("SaverDef", entry, key, graph.source)) for entry in values]
+    return list(values)
+
+
+def parse_entry(message_name: str, data: bytes, key: str, source: str) -> Proto:
+    """Return the message that an entry of the collection `key` holds.
+
+    Raises
+    ------
+    FormatError
+        If it is not that message.
+    """
+    from google.protobuf.message import DecodeError
+
+    message = message_class(message_name)()
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise FormatError(f"an entry of the collection {key!r} is no {message_name}", url=source) from error
+    return message
+
+
+def _variable(graph: Graph, entry: bytes, key: str) -> Variable:
+    definition = parse_entry("VariableDef", entry, key, graph.source)
+    element = _element(graph, operation_name(definition.variable_name), key)
+    return Variable(element, definition, in_trainable=key == "trainable_variables")
+
+
+def _element(graph: Graph, name: str, key: str) -> Any:
+    try:
+        return graph.element(name)
+    except TensorNotFoundError as error:
+        raise FormatError(
+            f"the collection {key!r} names {name!r}, which the graph does not have", url=graph.source
+        ) from error

@@ -1,0 +1,307 @@
+"""Operations and tensors of a `Graph`: views that read its message when asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from ckptstore.errors import UsageError
+from ckptstore.format.protos import Proto
+from ckptstore.format.tensor_proto import dtype_of, shape_of, value_of
+from ckptstore.graph.attributes import read_attribute
+from ckptstore.graph.op_defs import argument_types
+from ckptstore.graph.suggest import close_names
+from ckptstore.types import DType
+
+if TYPE_CHECKING:
+    from ckptstore.graph.graph import Graph
+
+__all__ = ["REFERENCE_VARIABLE_OPS", "RESOURCE_VARIABLE_OPS", "Operation", "Tensor", "Variable"]
+
+REFERENCE_VARIABLE_OPS = frozenset({"Variable", "VariableV2"})
+"""Operations whose output is the value of a variable."""
+
+RESOURCE_VARIABLE_OPS = frozenset({"VarHandleOp"})
+"""Operations whose output is a handle to a variable."""
+
+# Their outputs have the shape of this attribute; other operations say it in _output_shapes or not at all.
+_SHAPE_ATTRIBUTE_OPS = REFERENCE_VARIABLE_OPS | {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+
+_MIN_OUTPUT_LIMIT = 1024
+
+
+class Operation:
+    """One node of the graph.
+
+    Two lookups of the same name give the same object.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    __slots__ = ("_graph", "_node", "_outputs", "name", "type")
+
+    name: str
+    """The node's name, e.g. ``"dense/MatMul"``."""
+
+    type: str
+    """What it does, e.g. ``"MatMul"``."""
+
+    def __init__(self, graph: Graph, node: Proto) -> None:
+        self._graph = graph
+        self._node = node
+        self._outputs: tuple[Tensor, ...] | None = None
+        self.name = node.name
+        self.type = node.op
+
+    @property
+    def graph(self) -> Graph:
+        """The graph it belongs to."""
+        return self._graph
+
+    @property
+    def device(self) -> str:
+        """Where it asks to run; empty if it does not say."""
+        return str(self._node.device)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors it takes, in order.
+
+        Raises
+        ------
+        FormatError
+            If the graph does not have one of them.
+        """
+        return tuple(self._graph.input_tensor(self, name) for name in self._node.input if name[:1] != "^")
+
+    @property
+    def control_inputs(self) -> tuple[Operation, ...]:
+        """The operations that have to run before it.
+
+        Raises
+        ------
+        FormatError
+            If the graph does not have one of them.
+        """
+        return tuple(self._graph.input_tensor(self, name).op for name in self._node.input if name[:1] == "^")
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """The tensors it gives.
+
+        Where neither the graph nor the catalogue defines an operation of this type, their number is the least
+        that fits its shapes and the graph's other nodes, and their type is None.
+
+        Raises
+        ------
+        FormatError
+            If its attributes declare an impossible number.
+        """
+        if self._outputs is None:
+            self._outputs = self._make_outputs()
+        return self._outputs
+
+    def get_attr(self, name: str) -> Any:
+        """Return an attribute; its default if the node does not have it and the operation's definition does.
+
+        Returns
+        -------
+        object
+            bytes for a string, int, float, bool, `DType`, a shape as a tuple (None if the rank is unknown),
+            ndarray for a tensor, the name of a function, or a list of these.
+
+        Raises
+        ------
+        UsageError
+            If there is no such attribute; the hint lists close ones.
+        """
+        proto = self._attribute(name)
+        if proto is None:
+            known = [*self._node.attr, *(attr.name for attr in self._attribute_definitions())]
+            raise UsageError(
+                f"operation {self.name!r} ({self.type}) has no attribute {name!r}",
+                url=self._graph.source,
+                hint=close_names(name, known, "attributes"),
+            )
+        return read_attribute(proto, source=self._graph.source, size_limit=self._graph.size_bytes)
+
+    def __repr__(self) -> str:
+        return f"<ckptstore.graph.Operation {self.name!r} type={self.type}>"
+
+    def _attribute(self, name: str) -> Proto | None:
+        if name in self._node.attr:
+            return self._node.attr[name]
+        for attr in self._attribute_definitions():
+            if attr.name == name and attr.HasField("default_value"):
+                return attr.default_value
+        return None
+
+    def _attribute_definitions(self) -> Any:
+        op_def = self._graph.definitions.find(self.type)
+        return op_def.attr if op_def is not None else ()
+
+    def _make_outputs(self) -> tuple[Tensor, ...]:
+        node = self._node
+        shapes = node.attr["_output_shapes"].list.shape if "_output_shapes" in node.attr else ()
+        op_def = self._graph.definitions.find(self.type)
+        types = None
+        if op_def is not None:
+            types = argument_types(
+                op_def.output_arg,
+                node.attr,
+                op_def,
+                limit=max(_MIN_OUTPUT_LIMIT, self._graph.size_bytes),
+                source=self._graph.source,
+                operation=self.name,
+            )
+        if types is None:
+            types = [0] * max(1, len(shapes), self._graph.referenced_outputs(self.name))
+        outputs = []
+        for index, number in enumerate(types):
+            if index < len(shapes):
+                shape = shape_of(shapes[index])
+            else:
+                shape = self._shape_from_attributes()
+            outputs.append(
+                Tensor(self, index, dtype_of(number, source=self._graph.source, tensor=self.name), shape)
+            )
+        return tuple(outputs)
+
+    def _shape_from_attributes(self) -> tuple[int | None, ...] | None:
+        attributes = self._node.attr
+        if self.type in _SHAPE_ATTRIBUTE_OPS and "shape" in attributes:
+            return shape_of(attributes["shape"].shape)
+        if self.type == "Const" and "value" in attributes:
+            return shape_of(attributes["value"].tensor.tensor_shape)
+        return () if self.type in RESOURCE_VARIABLE_OPS else None
+
+    def _constant_value(self) -> npt.NDArray[Any] | None:
+        if self.type != "Const" or "value" not in self._node.attr:
+            return None
+        return value_of(
+            self._node.attr["value"].tensor,
+            source=self._graph.source,
+            size_limit=self._graph.size_bytes,
+            tensor=self.name,
+        )
+
+
+class Tensor:
+    """One output of an operation. Equal to another of the same operation and index.
+
+    Attributes
+    ----------
+    op : Operation
+    index : int
+        Which of the operation's outputs.
+    dtype : DType or None
+        A reference counts as the type it refers to. None where the graph does not define the operation.
+    shape : tuple of (int or None), or None
+        None for an unknown size, or for a shape of unknown rank.
+    """
+
+    __slots__ = ("dtype", "index", "op", "shape")
+
+    def __init__(
+        self, op: Operation, index: int, dtype: DType | None, shape: tuple[int | None, ...] | None
+    ) -> None:
+        self.op = op
+        self.index = index
+        self.dtype = dtype
+        self.shape = shape
+
+    @property
+    def name(self) -> str:
+        """The name to look it up by: ``"operation:index"``."""
+        return f"{self.op.name}:{self.index}"
+
+    @property
+    def value(self) -> npt.NDArray[Any] | None:
+        """The value of a constant, read-only; None for every other tensor.
+
+        Raises
+        ------
+        FormatError
+            If the stored value is not sound.
+        UnsupportedError
+            If it declares far more elements than it has, of which more than one are different.
+        """
+        return self.op._constant_value()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        return self.op is other.op and self.index == other.index
+
+    def __hash__(self) -> int:
+        return hash((id(self.op), self.index))
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"<ckptstore.graph.{kind} {self.name!r} shape={self.shape} dtype={self.dtype}>"
+
+
+class Variable(Tensor):
+    """A variable: the tensor that stands for it, with the type and shape of its value.
+
+    The tensor of a resource variable (``VarHandleOp``) is a handle: ``get_tensor_by_name`` gives it the type
+    ``resource``; here `dtype` and `shape` are those of the value. What the graph's collections say of a
+    variable is in `variable_name` and so on, each empty where they say nothing.
+    """
+
+    __slots__ = ("_definition", "_in_trainable")
+
+    def __init__(self, op: Operation, definition: Proto | None, *, in_trainable: bool) -> None:
+        dtype, shape = op._attribute("dtype"), op._attribute("shape")
+        super().__init__(
+            op,
+            0,
+            None if dtype is None else dtype_of(dtype.type, source=op.graph.source, tensor=op.name),
+            None if shape is None else shape_of(shape.shape),
+        )
+        self._definition = definition
+        self._in_trainable = in_trainable
+
+    @property
+    def variable_name(self) -> str:
+        """The tensor's name, as TensorFlow's ``VariableDef`` calls it."""
+        return self.name
+
+    @property
+    def initializer_name(self) -> str:
+        """The operation that gives it its first value."""
+        return self._text("initializer_name")
+
+    @property
+    def snapshot_name(self) -> str:
+        """The tensor through which it is read."""
+        return self._text("snapshot_name")
+
+    @property
+    def initial_value_name(self) -> str:
+        """The tensor that holds its first value."""
+        return self._text("initial_value_name")
+
+    @property
+    def is_resource(self) -> bool:
+        """Whether its tensor is a handle and not the value."""
+        return self.op.type in RESOURCE_VARIABLE_OPS
+
+    @property
+    def trainable(self) -> bool:
+        """Whether training changes it; TensorFlow before 1.9 says so in ``trainable_variables`` only."""
+        return self._in_trainable or (self._definition is not None and bool(self._definition.trainable))
+
+    @property
+    def save_slice(self) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+        """``(full name, full shape, offset, shape)`` for a part of a partitioned variable, else None."""
+        if self._definition is None or not self._definition.HasField("save_slice_info_def"):
+            return None
+        info = self._definition.save_slice_info_def
+        return info.full_name, tuple(info.full_shape), tuple(info.var_offset), tuple(info.var_shape)
+
+    def _text(self, field: str) -> str:
+        return str(getattr(self._definition, field)) if self._definition is not None else ""

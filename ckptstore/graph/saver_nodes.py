@@ -1,0 +1,237 @@
+"""The nodes through which a graph saves and restores its variables.
+
+Format
+------
+The nodes and names are those that TensorFlow's Saver adds (`tensorflow/python/training/saver.py`,
+BaseSaverBuilder), as measured on TensorFlow 2.21::
+
+    save/filename/input -> save/filename -> save/Const              the prefix
+    save/SaveV2 (tensor_names, shape_and_slices, every variable)    save/control_dependency waits for it
+    save/RestoreV2 (tensor_names, shape_and_slices)                 one output a variable
+    save/Assign_k (variable, save/RestoreV2:k)                      save/restore_all waits for all of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ckptstore.errors import UsageError
+from ckptstore.format.metagraph import SaverDef, encode_saver_def, serialize_meta_graph
+from ckptstore.format.protos import message_class
+from ckptstore.graph import wire
+from ckptstore.graph.graph import Graph
+from ckptstore.graph.names import unused_scope
+from ckptstore.graph.nodes import Variable
+from ckptstore.graph.suggest import close_names
+
+__all__ = [
+    "ASSIGNABLE_REFERENCES",
+    "ASSIGNABLE_RESOURCES",
+    "SavedVariable",
+    "encode_saver_nodes",
+    "saver_def_for",
+    "with_saver",
+]
+
+# What TensorFlow 2.21 has an assignment for on a CPU, by type number. One operation without a kernel in the
+# graph and no session runs it at all, whatever is asked for: such variables cannot be part of saving and
+# restoring.
+ASSIGNABLE_REFERENCES = frozenset(range(1, 24)) - {15, 20}
+"""Types that ``Assign`` takes: all up to uint64 but qint16."""
+
+ASSIGNABLE_RESOURCES = (ASSIGNABLE_REFERENCES - {16}) | {24, 25, 29, 30, 31, 32, 33}
+"""Types that ``AssignVariableOp`` takes: no quint16, but two of float8 and those below one byte."""
+
+
+class SavedVariable(NamedTuple):
+    """One variable of the graph and its place in the checkpoint.
+
+    Attributes
+    ----------
+    key : str
+        The tensor's name in the bundle.
+    operation : str
+        The variable's operation.
+    dtype_enum : int
+    read : str
+        The tensor that holds its value.
+    is_resource : bool
+        Whether `operation` gives a handle and not the value.
+    spec : str
+        Shape and slice, for a part of a partitioned variable; empty for the whole.
+    fixed_shape : bool
+        Whether restoring another shape than the variable's is an error.
+    """
+
+    key: str
+    operation: str
+    dtype_enum: int
+    read: str
+    is_resource: bool = False
+    spec: str = ""
+    fixed_shape: bool = True
+
+
+def saver_def_for(
+    scope: str, *, max_to_keep: int, keep_checkpoint_every_n_hours: float, sharded: bool = False
+) -> SaverDef:
+    """Return the ``SaverDef`` for the nodes that `encode_saver_nodes` makes below `scope`."""
+    return SaverDef(
+        f"{scope}/Const:0",
+        f"{scope}/control_dependency:0",
+        f"{scope}/restore_all",
+        max_to_keep,
+        sharded,
+        keep_checkpoint_every_n_hours,
+    )
+
+
+def encode_saver_nodes(variables: Sequence[SavedVariable], scope: str) -> bytes:
+    """Return the nodes as a piece of a ``GraphDef``; the data file follows the order of `variables`."""
+    return b"".join(_saver_nodes(variables, scope))
+
+
+def _saver_nodes(variables: Sequence[SavedVariable], scope: str) -> Iterator[bytes]:
+    string = wire.type_value(7)
+    types = wire.type_list_value(variable.dtype_enum for variable in variables)
+    names = wire.attributes(
+        {"dtype": string, "value": wire.string_list_tensor([variable.key for variable in variables])}
+    )
+    specs = wire.attributes(
+        {"dtype": string, "value": wire.string_list_tensor([variable.spec for variable in variables])}
+    )
+    with_default = wire.attributes({"dtype": string, "shape": wire.shape_value(())})
+    filename = f"{scope}/Const"
+    yield wire.node(
+        f"{scope}/filename/input",
+        "Const",
+        (),
+        wire.attributes({"dtype": string, "value": wire.string_tensor("model")}),
+    )
+    yield wire.node(f"{scope}/filename", "PlaceholderWithDefault", (f"{scope}/filename/input",), with_default)
+    yield wire.node(filename, "PlaceholderWithDefault", (f"{scope}/filename",), with_default)
+    for op, extra_inputs in (("SaveV2", [variable.read for variable in variables]), ("RestoreV2", [])):
+        inputs = (f"{scope}/{op}/tensor_names", f"{scope}/{op}/shape_and_slices")
+        yield wire.node(inputs[0], "Const", (), names)
+        yield wire.node(inputs[1], "Const", (), specs)
+        yield wire.node(
+            f"{scope}/{op}", op, (filename, *inputs, *extra_inputs), wire.attributes({"dtypes": types})
+        )
+    yield wire.node(
+        f"{scope}/control_dependency",
+        "Identity",
+        (filename, f"^{scope}/SaveV2"),
+        wire.attributes({"T": string}),
+    )
+    assignments = []
+    known_attributes: dict[tuple[int, bool, bool], bytes] = {}
+    for index, variable in enumerate(variables):
+        op = "AssignVariableOp" if variable.is_resource else "Assign"
+        kind = (variable.dtype_enum, variable.is_resource, variable.fixed_shape)
+        encoded = known_attributes.get(kind)
+        if encoded is None:
+            encoded = known_attributes[kind] = _assign_attributes(*kind)
+        name = f"{scope}/Assign_{index}" if index else f"{scope}/Assign"
+        restored = f"{scope}/RestoreV2:{index}" if index else f"{scope}/RestoreV2"
+        assignments.append(f"^{name}")
+        yield wire.node(name, op, (variable.operation, restored), encoded)
+    yield wire.node(f"{scope}/restore_all", "NoOp", assignments, b"")
+
+
+def _assign_attributes(dtype_enum: int, is_resource: bool, fixed_shape: bool) -> bytes:
+    values = {"dtype" if is_resource else "T": wire.type_value(dtype_enum)}
+    if not is_resource and not fixed_shape:
+        values["validate_shape"] = wire.bool_value(False)
+    return wire.attributes(values)
+
+
+def with_saver(
+    graph: Graph,
+    variables: Mapping[str, str] | None = None,
+    *,
+    max_to_keep: int = 5,
+    keep_checkpoint_every_n_hours: float = 10000.0,
+    sharded: bool = False,
+) -> Graph:
+    """Return `graph` with the nodes that save and restore its variables.
+
+    Parameters
+    ----------
+    graph : Graph
+        Returned as it is if it can save already, or has no variable that TensorFlow could save.
+    variables : mapping of str to str, optional
+        The tensor's name in the checkpoint → the variable's operation, in the order of the data file. All
+        variables under their own names, sorted, if left out. One whose type TensorFlow cannot assign (qint16,
+        some float8) stays out of saving and restoring: it would make the whole graph unusable.
+    max_to_keep, keep_checkpoint_every_n_hours, sharded
+        For the ``SaverDef``.
+
+    Raises
+    ------
+    UsageError
+        If `variables` names something that is no variable of the graph.
+    """
+    if graph.message.HasField("saver_def"):
+        return graph
+    chosen = _chosen(graph, variables)
+    scope = unused_scope("save", (operation.name for operation in graph.get_operations()))
+    saved = [entry for key, variable in chosen for entry in _saved(key, variable, f"{scope}/Read")]
+    if not saved:
+        return graph
+    reads = b"".join(
+        wire.read_variable_node(entry.read, entry.operation, entry.dtype_enum)
+        for entry in saved
+        if entry.is_resource
+    )
+    saver_def = saver_def_for(
+        scope,
+        max_to_keep=max_to_keep,
+        keep_checkpoint_every_n_hours=keep_checkpoint_every_n_hours,
+        sharded=sharded,
+    )
+    message = message_class("MetaGraphDef")()
+    message.CopyFrom(graph.message)
+    message.graph_def.MergeFromString(reads + encode_saver_nodes(saved, scope))
+    message.saver_def.CopyFrom(encode_saver_def(saver_def))
+    return Graph(serialize_meta_graph(message), source=graph.source, message=message, is_text=False)
+
+
+def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str, Variable]]:
+    """Return the checkpoint's name for each variable, in the order of the data file."""
+    known = {variable.op.name: variable for variable in graph.variables}
+    if variables is None:
+        named = [(v.save_slice[0] if v.save_slice else name, v) for name, v in known.items()]
+        # As TensorFlow's Saver: by the variable's name, not by the tensor's.
+        return sorted(named, key=lambda pair: pair[1].op.name)
+    for key, name in variables.items():
+        if name not in known:
+            raise UsageError(
+                f"the graph has no variable {name!r} to save as {key!r}",
+                url=graph.source,
+                hint=close_names(name, known, "variables"),
+            )
+    return [(key, known[name]) for key, name in variables.items()]
+
+
+def _saved(key: str, variable: Variable, read_scope: str) -> Iterator[SavedVariable]:
+    """Yield how `variable` is saved; nothing if TensorFlow could not restore it."""
+    assignable = ASSIGNABLE_RESOURCES if variable.is_resource else ASSIGNABLE_REFERENCES
+    if variable.dtype is None or variable.dtype.as_datatype_enum not in assignable:
+        return
+    name = variable.op.name
+    part = variable.save_slice
+    spec = ""
+    if part is not None:
+        _, full_shape, offset, shape = part
+        extents = ":".join(f"{start},{length}" for start, length in zip(offset, shape, strict=False))
+        spec = f"{' '.join(map(str, full_shape))} {extents}"
+    yield SavedVariable(
+        key,
+        name,
+        variable.dtype.as_datatype_enum,
+        f"{read_scope}/{name}" if variable.is_resource else name,
+        variable.is_resource,
+        spec,
+        variable.shape is not None and None not in variable.shape,
+    )

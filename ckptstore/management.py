@@ -1,0 +1,384 @@
+"""TensorFlow's functions around checkpoints: find, list, date, remove and follow them."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ckptstore.bundle.reader import open_bundle
+from ckptstore.directory.collect import remove_checkpoint_files
+from ckptstore.directory.latest import find_latest, record_location
+from ckptstore.directory.paths import relative_prefix
+from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record
+from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
+from ckptstore.format.naming import index_name
+from ckptstore.format.record import CheckpointState
+from ckptstore.format.record_protocol import Record
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+from ckptstore.storage.retry import pause
+
+__all__ = [
+    "CheckpointState",
+    "checkpoint_exists",
+    "checkpoints_iterator",
+    "get_checkpoint_mtimes",
+    "get_checkpoint_state",
+    "latest_checkpoint",
+    "remove_checkpoint",
+    "update_checkpoint_state",
+    "wait_for_new_checkpoint",
+]
+
+PathText = str | os.PathLike[str]
+Options = Mapping[str, Any] | None
+
+_RECORD_TIMEOUT_S = 60.0
+
+
+def latest_checkpoint(
+    checkpoint_dir: PathText,
+    latest_filename: str | None = None,
+    *,
+    recover: bool = True,
+    allow_external_paths: bool = False,
+    storage_options: Options = None,
+) -> str | None:
+    """Return the prefix of the newest checkpoint in a directory; what it names can be restored.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or PathLike
+        Directory or URL.
+    latest_filename : str, optional
+        Name of the record, ``checkpoint`` by default.
+    recover : bool
+        Where the record is missing, stale or unreadable, warn and return the newest complete checkpoint that
+        lies in the directory. With False such a record gives None.
+    allow_external_paths : bool
+        Follow a path of the record that leads out of the directory. Otherwise the same basename beside the
+        record is tried, which is what a moved directory needs.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Returns
+    -------
+    str or None
+        None only when there is no complete checkpoint.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        If the directory cannot be looked at. That is never reported as "no checkpoint".
+    """
+    directory = locate(checkpoint_dir, storage_options)
+    found = find_latest(
+        directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+    )
+    return None if found is None else found.url
+
+
+def get_checkpoint_state(
+    checkpoint_dir: PathText, latest_filename: str | None = None, *, storage_options: Options = None
+) -> CheckpointState | None:
+    """Return what the record of a directory says, relative paths joined to `checkpoint_dir`.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or PathLike
+        Directory or URL.
+    latest_filename : str, optional
+        Name of the record, ``checkpoint`` by default.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Returns
+    -------
+    CheckpointState or None
+        None if there is no record, and, with a warning, if it cannot be read. Nothing is checked beyond the
+        record: use `latest_checkpoint` for a checkpoint that can be restored.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        If the record cannot be reached.
+    """
+    directory = locate(checkpoint_dir, storage_options)
+    snapshot = read_record(record_location(directory, latest_filename))
+    if snapshot.fault is not None:
+        warnings.warn(str(snapshot.fault), CkptStoreWarning, stacklevel=2)
+    state = snapshot.record.state
+    if state is None:
+        return None
+
+    def join(path: str) -> str:
+        return path if path.startswith("/") or "://" in path else directory.child(path).url
+
+    return CheckpointState(
+        join(state.model_checkpoint_path),
+        tuple(join(path) for path in state.all_model_checkpoint_paths),
+        state.all_model_checkpoint_timestamps,
+        state.last_preserved_timestamp,
+    )
+
+
+def update_checkpoint_state(
+    save_dir: PathText,
+    model_checkpoint_path: str,
+    all_model_checkpoint_paths: Sequence[str] | None = None,
+    latest_filename: str | None = None,
+    all_model_checkpoint_timestamps: Sequence[float] | None = None,
+    last_preserved_timestamp: float | None = None,
+    *,
+    storage_options: Options = None,
+) -> None:
+    """Write the record of a directory. Savers do so by themselves.
+
+    Paths are stored relative to `save_dir`. As in TensorFlow, a relative path is taken as relative to the
+    working directory when `save_dir` is relative too, and to `save_dir` when that is absolute or a URL.
+
+    Parameters
+    ----------
+    save_dir : str or PathLike
+        Directory or URL of the record; made when missing.
+    model_checkpoint_path : str
+        Prefix of the latest checkpoint.
+    all_model_checkpoint_paths : sequence of str, optional
+        The listed ones, oldest first; the latest is appended if it is not among them.
+    latest_filename : str, optional
+        Name of the record, ``checkpoint`` by default.
+    all_model_checkpoint_timestamps : sequence of float, optional
+        Seconds since 1970, one a path.
+    last_preserved_timestamp : float, optional
+        CheckpointManager's clock, seconds since 1970.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    UsageError
+        If the timestamps do not match the paths, or a path is that of the record itself.
+    """
+    directory = locate(save_dir, storage_options)
+    record = record_location(directory, latest_filename)
+    latest = _to_relative(directory, model_checkpoint_path)
+    paths = [_to_relative(directory, path) for path in all_model_checkpoint_paths or ()]
+    times = list(all_model_checkpoint_timestamps or ())
+    if times and len(times) != len(paths):
+        raise UsageError(
+            "checkpoint timestamps, if provided, must match checkpoint paths",
+            url=record.url,
+            expected=f"{len(paths)} timestamps",
+            actual=str(len(times)),
+        )
+    if latest not in paths:
+        paths.append(latest)
+        if times:
+            times.append(time.time())
+    if record.name in (latest, *paths):
+        raise UsageError(
+            f"save path {model_checkpoint_path!r} conflicts with the path of the record",
+            url=record.url,
+            hint="Use a different save path.",
+        )
+
+    def change(snapshot: RecordSnapshot) -> Record:
+        present = snapshot.record
+        last = present.state.last_preserved_timestamp if present.state else 0.0
+        state = CheckpointState(
+            latest,
+            tuple(paths),
+            tuple(times),
+            last if last_preserved_timestamp is None else last_preserved_timestamp,
+        )
+        return Record(state, present.owners, present.pending, present.superseded)
+
+    update_record(record, change, timeout_s=_RECORD_TIMEOUT_S)
+
+
+def _to_relative(directory: Location, path: str) -> str:
+    if path.startswith("/") or "://" in path:
+        relative = relative_prefix(directory, path)
+        if relative is not None:
+            return relative
+        if "://" in path or "://" in directory.url:
+            raise UsageError(
+                "a record cannot name a checkpoint on another storage", url=directory.url, actual=path
+            )
+        return posixpath.relpath(path, directory.key)
+    if directory.url.startswith("/") or "://" in directory.url:
+        return path
+    return posixpath.relpath(path, directory.url or ".")
+
+
+def checkpoint_exists(checkpoint_prefix: PathText, *, storage_options: Options = None) -> bool:
+    """Return whether a V2 or V1 checkpoint of this prefix is there; its bytes are not checked.
+
+    Parameters
+    ----------
+    checkpoint_prefix : str or PathLike
+        Prefix or URL. A directory is no checkpoint.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    AccessError, TransientError
+        If that cannot be told.
+    """
+    try:
+        open_bundle(locate(checkpoint_prefix, storage_options))
+    except NotFoundError:
+        return False
+    except CorruptError:
+        return True
+    return True
+
+
+def get_checkpoint_mtimes(
+    checkpoint_prefixes: Sequence[PathText], *, storage_options: Options = None
+) -> list[float]:
+    """Return when each checkpoint was written.
+
+    Parameters
+    ----------
+    checkpoint_prefixes : sequence of str or PathLike
+        Prefixes or URLs.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Returns
+    -------
+    list of float
+        Whole seconds since 1970; missing checkpoints are left out.
+    """
+    times = []
+    for prefix in checkpoint_prefixes:
+        mtime_s = _mtime_s(locate(prefix, storage_options))
+        if mtime_s is not None:
+            times.append(float(int(mtime_s)))
+    return times
+
+
+def _mtime_s(prefix: Location) -> float | None:
+    for place in (prefix.parent.child(index_name(prefix.name)), prefix):
+        try:
+            return place.storage.head(place.key).mtime_s
+        except NotFoundError:
+            continue
+    return None
+
+
+def remove_checkpoint(
+    checkpoint_prefix: PathText,
+    checkpoint_format_version: int = 2,
+    meta_graph_suffix: str = "meta",
+    *,
+    storage_options: Options = None,
+) -> None:
+    """Delete one checkpoint: index, then data and graph, by exact names. Missing files are fine.
+
+    Parameters
+    ----------
+    checkpoint_prefix : str or PathLike
+        Prefix or URL.
+    checkpoint_format_version : int
+        2.
+    meta_graph_suffix : str
+        Of the graph's file.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    UnsupportedError, AccessError, StorageFullError, TransientError
+        If a file could not be deleted, after all were tried.
+    """
+    if checkpoint_format_version != 2:
+        raise UsageError(
+            "only V2 checkpoints are removed here", expected=2, actual=checkpoint_format_version,
+            hint="A V1 checkpoint is one file: delete it.",
+        )  # fmt: skip
+    prefix = locate(checkpoint_prefix, storage_options)
+    remove_checkpoint_files(prefix.parent, prefix.name, meta_graph_suffix)
+
+
+def wait_for_new_checkpoint(
+    checkpoint_dir: PathText,
+    last_checkpoint: str | None = None,
+    seconds_to_sleep: float = 1,
+    timeout: float | None = None,
+    *,
+    storage_options: Options = None,
+) -> str | None:
+    """Wait until the latest checkpoint of a directory is another than `last_checkpoint`.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or PathLike
+        Directory or URL.
+    last_checkpoint : str, optional
+        The one that is known already.
+    seconds_to_sleep : float
+        Between two looks.
+    timeout : float, optional
+        In seconds. Gives up when the next look would come later, so one shorter than `seconds_to_sleep` looks
+        once.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Returns
+    -------
+    str or None
+        None after the timeout.
+    """
+    stop_s = None if timeout is None else time.monotonic() + timeout
+    while True:
+        path = latest_checkpoint(checkpoint_dir, storage_options=storage_options)
+        if path is not None and path != last_checkpoint:
+            return path
+        if stop_s is not None and time.monotonic() + seconds_to_sleep > stop_s:
+            return None
+        pause(seconds_to_sleep)
+
+
+def checkpoints_iterator(
+    checkpoint_dir: PathText,
+    min_interval_secs: float = 0,
+    timeout: float | None = None,
+    timeout_fn: Callable[[], bool] | None = None,
+    *,
+    storage_options: Options = None,
+) -> Iterator[str]:
+    """Yield each new latest checkpoint of a directory.
+
+    Parameters
+    ----------
+    checkpoint_dir : str or PathLike
+        Directory or URL.
+    min_interval_secs : float
+        Least time between two of them.
+    timeout : float, optional
+        Seconds without a new one after which iteration stops, or, with `timeout_fn`, after which it is asked.
+    timeout_fn : callable, optional
+        Returns True to stop. Asked after each timeout.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+    """
+    path: str | None = None
+    while True:
+        new = wait_for_new_checkpoint(checkpoint_dir, path, timeout=timeout, storage_options=storage_options)
+        if new is None:
+            if timeout_fn is None or timeout_fn():
+                return
+            continue
+        started_s = time.monotonic()
+        path = new
+        yield path
+        rest_s = started_s + min_interval_secs - time.monotonic()
+        if rest_s > 0:
+            pause(rest_s)

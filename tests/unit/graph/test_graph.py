@@ -1,0 +1,465 @@
+"""Asking a network by name: the fixtures of TensorFlow, node by node, and files that lie."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+
+import numpy as np
+import pytest
+
+from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.format.protos import message_class
+from ckptstore.graph import Graph, SaverDef, read_meta_graph
+
+NAMES = ["ref", "res"]
+
+
+@pytest.fixture(params=NAMES)
+def fixture(request, fixtures_dir):
+    directory = fixtures_dir / "09_with_meta"
+    expected = json.loads((directory / "expected.json").read_text())["meta"][request.param]
+    data = (directory / f"{request.param}.meta").read_bytes()
+    return read_meta_graph(data, source=f"{request.param}.meta"), expected, request.param
+
+
+@pytest.fixture
+def ref(fixtures_dir):
+    return read_meta_graph((fixtures_dir / "09_with_meta" / "ref.meta").read_bytes(), source="ref.meta")
+
+
+@pytest.fixture
+def res(fixtures_dir):
+    return read_meta_graph((fixtures_dir / "09_with_meta" / "res.meta").read_bytes(), source="res.meta")
+
+
+def from_text(text: str) -> Graph:
+    return read_meta_graph(text.encode(), source="/m.meta")
+
+
+# TensorFlow's files.
+
+
+def test_every_node_has_the_expected_type_and_inputs(fixture):
+    graph, expected, _ = fixture
+    operations = graph.get_operations()
+    assert [operation.name for operation in operations] == [name for name, _, _ in expected["nodes"]]
+    for operation, (name, op_type, inputs) in zip(operations, expected["nodes"], strict=True):
+        assert operation.type == op_type
+        assert graph.get_operation_by_name(name) is operation
+        data = [tensor.name.removesuffix(":0") for tensor in operation.inputs]
+        control = [f"^{other.name}" for other in operation.control_inputs]
+        assert data + control == inputs
+
+
+def test_operation_types_are_those_that_the_file_lists(fixture):
+    graph, expected, _ = fixture
+    assert sorted({operation.type for operation in graph.get_operations()}) == expected["ops"]
+    assert [op_def.name for op_def in graph.message.meta_info_def.stripped_op_list.op] == expected["ops"]
+    assert graph.message.graph_def.versions.producer == expected["graph_producer"]
+    assert graph.message.meta_info_def.tensorflow_version == expected["tensorflow_version"]
+
+
+def test_every_output_has_a_type_and_the_recorded_shape(fixture):
+    graph, _, _ = fixture
+    for operation in graph.get_operations():
+        shapes = operation.get_attr("_output_shapes") if operation.outputs else []
+        assert [tensor.shape for tensor in operation.outputs] == shapes
+        for index, tensor in enumerate(operation.outputs):
+            assert (tensor.op, tensor.index) == (operation, index)
+            assert tensor.dtype is not None
+            assert graph.get_tensor_by_name(tensor.name) is tensor
+
+
+def test_saver_def(fixture):
+    graph, expected, _ = fixture
+    assert graph.saver_def == SaverDef(**expected["saver_def"])
+
+
+def test_variables_and_placeholders(fixture):
+    graph, expected, name = fixture
+    assert [variable.name for variable in graph.variables] == expected["variables"]
+    assert [tensor.name for tensor in graph.placeholders] == ["x:0"]
+    first = graph.variables[0]
+    assert (first.dtype, first.shape, first.op.name) == ("float32", (3, 2), "layer/w")
+    assert (first.initializer_name, first.variable_name) == ("layer/w/Assign", "layer/w:0")
+    assert first.snapshot_name == ("layer/w/read:0" if name == "ref" else "layer/w/Read/ReadVariableOp:0")
+    assert first.is_resource == (name == "res")
+    assert [variable.trainable for variable in graph.variables[:3]] == [True, True, False]
+    assert first == graph.get_tensor_by_name("layer/w:0")
+    assert first.value is None
+
+
+def test_collections(fixture):
+    graph, expected, name = fixture
+    assert graph.get_all_collection_keys() == sorted(expected["collections"])
+    assert graph.get_collection("my_nums") == [3]
+    assert graph.get_collection("my_ops") == [graph.get_tensor_by_name("y:0")]
+    assert [v.name for v in graph.get_collection("variables")] == expected["variables"]
+    assert [v.name for v in graph.get_collection("trainable_variables")] == ["layer/w:0", "layer/b:0"]
+    assert [v.name for v in graph.get_collection("global_step")] == ["global_step:0"]
+    assert graph.get_collection("nothing of that name") == []
+    if name == "res":
+        assert graph.get_collection("train_op") == [graph.get_operation_by_name("Adam")]
+
+
+def test_tensors_of_the_small_network(ref):
+    x = ref.get_tensor_by_name("x:0")
+    assert (x.dtype, x.shape, x.op.type, x.value) == ("float32", (None, 3), "Placeholder", None)
+    w = ref.get_tensor_by_name("layer/w:0")
+    assert (w.dtype, w.shape) == ("float32", (3, 2))  # float32_ref in the file
+    assert ref.get_tensor_by_name("y:0").shape == (None, 2)
+    assert [t.dtype for t in ref.get_operation_by_name("save/RestoreV2").outputs] == [
+        "int64",
+        "float32",
+        "float32",
+    ]
+    assert ref.get_operation_by_name("init").outputs == ()
+
+
+def test_the_tensor_of_a_resource_variable_is_a_handle(res):
+    handle = res.get_tensor_by_name("layer/w:0")
+    assert (handle.dtype.name, handle.shape) == ("resource", ())
+    assert res.get_tensor_by_name("layer/w/Read/ReadVariableOp:0").dtype == "float32"
+
+
+def test_constants_have_values(ref):
+    values = {tensor.name: tensor.value for tensor in ref.constants}
+    assert values["Const:0"].tolist() == [0, 1]
+    assert values["global_step/Initializer/zeros:0"] == 0
+    assert values["global_step/Initializer/zeros:0"].dtype == np.int64
+    assert values["save/filename/input:0"].item() == b"model"
+    assert values["save/SaveV2/tensor_names:0"].tolist() == [b"global_step", b"layer/b", b"layer/w"]
+    np.testing.assert_array_equal(
+        values["layer/w/initial_value:0"],
+        np.array([[6.624316, 1.7573177], [6.7096677, -14.123463], [-7.398783, -2.814268]], np.float32),
+    )
+    assert all(not value.flags.writeable for value in values.values())
+
+
+def test_attributes_are_python_values(ref):
+    multiply = ref.get_operation_by_name("MatMul")
+    assert multiply.get_attr("T") == "float32"
+    assert multiply.get_attr("transpose_a") is False
+    assert multiply.get_attr("_output_shapes") == [(None, 2)]
+    variable = ref.get_operation_by_name("layer/w")
+    assert variable.get_attr("shape") == (3, 2)
+    assert variable.get_attr("container") == b""
+    assert ref.get_operation_by_name("layer/w/Assign").get_attr("_class") == [b"loc:@layer/w"]
+    assert ref.get_operation_by_name("save/SaveV2").get_attr("dtypes") == ["int64", "float32", "float32"]
+    assert ref.get_operation_by_name("Const").get_attr("value").tolist() == [0, 1]
+    with pytest.raises(UsageError, match=r"no attribute 'transpose'.*transpose_a"):
+        multiply.get_attr("transpose")
+
+
+def test_graph_def_is_the_part_of_the_file(ref):
+    graph_def = ref.as_graph_def()
+    assert graph_def in ref.data
+    assert message_class("GraphDef").FromString(graph_def) == ref.message.graph_def
+
+
+def test_a_saved_model_shows_signatures_and_functions(fixtures_dir):
+    saved_model = message_class("SavedModel").FromString(
+        (fixtures_dir / "11_saved_model" / "sm" / "saved_model.pb").read_bytes()
+    )
+    graph = Graph(saved_model.meta_graphs[0].SerializeToString(deterministic=True), source="saved_model.pb")
+    assert "serving_default" in graph.signatures
+    signature = graph.signatures["serving_default"]
+    assert signature.method_name == "tensorflow/serving/predict"
+    for info in (*signature.inputs.values(), *signature.outputs.values()):
+        assert graph.get_tensor_by_name(info.name).dtype == info.dtype
+    functions = graph.functions
+    assert functions
+    called = [op for op in graph.get_operations() if op.type == "StatefulPartitionedCall"]
+    assert called
+    for operation in called:
+        function = functions[operation.get_attr("f")]
+        assert [argument.dtype for argument in function.inputs] == operation.get_attr("Tin")
+        assert [argument.dtype for argument in function.outputs] == operation.get_attr("Tout")
+        assert function.operations
+
+
+# Names that do not exist.
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("layer/w", "'layer/w:0'"),
+        ("laier/w:0", "'layer/w:0'"),
+        ("layer/w:1", "'layer/w:0'"),
+        ("init:0", "no outputs"),
+        ("x:", "number"),
+        ("x:-1", "number"),
+        ("x:0x1", "number"),
+        ("x:²", "number"),
+        ("x:99999999999999999999", "number"),
+        (":0", "number"),
+        ("x:0:0", ""),
+        ("^x", "x"),
+        ("", ""),
+        ("no such thing whatsoever" * 100, ""),
+    ],
+)
+def test_unknown_tensors(ref, name, hint):
+    with pytest.raises(TensorNotFoundError) as raised:
+        ref.get_tensor_by_name(name)
+    assert isinstance(raised.value, KeyError)
+    assert hint in str(raised.value)
+    assert raised.value.url == "ref.meta"
+
+
+def test_unknown_operations(ref):
+    with pytest.raises(TensorNotFoundError, match="Did you mean 'MatMul'"):
+        ref.get_operation_by_name("Matmul")
+    with pytest.raises(TensorNotFoundError, match="get_tensor_by_name"):
+        ref.get_operation_by_name("MatMul:0")
+    for lookup in (ref.get_operation_by_name, ref.get_tensor_by_name):
+        with pytest.raises(UsageError):
+            lookup(3)
+
+
+# Graphs with little said about their operations.
+
+
+def test_operations_without_definition_come_from_the_catalogue():
+    graph = from_text(
+        "graph_def { node { name: 'a' op: 'Split' attr { key: 'num_split' value { i: 3 } }"
+        " attr { key: 'T' value { type: DT_HALF } } } node { name: 'v' op: 'VariableV2'"
+        " attr { key: 'dtype' value { type: DT_INT32_REF } }"
+        " attr { key: 'shape' value { shape { dim { size: 2 } } } } }"
+        " node { name: 's' op: 'Shape' } }"
+    )
+    assert [tensor.dtype for tensor in graph.get_operation_by_name("a").outputs] == ["float16"] * 3
+    assert graph.get_tensor_by_name("a:2").shape is None
+    assert graph.get_tensor_by_name("v:0").dtype == "int32"
+    assert graph.get_tensor_by_name("v:0").shape == (2,)
+    assert graph.get_tensor_by_name("s:0").dtype == "int32"  # out_type has a default
+    assert graph.get_operation_by_name("s").get_attr("out_type") == "int32"
+
+
+def test_operations_that_nobody_defines_have_the_outputs_that_are_used():
+    graph = from_text(
+        "graph_def { node { name: 'own' op: 'MyOwn' } node { name: 'shaped' op: 'MyOwn'"
+        " attr { key: '_output_shapes' value { list { shape { } shape { unknown_rank: true } } } } }"
+        " node { name: 'b' op: 'Identity' input: 'own:2' attr { key: 'T' value { type: DT_INT8 } } } }"
+    )
+    assert [tensor.name for tensor in graph.get_operation_by_name("own").outputs] == [
+        "own:0",
+        "own:1",
+        "own:2",
+    ]
+    assert graph.get_tensor_by_name("own:2").dtype is None
+    assert graph.get_operation_by_name("b").inputs[0].name == "own:2"
+    assert [tensor.shape for tensor in graph.get_operation_by_name("shaped").outputs] == [(), None]
+    with pytest.raises(TensorNotFoundError):
+        graph.get_tensor_by_name("own:3")
+
+
+def test_a_function_is_an_operation_of_its_graph():
+    graph = from_text(
+        "graph_def { node { name: 'call' op: 'f' } library { function { signature { name: 'f'"
+        " output_arg { name: 'y' type: DT_INT64 } output_arg { name: 'z' type: DT_BOOL } } } } }"
+    )
+    assert [tensor.dtype for tensor in graph.get_operation_by_name("call").outputs] == ["int64", "bool"]
+
+
+def test_every_kind_of_collection():
+    variable = message_class("VariableDef")(variable_name="v:0", trainable=True)
+    variable.save_slice_info_def.full_name = "whole"
+    variable.save_slice_info_def.full_shape.extend([4, 2])
+    variable.save_slice_info_def.var_offset.extend([2, 0])
+    variable.save_slice_info_def.var_shape.extend([2, 2])
+    meta = message_class("MetaGraphDef")()
+    node = meta.graph_def.node.add(name="v", op="VariableV2")
+    node.attr["dtype"].type = 1
+    node.attr["shape"].shape.dim.add(size=2)
+    collections = meta.collection_def
+    collections["model_variables"].bytes_list.value.append(variable.SerializeToString())
+    collections["savers"].bytes_list.value.append(
+        message_class("SaverDef")(max_to_keep=3).SerializeToString()
+    )
+    collections["text"].bytes_list.value.extend([b"a", b"\xff"])
+    collections["ints"].int64_list.value.extend([1, -2])
+    collections["floats"].float_list.value.extend([1.5])
+    collections["nodes"].node_list.value.extend(["v", "v:0"])
+    collections["any"].any_list.value.add(type_url="t/x", value=b"1")
+    collections["none"].SetInParent()
+    graph = Graph(meta.SerializeToString(), source="x")
+    (found,) = graph.get_collection("model_variables")
+    assert (found.name, found.trainable) == ("v:0", True)
+    assert found.save_slice == ("whole", (4, 2), (2, 0), (2, 2))
+    assert graph.variables[0].save_slice == found.save_slice
+    assert graph.get_collection("savers")[0].max_to_keep == 3
+    assert graph.get_collection("text") == [b"a", b"\xff"]
+    assert graph.get_collection("ints") == [1, -2]
+    assert graph.get_collection("floats") == [1.5]
+    assert graph.get_collection("nodes") == [
+        graph.get_operation_by_name("v"),
+        graph.get_tensor_by_name("v:0"),
+    ]
+    assert graph.get_collection("any") == [b"\x0a\x03t/x\x12\x011"]
+    assert graph.get_collection("none") == []
+
+
+# Files that lie.
+
+
+@pytest.mark.parametrize(
+    ("text", "ask", "error"),
+    [
+        ("graph_def { node { name: 'a' } node { name: 'a' } }", lambda g: g.get_operations(), FormatError),
+        (
+            "graph_def { node { name: 'a' input: 'b' } }",
+            lambda g: g.get_operation_by_name("a").inputs,
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' input: '^b' } }",
+            lambda g: g.get_operation_by_name("a").control_inputs,
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' op: 'NoOp' } node { name: 'b' input: 'a' } }",
+            lambda g: g.get_operation_by_name("b").inputs,
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' op: 'NoOp' } node { name: 'b' input: 'a:x' } }",
+            lambda g: g.get_operation_by_name("b").inputs,
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' op: 'Split'"
+            " attr { key: 'num_split' value { i: 1152921504606846976 } } } }",
+            lambda g: g.get_tensor_by_name("a:0"),
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' op: 'Split' attr { key: 'num_split' value { i: -1 } } } }",
+            lambda g: g.get_tensor_by_name("a:0"),
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'a' op: 'Identity' attr { key: 'T' value { type: 99 } } } }",
+            lambda g: g.get_tensor_by_name("a:0"),
+            FormatError,
+        ),
+        (
+            "collection_def { key: 'c' value { node_list { value: 'nope:0' } } }",
+            lambda g: g.get_collection("c"),
+            FormatError,
+        ),
+        (
+            "collection_def { key: 'variables' value { bytes_list { value: '\\377' } } }",
+            lambda g: g.get_collection("variables"),
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'v' op: 'VariableV2' } }"
+            " collection_def { key: 'variables' value { bytes_list { value: '\\377' } } }",
+            lambda g: g.variables,
+            FormatError,
+        ),
+        (
+            "signature_def { key: 's' value { inputs { key: 'x' value { dtype: 99 } } } }",
+            lambda g: g.signatures,
+            FormatError,
+        ),
+        (
+            "graph_def { node { name: 'c' op: 'Const' attr { key: 'value' value { tensor { dtype: DT_FLOAT"
+            " tensor_shape { dim { size: 1099511627776 } } float_val: 1 float_val: 2 } } } } }",
+            lambda g: g.constants[0].value,
+            UnsupportedError,
+        ),
+        (
+            "graph_def { node { name: 'c' op: 'Const' attr { key: 'value' value { tensor { dtype: DT_FLOAT"
+            " tensor_shape { dim { size: 2 } } tensor_content: 'abc' } } } } }",
+            lambda g: g.constants[0].value,
+            FormatError,
+        ),
+    ],
+    ids=range(14),
+)
+def test_a_lie_is_found_when_it_is_asked_about(text, ask, error):
+    graph = from_text(text)
+    with pytest.raises(error) as raised:
+        ask(graph)
+    assert raised.value.url == "/m.meta"
+
+
+def test_a_huge_constant_of_one_value_is_a_view():
+    graph = from_text(
+        "graph_def { node { name: 'c' op: 'Const' attr { key: 'value' value { tensor { dtype: DT_FLOAT"
+        " tensor_shape { dim { size: 1099511627776 } } float_val: 1 } } } } }"
+    )
+    assert graph.get_tensor_by_name("c:0").shape == (2**40,)
+    assert graph.constants[0].value[2**39] == 1
+
+
+def test_a_variable_without_type_or_shape_can_be_listed():
+    (variable,) = from_text("graph_def { node { name: 'v' op: 'VarHandleOp' } }").variables
+    assert (variable.name, variable.dtype, variable.shape) == ("v:0", None, None)
+    assert variable.initializer_name == ""
+    assert variable.save_slice is None
+    assert not variable.trainable
+
+
+def ask_everything(graph):
+    def attempt(question):
+        try:
+            return question()
+        except CkptStoreError:
+            return ()
+
+    for operation in attempt(graph.get_operations):
+        attempt(lambda op=operation: (op.inputs, op.control_inputs))
+        for tensor in attempt(lambda op=operation: op.outputs):
+            attempt(lambda t=tensor: (repr(t), t.value))
+        attempt(lambda op=operation: [op.get_attr(name) for name in ("T", "dtype", "value", "_class")])
+    for key in graph.get_all_collection_keys():
+        attempt(lambda k=key: graph.get_collection(k))
+    for question in (
+        lambda: graph.placeholders,
+        lambda: [(v.dtype, v.trainable, v.save_slice) for v in graph.variables],
+        lambda: [tensor.value for tensor in graph.constants],
+        lambda: (graph.signatures, graph.functions, graph.saver_def, graph.as_graph_def()),
+    ):
+        attempt(question)
+
+
+def test_damaged_files_give_typed_errors_only(fixtures_dir):
+    whole = (fixtures_dir / "09_with_meta" / "ref.meta").read_bytes()
+    choose = random.Random(20)
+    answered = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for _ in range(choose.choice([1, 1, 3])):
+            damaged[choose.randrange(len(damaged))] = choose.choice(
+                [0, 1, 127, 128, 255, choose.randrange(256)]
+            )
+        try:
+            ask_everything(read_meta_graph(bytes(damaged), source="/m.meta"))
+            answered += 1
+        except FormatError:
+            pass
+    assert answered > 50
+    for size in range(0, len(whole), 211):
+        with contextlib.suppress(FormatError):
+            ask_everything(read_meta_graph(whole[:size], source="/m.meta"))
+
+
+def test_many_nodes_are_indexed_in_linear_time():
+    meta = message_class("MetaGraphDef")()
+    for number in range(50_000):
+        meta.graph_def.node.add(name=f"scope_{number % 100}/node_{number}", op="NoOp")
+    graph = Graph(meta.SerializeToString(), source="x")
+    start = time.perf_counter()
+    assert graph.get_operation_by_name("scope_99/node_49999").type == "NoOp"
+    assert len(graph.get_operations()) == 50_000
+    with pytest.raises(TensorNotFoundError, match="scope_7/node_"):
+        graph.get_tensor_by_name("scope_7/node_77:0")
+    # A hundred times of what it takes: catches a square, not a slow machine.
+    assert time.perf_counter() - start < 20
