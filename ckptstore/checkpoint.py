@@ -278,9 +278,9 @@ def restore_values(
     values : mutable mapping
         Name → array; see `restore_into`.
     names : mapping, optional
-        Name in the checkpoint → name in `values`. Without it every tensor of the checkpoint, and every name of
-        `values` must be among them. In an object-based checkpoint a name that is no key is looked up among the
-        variables' own names, as TensorFlow's Saver does; its object graph is no value.
+        Name in the checkpoint → name in `values`. Without it every tensor of the checkpoint, and every name
+        of `values` must be among them. In an object-based checkpoint a name that is no key is looked up among
+        the variables' own names, as TensorFlow's Saver does; its object graph is no value.
     reshape : bool
         Fill arrays of another shape with as many elements.
 

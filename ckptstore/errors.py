@@ -30,6 +30,7 @@ from __future__ import annotations
 import difflib
 import errno
 import itertools
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,6 +54,10 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
 ]
+
+# Names and paths come from files: one may be a megabyte long, or hold what a terminal obeys. The fields keep all of it.
+_MOST_SHOWN = 600
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class CkptStoreError(Exception):
@@ -100,22 +105,22 @@ class CkptStoreError(Exception):
     def __str__(self) -> str:
         where = []
         if self.tensor is not None:
-            where.append(f"tensor {self.tensor!r}")
+            where.append(f"tensor {_abridged(self.tensor)!r}")
         if self.url is not None:
-            where.append(self.url)
+            where.append(_abridged(self.url))
         if self.offset is not None:
             where.append(f"at byte {self.offset}")
-        text = self.what
+        text = _abridged(self.what)
         if where:
             text += f" [{', '.join(where)}]"
         if self.expected is not None:
-            text += f": expected {self.expected}"
-            text += f", found {self.actual}" if self.actual is not None else ""
+            text += f": expected {_abridged(self.expected)}"
+            text += f", found {_abridged(self.actual)}" if self.actual is not None else ""
         elif self.actual is not None:
-            text += f": found {self.actual}"
+            text += f": found {_abridged(self.actual)}"
         if self.hint:
-            text += f". {self.hint}"
-        return text
+            text += f". {_abridged(self.hint)}"
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = self.__dict__.copy()
@@ -126,6 +131,11 @@ class CkptStoreError(Exception):
 
 class CkptStoreWarning(UserWarning):
     """Something went on in a degraded way; the message says what and why."""
+
+
+def _abridged(text: str) -> str:
+    """Return `text`; of a very long one the beginning and the end."""
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 100]} … {text[-100:]}"
 
 
 def _rebuild(cls: type[CkptStoreError], fields: dict[str, Any]) -> CkptStoreError:

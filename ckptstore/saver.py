@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ Options = Mapping[str, Any] | None
 VarList = Sequence[str] | set[str] | frozenset[str] | Mapping[str, str]
 
 _V2 = 2
+_DEFAULT_NAMES = SaverDef("save/Const:0", "save/control_dependency:0", "save/restore_all")
 _SECONDS_PER_HOUR = 3600.0
 
 
@@ -158,6 +160,7 @@ class Saver:
         self._set_checkpoints: list[tuple[str, float]] = []
         self._awaiting_set: set[tuple[Any, str, str]] | None = None
         self._generated: tuple[object, bytes] | None = None
+        self._saving: tuple[Graph, Graph] | None = None
         self.graph = graph
 
     def _make_retention(self) -> Retention:
@@ -311,31 +314,37 @@ class Saver:
 
     def _meta_graph(self, plan: SavePlan, strip_default_attrs: bool) -> bytes:
         if self.graph is not None:
-            graph = with_saver(
-                self.graph,
-                max_to_keep=self._max_to_keep,
-                keep_checkpoint_every_n_hours=self._keep_hours,
-                sharded=self._sharded,
+            graph = self._with_saver(self.graph)
+            saver_def = None if graph.saver_def is None else self._settings(graph.saver_def)
+            return export_meta_graph_bytes(
+                graph, saver_def=saver_def, strip_default_attrs=strip_default_attrs
             )
-            return export_meta_graph_bytes(graph, strip_default_attrs=strip_default_attrs)
-        specs = tuple(
-            sorted(
-                {
-                    (item.name, item.dtype.name, item.full_shape)
-                    for shard in plan.shards
-                    for item in shard.items
-                }
-            )
-        )
+        specs = [(item.name, item.dtype, item.full_shape) for shard in plan.shards for item in shard.items]
         if self._generated is None or self._generated[0] != specs:
+            unique = list({name: (name, dtype, shape) for name, dtype, shape in specs}.values())
             graph = meta_graph_for_arrays(
-                [(item.name, item.dtype, item.full_shape) for shard in plan.shards for item in shard.items],
+                unique,
                 max_to_keep=self._max_to_keep,
                 keep_checkpoint_every_n_hours=self._keep_hours,
                 sharded=self._sharded,
             )
             self._generated = (specs, export_meta_graph_bytes(graph))
         return self._generated[1]
+
+    def _with_saver(self, graph: Graph) -> Graph:
+        """Return `graph` with the operations that save and restore, made once for each graph."""
+        if self._saving is None or self._saving[0] is not graph:
+            self._saving = (graph, with_saver(graph))
+        return self._saving[1]
+
+    def _settings(self, base: SaverDef) -> SaverDef:
+        """Return `base` with the settings of this Saver."""
+        return replace(
+            base,
+            max_to_keep=self._max_to_keep,
+            sharded=self._sharded,
+            keep_checkpoint_every_n_hours=self._keep_hours,
+        )
 
     def restore(
         self, values: MutableMapping[str, Any], save_path: PathText, *, storage_options: Options = None
@@ -409,16 +418,8 @@ class Saver:
 
     def as_saver_def(self) -> SaverDef:
         """Return the settings as TensorFlow's ``SaverDef``; the graph's own names where there is a graph."""
-        base = self.graph.saver_def if self.graph is not None else self._saver_def
-        return SaverDef(
-            filename_tensor_name=base.filename_tensor_name if base else "save/Const:0",
-            save_tensor_name=base.save_tensor_name if base else "save/control_dependency:0",
-            restore_op_name=base.restore_op_name if base else "save/restore_all",
-            max_to_keep=self._max_to_keep,
-            sharded=self._sharded,
-            keep_checkpoint_every_n_hours=self._keep_hours,
-            version=_V2,
-        )
+        base = self._with_saver(self.graph).saver_def if self.graph is not None else self._saver_def
+        return self._settings(base or _DEFAULT_NAMES)
 
     def to_proto(self, export_scope: str | None = None) -> SaverDef | None:
         """Return `as_saver_def` without `export_scope` in its names; None if they lie outside of it."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ckptstore.bundle.boxes import Axis, BasicIndex, Box, parse_index, view_of
 from ckptstore.bundle.names import tensor_not_found
-from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UsageError
+from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.dtypes import check_array_shape
 from ckptstore.format.entry import BundleEntry, BundleHeader, name_to_key
 from ckptstore.format.slices import find_overlap, format_slice
@@ -290,7 +290,11 @@ def _insufficient_slices(tensor: StoredTensor, box: Box, wanted: int, found: int
 
 def check_partition(tensor: StoredTensor, url: str) -> None:
     """Raise `FormatError` if two slices of a tensor share an element."""
-    overlap = find_overlap(tensor.slices, tensor.shape)
+    try:
+        overlap = find_overlap(tensor.slices, tensor.shape)
+    except UnsupportedError as error:
+        error.url, error.tensor = url, tensor.name
+        raise
     if overlap is not None:
         first, second = (format_slice(tensor.slices[number]) for number in overlap)
         raise FormatError(

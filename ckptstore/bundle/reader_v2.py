@@ -58,7 +58,7 @@ class ReaderV2(BundleReader):
         return self.index.is_current()
 
     def raw_keys(self) -> list[bytes]:
-        partitioned = {key_of(name) for name in self._partition_names()}
+        partitioned = {key_of(name) for name in self._partitions()[0]}
         return [key for key in self.index.items() if key != HEADER_KEY and key not in partitioned]
 
     def names(self) -> list[str]:
@@ -66,7 +66,9 @@ class ReaderV2(BundleReader):
             keys = self.index.items()
             # A tensor's own name may look like the key of a slice; only those that a tensor lists are none.
             of_slices: set[bytes] = set()
-            for name in self._partition_names():
+            partitioned, of_damaged = self._partitions()
+            of_slices.update(of_damaged)
+            for name in partitioned:
                 boxes = self.entry(name).slices
                 of_slices.update(encode_slice_key(name, box) for box in boxes)
             self._names = sorted(
@@ -74,21 +76,34 @@ class ReaderV2(BundleReader):
             )
         return list(self._names)
 
-    def _partition_names(self) -> set[str]:
-        """Return the tensors that list slices, found by the keys of these: all begin with byte 0."""
+    def _partitions(self) -> tuple[set[str], list[bytes]]:
+        """Return the tensors that list slices, and what seem to be slices of a tensor whose entry is damaged.
+
+        They are found by the keys of the slices: all begin with byte 0.
+        """
         names: set[str] = set()
+        damaged: set[str] = set()
+        of_damaged: list[bytes] = []
         for key in self.index.items():
             if key[:1] == b"\x00":
                 try:
                     name = decode_slice_key(key, source=self.url)[0]
                 except FormatError:
                     continue
-                entry = self.index.entry(name_to_key(name)) if name and name not in names else None
-                if entry is not None and entry.slices:
-                    names.add(name)
+                if name and name not in names and name not in damaged:
+                    try:
+                        entry = self.index.entry(name_to_key(name))
+                    except FormatError:
+                        # Raised when the tensor is asked for; here it would hide all the others.
+                        damaged.add(name)
+                    else:
+                        if entry is not None and entry.slices:
+                            names.add(name)
+                if name in damaged:
+                    of_damaged.append(key)
             elif key != HEADER_KEY:
                 break
-        return names
+        return names, of_damaged
 
     def has(self, name: str) -> bool:
         key = key_of(name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
-from ckptstore.format.protos import Proto, descriptor_pool, message_class
+from ckptstore.format.protos import Proto, descriptor_pool, message_class, parse_message, parse_reason
 
 __all__ = [
     "COLLECTION_MESSAGES",
@@ -23,6 +23,7 @@ __all__ = [
     "encode_saver_def",
     "format_meta_graph_text",
     "iter_nodes",
+    "parse_entry",
     "parse_meta_graph",
     "serialize_meta_graph",
 ]
@@ -158,25 +159,36 @@ def parse_meta_graph(data: bytes, *, source: str) -> tuple[Proto, bool]:
         If `data` is empty, or neither the binary nor the text form of a ``MetaGraphDef``.
     """
     from google.protobuf import text_format
-    from google.protobuf.message import DecodeError
 
     if not data:
         raise FormatError("the .meta file is empty", url=source, hint=_HINT)
-    meta = message_class("MetaGraphDef")()
-    try:
-        meta.ParseFromString(data)
+    meta = parse_message("MetaGraphDef", data)
+    if meta is not None:
         return meta, False
-    except DecodeError:
-        meta.Clear()
+    meta = message_class("MetaGraphDef")()
     try:
         text_format.Merge(data.decode("utf-8"), meta, descriptor_pool=descriptor_pool())
     except UnicodeDecodeError:
         reason = "not binary protobuf, and not text"
     except (text_format.ParseError, ValueError, RecursionError) as error:
-        reason = f"not binary protobuf, and as text: {str(error)[:200]}"
+        reason = f"not binary protobuf, and as text: {parse_reason(error)}"
     else:
         return meta, True
     raise FormatError(f"the file is no MetaGraphDef: {reason}", url=source, hint=_HINT)
+
+
+def parse_entry(message_name: str, data: bytes, key: str, *, source: str) -> Proto:
+    """Return the message that an entry of the collection `key` holds, see `COLLECTION_MESSAGES`.
+
+    Raises
+    ------
+    FormatError
+        If it is not that message.
+    """
+    message = parse_message(message_name, data)
+    if message is None:
+        raise FormatError(f"an entry of the collection {key!r} is no {message_name}", url=source)
+    return message
 
 
 def serialize_meta_graph(meta: Proto) -> bytes:

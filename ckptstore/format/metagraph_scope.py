@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ckptstore.errors import FormatError
-from ckptstore.format.metagraph import COLLECTION_MESSAGES
-from ckptstore.format.protos import Proto, message_class
+from ckptstore.format.metagraph import COLLECTION_MESSAGES, parse_entry
+from ckptstore.format.protos import Proto
 
 __all__ = ["UNBOUND_INPUTS", "add_scope", "drop_nodes", "export_out_of_scope", "map_names", "operation_name"]
 
@@ -161,7 +160,9 @@ def map_names(meta: Proto, rename: Rename, *, keep: Callable[[str], bool], sourc
                 del meta.collection_def[key]
         elif kind == "bytes_list" and key in COLLECTION_MESSAGES:
             message_name = COLLECTION_MESSAGES[key]
-            messages = [_parse(message_name, value, key, source) for value in collection.bytes_list.value]
+            messages = [
+                parse_entry(message_name, value, key, source=source) for value in collection.bytes_list.value
+            ]
             kept = [message for message in messages if keep(_subject(message, message_name))]
             for message in kept:
                 _rename_fields(message, message_name, rename)
@@ -206,17 +207,6 @@ def _rename_text(value: bytes, rename: Rename) -> bytes:
         return rename(value.decode("utf-8")).encode("utf-8")
     except UnicodeDecodeError:
         return value
-
-
-def _parse(message_name: str, data: bytes, key: str, source: str) -> Proto:
-    from google.protobuf.message import DecodeError
-
-    message = message_class(message_name)()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise FormatError(f"an entry of the collection {key!r} is no {message_name}", url=source) from error
-    return message
 
 
 def _subject(message: Proto, message_name: str) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ckptstore.errors import FormatError, UsageError
-from ckptstore.format.protos import message_class
+from ckptstore.format.protos import message_class, parse_message
 
 __all__ = [
     "OBJECT_GRAPH_KEY",
@@ -238,13 +238,9 @@ def decode(data: bytes, *, source: str) -> list[Node]:
     FormatError
         If `data` is not such a message, or an edge leads to a node that does not exist.
     """
-    from google.protobuf.message import DecodeError
-
-    graph = message_class("TrackableObjectGraph")()
-    try:
-        graph.ParseFromString(data)
-    except DecodeError as error:
-        raise FormatError("the object graph cannot be parsed", url=source, tensor=OBJECT_GRAPH_KEY) from error
+    graph = parse_message("TrackableObjectGraph", data)
+    if graph is None:
+        raise FormatError("the object graph cannot be parsed", url=source, tensor=OBJECT_GRAPH_KEY)
     count = len(graph.nodes)
     nodes: list[Node] = []
     for proto in graph.nodes:

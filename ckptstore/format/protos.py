@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
-__all__ = ["Proto", "descriptor_pool", "message_class"]
+__all__ = ["Proto", "descriptor_pool", "message_class", "parse_message", "parse_reason"]
 
 Proto: TypeAlias = Any
 """A message or message class made at run time; its fields are not known to a type checker."""
@@ -64,6 +64,30 @@ def message_class(name: str) -> Proto:
         found = GetMessageClass(descriptor_pool().FindMessageTypeByName(f"tensorflow.{name}"))
         _classes[name] = found
     return found
+
+
+def parse_message(name: str, data: bytes) -> Proto | None:
+    """Return the message `name` in `data`; None if `data` is no such message.
+
+    Fields that the schema does not know are kept in it.
+    """
+    from google.protobuf.message import DecodeError
+
+    message = message_class(name)()
+    try:
+        message.ParseFromString(data)
+    except (DecodeError, UnicodeDecodeError, RecursionError):
+        # The latter two: protobuf's implementation in Python, where no compiled one is installed.
+        return None
+    return message
+
+
+def parse_reason(error: Exception) -> str:
+    """Return what protobuf's text parser says, cut short: it quotes the whole line, maybe the whole file."""
+    text = str(error)
+    if len(text) > 200:
+        text = f"{text[:60]} … {text[-120:]}"
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _build_pool() -> DescriptorPool:

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 
 from ckptstore.errors import FormatError, UsageError
-from ckptstore.format.protos import descriptor_pool, message_class
+from ckptstore.format.protos import descriptor_pool, message_class, parse_reason
 
 __all__ = ["CheckpointState", "format_state", "parse_state"]
 
@@ -86,7 +86,7 @@ def parse_state(data: bytes, *, source: str) -> CheckpointState:
     except (text_format.ParseError, ValueError, RecursionError) as error:
         # ValueError: numbers and escapes that protobuf's parser hands to Python without a look (UTF-8 in
         # octal, …).
-        reason = str(error)[:200]
+        reason = parse_reason(error)
         raise FormatError(f"the record cannot be parsed: {reason}", url=source, hint=_HINT) from error
     if not state.model_checkpoint_path:
         raise FormatError("the record names no model_checkpoint_path", url=source, hint=_HINT)

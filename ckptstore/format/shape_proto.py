@@ -38,6 +38,7 @@ MAX_RANK = 254
 """TensorFlow's limit on the number of dimensions."""
 
 _INT64_MAX = (1 << 63) - 1
+_FULL_EXTENT = (0, -1)
 
 
 def encode_shape(shape: tuple[int, ...]) -> bytes:
@@ -116,7 +117,8 @@ def decode_slice(data: BytesLike, *, source: str) -> Slice:
                     length = sub_value
         if length == -1 and start:
             raise FormatError("a slice has a start but no length", url=source, actual=start)
-        extents.append((start, length))
+        # One tuple for all full extents: two bytes of the file each, they would take 30 times that in memory.
+        extents.append(_FULL_EXTENT if length == -1 else (start, length))
         if len(extents) > MAX_RANK:
             raise FormatError("a slice has too many dimensions", url=source, expected=f"at most {MAX_RANK}")
     return Slice(tuple(extents))

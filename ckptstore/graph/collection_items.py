@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import FormatError, TensorNotFoundError
-from ckptstore.format.metagraph import COLLECTION_MESSAGES, decode_saver_def
+from ckptstore.format.metagraph import COLLECTION_MESSAGES, decode_saver_def, parse_entry
 from ckptstore.format.metagraph_scope import operation_name
-from ckptstore.format.protos import Proto, message_class
+from ckptstore.format.protos import Proto
 from ckptstore.graph.nodes import Operation, Variable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class VariableDefinitions:
                 if entry in seen and key != "trainable_variables":
                     continue
                 seen.add(entry)
-                definition = parse_entry("VariableDef", entry, key, graph.source)
+                definition = parse_entry("VariableDef", entry, key, source=graph.source)
                 name = operation_name(definition.variable_name)
                 self._by_operation.setdefault(name, definition)
                 if key == "trainable_variables":
@@ -65,30 +65,14 @@ def decode_collection(graph: Graph, collection: Proto, key: str) -> list[Any]:
     if message_name == "VariableDef":
         return [_variable(graph, entry, key) for entry in values]
     if message_name == "SaverDef":
-        return [decode_saver_def(parse_entry("SaverDef", entry, key, graph.source)) for entry in values]
+        return [
+            decode_saver_def(parse_entry("SaverDef", entry, key, source=graph.source)) for entry in values
+        ]
     return list(values)
 
 
-def parse_entry(message_name: str, data: bytes, key: str, source: str) -> Proto:
-    """Return the message that an entry of the collection `key` holds.
-
-    Raises
-    ------
-    FormatError
-        If it is not that message.
-    """
-    from google.protobuf.message import DecodeError
-
-    message = message_class(message_name)()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise FormatError(f"an entry of the collection {key!r} is no {message_name}", url=source) from error
-    return message
-
-
 def _variable(graph: Graph, entry: bytes, key: str) -> Variable:
-    definition = parse_entry("VariableDef", entry, key, graph.source)
+    definition = parse_entry("VariableDef", entry, key, source=graph.source)
     element = _element(graph, operation_name(definition.variable_name), key)
     return Variable(element, definition, in_trainable=key == "trainable_variables")
 

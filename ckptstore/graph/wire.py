@@ -64,7 +64,10 @@ def node(name: str, op: str, inputs: Iterable[str], encoded_attributes: bytes) -
 
 
 def attributes(values: Mapping[str, bytes]) -> bytes:
-    """Return the attributes of a node; the values are encoded ``AttrValue`` messages."""
+    """Return the attributes of a node; the values are encoded ``AttrValue`` messages.
+
+    No name may be the beginning of another: implementations of protobuf differ in the order of such keys.
+    """
     return b"".join(
         message_field(5, text_field(1, name) + message_field(2, value))
         for name, value in sorted(values.items())

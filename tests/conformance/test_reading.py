@@ -40,7 +40,9 @@ def test_names_types_and_shapes(case):
         assert list(spec.shape) == tensor["shape"]
         if "nbytes" in tensor:
             assert spec.nbytes == tensor["nbytes"]
-    assert list_variables(case.prefix) == sorted((name, tensor["shape"]) for name, tensor in case.tensors.items())
+    assert list_variables(case.prefix) == sorted(
+        (name, tensor["shape"]) for name, tensor in case.tensors.items()
+    )
 
 
 @pytest.mark.parametrize(**named(CASES))
@@ -81,7 +83,11 @@ def test_where_the_bytes_are(case):
             assert box in reader.entry(name).slices
             name = encode_slice_key(name, box).decode("utf-8", "surrogateescape")
         entry = reader.entry(name)
-        assert (entry.shard_id, entry.offset, entry.size_bytes) == (piece["shard"], piece["offset"], piece["size"])
+        assert (entry.shard_id, entry.offset, entry.size_bytes) == (
+            piece["shard"],
+            piece["offset"],
+            piece["size"],
+        )
         seen.add(name)
     assert len(seen) == len(reader.raw_keys())
 

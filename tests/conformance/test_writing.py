@@ -19,7 +19,9 @@ PLAIN = [case for case in CASES if case.is_plain]
 def rewritten(case: Case) -> list[tuple[ShardWriter, bytes]]:
     """Write what the checkpoint holds, piece by piece in the order of its files; one writer a shard."""
     reader = case.open()
-    values = dict(zip(reader.names(), reader.read_many([(name, None) for name in reader.names()]), strict=True))
+    values = dict(
+        zip(reader.names(), reader.read_many([(name, None) for name in reader.names()]), strict=True)
+    )
     shards = []
     for shard in range(case.expected["num_shards"]):
         sink = Sink()
@@ -32,7 +34,8 @@ def rewritten(case: Case) -> list[tuple[ShardWriter, bytes]]:
             if "slice" in piece:
                 shape = tuple(piece["full_shape"])
                 where = tuple(
-                    slice(None) if length == -1 else slice(start, start + length) for start, length in piece["slice"]
+                    slice(None) if length == -1 else slice(start, start + length)
+                    for start, length in piece["slice"]
                 )
                 writer.add(name, values[name][where], dtype=dtype, shape=shape, spec=piece["slice"])
             else:

@@ -38,7 +38,9 @@ def prefix(tmp_path):
             {"name": "p", "array": np.ones((1, 2)), "shape": (2, 2), "spec": "1,1:-"},
         ],
     )
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model-12"\nall_model_checkpoint_paths: "model-12"\n')
+    (tmp_path / "checkpoint").write_text(
+        'model_checkpoint_path: "model-12"\nall_model_checkpoint_paths: "model-12"\n'
+    )
     return path
 
 
@@ -81,7 +83,7 @@ def test_has_tensor_knows_tensors_and_raw_slice_keys(prefix):
 
 
 def test_an_unknown_tensor_is_a_key_error_with_tensorflows_words(prefix):
-    with pytest.raises(TensorNotFoundError, match="Key stepp not found in checkpoint.*'step'") as caught:
+    with pytest.raises(TensorNotFoundError, match=r"Key stepp not found in checkpoint.*'step'") as caught:
         load_checkpoint(prefix).get_tensor("stepp")
     assert isinstance(caught.value, KeyError)
 
@@ -129,7 +131,9 @@ def test_a_trailing_output_number_is_dropped(prefix):
 
 def test_a_directory_without_checkpoints_is_told_in_tensorflows_words(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing here")
-    with pytest.raises(NotFoundError, match="Couldn't find 'checkpoint' file or checkpoints in given directory"):
+    with pytest.raises(
+        NotFoundError, match="Couldn't find 'checkpoint' file or checkpoints in given directory"
+    ):
         load_checkpoint(tmp_path)
 
 
@@ -141,7 +145,7 @@ def test_a_prefix_that_is_not_there_is_not_found(tmp_path):
 
 def test_an_index_file_is_no_prefix(prefix):
     """TensorFlow opens it as an empty V1 checkpoint."""
-    with pytest.raises(NotFoundError, match="Pass the prefix: .*model-12$"):
+    with pytest.raises(NotFoundError, match=r"Pass the prefix: .*model-12$"):
         load_checkpoint(f"{prefix}.index")
 
 

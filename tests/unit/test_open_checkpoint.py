@@ -57,7 +57,7 @@ def test_its_arrays_are_read_only(ckpt):
 
 def test_two_handles_are_equal_only_if_they_are_the_same(ckpt, place):
     with open_checkpoint(place.url) as other:
-        assert ckpt == ckpt  # noqa: PLR0124 - that is the question
+        assert ckpt == ckpt
         assert ckpt != other
         assert ckpt != {"w": W}
         assert len({ckpt, other}) == 2
@@ -150,7 +150,9 @@ def test_a_renamed_tensor_has_lost_its_old_name(ckpt):
 def test_two_tensors_can_change_places(place):
     save(place, {"a": np.float32(1), "b": np.float32(2)})
     with open_checkpoint(place.url) as ckpt:
-        assert {name: float(array) for name, array in ckpt.restore(rename={"a": "b", "b": "a"}).restored.items()} == {
+        assert {
+            name: float(array) for name, array in ckpt.restore(rename={"a": "b", "b": "a"}).restored.items()
+        } == {
             "a": 2,
             "b": 1,
         }
@@ -187,7 +189,7 @@ def test_one_name_in_the_place_of_a_list_is_refused(ckpt):
 
 def test_missing_names_raise_or_are_reported(ckpt):
     w = np.zeros((2, 3), "f4")
-    with pytest.raises(TensorNotFoundError, match="Key ww not found.*In all, 2 names are missing"):
+    with pytest.raises(TensorNotFoundError, match=r"Key ww not found.*In all, 2 names are missing"):
         ckpt.restore(into={"w": w, "ww": W, "xx": W})
     assert not w.any()
     report = ckpt.restore(into={"w": w, "ww": W}, missing="ignore")

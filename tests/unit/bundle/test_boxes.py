@@ -16,8 +16,10 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
 @st.composite
 def shape_and_index(draw):
     shape = draw(SHAPES)
-    index = draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True)) if shape else draw(
-        st.sampled_from([(), ..., None, (..., None)])
+    index = (
+        draw(hnp.basic_indices(shape, allow_newaxis=True, allow_ellipsis=True))
+        if shape
+        else draw(st.sampled_from([(), ..., None, (..., None)]))
     )
     return shape, index
 
@@ -56,7 +58,13 @@ def test_the_ranges_of_a_box_hold_exactly_its_elements(case, gap, stage, direct)
     np.testing.assert_array_equal(found.reshape(box.shape), array[index])
 
 
-@given(st.integers(0, 20), st.integers(-7, 7).filter(bool), st.integers(0, 8), st.integers(0, 20), st.integers(0, 9))
+@given(
+    st.integers(0, 20),
+    st.integers(-7, 7).filter(bool),
+    st.integers(0, 8),
+    st.integers(0, 20),
+    st.integers(0, 9),
+)
 def test_clipping_keeps_the_indexes_inside(start, step, size, low, length):
     axis = Axis(start, step, size)
     indexes = [start + n * step for n in range(size)]
@@ -93,7 +101,9 @@ def test_rows_far_apart_are_read_one_by_one():
     shape = (10, 100_000)
     box = parse_index(np.s_[::3, :4], shape, tensor="t")
     reads = list(split_box(box.axes, shape, 4))
-    assert [(read.start, read.stop) for read in reads] == [(row * 400_000, row * 400_000 + 16) for row in (0, 3, 6, 9)]
+    assert [(read.start, read.stop) for read in reads] == [
+        (row * 400_000, row * 400_000 + 16) for row in (0, 3, 6, 9)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +119,18 @@ def test_what_numpy_calls_out_of_range_is_an_index_error(index, shape):
 
 @pytest.mark.parametrize(
     "index",
-    [True, np.True_, [0, 1], np.array([0]), np.array(0), 1.0, "0", slice(0, 2, 0), slice("a"), (slice(None), [1])],
+    [
+        True,
+        np.True_,
+        [0, 1],
+        np.array([0]),
+        np.array(0),
+        1.0,
+        "0",
+        slice(0, 2, 0),
+        slice("a"),
+        (slice(None), [1]),
+    ],
 )
 def test_what_is_no_basic_index_is_refused(index):
     with pytest.raises(UsageError, match="w") as caught:

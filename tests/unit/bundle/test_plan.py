@@ -131,7 +131,10 @@ def test_slices_of_one_tensor_have_one_type_and_shape():
 
 def test_slices_that_overlap_are_accepted_as_by_tensorflow():
     plan_save(
-        [write_item("w", np.zeros(2), shape=(4,), spec="0,2"), write_item("w", np.zeros(2), shape=(4,), spec="1,2")]
+        [
+            write_item("w", np.zeros(2), shape=(4,), spec="0,2"),
+            write_item("w", np.zeros(2), shape=(4,), spec="1,2"),
+        ]
     )
 
 

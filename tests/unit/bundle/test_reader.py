@@ -46,7 +46,9 @@ def test_a_spec_says_what_the_index_says(prefix):
     assert list(reader.specs()) == ["s", "w"]
 
 
-@pytest.mark.parametrize("index", [..., (), np.s_[1], np.s_[-1, ::2], np.s_[:, 1:3], np.s_[::-1, None, 0], np.s_[3:3]])
+@pytest.mark.parametrize(
+    "index", [..., (), np.s_[1], np.s_[-1, ::2], np.s_[:, 1:3], np.s_[::-1, None, 0], np.s_[3:3]]
+)
 def test_an_index_reads_what_numpy_would_pick(prefix, index):
     array = np.arange(12, dtype="i4").reshape(3, 4)
     found = saved(prefix, {"w": array}).read("w", index)
@@ -196,7 +198,9 @@ def test_an_unknown_name_is_not_found_and_close_ones_are_named(prefix):
     reader = saved(prefix, {"layer/kernel": 1.0, "layer/bias": 2.0})
     for name in ("layer/kernal", "layer/kernel:0"):
         assert not reader.has(name)
-        with pytest.raises(TensorNotFoundError, match=r"Key layer/kern.* not found .*Did you mean 'layer/kernel'"):
+        with pytest.raises(
+            TensorNotFoundError, match=r"Key layer/kern.* not found .*Did you mean 'layer/kernel'"
+        ):
             reader.read(name)
     with pytest.raises(KeyError):
         reader.spec("")
@@ -216,7 +220,9 @@ def test_a_prefix_that_is_not_there_is_not_found(prefix):
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001", ".meta"])
 def test_a_file_of_a_checkpoint_is_no_prefix_and_the_hint_says_which_is(prefix, suffix):
     save(prefix, {"w": 1.0})
-    with pytest.raises(NotFoundError, match="Pass the prefix: memory://bundle-tests/[0-9]+/model$") as caught:
+    with pytest.raises(
+        NotFoundError, match=r"Pass the prefix: memory://bundle-tests/[0-9]+/model$"
+    ) as caught:
         open_bundle(prefix.suffixed(suffix))
     assert "names one file" in str(caught.value)
 
@@ -286,7 +292,10 @@ def test_padding_between_tensors_is_ignored(prefix):
         for name, offset in ((b"a", 0), (b"b", 64))
     }
     craft(prefix, entries, raw)
-    assert [array.tolist() for array in open_bundle(prefix).read_many([("a", None), ("b", None)])] == [[1], [2]]
+    assert [array.tolist() for array in open_bundle(prefix).read_many([("a", None), ("b", None)])] == [
+        [1],
+        [2],
+    ]
 
 
 def test_an_empty_string_tensor_may_have_no_bytes_at_all(prefix):

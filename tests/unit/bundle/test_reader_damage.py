@@ -1,4 +1,4 @@
-"""Files that are not what they claim: a typed error at once, with the place, and no memory taken on their word."""
+"""Files that are not what they claim: a typed error at once, and no memory taken on their word."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ def test_tensors_that_share_bytes_cannot_be_read_together_and_can_be_one_by_one(
     raw = bytes(1 << 20)
     craft(prefix, {b"t%d" % number: entry(4, (1 << 20,), 1 << 20, raw) for number in range(64)}, raw)
     reader = open_bundle(prefix)
-    error = fails_without_memory(lambda: reader.read_many([(name, None) for name in reader.names()]), FormatError)
+    error = fails_without_memory(
+        lambda: reader.read_many([(name, None) for name in reader.names()]), FormatError
+    )
     assert "claim the same bytes" in str(error)
     assert not reader.read("t7").any()
 
@@ -264,7 +266,11 @@ def test_an_orphaned_slice_is_listed_under_its_key(prefix):
 
 def test_one_malformed_entry_hides_no_other(prefix):
     builder = TableBuilder()
-    items = {b"": b"\x08\x01", b"bad": b"\x12\xff\xff", b"ok": b"\x08\x04\x12\x00\x28\x01\x35\x00\x00\x00\x00"}
+    items = {
+        b"": b"\x08\x01",
+        b"bad": b"\x12\xff\xff",
+        b"ok": b"\x08\x04\x12\x00\x28\x01\x35\x00\x00\x00\x00",
+    }
     for key, value in items.items():
         builder.add(key, value)
     put(index_file(prefix), builder.finish())

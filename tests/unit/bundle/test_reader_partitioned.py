@@ -29,7 +29,10 @@ def values(dtype, shape):
 
 def pieces(name, array, grid, dtype=None):
     """Cut `array` into boxes at the places given for each dimension."""
-    cuts = [sorted({0, size, *(cut for cut in at if 0 < cut < size)}) for at, size in zip(grid, array.shape, strict=True)]
+    cuts = [
+        sorted({0, size, *(cut for cut in at if 0 < cut < size)})
+        for at, size in zip(grid, array.shape, strict=True)
+    ]
     for corner in itertools.product(*(list(itertools.pairwise(at)) for at in cuts)):
         box = tuple(slice(low, high) for low, high in corner)
         spec = [(low, high - low) for low, high in corner]

@@ -7,7 +7,13 @@ import pytest
 
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.bundle.reader_v1 import ReaderV1
-from ckptstore.errors import FormatError, IncompleteBundleError, NotFoundError, TensorNotFoundError, UsageError
+from ckptstore.errors import (
+    FormatError,
+    IncompleteBundleError,
+    NotFoundError,
+    TensorNotFoundError,
+    UsageError,
+)
 from ckptstore.storage.registry import locate
 from tests.unit.bundle.helpers import put
 

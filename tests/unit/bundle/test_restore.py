@@ -113,7 +113,9 @@ def test_a_numpy_scalar_of_another_type_is_refused(prefix):
 def test_every_tensor_that_does_not_fit_is_counted(prefix):
     reader = saved(prefix, {"old": W, "w": W, "z": W})
     with pytest.raises(UsageError, match=r"'old' there.*In all, 3 tensors \(new, w, z\) do not fit"):
-        restore_into(reader, {name: np.zeros(1) for name in ("new", "w", "z")}, {"new": "old", "w": "w", "z": "z"})
+        restore_into(
+            reader, {name: np.zeros(1) for name in ("new", "w", "z")}, {"new": "old", "w": "w", "z": "z"}
+        )
 
 
 def test_every_missing_name_is_counted_and_nothing_changes(prefix):
@@ -125,7 +127,12 @@ def test_every_missing_name_is_counted_and_nothing_changes(prefix):
 
 def test_reshape_fills_arrays_with_as_many_elements(prefix):
     reader = saved(prefix, {"w": W})
-    for array in (np.zeros(6, "f4"), np.zeros((3, 2), "f4"), np.zeros((2, 3), "f4").T, np.zeros((6, 2), "f4")[:, 0]):
+    for array in (
+        np.zeros(6, "f4"),
+        np.zeros((3, 2), "f4"),
+        np.zeros((2, 3), "f4").T,
+        np.zeros((6, 2), "f4")[:, 0],
+    ):
         restore_into(reader, {"w": array}, {"w": "w"}, reshape=True)
         np.testing.assert_array_equal(array.ravel(), W.ravel())
     with pytest.raises(UsageError, match="shape"):

@@ -38,7 +38,9 @@ def test_a_sound_bundle_has_no_faults_and_every_byte_was_checked(prefix):
     assert report.faults == report.notes == ()
     assert report.url == prefix.url
     assert report.tensors_checked == 6
-    sizes = [len(take(place)) for place in (index_file(prefix), data_file(prefix, 0, 2), data_file(prefix, 1, 2))]
+    sizes = [
+        len(take(place)) for place in (index_file(prefix), data_file(prefix, 0, 2), data_file(prefix, 1, 2))
+    ]
     assert report.bytes_checked == sum(sizes)
 
 
@@ -77,7 +79,10 @@ def test_each_missing_data_file_is_one_fault(prefix):
         place.storage.delete_many([place.key])
     for quick in (True, False):
         report = verify_bundle(prefix, quick=quick)
-        assert [(fault.code, fault.tensor) for fault in report.faults] == [("incomplete", "a"), ("incomplete", "d")]
+        assert [(fault.code, fault.tensor) for fault in report.faults] == [
+            ("incomplete", "a"),
+            ("incomplete", "d"),
+        ]
         assert report.faults[0].file == data_file(prefix, 0, 3).url
         assert "2 tensors or slices are in it" in report.faults[0].message
 

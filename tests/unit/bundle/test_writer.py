@@ -47,7 +47,10 @@ def test_the_worked_example_comes_out_to_the_byte():
 def test_tensors_lie_back_to_back_in_the_order_of_the_calls():
     sink, writer = written({"name": "b", "array": np.int8([1, 2, 3])}, {"name": "a", "array": np.int16([4])})
     assert sink.data == b"\x01\x02\x03\x04\x00"
-    assert [(key, entry.offset, entry.size_bytes) for key, entry in writer.entries] == [(b"b", 0, 3), (b"a", 3, 2)]
+    assert [(key, entry.offset, entry.size_bytes) for key, entry in writer.entries] == [
+        (b"b", 0, 3),
+        (b"a", 3, 2),
+    ]
     assert writer.size_bytes == 5
 
 
@@ -69,7 +72,11 @@ def test_an_empty_string_tensor_stores_its_checksum():
     st.integers(1, 90),
 )
 def test_sizes_and_checksums_hold_whatever_the_batching(arrays, below, batch, chunk):
-    kept = writer_module._BATCHED_BELOW_BYTES, writer_module._BATCH_SIZE_BYTES, writer_module._CHUNK_SIZE_BYTES
+    kept = (
+        writer_module._BATCHED_BELOW_BYTES,
+        writer_module._BATCH_SIZE_BYTES,
+        writer_module._CHUNK_SIZE_BYTES,
+    )
     writer_module._BATCHED_BELOW_BYTES, writer_module._BATCH_SIZE_BYTES = below, batch
     writer_module._CHUNK_SIZE_BYTES = chunk
     try:
@@ -77,7 +84,11 @@ def test_sizes_and_checksums_hold_whatever_the_batching(arrays, below, batch, ch
         writer = ShardWriter(sink)
         raw = []
         for number, value in enumerate(arrays):
-            array = np.full(value, number, np.uint8) if isinstance(value, int) else np.array([*value, None], object)[:-1]
+            array = (
+                np.full(value, number, np.uint8)
+                if isinstance(value, int)
+                else np.array([*value, None], object)[:-1]
+            )
             writer.add(f"t{number}", array)
             raw.append(array.tobytes() if isinstance(value, int) else None)
             assert writer.size_bytes == sum(entry.size_bytes for _, entry in writer.entries)
