@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptstore import inspect_checkpoint
+    import ckptstore.inspect_checkpoint as inspect_checkpoint
     from ckptstore.bundle_writer import BundleWriter, merge_bundles
     from ckptstore.checkpoint import OpenCheckpoint, RestoreReport, open_checkpoint
     from ckptstore.checkpoint_reader import CheckpointReader, list_variables, load_checkpoint, load_variable

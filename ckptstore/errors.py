@@ -105,21 +105,21 @@ class CkptStoreError(Exception):
     def __str__(self) -> str:
         where = []
         if self.tensor is not None:
-            where.append(f"tensor {_abridged(self.tensor)!r}")
+            where.append(f"tensor {abridged(self.tensor)!r}")
         if self.url is not None:
-            where.append(_abridged(self.url))
+            where.append(abridged(self.url))
         if self.offset is not None:
             where.append(f"at byte {self.offset}")
-        text = _abridged(self.what)
+        text = abridged(self.what)
         if where:
             text += f" [{', '.join(where)}]"
         if self.expected is not None:
-            text += f": expected {_abridged(self.expected)}"
-            text += f", found {_abridged(self.actual)}" if self.actual is not None else ""
+            text += f": expected {abridged(self.expected)}"
+            text += f", found {abridged(self.actual)}" if self.actual is not None else ""
         elif self.actual is not None:
-            text += f": found {_abridged(self.actual)}"
+            text += f": found {abridged(self.actual)}"
         if self.hint:
-            text += f". {_abridged(self.hint)}"
+            text += f". {abridged(self.hint)}"
         return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,8 +133,8 @@ class CkptStoreWarning(UserWarning):
     """Something went on in a degraded way; the message says what and why."""
 
 
-def _abridged(text: str) -> str:
-    """Return `text`; of a very long one the beginning and the end."""
+def abridged(text: str) -> str:
+    """Return `text` as messages show it: of a very long one the beginning and the end."""
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 100]} … {text[-100:]}"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ckptstore.bundle.verify import Fault, verify_bundle
 from ckptstore.directory.paths import owner_of
-from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
+from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Location, ObjectInfo
@@ -61,7 +61,8 @@ def list_checkpoints(directory: Location, basename: str = "") -> dict[str, Found
     found: dict[str, Found] = {}
     for info in directory.storage.list(directory.child(basename).key):
         parsed = parse_file_name(info.key.rpartition("/")[2])
-        if parsed is None or (basename and owner_of(parsed.prefix) != basename):
+        # A V1 shard may be any file of that name; such checkpoints are found through the record.
+        if parsed is None or parsed.kind == "v1-shard" or (basename and owner_of(parsed.prefix) != basename):
             continue
         item = found.setdefault(parsed.prefix, Found(parsed.prefix))
         if parsed.kind == "index":
@@ -87,7 +88,9 @@ def fault_of(prefix: Location) -> Fault | CkptStoreError | None:
     """
     try:
         faults = verify_bundle(prefix, quick=True).faults
-    except (NotFoundError, CorruptError) as error:
+    except (NotFoundError, CorruptError, UsageError) as error:
+        # UsageError: a name that no file can have, or a directory where a file should be. It came from a record or a
+        # listing and not from the caller.
         return error
     return faults[0] if faults else None
 

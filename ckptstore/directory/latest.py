@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from ckptstore.directory.catalog import fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import resolve
 from ckptstore.directory.record_update import RECORD_NAME, read_record
-from ckptstore.errors import CkptStoreWarning, UsageError
+from ckptstore.errors import CkptStoreWarning, UsageError, abridged
 from ckptstore.storage.base import Location
 
 __all__ = ["find_latest", "record_location"]
+
+# A directory may hold ten thousand torn checkpoints.
+_MOST_PASSED_OVER = 5
 
 
 def record_location(directory: Location, latest_filename: str | None) -> Location:
@@ -72,7 +75,8 @@ def find_latest(
                 return place
             faults.append(str(fault))
         reason = "; ".join(faults) or "it leads nowhere"
-        trouble = f"the record names {state.model_checkpoint_path!r}, which cannot be restored: {reason}"
+        named = repr(abridged(state.model_checkpoint_path))
+        trouble = f"the record names {named}, which cannot be restored: {reason}"
     found: Location | None = None
     passed_over: list[str] = []
     if recover:
@@ -90,7 +94,8 @@ def _first_complete(directory: Location) -> tuple[Location | None, list[str]]:
         fault = fault_of(place)
         if fault is None:
             return place, passed_over
-        passed_over.append(f"{place.name}: {fault}")
+        if len(passed_over) < _MOST_PASSED_OVER:
+            passed_over.append(f"{place.name}: {fault}")
     return None, passed_over
 
 

@@ -206,6 +206,10 @@ class Ownership:
         )
         return self._fenced
 
+    def saved(self, prefix: str) -> None:
+        """Note that `prefix` is there: it counts again if it was gone before."""
+        self._missing.discard(prefix)
+
     def window(self, record: Record, *, foreign: bool, known: tuple[Entry, ...], now_s: float) -> list[Entry]:
         """Return the entries that this run owns, oldest first."""
         listed_entries = own_entries(self.directory, record.state, self.held, self._mtimes_s, now_s)

@@ -171,6 +171,7 @@ class CheckpointWriter:
             )
             change.replaced = self._publish(prefix, files, standing, run)
         held.seen.add(prefix)
+        self._ownership.saved(prefix)
         record = update_record(self._record, change, first=before, timeout_s=self._timeout_s)
         held.in_record = held.has_saved = True
         self._ownership.last_seen = record

@@ -1,0 +1,1 @@
+"""Words into calls, errors into exit codes."""

@@ -1,0 +1,130 @@
+"""Tables and sentences for a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from ckptstore.cli.output import Output
+from ckptstore.cli.progress import watched
+from ckptstore.view.directory import DirectoryFacts, checkpoint_table, directory_summary
+from ckptstore.view.problems import Problem, problem_line
+from ckptstore.view.table import Table, Tone, table_lines
+from ckptstore.view.tensors import (
+    Inspection,
+    TensorFacts,
+    heading_line,
+    summary_lines,
+    tensor_line,
+    tensor_table,
+    total_lines,
+)
+from ckptstore.view.text import escaped, wrapped
+from ckptstore.view.verification import CheckedFacts, VerificationFacts, checked_lines, verification_lines
+
+if TYPE_CHECKING:
+    from ckptstore.bundle.verify import Progress
+    from ckptstore.errors import CkptStoreError
+
+__all__ = ["ConsoleOutput"]
+
+_STYLES: dict[Tone, dict[str, Any]] = {
+    "title": {"bold": True},
+    "plain": {},
+    "good": {"fg": "green"},
+    "bad": {"fg": "red"},
+    "muted": {"dim": True},
+}
+
+
+class ConsoleOutput(Output):
+    """For people: colours and folded columns on a terminal; elsewhere one line a row, for grep and awk."""
+
+    def inspection(self, inspection: Inspection) -> None:
+        _say(heading_line(inspection))
+        if inspection.tensors:
+            _show_table(tensor_table(inspection))
+        for line in summary_lines(inspection):
+            _say(line)
+
+    def tensor_names(self, inspection: Inspection) -> None:
+        for facts in inspection.tensors:
+            if facts.spec is not None:
+                print(tensor_line(facts.spec))
+        for line in total_lines(inspection):
+            _say(line)
+
+    def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
+        for facts, value in values:
+            if facts.spec is None:
+                continue  # is told at the end
+            print(tensor_line(facts.spec))
+            if facts.problem is not None:
+                _say(f"damaged: {problem_line(facts.problem)}", "bad")
+            elif facts.spec.dtype.name == "variant":
+                print("<not convertible to a numpy dtype>")
+            else:
+                # numpy writes bytes as Python does, so no control character gets through.
+                print(value)
+        for line in total_lines(inspection):
+            _say(line)
+
+    def directory(self, facts: DirectoryFacts) -> None:
+        if facts.checkpoints:
+            _show_table(checkpoint_table(facts))
+        for line, tone in directory_summary(facts):
+            _say(line, tone)
+
+    def checked(self, facts: CheckedFacts) -> None:
+        for line, tone in checked_lines(facts):
+            _say(line, tone)
+
+    def verification(self, facts: VerificationFacts) -> None:
+        for line, tone in verification_lines(facts):
+            _say(line, tone)
+
+    def note(self, text: str) -> None:
+        _say(f"ckptstore: {escaped(text)}", "muted", sys.stderr)
+
+    def warning(self, text: str) -> None:
+        _say(f"ckptstore: warning: {escaped(text)}", "plain", sys.stderr)
+
+    def error(self, error: CkptStoreError) -> None:
+        _say(f"ckptstore: error: {problem_line(Problem.of_error(error))}", "bad", sys.stderr)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Progress]:
+        with watched(escaped(title)) as progress:
+            yield progress
+
+
+def _say(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> None:
+    """Print a sentence; on a terminal in its tone, and broken between words."""
+    stream = stream or sys.stdout
+    if stream.isatty():
+        lines = wrapped(text, _width_of(stream))
+        text = "\n".join(click.style(line, **_STYLES[tone]) if _STYLES[tone] else line for line in lines)
+    print(text, file=stream)
+
+
+def _show_table(table: Table) -> None:
+    if not sys.stdout.isatty():
+        for line, _ in table_lines(table):
+            print(line)
+        return
+    for line, tone in table_lines(table, _width_of(sys.stdout)):
+        print(click.style(line, **_STYLES[tone]) if _STYLES[tone] else line)
+    print()
+
+
+def _width_of(stream: TextIO) -> int:
+    try:
+        # 0 where nobody told the terminal how wide it is.
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

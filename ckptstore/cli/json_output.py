@@ -1,0 +1,73 @@
+"""One JSON object a run on standard output; anything else as JSON lines on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ckptstore.cli.output import Output
+from ckptstore.view.directory import DirectoryFacts, directory_object
+from ckptstore.view.problems import Problem, problem_object
+from ckptstore.view.tensors import Inspection, TensorFacts, inspection_object, tensor_object
+from ckptstore.view.values import value_object
+from ckptstore.view.verification import CheckedFacts, VerificationFacts, verification_object
+
+if TYPE_CHECKING:
+    from ckptstore.bundle.verify import Progress
+    from ckptstore.errors import CkptStoreError
+
+__all__ = ["JsonOutput"]
+
+
+class JsonOutput(Output):
+    """For scripts.
+
+    Every object has ``schema``: its kind and the version of its form. Fields are added under the same
+    version, never renamed or removed. The text is ASCII; a byte of a name that is not UTF-8 is a lone
+    surrogate, as in Python.
+    """
+
+    def inspection(self, inspection: Inspection) -> None:
+        _write("inspect", inspection_object(inspection))
+
+    def tensor_names(self, inspection: Inspection) -> None:
+        self.inspection(inspection)
+
+    def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
+        # As a whole at the end: half an object would be worse than none.
+        found = inspection_object(inspection)
+        found["tensors"] = [
+            tensor_object(facts) | ({} if facts.problem else {"value": value_object(value)})
+            for facts, value in values
+        ]
+        _write("inspect", found)
+
+    def directory(self, facts: DirectoryFacts) -> None:
+        _write("ls", directory_object(facts))
+
+    def checked(self, facts: CheckedFacts) -> None:
+        pass
+
+    def verification(self, facts: VerificationFacts) -> None:
+        _write("verify", verification_object(facts))
+
+    def note(self, text: str) -> None:
+        _write("note", {"message": text}, sys.stderr)
+
+    def warning(self, text: str) -> None:
+        _write("warning", {"message": text}, sys.stderr)
+
+    def error(self, error: CkptStoreError) -> None:
+        _write("error", problem_object(Problem.of_error(error)), sys.stderr)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Progress]:
+        yield lambda done, total: None
+
+
+def _write(kind: str, found: dict[str, Any], stream: TextIO | None = None) -> None:
+    text = json.dumps({"schema": f"ckptstore.{kind}/1", **found}, allow_nan=False)
+    print(text, file=stream or sys.stdout)

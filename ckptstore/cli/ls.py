@@ -1,0 +1,34 @@
+"""``ckptstore ls``: the checkpoints of a directory."""
+
+from __future__ import annotations
+
+import click
+
+from ckptstore.cli.errors import OK, exit_code_of
+from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.output import Output
+
+__all__ = ["ls_command"]
+
+
+@shell_command("ls")
+@click.argument("directory", metavar="DIR")
+def ls_command(output: Output, storage_options: Options, *, directory: str) -> int:
+    """List the checkpoints of the directory DIR, the newest last.
+
+    Each is "complete" (it can be restored: index readable, all data files long enough), "torn" (something is
+    missing or damaged), "gone" (only the record knows it) or "unreadable" (no access). The star marks the
+    latest one, which training would resume from. "verify" looks at every byte.
+    """
+    from ckptstore.cli.survey import survey
+    from ckptstore.cli.targets import at_directory, require_directory
+    from ckptstore.storage.registry import locate
+
+    place = at_directory(locate(directory, storage_options))
+    require_directory(place)
+    result = survey(place)
+    output.directory(result.facts)
+    if result.failure is not None:
+        output.error(result.failure)
+        return exit_code_of(result.failure)
+    return OK

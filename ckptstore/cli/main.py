@@ -1,0 +1,62 @@
+"""The ``ckptstore`` command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ckptstore import __version__
+from ckptstore.cli.errors import USAGE
+from ckptstore.cli.inspect import inspect_command
+from ckptstore.cli.ls import ls_command
+from ckptstore.cli.run import run_guarded
+from ckptstore.cli.verify import verify_command
+
+__all__ = ["main"]
+
+
+@click.group("ckptstore", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ckptstore")
+def _group() -> None:
+    """See and check TensorFlow checkpoints on a disk or in a bucket.
+
+    Results go to standard output, everything else to standard error.
+
+    \b
+    Exit codes:
+      0  done                    4  corrupt or incomplete
+      1  a difference was found  5  no access, or no room
+      2  usage                   6  transient failure: try again later
+      3  not found               7  conflict with another writer
+    """
+
+
+for _command in (inspect_command, ls_command, verify_command):
+    _group.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process by default.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return run_guarded(lambda: _run(words))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        # Not click's main(): it has exit codes of its own for a broken pipe and Ctrl-C.
+        with _group.make_context("ckptstore", arguments) as context:
+            code: int = _group.invoke(context)
+            return code
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE

@@ -1,0 +1,61 @@
+"""What commands show: one method for each thing, two ways of showing it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptstore.bundle.verify import Progress
+    from ckptstore.errors import CkptStoreError
+    from ckptstore.view.directory import DirectoryFacts
+    from ckptstore.view.tensors import Inspection, TensorFacts
+    from ckptstore.view.verification import CheckedFacts, VerificationFacts
+
+__all__ = ["Output"]
+
+
+class Output(abc.ABC):
+    """Where a command's words go: results to standard output, everything else to standard error."""
+
+    @abc.abstractmethod
+    def inspection(self, inspection: Inspection) -> None:
+        """Show what a checkpoint holds."""
+
+    @abc.abstractmethod
+    def tensor_names(self, inspection: Inspection) -> None:
+        """Show name, type and shape of each tensor as TensorFlow's tool does."""
+
+    @abc.abstractmethod
+    def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
+        """Show tensors with their values, each as it comes."""
+
+    @abc.abstractmethod
+    def directory(self, facts: DirectoryFacts) -> None:
+        """Show the checkpoints of a directory."""
+
+    @abc.abstractmethod
+    def checked(self, facts: CheckedFacts) -> None:
+        """Show one checkpoint of a verification, as soon as it is done."""
+
+    @abc.abstractmethod
+    def verification(self, facts: VerificationFacts) -> None:
+        """Show the verification as a whole."""
+
+    @abc.abstractmethod
+    def note(self, text: str) -> None:
+        """Say what the command made of its arguments."""
+
+    @abc.abstractmethod
+    def warning(self, text: str) -> None:
+        """Say what goes on in a degraded way."""
+
+    @abc.abstractmethod
+    def error(self, error: CkptStoreError) -> None:
+        """Say why the command failed."""
+
+    @abc.abstractmethod
+    def progress(self, title: str) -> AbstractContextManager[Progress]:
+        """Show how far the command is, while the block runs, to a person who watches."""

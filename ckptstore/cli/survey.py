@@ -1,0 +1,224 @@
+"""Look at every checkpoint of a directory: the facts that ``ckptstore ls`` shows."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from dataclasses import dataclass
+
+from ckptstore.bundle.verify import Fault
+from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
+from ckptstore.directory.latest import find_latest, record_location
+from ckptstore.directory.paths import owner_of, resolve
+from ckptstore.directory.record_update import RecordSnapshot, read_record
+from ckptstore.errors import (
+    AccessError,
+    CkptStoreError,
+    CkptStoreWarning,
+    IncompleteBundleError,
+    NotFoundError,
+    TransientError,
+    UnsupportedError,
+    UsageError,
+)
+from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.view.directory import CheckpointFacts, DirectoryFacts, RecordFacts, State
+from ckptstore.view.problems import Problem
+
+__all__ = ["Survey", "survey"]
+
+# What TensorFlow's record calls a sharded V1 checkpoint.
+_V1_SHARDS = re.compile(r"-\?{5}-of-[0-9]{5}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The facts, and the first thing that could not be looked at (access, network), if any."""
+
+    facts: DirectoryFacts
+    failure: CkptStoreError | None
+
+
+def survey(directory: Location) -> Survey:
+    """Look at the record and at every checkpoint of `directory`: index, and presence and size of its shards.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        If the directory itself cannot be listed.
+    """
+    found = list_checkpoints(directory)
+    look = _Look(directory, found)
+    items = [item for name in [*found, *(look.listed.keys() - found)] if (item := look.at(name)) is not None]
+    facts = DirectoryFacts(
+        url=directory.url or ".",
+        now_s=time.time(),
+        record=look.record,
+        checkpoints=_newest_last(items),
+        latest=None if look.latest is None else look.latest.url,
+        latest_problem=look.latest_problem,
+    )
+    return Survey(facts, look.failure)
+
+
+class _Look:
+    """One look at a directory; goes on after a failure, so that one locked file hides no other."""
+
+    def __init__(self, directory: Location, found: dict[str, Found]) -> None:
+        self.failure: CkptStoreError | None = None
+        self._directory = directory
+        self._found = found
+        self.listed: dict[str, Location] = {}
+        self._leaving: set[str] = set()
+        self.latest_problem: Problem | None = None
+        self.record = self._read_record()
+        self.latest = self._find_latest()
+
+    def _read_record(self) -> RecordFacts:
+        location = record_location(self._directory, None)
+        try:
+            snapshot = read_record(location)
+        except (AccessError, TransientError, UsageError, UnsupportedError) as error:
+            self._failed(error)
+            return RecordFacts(location.url, "unreadable", Problem.of_error(error))
+        self._leaving = {pending.prefix for pending in snapshot.record.pending}
+        self._take_paths(snapshot)
+        if snapshot.fault is not None:
+            return RecordFacts(location.url, "unreadable", Problem.of_error(snapshot.fault))
+        state = snapshot.record.state
+        if state is None:
+            return RecordFacts(location.url, "missing")
+        places = resolve(self._directory, state.model_checkpoint_path)
+        prefix = self._name_of(places[0]) if places else None
+        return RecordFacts(location.url, "present", latest=state.model_checkpoint_path, latest_prefix=prefix)
+
+    def _take_paths(self, snapshot: RecordSnapshot) -> None:
+        state = snapshot.record.state
+        for path in (*state.all_model_checkpoint_paths, state.model_checkpoint_path) if state else ():
+            places = resolve(self._directory, path)
+            if places:
+                self.listed[self._name_of(places[0])] = places[0]
+
+    def _name_of(self, place: Location) -> str:
+        """Return the prefix relative to the directory, as the listing has it."""
+        return _V1_SHARDS.sub("", place.key[len(self._directory.key) + 1 :])
+
+    def _find_latest(self) -> Location | None:
+        try:
+            with warnings.catch_warnings():
+                # The table says the same, in its place.
+                warnings.simplefilter("ignore", CkptStoreWarning)
+                return find_latest(self._directory)
+        except (AccessError, TransientError, UsageError, UnsupportedError) as error:
+            self._failed(error)
+            self.latest_problem = Problem.of_error(error)
+            return None
+
+    def _failed(self, error: CkptStoreError) -> None:
+        # A directory in the place of the record, or a record of a newer release, is shown and no failure of
+        # the look.
+        if self.failure is None and isinstance(error, (AccessError, TransientError)):
+            self.failure = error
+
+    def at(self, name: str) -> CheckpointFacts | None:
+        """Return the facts of one prefix; None if its files only have the names of a checkpoint's."""
+        place = self.listed.get(name) or self._directory.child(name)
+        found = self._found.get(name) or self._found_below(place) or Found(name)
+        files = [info for info in (found.index, found.meta, *found.data.values()) if info is not None]
+        version = 2
+        if found.index is not None:
+            state, problem = self._state(place)
+        elif found.data:
+            state, problem = "torn", self._unpublished(place, found)
+        elif found.meta is not None and name not in self.listed:
+            state, problem = "graph only", None
+        else:
+            # Neither index nor data: V1, or only a line of the record.
+            state, problem = self._state(place)
+            if name not in self.listed and state != "complete":
+                # Other people name their files like the shards of V1, TFRecords for example.
+                return None
+            files += self._v1_files(name)
+            version = 2 if state == "gone" else 1
+        newest = found.index or max(files, key=lambda info: info.mtime_s, default=None)
+        return CheckpointFacts(
+            prefix=name,
+            url=place.url,
+            step=split_step(name)[1],
+            version=version,
+            state=state,
+            problem=problem,
+            size_bytes=sum(info.size_bytes for info in files),
+            mtime_s=None if newest is None else newest.mtime_s,
+            graph=found.meta is not None,
+            listed=name in self.listed,
+            latest=self.latest is not None and self._name_of(self.latest) == name,
+            published=found.index is not None or version == 1,
+        )
+
+    def _found_below(self, place: Location) -> Found | None:
+        """Return the files of a prefix that the record has in another directory."""
+        parent = place.parent
+        if parent.key == self._directory.key:
+            return None
+        return list_checkpoints(parent, owner_of(place.name)).get(place.name)
+
+    def _state(self, place: Location) -> tuple[State, Problem | None]:
+        try:
+            fault = fault_of(place)
+        except (AccessError, TransientError, UsageError, UnsupportedError) as error:
+            self._failed(error)
+            return "unreadable", Problem.of_error(error)
+        if fault is None:
+            return "complete", None
+        if isinstance(fault, Fault):
+            return "torn", Problem.of_fault(fault)
+        if isinstance(fault, NotFoundError):
+            return "gone", Problem.of_error(
+                NotFoundError("the record lists it, and its files are not there", url=place.url)
+            )
+        return "torn", Problem.of_error(fault)
+
+    def _unpublished(self, place: Location, found: Found) -> Problem:
+        if found.prefix in self._leaving:
+            what = "no index: it is being deleted"
+            hint = "The next save finishes that."
+        elif any(place.storage.is_abandoned(info.key) for info in found.data.values()):
+            what = "no index: the save died before it was published"
+            hint = "No reader ever sees it; the next run that saves here clears it away."
+        else:
+            what = "no index: a save that is under way, or one that died"
+            hint = "No reader sees it."
+        return Problem.of_error(IncompleteBundleError(what, url=place.url, hint=hint))
+
+    def _v1_files(self, name: str) -> list[ObjectInfo]:
+        place = self._directory.child(name)
+        files = []
+        for info in place.storage.list(place.key):
+            parsed = parse_file_name(info.key.rpartition("/")[2])
+            if info.key == place.key or (
+                parsed is not None and (parsed.kind, parsed.prefix) == ("v1-shard", place.name)
+            ):
+                files.append(info)
+        return files
+
+
+def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:
+    """Return the checkpoints of a basename together, by step; the basename saved last comes last."""
+    groups: dict[str, list[CheckpointFacts]] = {}
+    for item in items:
+        groups.setdefault(owner_of(item.prefix), []).append(item)
+    for group in groups.values():
+        group.sort(
+            key=lambda item: (-1 if item.step is None else item.step, item.mtime_s or 0.0, item.prefix)
+        )
+    in_order = sorted(groups.values(), key=_age_rank)
+    return [item for group in in_order for item in group]
+
+
+def _age_rank(group: list[CheckpointFacts]) -> tuple[bool, float]:
+    # Graphs of their own come first, out of the way.
+    is_checkpoint = any(item.state != "graph only" for item in group)
+    return is_checkpoint, max(item.mtime_s or 0.0 for item in group)

@@ -1,0 +1,198 @@
+"""What the user pointed at: a checkpoint, one of its files, or a directory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TypeVar
+
+from ckptstore.cli.output import Output
+from ckptstore.directory.catalog import list_checkpoints
+from ckptstore.directory.latest import find_latest
+from ckptstore.directory.record_update import RECORD_NAME
+from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, TensorNotFoundError, UsageError
+from ckptstore.format.naming import index_name, parse_file_name
+from ckptstore.storage.base import Location
+
+__all__ = ["at_checkpoint", "at_directory", "latest_in", "require_directory"]
+
+_T = TypeVar("_T")
+
+
+def at_checkpoint(location: Location, action: Callable[[Location], _T], output: Output) -> _T | None:
+    """Return what `action` makes of the checkpoint that `location` names; None if that is a directory.
+
+    The prefix itself is tried first, so that the usual case costs no extra request; then, with a note to the
+    user, the prefix of the file that `location` names. TensorFlow takes a prefix only; a shell's completion
+    offers files.
+
+    Parameters
+    ----------
+    location : Location
+    action : callable
+        Raises `NotFoundError` if there is no checkpoint of this prefix.
+    output : Output
+
+    Raises
+    ------
+    NotFoundError
+        If there is neither a checkpoint nor a directory of that name; the hint has names that look like it.
+    """
+    if location.url.rpartition("/")[2] in ("", ".", ".."):
+        require_directory(location)
+        return None
+    parsed = parse_file_name(location.name)
+    # These two could be opened as V1 checkpoints: text that is none, and a part of one.
+    misleading = location.name == RECORD_NAME or (parsed is not None and parsed.kind == "v1-shard")
+    missing: NotFoundError | None = None
+    if not misleading or _is_file(location.suffixed(index_name(""))):
+        try:
+            return action(location)
+        except TensorNotFoundError:
+            raise
+        except NotFoundError as error:
+            missing = error
+    if parsed is not None:
+        name = parsed.prefix
+        if parsed.kind == "v1-shard":
+            name = f"{name}-?????-of-{parsed.num_shards:05d}"
+        prefix = _beside(location, name)
+        try:
+            result = action(prefix)
+        except TensorNotFoundError:
+            raise
+        except NotFoundError as error:
+            missing = error
+        else:
+            output.note(f"{location.url} names a file of the checkpoint {prefix.url}")
+            return result
+    if _is_directory(location):
+        return None
+    if location.name == RECORD_NAME and _is_file(location):
+        return None
+    raise _not_found(location) from missing
+
+
+def at_directory(location: Location) -> Location:
+    """Return the directory that `location` names, also by the record in it."""
+    if location.name == RECORD_NAME and not location.url.endswith("/") and _is_file(location):
+        return location.parent
+    return location
+
+
+def require_directory(location: Location) -> None:
+    """Raise unless `location` is a directory.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing is there.
+    UsageError
+        If it is a file.
+    """
+    if _is_directory(location):
+        return
+    if _is_file(location):
+        raise UsageError(
+            "this is a file, not a directory",
+            url=location.url,
+            hint="ckptstore inspect shows one checkpoint.",
+        )
+    if location.key and not location.url.endswith("/") and _is_file(location.suffixed(index_name(""))):
+        raise UsageError(
+            "this is the prefix of a checkpoint, not a directory",
+            url=location.url,
+            hint="ckptstore inspect and ckptstore verify take it.",
+        )
+    raise NotFoundError("there is no such directory", url=location.url, hint=_did_you_mean(location, set()))
+
+
+def latest_in(directory: Location, output: Output) -> Location:
+    """Return the newest checkpoint of a directory that can be restored, and tell the user which one it is.
+
+    Raises
+    ------
+    NotFoundError
+        If there are no checkpoints.
+    CorruptError
+        If there are some, and none can be restored.
+    """
+    found = find_latest(directory)
+    if found is None:
+        if any(item.index is not None for item in list_checkpoints(directory).values()):
+            raise CorruptError(
+                "no checkpoint of this directory can be restored",
+                url=directory.url,
+                hint="ckptstore verify says what is wrong with each.",
+            )
+        raise NotFoundError(
+            "there is no checkpoint in this directory",
+            url=directory.url,
+            hint="ckptstore ls shows what is in it.",
+        )
+    output.note(f"the latest checkpoint in {directory.url or '.'} is {found.name}")
+    return found
+
+
+def _is_file(location: Location) -> bool:
+    try:
+        location.storage.head(location.key)
+    except (NotFoundError, UsageError):
+        return False
+    return True
+
+
+def _is_directory(location: Location) -> bool:
+    """Tell whether there are files below, or, where directories exist by themselves, one of this name."""
+    if not location.key:
+        return True
+    try:
+        location.storage.head(location.key)
+    except NotFoundError:
+        return next(iter(location.storage.list(f"{location.key}/")), None) is not None
+    except UsageError:
+        # There, and no file. What is no directory either cannot be listed.
+        location.storage.list(f"{location.key}/")
+        return True
+    return False
+
+
+def _beside(location: Location, name: str) -> Location:
+    """Return the entry `name` of the directory that holds `location`, named in the user's way."""
+    url = location.url[: len(location.url) - len(location.name)] + name
+    return Location(location.storage, location.parent.child(name).key, url)
+
+
+def _not_found(location: Location) -> NotFoundError:
+    try:
+        found = list_checkpoints(location.parent)
+    except CkptStoreError:
+        found = {}
+    names = {name for name, item in found.items() if item.index is not None}
+    parsed = parse_file_name(location.name)
+    leftover = found.get(location.name) or (found.get(parsed.prefix) if parsed is not None else None)
+    if leftover is not None and leftover.data:
+        return NotFoundError(
+            "there is no index of this name, only data files",
+            url=_beside(location, leftover.prefix).url,
+            expected=f"a file {index_name(leftover.prefix)}",
+            hint="A save is under way, or died before it was published; take another checkpoint.",
+        )
+    if leftover is not None and leftover.meta is not None:
+        return NotFoundError(
+            "there is no checkpoint of this name, only a graph",
+            url=_beside(location, leftover.prefix).url,
+            expected=f"a file {index_name(leftover.prefix)}",
+        )
+    return NotFoundError(
+        "there is no checkpoint and no directory of this name",
+        url=location.url,
+        hint=_did_you_mean(location, names),
+    )
+
+
+def _did_you_mean(location: Location, names: set[str]) -> str:
+    close = difflib.get_close_matches(location.name, sorted(names), n=3)
+    if close:
+        return f"Did you mean {' or '.join(_beside(location, name).url for name in close)}?"
+    return "Check the path; ckptstore ls shows the checkpoints of a directory."

@@ -1,0 +1,110 @@
+"""``ckptstore verify``: prove that checkpoints can be restored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ckptstore.cli.errors import CORRUPT, OK, exit_code_of
+from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.output import Output
+from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TransientError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ckptstore.bundle.verify import VerifyReport
+    from ckptstore.storage.base import Location
+    from ckptstore.view.verification import CheckedFacts
+
+__all__ = ["verify_command"]
+
+
+@shell_command("verify")
+@click.argument("target", metavar="PREFIX|DIR|FILE")
+@click.option(
+    "--quick", is_flag=True, help="Check the index and the sizes of the data files; read no tensor."
+)
+def verify_command(output: Output, storage_options: Options, *, target: str, quick: bool) -> int:
+    """Check every checksum of a checkpoint, or of every checkpoint in a directory.
+
+    Each fault is shown with its tensor, file and bytes, and what was expected and found there. Exit code 4 if
+    there is any.
+    """
+    from ckptstore.bundle.verify import verify_bundle
+    from ckptstore.cli.targets import at_checkpoint, at_directory
+    from ckptstore.storage.registry import locate
+    from ckptstore.view.verification import VerificationFacts
+
+    def verify(prefix: Location) -> VerifyReport:
+        with output.progress(prefix.name) as progress:
+            return verify_bundle(prefix, quick=quick, progress=progress)
+
+    location = locate(target, storage_options)
+    checked: list[CheckedFacts] = []
+    failure = None
+    report = at_checkpoint(location, verify, output)
+    if report is not None:
+        checked.append(_checked(report, report.url))
+        output.checked(checked[0])
+    else:
+        for name, prefix in _prefixes(at_directory(location), output):
+            try:
+                facts = _checked(verify(prefix), name)
+            except (AccessError, TransientError, UnsupportedError, NotFoundError) as error:
+                failure = failure or error
+                facts = _unknown(error, name, prefix)
+            checked.append(facts)
+            output.checked(facts)
+    result = VerificationFacts(target, quick, checked)
+    output.verification(result)
+    if result.faulty:
+        return CORRUPT
+    return OK if failure is None else exit_code_of(failure)
+
+
+def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]:
+    """Return name and place of every checkpoint in a directory, and tell the user what is none.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none: a script that verifies a backup must not take that for a good one.
+    """
+    from ckptstore.cli.survey import survey
+
+    found = []
+    for facts in survey(directory).facts.checkpoints:
+        if facts.state == "graph only":
+            continue
+        if facts.published:
+            found.append((facts.prefix, directory.child(facts.prefix)))
+        elif facts.problem is not None:
+            output.warning(f"passed over {facts.prefix}: {facts.problem.message}")
+    if not found:
+        raise NotFoundError(
+            "there is no checkpoint in this directory",
+            url=directory.url or ".",
+            hint="ckptstore ls shows what is in it.",
+        )
+    return found
+
+
+def _checked(report: VerifyReport, name: str) -> CheckedFacts:
+    from ckptstore.view.problems import Problem
+    from ckptstore.view.verification import CheckedFacts
+
+    return CheckedFacts(
+        prefix=name,
+        url=report.url,
+        tensors_checked=report.tensors_checked,
+        bytes_checked=report.bytes_checked,
+        problems=[Problem.of_fault(fault) for fault in report.faults],
+        notes=report.notes,
+    )
+
+
+def _unknown(error: CkptStoreError, name: str, prefix: Location) -> CheckedFacts:
+    from ckptstore.view.problems import Problem
+    from ckptstore.view.verification import CheckedFacts
+
+    return CheckedFacts(name, prefix.url, 0, 0, [Problem.of_error(error)], is_known=False)

@@ -1,0 +1,236 @@
+"""The checkpoints of one directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ckptstore.view.problems import Problem, problem_line, problem_object
+from ckptstore.view.table import Column, Row, Table, Tone
+from ckptstore.view.text import count, escaped, human_age, human_size, plural
+
+__all__ = [
+    "CheckpointFacts",
+    "DirectoryFacts",
+    "RecordFacts",
+    "State",
+    "checkpoint_table",
+    "directory_object",
+    "directory_summary",
+]
+
+State = Literal["complete", "torn", "unreadable", "gone", "graph only"]
+"""``complete``: can be restored. ``torn``: a file is missing, too short or damaged, or the index was never
+published. ``unreadable``: access or the network failed, so nobody knows. ``gone``: only the record knows it.
+``graph only``: a ``.meta`` without a checkpoint."""
+
+_MAX_PROBLEMS = 20
+
+_TONES: dict[State, Tone] = {
+    "complete": "plain",
+    "torn": "bad",
+    "unreadable": "bad",
+    "gone": "bad",
+    "graph only": "muted",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """One prefix of the directory.
+
+    Attributes
+    ----------
+    prefix : str
+        Relative to the directory.
+    url : str
+    step : int or None
+    version : int
+        Of the format: 1 or 2.
+    state : State
+    problem : Problem or None
+        Why it is not complete.
+    size_bytes : int
+        All its files, the graph included.
+    mtime_s : float or None
+        Of its index; seconds since 1970.
+    graph : bool
+        Whether its ``.meta`` is there.
+    listed, latest : bool
+        Whether the record lists it; whether it is the one to resume from.
+    published : bool
+        Whether there is an index, or a V1 file. Without it no reader sees the rest.
+    """
+
+    prefix: str
+    url: str
+    step: int | None
+    version: int
+    state: State
+    problem: Problem | None
+    size_bytes: int
+    mtime_s: float | None
+    graph: bool
+    listed: bool
+    latest: bool
+    published: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFacts:
+    """What the record says.
+
+    Attributes
+    ----------
+    url : str
+    state : {"present", "missing", "unreadable"}
+    problem : Problem or None
+        Why it cannot be read.
+    latest : str or None
+        The path that it names as the latest, as written there.
+    latest_prefix : str or None
+        The same relative to the directory; None if it leads nowhere.
+    """
+
+    url: str
+    state: Literal["present", "missing", "unreadable"]
+    problem: Problem | None = None
+    latest: str | None = None
+    latest_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryFacts:
+    """A directory at one moment.
+
+    Attributes
+    ----------
+    url : str
+    now_s : float
+        Seconds since 1970.
+    record : RecordFacts
+    checkpoints : sequence of CheckpointFacts
+        The newest last.
+    latest : str or None
+        URL of the newest checkpoint that can be restored.
+    latest_problem : Problem or None
+        Why that cannot be told.
+    """
+
+    url: str
+    now_s: float
+    record: RecordFacts
+    checkpoints: Sequence[CheckpointFacts]
+    latest: str | None
+    latest_problem: Problem | None = None
+
+
+def checkpoint_table(facts: DirectoryFacts) -> Table:
+    """Return one row a checkpoint, the newest last, where the eye is after the command."""
+    columns = (
+        Column(""),
+        Column("STEP", right=True),
+        Column("CHECKPOINT", flexible=True),
+        Column("STATE"),
+        Column("SIZE", right=True),
+        Column("AGE", right=True),
+        Column("GRAPH"),
+        Column("RECORD"),
+    )
+    rows = []
+    for item in facts.checkpoints:
+        rows.append(
+            Row(
+                (
+                    "*" if item.latest else "",
+                    "-" if item.step is None else str(item.step),
+                    escaped(item.prefix),
+                    item.state,
+                    "-" if item.mtime_s is None else human_size(item.size_bytes),
+                    "-" if item.mtime_s is None else human_age(facts.now_s - item.mtime_s),
+                    "yes" if item.graph else "-",
+                    "listed" if item.listed else "-",
+                ),
+                "good" if item.latest else _TONES[item.state],
+            )
+        )
+    return Table(columns, rows)
+
+
+def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
+    """Return the lines below the table: what is wrong, which checkpoint is the latest, how much there is."""
+    lines: list[tuple[str, Tone]] = []
+    # From the end: what went wrong last is looked for first.
+    wrong = [item for item in facts.checkpoints if item.problem is not None]
+    if len(wrong) > _MAX_PROBLEMS:
+        lines.append((f"{count(len(wrong) - _MAX_PROBLEMS)} problems more; --json has all", "bad"))
+    for item in wrong[-_MAX_PROBLEMS:]:
+        if item.problem is not None:
+            lines.append((f"{item.state}: {escaped(item.prefix)}: {problem_line(item.problem)}", "bad"))
+    record = facts.record
+    if record.problem is not None:
+        lines.append((f"record: {problem_line(record.problem)}", "bad"))
+    if not any(item.state != "graph only" for item in facts.checkpoints):
+        lines.append((f"no checkpoints in {escaped(facts.url)}", "plain"))
+        return lines
+    if facts.latest is None:
+        verdict = "none can be restored" if facts.latest_problem is None else "cannot be told"
+        lines.append((f"latest: {verdict}", "bad"))
+    else:
+        why = {
+            "present": "",
+            "missing": " (there is no record)",
+            "unreadable": " (the record cannot be read)",
+        }
+        said = why[record.state]
+        latest = next((item.prefix for item in facts.checkpoints if item.latest), facts.latest)
+        if record.latest is not None and record.latest_prefix != latest:
+            said = f" (the record names {escaped(record.latest)})"
+        lines.append((f"* latest: {escaped(latest)}{said}", "plain"))
+    lines.append((_total(facts.checkpoints), "plain"))
+    return lines
+
+
+def _total(checkpoints: Sequence[CheckpointFacts]) -> str:
+    real = [item for item in checkpoints if item.state != "graph only"]
+    counts = [
+        f"{number} {state}"
+        for state in ("torn", "unreadable", "gone")
+        if (number := sum(item.state == state for item in real))
+    ]
+    others = f" ({', '.join(counts)})" if counts else ""
+    size = human_size(sum(item.size_bytes for item in checkpoints))
+    return f"{plural(len(real), 'checkpoint')}{others}, {size}"
+
+
+def directory_object(facts: DirectoryFacts) -> dict[str, Any]:
+    """Return what ``ckptstore ls --json`` says, without ``schema``."""
+    record = facts.record
+    return {
+        "directory": facts.url,
+        "latest": facts.latest,
+        "record": {
+            "url": record.url,
+            "state": record.state,
+            "latest": record.latest,
+            "problem": None if record.problem is None else problem_object(record.problem),
+        },
+        "checkpoints": [
+            {
+                "prefix": item.prefix,
+                "url": item.url,
+                "step": item.step,
+                "format_version": item.version,
+                "state": item.state,
+                "problem": None if item.problem is None else problem_object(item.problem),
+                "size_bytes": item.size_bytes,
+                "mtime_s": item.mtime_s,
+                "age_s": None if item.mtime_s is None else round(facts.now_s - item.mtime_s, 3),
+                "graph": item.graph,
+                "listed": item.listed,
+                "latest": item.latest,
+            }
+            for item in facts.checkpoints
+        ],
+    }

@@ -1,0 +1,89 @@
+"""What is wrong, as text for a person and as an object for a script."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.view.text import escaped
+
+if TYPE_CHECKING:
+    from ckptstore.bundle.verify import Fault
+    from ckptstore.errors import CkptStoreError
+
+__all__ = ["Problem", "problem_line", "problem_object"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error that was raised, or a fault that a verification found.
+
+    Attributes
+    ----------
+    code : str
+        Stable, see `ckptstore.errors`.
+    message : str
+        The whole sentence: what failed, where, expected and found, what to do.
+    url, tensor, expected, actual, hint : str or None
+    start, stop : int or None
+        Which bytes of the file at `url`.
+    """
+
+    code: str
+    message: str
+    url: str | None = None
+    tensor: str | None = None
+    start: int | None = None
+    stop: int | None = None
+    expected: str | None = None
+    actual: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of_error(cls, error: CkptStoreError) -> Problem:
+        """Return the problem that `error` tells of."""
+        return cls(
+            code=error.code,
+            message=str(error),
+            url=error.url,
+            tensor=error.tensor,
+            start=error.offset,
+            expected=error.expected,
+            actual=error.actual,
+            hint=error.hint,
+        )
+
+    @classmethod
+    def of_fault(cls, fault: Fault) -> Problem:
+        """Return the problem that `fault` tells of."""
+        place = fault.byte_range
+        return cls(
+            code=fault.code,
+            message=fault.message,
+            url=fault.file,
+            tensor=fault.tensor,
+            start=None if place is None else place.start,
+            stop=None if place is None else place.stop,
+            expected=fault.expected,
+            actual=fault.actual,
+        )
+
+
+def problem_line(problem: Problem) -> str:
+    """Return the whole problem in one line that is safe to print."""
+    return escaped(problem.message)
+
+
+def problem_object(problem: Problem) -> dict[str, Any]:
+    """Return the fields for a script; absent ones are null."""
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "url": problem.url,
+        "tensor": problem.tensor,
+        "start": problem.start,
+        "stop": problem.stop,
+        "expected": problem.expected,
+        "actual": problem.actual,
+        "hint": problem.hint,
+    }

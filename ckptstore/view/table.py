@@ -1,0 +1,99 @@
+"""A table as data, and as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ckptstore.view.text import display_width, fold
+
+__all__ = ["Column", "Row", "Table", "Tone", "table_lines"]
+
+Tone = Literal["title", "plain", "good", "bad", "muted"]
+"""What a line means to whoever looks for trouble; the output decides how that looks."""
+
+_GAP = "  "
+_HANGING = "  "  # marks a folded line as the rest of the one above
+_MIN_FLEXIBLE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column.
+
+    Attributes
+    ----------
+    title : str
+    right : bool
+        Numbers stand to the right.
+    flexible : bool
+        May be folded where the terminal is too narrow. At most one column is.
+    """
+
+    title: str
+    right: bool = False
+    flexible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The cells of one row, escaped already, one a column."""
+
+    cells: tuple[str, ...]
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns and rows."""
+
+    columns: tuple[Column, ...]
+    rows: Sequence[Row]
+
+
+def table_lines(table: Table, width: int | None = None) -> Iterator[tuple[str, Tone]]:
+    """Yield the lines of a table, the titles first, each with the tone of its row.
+
+    Parameters
+    ----------
+    table : Table
+    width : int, optional
+        Columns of the terminal. The flexible column is folded to fit, as far as it can be read then. Without
+        it a row is one line, however long: what goes into a pipe is for grep and awk.
+    """
+    widths = [
+        max(display_width(text) for text in (column.title, *(row.cells[number] for row in table.rows)))
+        for number, column in enumerate(table.columns)
+    ]
+    if width is not None:
+        _shrink(table.columns, widths, width)
+    yield _line(table.columns, widths, [column.title for column in table.columns]), "title"
+    for row in table.rows:
+        parts = [
+            _folded(cell, size) if column.flexible else [cell]
+            for column, cell, size in zip(table.columns, row.cells, widths, strict=True)
+        ]
+        for line in range(max(len(part) for part in parts)):
+            cells = [part[line] if line < len(part) else "" for part in parts]
+            yield _line(table.columns, widths, cells), row.tone
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    first, *rest = fold(cell, width, len(_HANGING)) or [""]
+    return [first, *(_HANGING + piece for piece in rest)]
+
+
+def _shrink(columns: tuple[Column, ...], widths: list[int], width: int) -> None:
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
+    for number, column in enumerate(columns):
+        if column.flexible and excess > 0:
+            widths[number] = max(widths[number] - excess, min(widths[number], _MIN_FLEXIBLE))
+
+
+def _line(columns: tuple[Column, ...], widths: list[int], cells: Sequence[str]) -> str:
+    padded = []
+    for column, size, cell in zip(columns, widths, cells, strict=True):
+        space = " " * max(size - display_width(cell), 0)
+        padded.append(space + cell if column.right else cell + space)
+    return _GAP.join(padded).rstrip()
