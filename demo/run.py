@@ -1,0 +1,360 @@
+"""The story of ckptstore in the terminal: train, be killed, resume, look, damage, recover.
+
+Every step checks what it says; if one thing is not as claimed, the exit code is 1. Files go to ./demo-run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import network
+import train
+from screen import bars, open_screen
+
+import ckptstore
+
+RUN = Path("demo-run").absolute()
+JOB = Path(__file__).with_name("train.py").resolve()
+MARK = "made-by-make-demo.txt"
+CHECKPOINTS = "checkpoints"
+KILLED_AT, TRAINED_TO, ENDED_AT = 400, 800, 850
+BEFORE_KILL = KILLED_AT - train.SAVE_EVERY
+TIMEOUT_S = 60
+
+screen = open_screen()
+
+
+class ClaimError(Exception):
+    """Something is not as the demo says."""
+
+
+def claim(text: str, holds: object) -> None:
+    """Show a statement and whether it holds; stop if it does not."""
+    screen.claim(text, bool(holds))
+    if not holds:
+        raise ClaimError(text)
+
+
+# ------------------------------------------------------------------------------------------ the training job
+
+
+def start_training(steps: int, *options: str) -> subprocess.Popen[str]:
+    """Start the training job as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, JOB, CHECKPOINTS, "--steps", str(steps), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(job: subprocess.Popen[str]) -> list[str]:
+    """Return what a training job said, after it ended well."""
+    output, _ = job.communicate(timeout=TIMEOUT_S)
+    if job.returncode:
+        screen.command("python demo/train.py", output, job.returncode)
+        raise ClaimError("the training job ends without a failure")
+    return output.splitlines()
+
+
+def show_training(steps: int, lines: list[str], exit_code: int | None) -> None:
+    """Show what a training job said, with fewer digits."""
+    text = re.sub(r"loss (\S+)", lambda match: f"loss {float(match[1]):.6f}", "\n".join(lines))
+    screen.command(f"python demo/train.py {CHECKPOINTS} --steps {steps}", text, exit_code)
+
+
+def losses_in(lines: list[str]) -> dict[int, float]:
+    """Return step → loss."""
+    found = (re.fullmatch(r"saved step (\d+) loss (\S+)", line) for line in lines)
+    return {int(match[1]): float(match[2]) for match in found if match}
+
+
+def uninterrupted_losses() -> dict[int, float]:
+    """Return the losses of the same training in one go, without any checkpoint."""
+    inputs, targets = network.load_years()
+    values = network.new_values()
+    losses = [network.train_step(values, inputs, targets) for _ in range(ENDED_AT)]
+    return {step: losses[step - 1] for step in range(train.SAVE_EVERY, ENDED_AT + 1, train.SAVE_EVERY)}
+
+
+# ------------------------------------------------------------------------------------------ the directory
+
+
+def prefix(step: int) -> str:
+    """Return the prefix of the checkpoint of `step`."""
+    return f"{CHECKPOINTS}/{train.PREFIX}-{step}"
+
+
+def data_file(step: int) -> Path:
+    """Return its data file, as the first save of a prefix names it."""
+    return Path(f"{prefix(step)}.data-00000-of-00001")
+
+
+def steps_on_disk() -> list[int]:
+    """Return the steps that have an index, ascending."""
+    return sorted(int(path.stem.rpartition("-")[2]) for path in Path(CHECKPOINTS).glob("*.index"))
+
+
+def leftovers() -> dict[str, int]:
+    """Return name and size of the files that a killed writer left."""
+    return {path.name: path.stat().st_size for path in Path(CHECKPOINTS).glob("*.tmp-*")}
+
+
+def shell(*arguments: str) -> tuple[str, int]:
+    """Run ``ckptstore`` with these arguments and show it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptstore", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    screen.command(" ".join(["ckptstore", *arguments]), done.stdout, done.returncode)
+    return done.stdout, done.returncode
+
+
+def python(*lines: str) -> dict[str, Any]:
+    """Run lines as the interactive interpreter would, show them, and return the names that they made."""
+    space: dict[str, Any] = {}
+    shown = []
+    for line in lines:
+        with redirect_stdout(io.StringIO()) as output:
+            exec(compile(line, "<demo>", "single"), space)
+        shown.append((line, output.getvalue().rstrip()))
+    screen.session(shown)
+    return space
+
+
+# ------------------------------------------------------------------------------------------ the story
+
+
+def begin() -> None:
+    """Say what it is about; make the directory."""
+    screen.title(
+        "ckptstore",
+        "A small network learns to forecast sunspot numbers from 309 years of them (demo/sunspots.csv). "
+        f"Its training job saves every {train.SAVE_EVERY} steps, keeps the last {train.MAX_TO_KEEP} "
+        f"checkpoints and one every {train.KEEP_EVERY_HOURS} hours. The clock is fast: "
+        f"{train.STEPS_AN_HOUR} steps are an hour. The files, in ./{RUN.name}, are of TensorFlow's own "
+        "format; TensorFlow is not needed.",
+    )
+    if RUN.exists():
+        if any(RUN.iterdir()) and not (RUN / MARK).exists():
+            raise SystemExit(f"{RUN} was not made by this demo: move it away first")
+        shutil.rmtree(RUN)
+    RUN.mkdir()
+    (RUN / MARK).write_text("Made by `make demo`, and removed by the next one.\n")
+    os.chdir(RUN)
+
+
+def train_and_kill() -> dict[int, float]:
+    """Kill a training job while it writes a data file; return the losses that it told."""
+    screen.step(
+        "A job trains, saves, and is killed in the middle of a save",
+        f"The save of step {KILLED_AT} goes to a disk that was slowed down, so that there is time to send "
+        "SIGKILL while its data file is being written.",
+    )
+    lines: list[str] = []
+    with start_training(TRAINED_TO, "--slow-save", str(KILLED_AT)) as job:
+        try:
+            assert job.stdout is not None
+            for line in job.stdout:
+                lines.append(line.rstrip())
+                if line.startswith(f"saved step {BEFORE_KILL} "):
+                    wait_for_half_a_file(job)
+                    break
+        finally:
+            job.kill()
+    was_killed = job.returncode == -signal.SIGKILL
+    show_training(TRAINED_TO, [*lines, "Killed"] if was_killed else lines, None)
+    claim("the job died of SIGKILL, and of nothing else", was_killed)
+
+    complete = data_file(BEFORE_KILL).stat().st_size
+    for name, size in leftovers().items():
+        screen.say(f"  Left behind: {name}\n               {size:,} of {complete:,} bytes")
+    claim(
+        "one half-written data file lies there", [size < complete for size in leftovers().values()] == [True]
+    )
+    claim(
+        f"there is no {train.PREFIX}-{KILLED_AT}.index: for every reader this save never happened",
+        KILLED_AT not in steps_on_disk(),
+    )
+    shell("ls", CHECKPOINTS)
+    claim(
+        "kept: the last three, and 200 as the one of its three hours", steps_on_disk() == [200, 250, 300, 350]
+    )
+    newest = ckptstore.latest_checkpoint(CHECKPOINTS)
+    claim(f"the latest checkpoint is {prefix(BEFORE_KILL)}", newest == prefix(BEFORE_KILL))
+    return losses_in(lines)
+
+
+def wait_for_half_a_file(job: subprocess.Popen[str]) -> None:
+    """Return when half of a data file is written, or the job is over."""
+    half = data_file(BEFORE_KILL).stat().st_size / 2
+    deadline = time.monotonic() + TIMEOUT_S
+    while job.poll() is None and time.monotonic() < deadline:
+        if any(size >= half for size in leftovers().values()):
+            return
+        time.sleep(0.005)
+
+
+def resume(first: dict[int, float], reference: dict[int, float]) -> None:
+    """Let a new process go on, and compare."""
+    screen.step(
+        "A new process resumes",
+        "It finds the newest good checkpoint by itself: weights, the state of the optimizer and the step all "
+        "come from there. Beside it, the same training in one go and without checkpoints.",
+    )
+    lines = finished(start_training(TRAINED_TO))
+    second = losses_in(lines)
+    show_training(TRAINED_TO, [lines[0], lines[1], "…", lines[-1]], 0)
+
+    def cell(losses: dict[int, float], step: int, otherwise: str = "") -> str:
+        return f"{losses[step]:.6f}" if step in losses else otherwise
+
+    screen.table(
+        ("step", "loss, first process", "second process", "never interrupted"),
+        [
+            (
+                str(step),
+                cell(first, step, "killed" if step == KILLED_AT else ""),
+                cell(second, step),
+                cell(reference, step),
+            )
+            for step in range(300, 551, train.SAVE_EVERY)
+        ],
+    )
+    # Without the steep beginning, which would make everything after it flat.
+    drawn = {step: loss for step, loss in (first | second).items() if step > 100}
+    low, high = min(drawn.values()), max(drawn.values())
+    before = bars([loss for step, loss in drawn.items() if step in first], low, high)
+    after = bars([loss for step, loss in drawn.items() if step in second], low, high)
+    screen.say(f"  first process   {before}✂\n  second process  {' ' * len(before)}{after}\n")
+
+    claim(f"it resumed from {prefix(BEFORE_KILL)}", lines[0] == f"resumed from {prefix(BEFORE_KILL)}")
+    again = range(KILLED_AT, TRAINED_TO + 1, train.SAVE_EVERY)
+    claim(f"it saved every checkpoint from {KILLED_AT} to {TRAINED_TO}", list(second) == list(again))
+    gap = max(abs(loss - reference[step]) for step, loss in (first | second).items())
+    claim(f"the loss goes on where it was; largest difference to the run in one go: {gap:.1g}", gap < 1e-6)
+    claim("the half-written file is gone: its writer was provably dead", not leftovers())
+    claim(
+        "the three-hour clock ran on through the kill: 200, 350, 500 and 650 stay",
+        steps_on_disk() == [200, 350, 500, 650, 700, 750, 800],
+    )
+
+
+def look_up_graph() -> None:
+    """Ask the graph for a placeholder, a constant, a variable and an operation."""
+    screen.step(
+        "The network, asked by name",
+        "The .meta file holds the graph. Whoever has only the files finds inputs, variables, constants and "
+        "results by their names, as with TensorFlow's import_meta_graph.",
+    )
+    found = python(
+        "import ckptstore",
+        f'saver = ckptstore.import_meta_graph("{prefix(TRAINED_TO)}.meta")',
+        'saver.graph.get_tensor_by_name("years:0")  # a placeholder',
+        'saver.graph.get_tensor_by_name("scale:0").value  # a constant',
+        'saver.graph.get_tensor_by_name("hidden1/w:0")  # a variable',
+        "values = {}",
+        f'saver.restore(values, "{prefix(TRAINED_TO)}")',
+        'float(values["hidden1/w"].std())  # its value, from the checkpoint',
+        '[tensor.name for tensor in saver.graph.get_operation_by_name("forecast").inputs]',
+    )
+    graph, values = found["saver"].graph, found["values"]
+    inputs = [(tensor.name, tensor.shape) for tensor in graph.placeholders]
+    claim("the placeholder takes 22 years a row", inputs == [("years:0", (None, network.WINDOW))])
+    claim("the constant has its value", graph.get_tensor_by_name("scale:0").value == network.SCALE)
+    shapes = {variable.op.name: variable.shape for variable in graph.variables}
+    stored = {name: value.shape for name, value in values.items()}
+    claim(f"the {len(shapes)} variables are the tensors of the checkpoint, shape by shape", shapes == stored)
+
+
+def damage() -> None:
+    """Flip a bit of the newest checkpoint and let ``verify`` find it."""
+    screen.step(
+        "One bit is flipped",
+        f"On purpose, as a failing disk would: in the tensor hidden2/w of step {TRAINED_TO}, the newest.",
+    )
+    path = data_file(TRAINED_TO)
+    with ckptstore.open_checkpoint(prefix(TRAINED_TO)) as checkpoint:
+        tensor = checkpoint["hidden2/w"].tobytes()
+    content = bytearray(path.read_bytes())
+    position = content.index(tensor) + len(tensor) // 2
+    content[position] ^= 1 << 4
+    path.write_bytes(content)
+    screen.say(f"\n  Flipped bit 4 of byte {position} of {path}")
+    output, code = shell("verify", CHECKPOINTS)
+    claim("verify names the tensor and the file", "'hidden2/w'" in output and path.name in output)
+    good = re.findall(rf"^ok\s+{train.PREFIX}-(\d+)", output, re.MULTILINE)
+    claim("it finds all the others good", [int(step) for step in good] == steps_on_disk()[:-1])
+    claim("its exit code tells scripts: 4, corrupt or incomplete", code == 4)
+
+
+def fall_back(reference: dict[int, float]) -> None:
+    """Start the job on a directory whose newest checkpoint is damaged."""
+    screen.step(
+        "The job starts once more",
+        "Every byte is verified on restore, so damage is an error and never a number in the weights. The job "
+        "takes the checkpoint before it, and saves the damaged step anew.",
+    )
+    lines = finished(start_training(ENDED_AT))
+    show_training(ENDED_AT, lines, 0)
+    claim("the damaged checkpoint was refused, with a ChecksumError", "ChecksumError" in lines[1])
+    claim(f"the one before it was taken: {prefix(750)}", f"resumed from {prefix(750)}" in lines)
+    gap = max(abs(loss - reference[step]) for step, loss in losses_in(lines).items())
+    claim(f"and the training is still the same; largest difference: {gap:.1g}", gap < 1e-6)
+
+
+def final_look() -> None:
+    """Show the directory, and that it is in order."""
+    screen.step(
+        "The directory at the end",
+        "Those listed in the record are counted by retention; the others stay for good, one every three "
+        "hours. The star is where the next job would resume.",
+    )
+    output, code = shell("ls", CHECKPOINTS)
+    claim("every checkpoint is complete", code == 0 and output.count(" complete ") == len(steps_on_disk()))
+    newest = ckptstore.latest_checkpoint(CHECKPOINTS)
+    claim(f"the latest checkpoint is {prefix(ENDED_AT)}", newest == prefix(ENDED_AT))
+    output, code = shell("verify", CHECKPOINTS)
+    claim("and every byte is what was written", code == 0 and "all good" in output)
+
+
+def main() -> int:
+    """Tell the story; return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without check marks is no reason to fail
+    started_s = time.monotonic()
+    begin()
+    try:
+        reference = uninterrupted_losses()
+        first = train_and_kill()
+        resume(first, reference)
+        look_up_graph()
+        damage()
+        fall_back(reference)
+        final_look()
+    except ClaimError as failure:
+        screen.end(f"Not as claimed: {failure}. The files are in {RUN}.", good=False)
+        return 1
+    tool = os.path.relpath(Path(sys.executable).with_name("ckptstore"), RUN.parent)
+    screen.end(
+        f"Everything came out as claimed, in {time.monotonic() - started_s:.0f} seconds. To look around: "
+        f"{tool} inspect {RUN.name}/{prefix(ENDED_AT)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

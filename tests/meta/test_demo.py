@@ -1,0 +1,41 @@
+"""The demo checks itself; here somebody looks at its exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from tests.meta.source import ROOT
+
+
+def test_demo_comes_out_as_it_claims(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "demo" / "run.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Everything came out as claimed" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-run"]
+
+
+def test_demo_leaves_a_directory_alone_that_it_did_not_make(tmp_path):
+    mine = tmp_path / "demo-run" / "precious.txt"
+    mine.parent.mkdir()
+    mine.write_text("keep")
+    done = subprocess.run(
+        [sys.executable, ROOT / "demo" / "run.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert "move it away" in done.stderr
+    assert mine.read_text() == "keep"

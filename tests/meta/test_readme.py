@@ -1,0 +1,137 @@
+"""What the README says happens: its examples print what stands below them, its tables are the code's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import warnings
+
+import pytest
+
+from ckptstore.errors import CkptStoreWarning
+from ckptstore.storage.base import Capabilities
+from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.memory import MemoryStorage
+from ckptstore.view.guarantees import guarantees_table
+from tests.meta.source import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLE = re.compile(r"<!-- guarantees: .*? -->\n(.*?)<!-- end of guarantees -->", re.DOTALL)
+
+
+def _blocks() -> list[tuple[str, str]]:
+    """Language and content of the fenced blocks, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """A directory in which the Python examples ran, one after the other; and what each printed."""
+    directory = tmp_path_factory.mktemp("readme")
+    space: dict[str, object] = {"__name__": "readme"}
+    printed = []
+    with contextlib.chdir(directory), warnings.catch_warnings():
+        warnings.simplefilter("error", CkptStoreWarning)
+        for language, content in _blocks():
+            if language == "python":
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    exec(compile(content, "README.md", "exec"), space)
+                printed.append(output.getvalue())
+    return directory, printed
+
+
+def test_python_examples_print_what_stands_below_them(scene):
+    blocks = _blocks()
+    promised = [
+        content
+        for (before, _), (language, content) in itertools.pairwise(blocks)
+        if before == "python" and language == "text"
+    ]
+    assert len(promised) >= 2
+    assert scene[1] == promised
+
+
+def test_first_example_leaves_the_files_that_its_comments_name(scene):
+    first = next(content for language, content in _blocks() if language == "python")
+    directory, _ = scene
+    assert "my-model-1000 is gone" in first
+    assert not list(directory.glob("my-model-1000*"))
+    assert [path.name for path in directory.glob("*.meta")] == ["my-model-2000.meta"]
+    assert sorted(path.stem for path in directory.glob("*.index")) == [
+        f"my-model-{n}000" for n in (2, 3, 4, 5)
+    ]
+
+
+def _without_ages(text: str) -> str:
+    """Ages are of another width when the machine is slow, so the spaces before them go too."""
+    text = re.sub(r" +\d+ (s|min|h|d)  ", "  AGE  ", text)
+    return re.sub(r" +AGE  ", "  AGE  ", text)
+
+
+def test_shell_examples_print_what_stands_below_them(scene):
+    sessions = [content for language, content in _blocks() if language == "console"]
+    assert sessions
+    for session in sessions:
+        printed = ""
+        for command in re.findall(r"^\$ (.*)$", session, re.MULTILINE):
+            program, *arguments = shlex.split(command)
+            assert program == "ckptstore"
+            done = subprocess.run(
+                [sys.executable, "-m", "ckptstore", *arguments],
+                cwd=scene[0],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            printed += f"$ {command}\n{done.stdout}"
+        assert _without_ages(printed) == _without_ages(session)
+
+
+def test_guarantees_are_those_of_the_code():
+    found = TABLE.search(README)
+    assert found, "README.md has no place for the table of guarantees"
+    table = guarantees_table([LocalStorage.capabilities, MemoryStorage.capabilities])
+    assert found[1] == table, f"put this into README.md:\n\n{table}"
+
+
+def test_guarantees_that_a_backend_cannot_give_are_denied():
+    weak = Capabilities(
+        backend="tape",
+        create_if_absent=True,
+        compare_and_swap=False,
+        conditional_delete=False,
+        durable_when_acknowledged=True,
+        checksum_proved_by_store=False,
+        several_hosts=False,
+    )
+    header, _, *rows = guarantees_table([weak]).splitlines()
+    assert header == "| guarantee | tape |"
+    answers = dict(re.findall(r"^\| \*\*([^*]+?)\.?\*\*.*\| (yes|no) \|$", "\n".join(rows), re.MULTILINE))
+    assert len(answers) == len(rows)
+    assert {name for name, answer in answers.items() if answer == "no"} == {
+        *("All or nothing", "One winner", "Retention deletes only its own"),
+        *("Proved upload", "Several hosts"),
+    }
+
+
+def test_extras_that_the_readme_names_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {name for group in re.findall(r"'\.\[([\w,]+)\]'", README) for name in group.split(",")}
+    assert named
+    assert named <= set(project["optional-dependencies"])
+
+
+def test_requirements_that_the_readme_names_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    line = re.search(r"^pip install \. +# (.*)$", README, re.MULTILINE)
+    assert line
+    assert line[1].split(", ") == [re.match(r"[\w-]+", item)[0] for item in project["dependencies"]]
