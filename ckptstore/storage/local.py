@@ -31,7 +31,7 @@ from ckptstore.storage.base import (
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.local_directory import Directory, check_regular, translated, version_of
 from ckptstore.storage.local_files import TempFile, drop_if_stale, parse_temp_name
-from ckptstore.storage.local_locks import LOCK_NAME, locked_directory, upload_mark, writer_is_dead
+from ckptstore.storage.local_locks import LOCK_NAME, is_held, locked_directory, upload_mark, writer_is_dead
 from ckptstore.storage.local_upload import LocalUpload
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class LocalStorage(Storage):
         checksum_proved_by_store=False,
         several_hosts=False,
     )
+    knows_writers = True
 
     def url_of(self, key: str) -> str:
         return key or "/"
@@ -130,7 +131,7 @@ class LocalStorage(Storage):
         with translated("cannot create", key):
             directory = Directory.made(path)
             try:
-                return LocalUpload(directory, name, key)
+                return LocalUpload(directory, name, key, size_bytes)
             except BaseException:
                 directory.close()
                 raise
@@ -218,6 +219,18 @@ class LocalStorage(Storage):
                 return False
             with writer_is_dead(fd, host) as dead:
                 return dead
+        finally:
+            os.close(fd)
+
+    def is_in_use(self, key: str) -> bool:
+        _split(key)
+        try:
+            fd = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            with translated("cannot see whether the file is in use", key):
+                return is_held(fd)
         finally:
             os.close(fd)
 

@@ -19,7 +19,17 @@ from ckptstore.errors import DeadlineError, UnsupportedError
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
 
-__all__ = ["LOCK_NAME", "hold", "locked_directory", "mark_upload", "release", "upload_mark", "writer_is_dead"]
+__all__ = [
+    "LOCK_NAME",
+    "file_system_type",
+    "hold",
+    "is_held",
+    "locked_directory",
+    "mark_upload",
+    "release",
+    "upload_mark",
+    "writer_is_dead",
+]
 
 LOCK_NAME = ".ckptstore.lock"
 
@@ -134,6 +144,21 @@ def hold(fd: int) -> bool:
     return True
 
 
+def is_held(fd: int) -> bool:
+    """Tell whether somebody else holds this file, as far as its file system can say."""
+    try:
+        # Shared: two who look at the same time do not take each other for the writer.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    release(fd)
+    return False
+
+
 def release(fd: int) -> None:
     """Unlock explicitly: closing is not enough while a forked child holds a copy of the descriptor."""
     with suppress(OSError):
@@ -179,23 +204,23 @@ def writer_is_dead(fd: int, host: str) -> Iterator[bool]:
         yield False
         return
     try:
-        yield host == host_id() or _one_kernel(fd)
+        yield host == host_id() or file_system_type(fd) in _ONE_KERNEL
     finally:
         release(fd)
 
 
-def _one_kernel(fd: int) -> bool:
-    """Tell whether the file system of `fd` is one that no other machine can have mounted."""
+def file_system_type(fd: int) -> str:
+    """Return the kernel's name for the file system of `fd`, such as ``"ext4"``; "" if it does not say."""
     try:
         facts = Path(f"/proc/self/fdinfo/{fd}").read_text("utf-8")
         mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
     except OSError:
-        return False
+        return ""
     # By mount id, not by device: btrfs gives files another device number than the mount table shows.
     mount_id = next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), None)
     for line in mounts.splitlines():
         # id parent major:minor root mount-point options [optional…] - type source options (proc(5))
         fields = line.split(" ")
         if fields[0] == mount_id:
-            return fields[fields.index("-") + 1] in _ONE_KERNEL
-    return False
+            return fields[fields.index("-") + 1]
+    return ""

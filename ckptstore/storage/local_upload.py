@@ -25,11 +25,18 @@ class LocalUpload(Upload):
     upload that is dropped without any of them is aborted.
     """
 
-    def __init__(self, directory: Directory, name: str, url: str) -> None:
+    def __init__(self, directory: Directory, name: str, url: str, size_bytes: int | None) -> None:
         self._url = url
         self._directory = directory
         self._temp = TempFile(directory, name, is_upload=True)
         self._is_open = True
+        if size_bytes is not None:
+            try:
+                self._temp.reserve(size_bytes)
+            except BaseException:
+                self._give_up()
+                self._temp.close()
+                raise
 
     def write(self, data: Buffer) -> None:
         self._check_open()

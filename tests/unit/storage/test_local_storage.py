@@ -353,3 +353,15 @@ def test_no_descriptor_is_left_open(storage: LocalStorage, tmp_path: Path) -> No
         with pytest.raises((NotFoundError, UsageError)):
             call()
     assert open_files() == before
+
+
+@pytest.mark.parametrize("hint", [0, 10, 1 << 20, 3 << 20, (3 << 20) + 7, 8 << 20])
+def test_the_size_of_an_upload_is_a_hint_only(tmp_path: Path, hint: int) -> None:
+    data = os.urandom((3 << 20) + 7)
+    storage = LocalStorage()
+    with storage.upload(f"{tmp_path}/file", hint) as upload:
+        upload.write(data[: 1 << 20])
+        upload.write(data[1 << 20 :])
+        assert isinstance(upload.commit(), Committed)
+    assert (tmp_path / "file").read_bytes() == data
+    assert (tmp_path / "file").stat().st_blocks * 512 < len(data) + (1 << 20)

@@ -182,7 +182,7 @@ def test_a_leftover_of_another_machine_goes_by_its_age(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A lock of another machine cannot be seen on every network file system.
-    monkeypatch.setattr(local_locks, "_one_kernel", lambda fd: False)
+    monkeypatch.setattr(local_locks, "file_system_type", lambda fd: "nfs")
     _make_leftover(tmp_path, "0" * 8, age_s=100.0)
     assert storage.abort_stale_uploads(f"{tmp_path}/", NEVER) == 0
     assert storage.abort_stale_uploads(f"{tmp_path}/", 3600.0) == 0
@@ -195,7 +195,7 @@ def test_a_leftover_from_before_a_reboot_is_dead_on_a_disk_of_this_machine(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for here in (False, True):
-        monkeypatch.setattr(local_locks, "_one_kernel", lambda fd, here=here: here)
+        monkeypatch.setattr(local_locks, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
         _make_leftover(tmp_path, "0" * 8)
         assert storage.abort_stale_uploads(f"{tmp_path}/", NEVER) == int(here)
     shard = str(tmp_path / "committed")
@@ -204,7 +204,7 @@ def test_a_leftover_from_before_a_reboot_is_dead_on_a_disk_of_this_machine(
         with storage.upload(shard) as upload:
             upload.commit()
     assert storage.is_abandoned(shard)
-    monkeypatch.setattr(local_locks, "_one_kernel", lambda fd: False)
+    monkeypatch.setattr(local_locks, "file_system_type", lambda fd: "nfs")
     assert not storage.is_abandoned(shard)
 
 
@@ -217,7 +217,7 @@ def test_where_files_cannot_be_marked_a_free_lock_decides_on_disks_of_this_machi
     monkeypatch.setattr(os, "setxattr", refuse)
     monkeypatch.setattr(os, "getxattr", refuse)
     for here in (False, True):
-        monkeypatch.setattr(local_locks, "_one_kernel", lambda fd, here=here: here)
+        monkeypatch.setattr(local_locks, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
         shard = str(tmp_path / f"shard-{here}")
         with storage.upload(shard) as upload:
             upload.commit()
@@ -230,11 +230,11 @@ def test_the_mount_table_tells_disks_of_this_machine(tmp_path: Path) -> None:
         line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()
     }
     with open("/proc/self/stat", "rb") as file:
-        assert not local_locks._one_kernel(file.fileno())
+        assert local_locks.file_system_type(file.fileno()) == "proc"
     if kinds & {"ext4", "xfs", "btrfs", "overlay", "tmpfs"}:
         with Directory(str(tmp_path)) as directory:
-            assert local_locks._one_kernel(directory.fd)
-    assert not local_locks._one_kernel(-1)
+            assert local_locks.file_system_type(directory.fd) in kinds
+    assert local_locks.file_system_type(-1) == ""
 
 
 def test_without_locks_uploads_work_and_nothing_is_called_dead(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptstore.errors import UnsupportedError, UsageError
+from ckptstore.errors import UsageError
 from ckptstore.storage import registry
 from ckptstore.storage.base import Storage
 from ckptstore.storage.local import LocalStorage
@@ -60,17 +60,6 @@ def test_memory_urls_lead_to_memory() -> None:
     assert isinstance(location.storage, MemoryStorage)
     assert location.key == "/bucket/run/model"
     assert location.storage.url_of(location.key) == "memory://bucket/run/model"
-
-
-@pytest.mark.parametrize(
-    ("url", "extra"),
-    [("s3://b/m", "ckptstore[s3]"), ("gs://b/m", "ckptstore[gcs]"), ("gcs://b/m", "ckptstore[gcs]")],
-)
-def test_object_stores_are_not_there_yet(url: str, extra: str) -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        locate(url)
-    assert caught.value.url == url
-    assert extra in (caught.value.hint or "")
 
 
 def test_there_is_one_storage_for_each_scheme() -> None:

@@ -116,12 +116,26 @@ def test_chained_urls_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["hdfs://host/model", "http://host/model", "local://model", "s3a://b/m", "c++://x"]
+    "text", ["zip://host/model", "http://host/model", "local://model", "s3a://b/m", "c++://x"]
 )
 def test_other_schemes_are_refused_with_the_known_ones(text: str) -> None:
     with pytest.raises(UsageError, match="unknown URL scheme") as caught:
         parse_url(text)
     assert "memory://" in (caught.value.expected or "")
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "abfs", "hdfs", "SFTP"])
+def test_other_file_systems_that_fsspec_knows_are_let_through(scheme: str) -> None:
+    url = f"{scheme}://host/run/model/"
+    assert parse_url(url) == (scheme.lower(), "host/run/model", url)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="password") as caught:
+        parse_url("sftp://me:tops3cret@host/run")
+    assert "tops3cret" not in str(caught.value)
+    assert caught.value.url == "sftp://***@host"
+    assert parse_url("abfs://container@account.example/run").key == "container@account.example/run"
 
 
 @pytest.mark.parametrize("text", ["file://model", "file://host/run/model", "file://"])
