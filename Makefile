@@ -1,6 +1,6 @@
 # ckptstore: `make test` and `make demo` set up everything they need; Python 3.11+ and make are enough.
-# Environments: .venv (development) and .cache/venv-tf (TensorFlow, for comparison only), both filled from the locks
-# in requirements/ and brought in line again when a lock changes.
+# Environments: .venv (development), .cache/venv-tf (TensorFlow, for comparison only) and .cache/venv-moto, all filled
+# from the locks in requirements/ and brought in line again when a lock changes. Servers: .cache/servers.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -15,21 +15,23 @@ PYTHON_TF ?= $(call usable,$(PYTHON) python3.13 python3.12 python3.11,(3, 11) <=
 
 VENV    := .venv
 VENV_TF := .cache/venv-tf
+VENV_MOTO := .cache/venv-moto
 BIN     := $(VENV)/bin
 # A plain checkout on the path: TensorFlow's environment holds our dependencies, not ckptstore itself.
 IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta conformance contract hostile crash cli
+LANES := unit meta conformance cli hostile crash simulation contract backends races
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal
 FLAGS_hostile := $(WORKERS)
 FLAGS_crash   := $(WORKERS)
+FLAGS_unit    := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf test lint format $(LANES) interop demo bench lock clean clean-all
+.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -74,6 +76,18 @@ $(VENV_TF)/.ready: $(VENV)/.uv requirements/tensorflow.txt
 	$(call fill,$(VENV_TF),requirements/tensorflow.txt)
 	@touch $@
 
+$(VENV_MOTO)/.ready: $(VENV)/.uv requirements/moto.txt
+	$(call make_environment,$(VENV_MOTO),$(PYTHON),3.11 or newer,--without-pip)
+	$(call fill,$(VENV_MOTO),requirements/moto.txt)
+	@touch $@
+
+# Without Go the server lanes skip and say so; with CI=true they fail.
+servers: $(VENV)/.ready $(VENV_MOTO)/.ready  ## build the object stores that the tests run against (needs Go)
+	@$(BIN)/python -m tests.servers.build
+
+minio: servers  ## run a MinIO with a bucket, and print what to export
+	@$(BIN)/python -m tests.servers.run_minio
+
 # ------------------------------------------------------------------------------------------------ checks
 
 test: lint $(LANES) interop  ## everything: lint, every lane of tests, TensorFlow's included
@@ -91,6 +105,8 @@ format: $(VENV)/.ready  ## rewrite the sources as `make lint` wants them
 $(LANES): $(VENV)/.ready
 	@echo '== $@'
 	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
+
+contract backends races: servers
 
 # A skipped comparison proves nothing, so here a skip is a failure.
 interop: $(VENV)/.ready $(VENV_TF)/.ready  ## the tests against TensorFlow itself; a skipped one fails
@@ -113,6 +129,7 @@ lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for ne
 	$(COMPILE) --group bootstrap --output-file requirements/uv.txt
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/uv.txt --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
+	$(COMPILE) --group moto --output-file requirements/moto.txt
 
 clean:  ## remove what tools and builds left, keep the environments
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-run

@@ -47,8 +47,9 @@ if TYPE_CHECKING:
         wait_for_new_checkpoint,
     )
     from ckptstore.manager import CheckpointManager
+    from ckptstore.meta_graph_files import export_meta_graph
     from ckptstore.object_checkpoint import Checkpoint, Optimizer
-    from ckptstore.saver import Saver, export_meta_graph, import_meta_graph
+    from ckptstore.saver import Saver, import_meta_graph
     from ckptstore.types import DType, TensorSpec
 
 __version__ = "0.1.0"
@@ -144,7 +145,8 @@ _HOMES = {
     ),
     "manager": ("CheckpointManager",),
     "object_checkpoint": ("Checkpoint", "Optimizer"),
-    "saver": ("Saver", "export_meta_graph", "import_meta_graph"),
+    "meta_graph_files": ("export_meta_graph",),
+    "saver": ("Saver", "import_meta_graph"),
     "types": ("DType", "TensorSpec"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from ckptstore.bundle.merge import MergeInput, merge_indexes
 from ckptstore.bundle.writer import ShardWriter
 from ckptstore.directory.collect import remove_checkpoint_files
 from ckptstore.directory.publish import (
+    LARGEST_COUNT,
     ShardSet,
     Standing,
     choose_count,
@@ -20,7 +22,8 @@ from ckptstore.directory.publish import (
     publish_index,
     read_standing,
 )
-from ckptstore.errors import ConflictError, FormatError, UsageError
+from ckptstore.directory.replaced import collect_replaced
+from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, FormatError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
 from ckptstore.format.naming import data_name
 from ckptstore.format.table import Table
@@ -73,6 +76,7 @@ class BundleWriter:
         self._standing: Standing | None = None
         self._count = 1
         self._over = False
+        self._is_published = False
 
     def add(self, name: str, array: npt.ArrayLike, *, dtype: DType | str | None = None) -> None:
         """Append one tensor.
@@ -134,7 +138,7 @@ class BundleWriter:
         UsageError
             After `abort`.
         """
-        if self._over and self._files is not None and self._files.named:
+        if self._is_published:
             return
         self._begun()
         assert self._files is not None
@@ -145,6 +149,8 @@ class BundleWriter:
             files.finish(self._count)
             if not isinstance(publish_index(files, self._standing), Committed):
                 raise self._conflict()
+        self._is_published = True
+        collect_replaced(files, self._standing)
 
     def abort(self) -> None:
         """Drop what was added; no effect after `finish`."""
@@ -161,7 +167,7 @@ class BundleWriter:
         if self._writer is None:
             directory, name = self._prefix.parent, self._prefix.name
             self._standing = read_standing(directory, name)
-            used = self._standing is not None or name_is_taken(directory, name, 1)
+            used = self._standing is not None or name_is_taken(directory, name, 1, 1)
             taken = self._standing.counts if self._standing is not None else set()
             self._count = choose_count(1, taken if used else None)
             self._files = ShardSet(directory, name)
@@ -184,8 +190,11 @@ class BundleWriter:
         if error is None:
             if not self._over:
                 self.finish()
-        else:
+            return
+        try:
             self.abort()
+        except CkptStoreError as second:
+            error.add_note(f"What was written could not be removed either: {second}")
 
 
 def merge_bundles(
@@ -193,7 +202,8 @@ def merge_bundles(
 ) -> None:
     """Merge bundles into one with as many data files, as TensorFlow's MergeV2Checkpoints does.
 
-    The inputs are removed once the merged bundle is published; until then they stay whole.
+    The inputs are removed once the merged bundle is published; until then they stay whole. One that cannot be
+    removed is a warning.
 
     Parameters
     ----------
@@ -224,8 +234,12 @@ def merge_bundles(
     merged = merge_indexes(indexes)
     directory, name = output.parent, output.name
     standing = read_standing(directory, name)
-    used = standing is not None or name_is_taken(directory, name, merged.num_shards)
-    count = choose_count(merged.num_shards, (standing.counts if standing else set()) if used else None)
+    # The sum of the inputs' counts, as in TensorFlow; an input that was overwritten has a count far above its
+    # number of files, and the sum may leave no name that TensorFlow can delete.
+    shards = len(merged.shards)
+    count = merged.num_shards if merged.num_shards <= LARGEST_COUNT else max(shards, 1)
+    if standing is not None or name_is_taken(directory, name, shards, count):
+        count = choose_count(max(shards, 1), standing.counts if standing is not None else set())
     with ShardSet(directory, name) as files:
         for number, (source, shard) in enumerate(merged.shards):
             name_there = data_name("", shard, indexes[source].header.num_shards)
@@ -234,8 +248,16 @@ def merge_bundles(
         files.index = merged.index_bytes(count)
         if not isinstance(publish_index(files, standing), Committed):
             raise ConflictError("another writer published the output at the same time", url=output.url)
+    collect_replaced(files, standing)
     for place in inputs:
-        remove_checkpoint_files(place.parent, place.name, None)
+        try:
+            remove_checkpoint_files(place.parent, place.name, None)
+        except CkptStoreError as error:
+            warnings.warn(
+                f"the bundles are merged, but {place.url} could not be removed: {error}",
+                CkptStoreWarning,
+                stacklevel=2,
+            )
         if place.parent.key != directory.key:
             place.storage.tidy(place.parent.key)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +15,7 @@ from ckptstore.bundle.boxes import BasicIndex
 from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.reader import BundleReader, open_bundle, reopening
 from ckptstore.bundle.restore import keys_by_full_name, restore_into
-from ckptstore.errors import UsageError
+from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
@@ -298,7 +299,15 @@ def restore_values(
         stored = dict.fromkeys(reader.names())
         if OBJECT_GRAPH_KEY in stored:
             key_of = keys_by_full_name(reader)
-            wanted = {to: name if name in stored else key_of.get(name, name) for to, name in wanted.items()}
+            mapped = {name for name in wanted.values() if name not in stored and name in key_of}
+            if mapped:
+                warnings.warn(
+                    f"{reader.url} is object-based: {len(mapped)} tensors, among them {min(mapped)!r}, are"
+                    " restored by the names of its variables",
+                    CkptStoreWarning,
+                    stacklevel=6,
+                )
+            wanted = {to: key_of[name] if name in mapped else name for to, name in wanted.items()}
             stored.pop(OBJECT_GRAPH_KEY)
         if names is None:
             taken = set(wanted.values())

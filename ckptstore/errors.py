@@ -55,7 +55,8 @@ __all__ = [
     "UsageError",
 ]
 
-# Names and paths come from files: one may be a megabyte long, or hold what a terminal obeys. The fields keep all of it.
+# Names and paths come from files: one may be a megabyte long, or hold what a terminal obeys. The fields keep
+# all of it.
 _MOST_SHOWN = 600
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -80,6 +81,8 @@ class CkptStoreError(Exception):
     """
 
     code = "error"
+    next_step: str | None = None
+    """What to do where no hint says more."""
 
     def __init__(
         self,
@@ -100,7 +103,7 @@ class CkptStoreError(Exception):
         # Text, not the objects: an error must survive pickling and must not keep arrays alive.
         self.expected = None if expected is None else str(expected)
         self.actual = None if actual is None else str(actual)
-        self.hint = hint
+        self.hint = hint or self.next_step
 
     def __str__(self) -> str:
         where = []
@@ -187,6 +190,7 @@ class CorruptError(CkptStoreError):
     """The bytes are not a good checkpoint."""
 
     code = "corrupt"
+    next_step = "Restore another checkpoint, or copy these files again from a good source."
 
 
 class FormatError(CorruptError):

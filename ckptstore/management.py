@@ -7,13 +7,14 @@ import posixpath
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ckptstore.bundle.reader import open_bundle
-from ckptstore.directory.collect import remove_checkpoint_files
+from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import relative_prefix
-from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record
+from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
 from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
@@ -108,7 +109,7 @@ def get_checkpoint_state(
         If the record cannot be reached.
     """
     directory = locate(checkpoint_dir, storage_options)
-    snapshot = read_record(record_location(directory, latest_filename))
+    snapshot = read_state(record_location(directory, latest_filename))
     if snapshot.fault is not None:
         warnings.warn(str(snapshot.fault), CkptStoreWarning, stacklevel=2)
     state = snapshot.record.state
@@ -195,7 +196,7 @@ def update_checkpoint_state(
             tuple(times),
             last if last_preserved_timestamp is None else last_preserved_timestamp,
         )
-        return Record(state, present.owners, present.pending, present.superseded)
+        return replace(present, state=state)
 
     update_record(record, change, timeout_s=_RECORD_TIMEOUT_S)
 
@@ -287,7 +288,8 @@ def remove_checkpoint(
     checkpoint_prefix : str or PathLike
         Prefix or URL.
     checkpoint_format_version : int
-        2.
+        2, or 1 for a checkpoint of TensorFlow before 0.12: one file, or the shards of
+        ``PREFIX-?????-of-00003``.
     meta_graph_suffix : str
         Of the graph's file.
     storage_options : mapping, optional
@@ -298,13 +300,15 @@ def remove_checkpoint(
     UnsupportedError, AccessError, StorageFullError, TransientError
         If a file could not be deleted, after all were tried.
     """
-    if checkpoint_format_version != 2:
+    if checkpoint_format_version not in (1, 2):
         raise UsageError(
-            "only V2 checkpoints are removed here", expected=2, actual=checkpoint_format_version,
-            hint="A V1 checkpoint is one file: delete it.",
-        )  # fmt: skip
+            "there is no such checkpoint format", expected="1 or 2", actual=checkpoint_format_version
+        )
     prefix = locate(checkpoint_prefix, storage_options)
-    remove_checkpoint_files(prefix.parent, prefix.name, meta_graph_suffix)
+    if checkpoint_format_version == 1:
+        remove_v1_files(prefix.parent, prefix.name, meta_graph_suffix)
+    else:
+        remove_checkpoint_files(prefix.parent, prefix.name, meta_graph_suffix)
 
 
 def wait_for_new_checkpoint(

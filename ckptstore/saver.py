@@ -12,12 +12,13 @@ import numpy as np
 
 from ckptstore.bundle.plan import SavePlan, WriteItem, plan_save, write_item
 from ckptstore.checkpoint import restore_values
+from ckptstore.directory.graphs import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.publish import put_meta
 from ckptstore.directory.retention import Entry, KeepNewest, Retention, SaverRetention
 from ckptstore.directory.run import process_run
 from ckptstore.directory.save import CheckpointWriter, write_checkpoint
-from ckptstore.errors import NotFoundError, TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.format.naming import numbered
 from ckptstore.graph.arrays import meta_graph_for_arrays
@@ -25,11 +26,13 @@ from ckptstore.graph.export import export_meta_graph_bytes, read_meta_graph
 from ckptstore.graph.graph import Graph
 from ckptstore.graph.saver_nodes import with_saver
 from ckptstore.management import get_checkpoint_mtimes
+from ckptstore.meta_graph_files import export_meta_graph, load_meta_graph
+from ckptstore.saver_arguments import check_list, check_var_list, step_number
 from ckptstore.storage.base import Location
 from ckptstore.storage.checks import check_prefix_name
 from ckptstore.storage.registry import locate
 
-__all__ = ["Saver", "export_meta_graph", "import_meta_graph"]
+__all__ = ["Saver", "import_meta_graph"]
 
 PathText = str | os.PathLike[str]
 Options = Mapping[str, Any] | None
@@ -137,16 +140,20 @@ class Saver:
             max_to_keep = saver_def.max_to_keep
             keep_checkpoint_every_n_hours = saver_def.keep_checkpoint_every_n_hours
             sharded = saver_def.sharded
+        if max_to_keep is not None and not isinstance(max_to_keep, int | np.integer):
+            raise UsageError("max_to_keep must be an integer or None", actual=repr(max_to_keep))
         if max_to_keep is not None and max_to_keep < 0:
             raise UsageError(
                 "max_to_keep must not be negative: TensorFlow then deletes the checkpoint it just wrote",
                 actual=max_to_keep,
                 hint="Give 0 or None to keep everything.",
             )
-        self._names = _check_var_list(var_list)
+        self._names = check_var_list(var_list)
+        if self._names is not None and not self._names and not allow_empty:
+            raise UsageError("No variables to save", hint="Name at least one, or set allow_empty=True.")
         self._reshape = reshape
         self._sharded = sharded
-        self._max_to_keep = max_to_keep or 0
+        self._max_to_keep = int(max_to_keep or 0)
         self._keep_hours = float(keep_checkpoint_every_n_hours)
         self._allow_empty = allow_empty
         self._pad_step_number = pad_step_number
@@ -157,6 +164,7 @@ class Saver:
         self._saver_def = saver_def
         self._retention = self._make_retention()
         self._writers: dict[tuple[Any, str, str], CheckpointWriter] = {}
+        self._pid = os.getpid()
         self._set_checkpoints: list[tuple[str, float]] = []
         self._awaiting_set: set[tuple[Any, str, str]] | None = None
         self._generated: tuple[object, bytes] | None = None
@@ -239,9 +247,17 @@ class Saver:
         self._check_built()
         if save_debug_info:
             raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
-        path = os.fsdecode(save_path)
+        if not is_graph_suffix(meta_graph_suffix):
+            raise UsageError(
+                "the graph's suffix must be a short text without a slash that no other file has",
+                actual=repr(meta_graph_suffix),
+                hint="Leave 'meta_graph_suffix' out for 'meta'.",
+            )
+        base = locate(save_path, storage_options)
+        check_prefix_name(base)
+        path = base.url
         if global_step is not None:
-            path = numbered(path, _step_number(global_step), self._pad_step_number)
+            path = numbered(path, step_number(global_step), self._pad_step_number)
         prefix = locate(path, storage_options)
         check_prefix_name(prefix)
         record = record_location(prefix.parent, latest_filename)
@@ -252,7 +268,7 @@ class Saver:
             )
         plan = self._plan(values)
         meta = self._meta_graph(plan, strip_default_attrs) if write_meta_graph else None
-        if plan.shards and not any(shard.items for shard in plan.shards):
+        if not any(shard.items for shard in plan.shards):
             if meta is not None:
                 put_meta(prefix.parent, prefix.name, meta, suffix=meta_graph_suffix)
             return None
@@ -266,6 +282,10 @@ class Saver:
         return prefix.url
 
     def _writer(self, prefix: Location, record: Location) -> CheckpointWriter:
+        if self._pid != os.getpid():
+            # Those of the parent, which goes on with them.
+            self._pid = os.getpid()
+            self._writers.clear()
         key = (prefix.storage, prefix.parent.key, record.name)
         writer = self._writers.get(key)
         if writer is None:
@@ -303,7 +323,9 @@ class Saver:
             if name not in values:
                 raise TensorNotFoundError.among(name, values, "the values to save have no such array")
             items.append(write_item(stored_name, values[name]))
-        return plan_save(items, self._device_of if self._sharded and self.graph is not None else None)
+        if not self._sharded or self.graph is None:
+            return plan_save(items)
+        return plan_save(items, lambda stored_name: self._device_of(names[stored_name]))
 
     def _device_of(self, name: str) -> str:
         assert self.graph is not None
@@ -393,12 +415,12 @@ class Saver:
 
     def set_last_checkpoints(self, last_checkpoints: Sequence[str]) -> None:
         """Let retention count these prefixes, oldest first; as in TensorFlow none of them is ever deleted."""
-        _check_list(last_checkpoints)
+        check_list(last_checkpoints)
         self.set_last_checkpoints_with_time([(path, float("inf")) for path in last_checkpoints])
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
         """Let retention count these ``(prefix, seconds since 1970)``, oldest first, and nothing else."""
-        _check_list(last_checkpoints_with_time)
+        check_list(last_checkpoints_with_time)
         self._set_checkpoints = [
             (os.fsdecode(path), float(time_s)) for path, time_s in last_checkpoints_with_time
         ]
@@ -410,6 +432,7 @@ class Saver:
         self, checkpoint_paths: Sequence[str], *, storage_options: Options = None
     ) -> None:
         """Let retention count those of these prefixes that exist, dated by their files."""
+        check_list(checkpoint_paths)
         dated = []
         for path in checkpoint_paths:
             times = get_checkpoint_mtimes([path], storage_options=storage_options)
@@ -453,14 +476,17 @@ class Saver:
         UsageError
             If this Saver has no graph.
         """
-        if self.graph is None:
+        graph = self.graph
+        if graph is None and self._generated is not None:
+            graph = read_meta_graph(self._generated[1], source="<generated graph>")
+        if graph is None:
             raise UsageError(
                 "this Saver has no graph to export",
-                hint="Set `saver.graph`, or import one with import_meta_graph.",
+                hint="Set `saver.graph`, import one with import_meta_graph, or save first: one is made then.",
             )
         return export_meta_graph(
             filename,
-            graph=self.graph,
+            graph=graph,
             collection_list=collection_list,
             as_text=as_text,
             export_scope=export_scope,
@@ -470,44 +496,6 @@ class Saver:
             save_debug_info=save_debug_info,
             storage_options=storage_options,
         )
-
-
-def _check_var_list(var_list: object) -> dict[str, str] | None:
-    """Return checkpoint name → name in the values, in the order in which TensorFlow writes them: sorted."""
-    if var_list is None:
-        return None
-    if isinstance(var_list, Mapping):
-        pairs = dict(var_list)
-    elif isinstance(var_list, list | tuple | set | frozenset):
-        pairs = {name: name for name in var_list}
-        if len(pairs) != len(var_list):
-            twice = sorted(str(name) for name in pairs if list(var_list).count(name) > 1)
-            raise UsageError(f"At least two variables have the same name: {twice[0]}")
-    else:
-        raise UsageError(f"Variables to save should be passed in a dict or a list. Got {var_list!r}")
-    for stored_name, name in pairs.items():
-        if not isinstance(stored_name, str) or not isinstance(name, str):
-            raise UsageError(
-                "Name is not a string", actual=repr(name if isinstance(stored_name, str) else stored_name)
-            )
-    return dict(sorted(pairs.items()))
-
-
-def _step_number(global_step: Any) -> int:
-    if isinstance(global_step, int | np.integer):
-        return int(global_step)
-    array = np.asarray(global_step)
-    if array.ndim == 0 and array.dtype.kind in "iu":
-        return int(array)
-    raise UsageError(
-        "global_step must be an integer or a 0-d integer array",
-        actual=f"{type(global_step).__name__} {global_step!r}",
-    )
-
-
-def _check_list(value: object) -> None:
-    if not isinstance(value, list):
-        raise UsageError("a list of checkpoints is needed", expected="list", actual=type(value).__name__)
 
 
 def import_meta_graph(
@@ -545,91 +533,7 @@ def import_meta_graph(
     FormatError
         If it is no MetaGraphDef, binary or text.
     """
-    if isinstance(path_or_proto, bytes):
-        data, source = path_or_proto, "<MetaGraphDef>"
-    elif hasattr(path_or_proto, "SerializeToString"):
-        data, source = path_or_proto.SerializeToString(), "<MetaGraphDef>"
-    else:
-        place = locate(path_or_proto, storage_options)
-        try:
-            data, source = place.storage.get(place.key).data, place.url
-        except NotFoundError as error:
-            error.hint = (
-                "Give the .meta file itself, e.g. PREFIX.meta; saves with write_meta_graph=False have none."
-            )
-            raise
-    graph = read_meta_graph(data, source=source, clear_devices=clear_devices, import_scope=import_scope)
+    graph = load_meta_graph(path_or_proto, clear_devices, import_scope, storage_options=storage_options)
     if graph.saver_def is not None:
         saver_arguments.setdefault("saver_def", graph.saver_def)
     return Saver(graph=graph, **saver_arguments)
-
-
-def export_meta_graph(
-    filename: PathText | None = None,
-    *,
-    graph: Graph | None = None,
-    collection_list: Sequence[str] | None = None,
-    as_text: bool = False,
-    export_scope: str | None = None,
-    clear_devices: bool = False,
-    clear_extraneous_savers: bool = False,
-    strip_default_attrs: bool = False,
-    save_debug_info: bool = False,
-    storage_options: Options = None,
-) -> bytes:
-    """Return a graph as a serialized ``MetaGraphDef``, and write it to `filename` if given.
-
-    An imported graph that did not change comes back with identical bytes.
-
-    Parameters
-    ----------
-    filename : str or PathLike, optional
-        File or URL to write; replaced at once if it is there.
-    graph : Graph
-        As `import_meta_graph` or `GraphBuilder.build` gives it.
-    collection_list : sequence of str, optional
-        The collections to keep; all by default.
-    as_text : bool
-        Text form instead of binary.
-    export_scope : str, optional
-        Only what lies in this scope, which is taken off the names.
-    clear_devices : bool
-        Drop device placements.
-    clear_extraneous_savers : bool
-        Drop the nodes of all savers but the graph's own.
-    strip_default_attrs : bool
-        Leave attributes with default values out.
-    save_debug_info : bool
-        Must be False.
-    storage_options : mapping, optional
-        Goes to the backend as it is.
-
-    Returns
-    -------
-    bytes
-
-    Raises
-    ------
-    UsageError
-        Without a graph.
-    UnsupportedError
-        For what needs TensorFlow's op registry or debug information.
-    """
-    if graph is None:
-        raise UsageError("there is no graph to export", hint="Pass graph=…, e.g. that of an imported Saver.")
-    if save_debug_info:
-        raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
-    data = export_meta_graph_bytes(
-        graph,
-        collection_list=collection_list,
-        as_text=as_text,
-        export_scope=export_scope,
-        clear_devices=clear_devices,
-        clear_extraneous_savers=clear_extraneous_savers,
-        strip_default_attrs=strip_default_attrs,
-    )
-    if filename is not None:
-        place = locate(filename, storage_options)
-        stem, _, suffix = place.name.rpartition(".")
-        put_meta(place.parent, stem, data, suffix=suffix)
-    return data

@@ -43,6 +43,9 @@ class DType:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, DType):
             return self.as_datatype_enum == other.as_datatype_enum
+        if other is None:
+            # np.dtype(None) is float64.
+            return False
         if isinstance(other, str) and other == self.name:
             return True
         try:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.servers.fixtures"]
+
 # The same examples on every run, so that a red lane is red for everybody. HYPOTHESIS_PROFILE=explore looks
 # further.
 settings.register_profile(

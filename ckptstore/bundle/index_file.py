@@ -106,7 +106,9 @@ class TableFile:
         with self._lock:
             if self._items is None:
                 head_size = self.size_bytes - len(self._tail)
-                if head_size > 0:
+                # Blocks lie side by side. A file with a hole between them is read block by block: the hole
+                # may have any size.
+                if 0 < head_size <= 2 * self.table.blocks_size_bytes:
                     self._tail = self._read(0, head_size) + self._tail
                 self._items = dict(self.table.items())
                 self._tail = b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,16 +17,12 @@ from ckptstore.errors import (
     TensorNotFoundError,
     UsageError,
 )
-from ckptstore.format.naming import index_name, parse_file_name, v1_shard_name
+from ckptstore.format.naming import index_name, parse_file_name, parse_v1_pattern, v1_shard_name
 from ckptstore.storage.base import Location
 
 __all__ = ["BundleReader", "StoredTensor", "open_bundle", "reopening"]
 
 _T = TypeVar("_T")
-
-# What TensorFlow records for a sharded V1 checkpoint. It stands for exactly this many files, so nothing is
-# globbed.
-_V1_PATTERN = re.compile(r"(.+)-\?{5}-of-([0-9]{5})", re.DOTALL)
 
 # How often a whole restore starts again because the files were replaced under it.
 _MAX_OPENINGS = 5
@@ -83,9 +78,9 @@ def open_bundle(location: Location) -> BundleReader:
 
 def _v1_files(location: Location) -> list[TableFile]:
     """Return the files of a V1 checkpoint; none if there is none."""
-    pattern = _V1_PATTERN.fullmatch(location.name)
+    pattern = parse_v1_pattern(location.name)
     if pattern is not None:
-        return _v1_shards(location, pattern[1], int(pattern[2]))
+        return _v1_shards(location, *pattern)
     try:
         return [TableFile(location)]
     except NotFoundError:

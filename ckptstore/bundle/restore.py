@@ -95,7 +95,11 @@ def restore_into(
     NotFoundError
         If the checkpoint was removed or overwritten meanwhile; as for ChecksumError.
     """
-    placements = _plan(reader, values, wanted, reshape)
+    try:
+        placements = _plan(reader, values, wanted, reshape)
+    except UsageError as error:
+        error.url = error.url or reader.url
+        raise
     new = [placement.target for placement in placements if placement.is_new]
     if new and not isinstance(values, MutableMapping):
         raise UsageError(
@@ -283,7 +287,13 @@ def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
 def _misfit(what: str, target: str, tensor: StoredTensor, expected: object, actual: object) -> UsageError:
     if target != tensor.name:
         what += f" ({tensor.name!r} there)"
-    return UsageError(what, tensor=target, expected=expected, actual=actual)
+    return UsageError(
+        what,
+        tensor=target,
+        expected=expected,
+        actual=actual,
+        hint="Nothing was changed. Restore another checkpoint, or give an array that fits.",
+    )
 
 
 def keys_by_full_name(reader: BundleReader) -> dict[str, str]:

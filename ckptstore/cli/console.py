@@ -12,8 +12,11 @@ import click
 
 from ckptstore.cli.output import Output
 from ckptstore.cli.progress import watched
+from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_lines, diagnosis_table
 from ckptstore.view.directory import DirectoryFacts, checkpoint_table, directory_summary
+from ckptstore.view.garbage import collection_lines, garbage_table
 from ckptstore.view.problems import Problem, problem_line
+from ckptstore.view.repair import repair_lines, repair_table
 from ckptstore.view.table import Table, Tone, table_lines
 from ckptstore.view.tensors import (
     Inspection,
@@ -29,6 +32,8 @@ from ckptstore.view.verification import CheckedFacts, VerificationFacts, checked
 
 if TYPE_CHECKING:
     from ckptstore.bundle.verify import Progress
+    from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
 
 __all__ = ["ConsoleOutput"]
@@ -86,6 +91,24 @@ class ConsoleOutput(Output):
 
     def verification(self, facts: VerificationFacts) -> None:
         for line, tone in verification_lines(facts):
+            _say(line, tone)
+
+    def garbage(self, garbage: Garbage) -> None:
+        if garbage.files:
+            _show_table(garbage_table(garbage))
+
+    def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
+        for line, tone in collection_lines(report, dry_run=dry_run):
+            _say(line, tone)
+
+    def repair(self, report: RepairReport, *, dry_run: bool) -> None:
+        _show_table(repair_table(report))
+        for line, tone in repair_lines(report, dry_run=dry_run):
+            _say(line, tone)
+
+    def diagnosis(self, facts: DiagnosisFacts) -> None:
+        _show_table(diagnosis_table(facts))
+        for line, tone in diagnosis_lines(facts):
             _say(line, tone)
 
     def note(self, text: str) -> None:

@@ -9,14 +9,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ckptstore.cli.output import Output
+from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_object
 from ckptstore.view.directory import DirectoryFacts, directory_object
+from ckptstore.view.garbage import collection_object
 from ckptstore.view.problems import Problem, problem_object
+from ckptstore.view.repair import repair_object
 from ckptstore.view.tensors import Inspection, TensorFacts, inspection_object, tensor_object
 from ckptstore.view.values import value_object
 from ckptstore.view.verification import CheckedFacts, VerificationFacts, verification_object
 
 if TYPE_CHECKING:
     from ckptstore.bundle.verify import Progress
+    from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
 
 __all__ = ["JsonOutput"]
@@ -53,6 +58,18 @@ class JsonOutput(Output):
 
     def verification(self, facts: VerificationFacts) -> None:
         _write("verify", verification_object(facts))
+
+    def garbage(self, garbage: Garbage) -> None:
+        pass
+
+    def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
+        _write("gc", collection_object(report, dry_run=dry_run))
+
+    def repair(self, report: RepairReport, *, dry_run: bool) -> None:
+        _write("repair", repair_object(report, dry_run=dry_run))
+
+    def diagnosis(self, facts: DiagnosisFacts) -> None:
+        _write("doctor", diagnosis_object(facts))
 
     def note(self, text: str) -> None:
         _write("note", {"message": text}, sys.stderr)

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import click
 
 from ckptstore import __version__
+from ckptstore.cli.doctor import doctor_command
 from ckptstore.cli.errors import USAGE
+from ckptstore.cli.gc import gc_command
 from ckptstore.cli.inspect import inspect_command
 from ckptstore.cli.ls import ls_command
+from ckptstore.cli.repair import repair_command
 from ckptstore.cli.run import run_guarded
 from ckptstore.cli.verify import verify_command
 
@@ -20,7 +23,7 @@ __all__ = ["main"]
 @click.group("ckptstore", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ckptstore")
 def _group() -> None:
-    """See and check TensorFlow checkpoints on a disk or in a bucket.
+    """See, check and mend TensorFlow checkpoints on a disk or in a bucket.
 
     Results go to standard output, everything else to standard error.
 
@@ -33,7 +36,7 @@ def _group() -> None:
     """
 
 
-for _command in (inspect_command, ls_command, verify_command):
+for _command in (inspect_command, ls_command, verify_command, gc_command, repair_command, doctor_command):
     _group.add_command(_command)
 
 

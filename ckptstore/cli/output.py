@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptstore.bundle.verify import Progress
+    from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
+    from ckptstore.view.diagnosis import DiagnosisFacts
     from ckptstore.view.directory import DirectoryFacts
     from ckptstore.view.tensors import Inspection, TensorFacts
     from ckptstore.view.verification import CheckedFacts, VerificationFacts
@@ -43,6 +46,22 @@ class Output(abc.ABC):
     @abc.abstractmethod
     def verification(self, facts: VerificationFacts) -> None:
         """Show the verification as a whole."""
+
+    @abc.abstractmethod
+    def garbage(self, garbage: Garbage) -> None:
+        """Show what is to be removed, before it is."""
+
+    @abc.abstractmethod
+    def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
+        """Show what was removed, and what was left alone and why."""
+
+    @abc.abstractmethod
+    def repair(self, report: RepairReport, *, dry_run: bool) -> None:
+        """Show what became of a record."""
+
+    @abc.abstractmethod
+    def diagnosis(self, facts: DiagnosisFacts) -> None:
+        """Show what works in a place."""
 
     @abc.abstractmethod
     def note(self, text: str) -> None:

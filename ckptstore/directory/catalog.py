@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ckptstore.bundle.verify import Fault, verify_bundle
@@ -12,7 +12,7 @@ from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Location, ObjectInfo
 
-__all__ = ["Found", "fault_of", "list_checkpoints", "newest_first"]
+__all__ = ["Found", "fault_of", "list_checkpoints", "newest_first", "sorted_by_prefix"]
 
 
 @dataclass(slots=True)
@@ -58,8 +58,13 @@ def list_checkpoints(directory: Location, basename: str = "") -> dict[str, Found
     basename : str, optional
         Only prefixes that this basename owns.
     """
+    return sorted_by_prefix(directory.storage.list(directory.child(basename).key), basename)
+
+
+def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[str, Found]:
+    """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`."""
     found: dict[str, Found] = {}
-    for info in directory.storage.list(directory.child(basename).key):
+    for info in files:
         parsed = parse_file_name(info.key.rpartition("/")[2])
         # A V1 shard may be any file of that name; such checkpoints are found through the record.
         if parsed is None or parsed.kind == "v1-shard" or (basename and owner_of(parsed.prefix) != basename):
@@ -89,8 +94,8 @@ def fault_of(prefix: Location) -> Fault | CkptStoreError | None:
     try:
         faults = verify_bundle(prefix, quick=True).faults
     except (NotFoundError, CorruptError, UsageError) as error:
-        # UsageError: a name that no file can have, or a directory where a file should be. It came from a record or a
-        # listing and not from the caller.
+        # UsageError: a name that no file can have, or a directory where a file should be. It came from a
+        # record or a listing and not from the caller.
         return error
     return faults[0] if faults else None
 

@@ -7,11 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ckptstore.format.naming import data_name, index_name, meta_name, parse_file_name
+from ckptstore.format.naming import (
+    data_name,
+    index_name,
+    meta_name,
+    parse_file_name,
+    parse_v1_pattern,
+    v1_shard_name,
+)
 from ckptstore.format.record_protocol import Pending, ShardName
 from ckptstore.storage.base import Location
 
-__all__ = ["collect_pending", "collect_shards", "drop_leftovers", "remove_checkpoint_files"]
+__all__ = [
+    "collect_graph",
+    "collect_pending",
+    "collect_shards",
+    "drop_leftovers",
+    "drop_stale_uploads",
+    "remove_checkpoint_files",
+    "remove_v1_files",
+]
 
 
 def _data_keys(directory: Location, prefix: str, shards: Iterable[ShardName]) -> list[str]:
@@ -44,6 +59,12 @@ def collect_shards(directory: Location, prefix: str, shards: Iterable[ShardName]
     directory.storage.delete_many(_data_keys(directory, prefix, shards))
 
 
+def collect_graph(graph: Location, version: str) -> None:
+    """Delete the graph of a save that failed; the caller made sure that no index stands beside it."""
+    # DELETES: a graph without a checkpoint, unless somebody replaced it.
+    graph.storage.delete_if(graph.key, version)
+
+
 def drop_leftovers(directory: Location, names: Iterable[str]) -> None:
     """Delete files of a save that died before its index; the caller proved that their writer is dead."""
     # DELETES: leftovers of a dead writer.
@@ -66,3 +87,27 @@ def remove_checkpoint_files(directory: Location, prefix: str, suffix: str | None
     storage.delete_many([index])
     # DELETES: data files and graph of exactly this prefix.
     storage.delete_many(rest)
+
+
+def remove_v1_files(directory: Location, name: str, suffix: str) -> None:
+    """Delete one V1 checkpoint because somebody asked for just that: its file, or its shards, and the graph.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, or TensorFlow's text for the shards, ``PREFIX-?????-of-00003``.
+    """
+    pattern = parse_v1_pattern(name)
+    if pattern is None:
+        names = [name, meta_name(name, suffix)]
+    else:
+        prefix, count = pattern
+        names = [v1_shard_name(prefix, shard, count) for shard in range(count)]
+        names.append(meta_name(prefix, suffix))
+    # DELETES: exactly the files that were asked for.
+    directory.storage.delete_many([directory.child(each).key for each in names])
+
+
+def drop_stale_uploads(directory: Location, min_age_s: float) -> int:
+    """Drop unfinished uploads into `directory` that are old, or whose writer is dead; return how many."""
+    return directory.storage.abort_stale_uploads(directory.child("").key, min_age_s)

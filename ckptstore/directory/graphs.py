@@ -6,10 +6,24 @@ from collections.abc import Sequence
 
 from ckptstore.directory.publish import put_meta
 from ckptstore.errors import NotFoundError
-from ckptstore.format.naming import meta_name
+from ckptstore.format.naming import meta_name, parse_file_name
 from ckptstore.storage.base import Location
 
-__all__ = ["GraphKeeper"]
+__all__ = ["GraphKeeper", "is_graph_suffix"]
+
+# With a prefix of 200 bytes it must fit into a file's name.
+_MAX_SUFFIX_BYTES = 40
+
+
+def is_graph_suffix(suffix: str) -> bool:
+    """Tell whether graphs can be put under this suffix: no path, and no other file of a checkpoint."""
+    parsed = parse_file_name(meta_name("x", suffix))
+    return (
+        suffix.isprintable()
+        and "/" not in suffix
+        and 0 < len(suffix.encode(errors="replace")) <= _MAX_SUFFIX_BYTES
+        and (parsed is None or (parsed.kind, parsed.prefix) == ("meta", "x"))
+    )
 
 
 class GraphKeeper:

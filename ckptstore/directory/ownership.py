@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from ckptstore.config import host_id
+from ckptstore.config import host_name
 from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
 from ckptstore.directory.collect import drop_leftovers
 from ckptstore.directory.publish import read_standing
@@ -29,6 +29,10 @@ from ckptstore.format.record_protocol import Owner, Record
 from ckptstore.storage.base import Location
 
 __all__ = ["Held", "Ownership"]
+
+
+class _RecordGoneError(Exception):
+    """The record vanished while it was to be taken over: the first save makes another one."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,8 @@ class Held:
         Prefixes that had files when the run began; their canonical data names may be taken.
     has_saved : bool
         Whether the record holds a save of this run.
+    knows_all : bool
+        Whether there was neither record nor file when the run began: nothing was listed that it did not see.
     """
 
     epoch: int
@@ -52,6 +58,7 @@ class Held:
     highest_step: int | None
     seen: set[str]
     has_saved: bool = False
+    knows_all: bool = False
 
 
 class Ownership:
@@ -79,7 +86,7 @@ class Ownership:
         # Only its owner writes a prefix's pending and superseded lines, so what it saw last is what there is.
         self.last_seen = Record()
         self._mtimes_s: dict[str, float] = {}
-        self._missing: set[str] = set()
+        self._missing: set[Entry] = set()
         self._fenced: FencedError | None = None
 
     def acquire(self, basename: str, run: str, timeout_s: float) -> Held:
@@ -101,82 +108,104 @@ class Ownership:
                 CkptStoreWarning,
                 stacklevel=5,
             )
-        self.last_seen = snapshot.record
-        previous = snapshot.record.owners.get(basename)
-        epoch = 1 if previous is None else previous.epoch + (previous.run != run)
-        known = snapshot.record.state is not None
-        if known and (previous is None or previous.run != run):
-
-            def take_over(now: RecordSnapshot) -> Record:
-                nonlocal epoch
-                owner = now.record.owners.get(basename)
-                epoch = 1 if owner is None else owner.epoch + 1
-                line = self._owner_line(basename, epoch, run, owner)
-                return now.record.with_owner(line)
-
-            update_record(self.record, take_over, first=snapshot, timeout_s=timeout_s)
+        record = snapshot.record
+        previous = record.owners.get(basename)
+        if record.state is not None and (previous is None or previous.run != run):
+            record = self._take_over(basename, run, snapshot, timeout_s)
+        owner = record.owners.get(basename)
+        known = record.state is not None
+        self.last_seen = record
         found = list_checkpoints(self.directory, basename)
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved for
         # good.
         now_s = self._clock()
         mtimes_s = {item.prefix: min(item.index.mtime_s, now_s) for item in found.values() if item.index}
         self._mtimes_s.update(mtimes_s)
-        entries = own_entries(self.directory, snapshot.record.state, {basename}, self._mtimes_s, 0.0)
+        entries = own_entries(self.directory, record.state, {basename}, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
-        self._missing |= {prefix for prefix in listed if prefix not in found or found[prefix].index is None}
+        self._missing |= {e for e in entries if e.prefix not in found or found[e.prefix].index is None}
         steps = [step for prefix in listed if (step := split_step(prefix)[1]) is not None]
-        if previous is not None and previous.highest_step is not None:
-            steps.append(previous.highest_step)
+        if owner is not None and owner.highest_step is not None:
+            steps.append(owner.highest_step)
         highest = max(steps, default=None)
-        if known:
+        if known and highest is not None:
             highest = self._adopt(found, listed, highest)
         else:
-            # Without a record nothing tells a save that died from checkpoints kept on purpose: leave them
-            # all.
+            # A record that knows no step of this basename cannot tell a save that died from checkpoints kept
+            # on purpose: leave them all.
             highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
-        self._drop_leftovers(basename, found, snapshot.record)
-        held = Held(epoch, known, highest, set(found))
+        self._drop_leftovers(basename, found, record)
+        held = Held(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
+        held.knows_all = snapshot.version is None and not found
         self.held[basename] = held
         return held
 
-    def _adopt(self, found: dict[str, Found], listed: Collection[str], highest: int | None) -> int | None:
+    def _take_over(self, basename: str, run: str, snapshot: RecordSnapshot, timeout_s: float) -> Record:
+        def raise_epoch(now: RecordSnapshot) -> Record:
+            if now.record.state is None:
+                raise _RecordGoneError
+            owner = now.record.owners.get(basename)
+            epoch = 1 if owner is None else owner.epoch + 1
+            return now.record.with_owner(self._owner_line(basename, epoch, run, owner))
+
+        try:
+            return update_record(self.record, raise_epoch, first=snapshot, timeout_s=timeout_s)
+        except _RecordGoneError:
+            return Record()
+
+    def _adopt(self, found: dict[str, Found], listed: Collection[str], highest: int) -> int:
         """Take in complete checkpoints of saves that died between index and record."""
         newer = [
             item
             for item in found.values()
-            if item.index is not None and item.step is not None and (highest is None or item.step > highest)
+            if item.index is not None and item.step is not None and item.step > highest
         ]
         for item in sorted(newer, key=lambda item: item.step or 0):
             if item.prefix not in listed and fault_of(self.directory.child(item.prefix)) is None:
                 self.adopted.append(Entry(item.prefix, self._mtimes_s[item.prefix]))
-                highest = item.step
+                highest = max(highest, item.step or 0)
         return highest
 
     def _drop_leftovers(self, basename: str, found: dict[str, Found], record: Record) -> None:
         """Remove what a writer left that is provably dead; only a local disk can prove it."""
-        storage = self.directory.storage
-        names = []
+        names: list[str] = []
         for item in found.values():
-            dead = [
-                data_name(item.prefix, *shard)
-                for shard, info in item.data.items()
-                if shard not in record.shards_named(item.prefix) and storage.is_abandoned(info.key)
-            ]
-            if dead and item.index is not None:
-                standing = read_standing(self.directory, item.prefix)
-                named = {data_name(item.prefix, *shard) for shard in standing.shards} if standing else set()
-                dead = [name for name in dead if name not in named]
-            elif len(dead) == len(item.data) and dead and item.meta is not None:
-                dead.append(meta_name(item.prefix))
-            names.extend(dead)
+            # An index with one set of data files: they belong together, and there is no need to open them.
+            if item.index is None or len({count for _, count in item.data}) > 1:
+                names += self._leftovers_of(item, record)
+        storage = self.directory.storage
         try:
             if names:
                 drop_leftovers(self.directory, names)
-            storage.abort_stale_uploads(self.directory.child(basename).key, float("inf"))
+            # However old: only what is provably a dead writer's. The record has unfinished files, too.
+            for key in (self.directory.child(basename).key, self.record.key):
+                storage.abort_stale_uploads(key, float("inf"))
         except CkptStoreError as error:
             warnings.warn(
                 f"leftovers of a dead writer could not be removed: {error}", CkptStoreWarning, stacklevel=6
             )
+
+    def _leftovers_of(self, item: Found, record: Record) -> list[str]:
+        named = record.shards_named(item.prefix)
+        dead = [
+            shard
+            for shard, info in item.data.items()
+            if shard not in named and self.directory.storage.is_abandoned(info.key)
+        ]
+        if not dead:
+            return []
+        # Only now, and whatever the listing said: a writer that is gone has published its index before that,
+        # or never will.
+        standing = read_standing(self.directory, item.prefix)
+        if standing is None:
+            names = [data_name(item.prefix, *shard) for shard in dead]
+            if len(dead) == len(item.data) and item.meta is not None:
+                names.append(meta_name(item.prefix))
+            return names
+        if not standing.shards:
+            # An index that cannot be read: nobody knows what it names.
+            return []
+        return [data_name(item.prefix, *shard) for shard in dead if shard not in standing.shards]
 
     def check(self, snapshot: RecordSnapshot, run: str) -> bool:
         """Raise if another run took over; return whether a foreign writer replaced our record.
@@ -195,7 +224,11 @@ class Ownership:
         return foreign
 
     def _fence(self, owner: Owner, epoch: int) -> FencedError:
-        when = datetime.datetime.fromtimestamp(owner.time_s, datetime.UTC).isoformat(timespec="seconds")
+        try:
+            when = datetime.datetime.fromtimestamp(owner.time_s, datetime.UTC).isoformat(timespec="seconds")
+        except (ValueError, OverflowError, OSError):
+            # No calendar has it: the clock of that machine, or somebody's own idea of our line.
+            when = f"{owner.time_s!r} s"
         self._fenced = FencedError(
             f"another run took over the checkpoints of {owner.basename!r}:"
             f" run {owner.run} on host {owner.host} since {when}",
@@ -206,23 +239,39 @@ class Ownership:
         )
         return self._fenced
 
-    def saved(self, prefix: str) -> None:
-        """Note that `prefix` is there: it counts again if it was gone before."""
-        self._missing.discard(prefix)
-
     def window(self, record: Record, *, foreign: bool, known: tuple[Entry, ...], now_s: float) -> list[Entry]:
         """Return the entries that this run owns, oldest first."""
-        listed_entries = own_entries(self.directory, record.state, self.held, self._mtimes_s, now_s)
+        listed_entries = own_entries(
+            self.directory, record.state, self.held, self._mtimes_s, now_s, kept=record.kept
+        )
         # What was listed but gone when the run began takes no place in the window.
-        entries = [entry for entry in listed_entries if entry.prefix not in self._missing]
+        entries = [entry for entry in listed_entries if entry not in self._missing]
         listed = {entry.prefix for entry in entries}
         extra = [entry for entry in self.adopted if entry.prefix not in listed]
         if foreign:
-            # Whoever rewrote the record does not know our list; this save deletes nothing and puts both
-            # together.
-            extra += [e for e in known if e.prefix not in listed and e not in extra]
-            return sorted(entries + extra, key=lambda entry: entry.time_s)
+            # Whoever rewrote the record does not know our list and its times; this save deletes nothing and
+            # puts both together.
+            ours = {entry.prefix: entry for entry in known}
+            entries = [ours.pop(entry.prefix, entry) for entry in entries]
+            extra = [entry for entry in extra if entry.prefix not in ours]
+            return sorted([*entries, *extra, *ours.values()], key=lambda entry: entry.time_s)
         return entries + extra
+
+    def clock_s(
+        self, record: Record, clock_name: ClockName, resume: Callable[[float], float]
+    ) -> float | None:
+        """Return the retention clock, one for all basenames that this run holds; None if it never ran."""
+        clocks = []
+        for basename, held in self.held.items():
+            owner = self._last_line(record, basename)
+            clock_s: float | None = None if owner is None else getattr(owner, clock_name)
+            if clock_s is not None:
+                clocks.append(clock_s if held.has_saved else resume(clock_s))
+        return max(clocks, default=None)
+
+    def _last_line(self, record: Record, basename: str) -> Owner | None:
+        # A program that rewrote the record dropped our line with what it said.
+        return record.owners.get(basename) or self.last_seen.owners.get(basename)
 
     def restate_owner(
         self,
@@ -233,20 +282,42 @@ class Ownership:
         clock_name: ClockName,
         clock_s: float | None,
     ) -> Record:
-        """Return `record` with our owner line for `basename` up to date, retention clock included."""
-        held = self.held[basename]
-        previous = record.owners.get(basename)
-        if previous is None and held.in_record:
-            held.epoch += 1
-            held.in_record = False
-        if step is not None:
-            held.highest_step = step if held.highest_step is None else max(step, held.highest_step)
-        line = replace(self._owner_line(basename, held.epoch, run, previous), highest_step=held.highest_step)
-        if clock_name == "next_keep_s":
-            line = replace(line, next_keep_s=clock_s)
-        else:
-            line = replace(line, last_preserved_s=clock_s)
-        return record.with_owner(line)
+        """Return `record` with our owner line for `basename` up to date, retention clock included.
+
+        Lines of other basenames that this run holds come back if they were dropped. Nothing else changes
+        before `settle`: the record may still be lost to another writer.
+        """
+        for name, held in self.held.items():
+            present = record.owners.get(name)
+            dropped = present is None and held.in_record
+            if name != basename and not dropped:
+                continue
+            epoch = held.epoch + dropped if present is None else max(held.epoch, present.epoch)
+            line = self._owner_line(name, epoch, run, self._last_line(record, name))
+            if name == basename:
+                steps = [number for number in (held.highest_step, step) if number is not None]
+                line = replace(line, highest_step=max(steps, default=None))
+                if clock_name == "next_keep_s":
+                    line = replace(line, next_keep_s=clock_s)
+                else:
+                    line = replace(line, last_preserved_s=clock_s)
+            record = record.with_owner(line)
+        return record
+
+    def settle(self, record: Record, prefix: str) -> None:
+        """Take note that `record`, which lists `prefix` as the latest, was written."""
+        for basename, held in self.held.items():
+            owner = record.owners.get(basename)
+            if owner is not None:
+                held.epoch, held.in_record = owner.epoch, True
+                steps = [step for step in (held.highest_step, owner.highest_step) if step is not None]
+                held.highest_step = max(steps, default=None)
+        saved = self.held[split_step(prefix)[0]]
+        saved.seen.add(prefix)
+        saved.has_saved = True
+        self._missing = {entry for entry in self._missing if entry.prefix != prefix}
+        self.adopted.clear()
+        self.last_seen = record
 
     def _owner_line(self, basename: str, epoch: int, run: str, previous: Owner | None) -> Owner:
         keep = previous is not None and previous.run == run
@@ -254,7 +325,7 @@ class Ownership:
             basename,
             epoch,
             run,
-            host_id(),
+            host_name(),
             previous.time_s if keep and previous is not None else self._clock(),
             new_write_id(),
             None if previous is None else previous.highest_step,

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from ckptstore.bundle.plan import SavePlan
 from ckptstore.bundle.writer import IndexEntry, ShardWriter, build_index
-from ckptstore.directory.collect import collect_shards
+from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.errors import (
     AmbiguousOutcomeError,
     CkptStoreError,
     ConflictError,
+    FencedError,
     IncompleteBundleError,
     NotFoundError,
 )
@@ -37,12 +38,16 @@ __all__ = [
     "choose_count",
     "name_is_taken",
     "publish_index",
+    "put_graph",
     "put_meta",
     "read_standing",
 ]
 
 # TensorFlow's own deletion glob is ".data-?????-of-?????": five digits at most.
 LARGEST_COUNT = 99_999
+
+# Until then it is quicker to draw than to make a list of what is free.
+_DRAWS = 100
 
 _COPY_SIZE_BYTES = 8 * 1024 * 1024
 
@@ -58,13 +63,28 @@ def choose_count(shards: int, taken: Collection[int] | None) -> int:
         None for a prefix that was never used: the canonical count, as TensorFlow names it. Otherwise the
         counts that the prefix's index and unfinished deletes name. A random one is drawn, because with a
         predictable one the late delete of a frozen writer hits a name that came back into use.
+
+    Raises
+    ------
+    ConflictError
+        If no count is left: a record that somebody made up may name them all.
     """
     if taken is None:
         return shards
-    while True:
-        count = random.SystemRandom().randint(shards + 1, LARGEST_COUNT)
+    generator = random.SystemRandom()
+    every = range(shards + 1, LARGEST_COUNT + 1)
+    for _ in range(_DRAWS if every else 0):
+        count = generator.choice(every)
         if count not in taken:
             return count
+    free = [count for count in every if count not in taken]
+    if free:
+        return generator.choice(free)
+    raise ConflictError(
+        "no name is left for the data files: every one is that of a file that is still to be deleted",
+        expected=f"a free shard count from {shards + 1} to {LARGEST_COUNT}",
+        hint="Look at the comment lines of the record, or save under another name.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +124,9 @@ class ShardSet:
         self._name: ShardName = (0, 0)
         self._entries: list[IndexEntry] = []
         self._committed: list[ShardName] = []
+        self._canonical_count = 0
+        self._in_doubt: ShardName | None = None
+        self._graph: tuple[Location, bytes] | None = None
 
     @property
     def shards(self) -> tuple[ShardName, ...]:
@@ -119,6 +142,7 @@ class ShardSet:
             See `choose_count`.
         """
         refused = taken
+        self._canonical_count = len(plan.shards)
         while not self._write(plan, choose_count(len(plan.shards), refused)):
             refused = refused or set()
 
@@ -159,6 +183,7 @@ class ShardSet:
         return True
 
     def _commit(self, upload: Upload) -> bool:
+        self._in_doubt = self._name
         outcome = upload.commit()
         if isinstance(outcome, Ambiguous):
             raise AmbiguousOutcomeError(
@@ -167,10 +192,10 @@ class ShardSet:
                 actual=outcome.reason,
                 hint="No index names it; save again.",
             )
-        if isinstance(outcome, Lost):
-            return False
-        self._committed.append(self._name)
-        return True
+        if isinstance(outcome, Committed):
+            self._committed.append(self._name)
+        self._in_doubt = None
+        return isinstance(outcome, Committed)
 
     def copy(self, number: int, count: int, source: Location) -> bool:
         """Copy a whole data file from another bundle; False if a file of the new name is there already.
@@ -204,15 +229,71 @@ class ShardSet:
         """Build the index of all shards."""
         self.index = build_index(self._entries, count)
 
-    def drop(self) -> None:
-        """Delete what was written so far."""
+    def put_graph(self, data: bytes, suffix: str) -> None:
+        """Put the graph beside the checkpoint, to be dropped with it.
+
+        Raises
+        ------
+        ConflictError
+            If another writer keeps changing it.
+        """
+        self._graph = (self.directory.child(meta_name(self.prefix, suffix)), data)
+        put_meta(self.directory, self.prefix, data, suffix=suffix)
+
+    def drop(self, *, fenced: bool = False) -> None:
+        """Delete what was written so far.
+
+        Parameters
+        ----------
+        fenced : bool
+            Another run saves here now. Its files may have the canonical names as soon as ours are gone, and
+            a delete that a client sends twice would take them: those are left to ``gc``, unless a file of
+            ours can be told from another's.
+        """
         committed, self._committed = self._committed, []
         self._entries.clear()
+        doubtful = [] if self._in_doubt is None else [self._in_doubt]
+        if fenced:
+            doubtful += [name for name in committed if name[1] == self._canonical_count]
+            committed = [name for name in committed if name not in doubtful]
         try:
             if committed:
                 collect_shards(self.directory, self.prefix, committed)
         finally:
             self._uploads.close()
+        if doubtful or self._graph is not None:
+            self._drop_unnamed(doubtful)
+
+    def look_again(self) -> bool:
+        """Tell whether the index was published after all, once the call that should do it has failed.
+
+        If not, the files are dropped where it is certain that no index will name them.
+        """
+        return self._drop_unnamed(self._committed)
+
+    def _drop_unnamed(self, shards: Collection[ShardName]) -> bool:
+        """Delete those of `shards` that are ours and in no index, and a graph that is alone."""
+        storage = self.directory.storage
+        keys = {shard: self.directory.child(data_name(self.prefix, *shard)).key for shard in shards}
+        # Our uploads are closed by now: a file of such a name whose writer lives is another's. And asked
+        # before the index is read, which that writer has published by then or never will.
+        abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
+        standing = read_standing(self.directory, self.prefix)
+        named = () if standing is None else standing.shards
+        unnamed = [shard for shard in abandoned if shard not in named]
+        if unnamed:
+            collect_shards(self.directory, self.prefix, unnamed)
+        if standing is None and self._graph is not None and len(abandoned) == len(shards):
+            self._drop_graph(*self._graph)
+        return bool(shards) and set(shards) <= set(named)
+
+    def _drop_graph(self, location: Location, data: bytes) -> None:
+        try:
+            there = location.storage.get(location.key)
+        except NotFoundError:
+            return
+        if there.data == data:
+            collect_graph(location, there.version)
 
     def __enter__(self) -> ShardSet:
         return self
@@ -221,25 +302,31 @@ class ShardSet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.named:
-            self._uploads.close()
+            # Of committed uploads only handles are left. The checkpoint exists, whatever they say.
+            with suppress(CkptStoreError):
+                self._uploads.close()
             return
         try:
-            self.drop()
+            self.drop(fenced=isinstance(error, FencedError))
         except CkptStoreError as second:
             if error is None:
                 raise
-            error.add_note(f"Its data files could not be removed either: {second}")
+            error.add_note(f"Its files could not be removed either: {second}")
 
 
 def put_meta(directory: Location, prefix: str, data: bytes, *, suffix: str = "meta") -> None:
-    """Put the graph beside `prefix`, unless the same bytes are there.
+    """Put the graph beside `prefix`; see `put_graph`."""
+    put_graph(directory.child(meta_name(prefix, suffix)), data)
+
+
+def put_graph(location: Location, data: bytes) -> None:
+    """Put a graph in its place, unless the same bytes are there.
 
     Raises
     ------
     ConflictError
         If another writer keeps changing it.
     """
-    location = directory.child(meta_name(prefix, suffix))
     storage = location.storage
     outcome = storage.put_new(location.key, data)
     for _ in range(3):
@@ -307,10 +394,10 @@ def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Los
     return outcome
 
 
-def name_is_taken(directory: Location, prefix: str, shards: int) -> bool:
-    """Return whether a data file of the canonical name of a bundle with so many shards is there."""
+def name_is_taken(directory: Location, prefix: str, shards: int, count: int) -> bool:
+    """Return whether one of the first `shards` data files under this shard count is there."""
     for number in range(shards):
-        location = directory.child(data_name(prefix, number, shards))
+        location = directory.child(data_name(prefix, number, count))
         try:
             location.storage.head(location.key)
         except NotFoundError:

@@ -41,8 +41,8 @@ class RecordChange:
         Pending and superseded lines whose deletes are known to be finished.
     look_up : callable
         From a prefix to the index that stands there, None if it is gone.
-    replaced : Standing or None
-        The index that this save replaces.
+    replaced : list of Superseded
+        Data files of indexes that this save, or failed ones before it, replaced.
     window, victims : tuple of Entry
         The outcome of the last call.
     """
@@ -57,10 +57,11 @@ class RecordChange:
     forced: tuple[Entry, ...] | None
     done: Collection[Pending | Superseded]
     look_up: Callable[[str], Standing | None]
-    replaced: Standing | None = None
+    replaced: list[Superseded] = field(default_factory=list)
     window: tuple[Entry, ...] = ()
     victims: tuple[Entry, ...] = ()
     _looked_up: dict[str, Standing | None] = field(default_factory=dict)
+    _has_warned: bool = False
 
     def __call__(self, snapshot: RecordSnapshot) -> Record:
         """Return the record that makes this checkpoint the latest.
@@ -74,10 +75,13 @@ class RecordChange:
         record = snapshot.record
         verdict = self._decide(record, foreign=foreign)
         self.window, self.victims = verdict.window, verdict.victims
+        counted = {entry.prefix for entry in (*verdict.window, *verdict.victims, *verdict.preserved)}
         record = replace(
             record,
             pending=self._pending(record, verdict.victims),
             superseded=self._superseded(record),
+            # Saved anew, or handed over by the user: told to own it.
+            kept=tuple(prefix for prefix in record.kept if prefix not in counted),
         )
         basename, step = split_step(self.prefix)
         record = self.ownership.restate_owner(
@@ -86,7 +90,7 @@ class RecordChange:
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):
             last_preserved_s = verdict.clock_s or 0.0
-        others = other_entries(self.ownership.directory, record.state, self.ownership.held)
+        others = other_entries(self.ownership.directory, record.state, self.ownership.held, kept=record.kept)
         return replace(record, state=restate(others, verdict.window, self.prefix, last_preserved_s))
 
     def _decide(self, record: Record, *, foreign: bool) -> Verdict:
@@ -100,25 +104,23 @@ class RecordChange:
         )
         clock_s = self._clock_s(record)
         if foreign:
-            warnings.warn(
-                f"another program rewrote {self.ownership.record.url};"
-                " this save deletes nothing and takes over again",
-                CkptStoreWarning,
-                stacklevel=6,
-            )
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"another program rewrote {self.ownership.record.url};"
+                    " this save deletes nothing and takes over again",
+                    CkptStoreWarning,
+                    stacklevel=7,
+                )
             return Verdict(window, clock_s=clock_s)
         return self.retention.decide(window, clock_s)
 
     def _clock_s(self, record: Record) -> float | None:
-        basename = split_step(self.prefix)[0]
-        owner = record.owners.get(basename)
-        clock_s: float | None = getattr(owner, self.retention.clock_name) if owner is not None else None
+        clock_s = self.ownership.clock_s(record, self.retention.clock_name, self.retention.resume)
         if clock_s is None and isinstance(self.retention, ManagerRetention) and record.state is not None:
             # A record by TensorFlow's CheckpointManager: its clock is the field, 0 where it is left out.
-            clock_s = record.state.last_preserved_timestamp
-        if clock_s is None or self.ownership.held[basename].has_saved:
-            return clock_s
-        return self.retention.resume(clock_s)
+            return self.retention.resume(record.state.last_preserved_timestamp)
+        return clock_s
 
     def _pending(self, record: Record, victims: tuple[Entry, ...]) -> tuple[Pending, ...]:
         # A line leaves only once its deletes are known to be done: dropping one's own unfinished lines
@@ -136,8 +138,4 @@ class RecordChange:
 
     def _superseded(self, record: Record) -> tuple[Superseded, ...]:
         lines = [line for line in record.superseded if line not in self.done]
-        if self.replaced is not None and self.replaced.shards:
-            line = Superseded(self.prefix, self.replaced.shards)
-            if line not in lines:
-                lines.append(line)
-        return tuple(lines)
+        return (*lines, *(line for line in self.replaced if line not in lines))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError, NotFoundError
+from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError, FormatError, NotFoundError
+from ckptstore.format.record import parse_state
 from ckptstore.format.record_protocol import Record, format_record, parse_record
-from ckptstore.storage.base import Ambiguous, Committed, Location
+from ckptstore.format.record_salvage import salvage_record
+from ckptstore.storage.base import Ambiguous, Committed, Location, SuffixRange
 from ckptstore.storage.retry import Backoff
 
-__all__ = ["RECORD_NAME", "RecordSnapshot", "new_write_id", "read_record", "update_record"]
+__all__ = ["RECORD_NAME", "RecordSnapshot", "new_write_id", "read_record", "read_state", "update_record"]
 
 RECORD_NAME = "checkpoint"
+
+# A hundred thousand checkpoints with long names. Reading takes some 30 times as much memory as the file has,
+# so what stands in the place of a record must not be read whatever its size.
+_LARGEST_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +29,19 @@ class RecordSnapshot:
     Attributes
     ----------
     record : Record
-        Empty if there is none or it cannot be read.
+        Empty if there is none or it cannot be read; without protocol lines if those cannot be read.
     version : str or None
         None if nothing is there.
     fault : CorruptError or None
         Why the bytes that are there cannot be read.
+    data : bytes or None
+        The bytes that are there; None if nothing is, or if it is too large to be a record.
     """
 
     record: Record
     version: str | None
     fault: CorruptError | None = None
+    data: bytes | None = field(default=None, repr=False)
 
 
 def new_write_id() -> str:
@@ -50,14 +59,46 @@ def read_record(location: Location) -> RecordSnapshot:
     UnsupportedError
         If a newer ckptstore wrote it.
     """
+    return _snapshot(location, parse_record)
+
+
+def read_state(location: Location) -> RecordSnapshot:
+    """Return what the record at `location` says in TensorFlow's fields: all that a reader needs.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        As `read_record`.
+    """
+    return _snapshot(location, lambda data, *, source: Record(parse_state(data, source=source)))
+
+
+def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapshot:
     try:
-        got = location.storage.get(location.key)
+        # In one request: the whole of it, unless it is no record.
+        got = location.storage.get(location.key, SuffixRange(_LARGEST_BYTES))
     except NotFoundError:
         return RecordSnapshot(Record(), None)
-    try:
-        return RecordSnapshot(parse_record(got.data, source=location.url), got.version)
-    except CorruptError as fault:
+    if got.size_bytes > _LARGEST_BYTES:
+        fault = FormatError(
+            "the record is too large to be one",
+            url=location.url,
+            expected=f"at most {_LARGEST_BYTES} bytes",
+            actual=f"{got.size_bytes} bytes",
+            hint="Look at the file. The checkpoints beside it are not affected.",
+        )
         return RecordSnapshot(Record(), got.version, fault)
+    try:
+        return RecordSnapshot(parse(got.data, source=location.url), got.version, data=got.data)
+    except CorruptError as fault:
+        try:
+            # Neither the list may go with a line of ours that somebody damaged, nor what says which of it no
+            # saver owns.
+            state = parse_state(got.data, source=location.url)
+            record = Record(state, kept=salvage_record(got.data, source=location.url).kept)
+        except CorruptError:
+            record = Record()
+        return RecordSnapshot(record, got.version, fault, got.data)
 
 
 def update_record(

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from ckptstore.bundle.plan import SavePlan
 from ckptstore.directory.collect import collect_pending, collect_shards
-from ckptstore.directory.graphs import GraphKeeper
+from ckptstore.directory.graphs import GraphKeeper, is_graph_suffix
 from ckptstore.directory.ownership import Held, Ownership
 from ckptstore.directory.paths import owner_of
-from ckptstore.directory.publish import ShardSet, Standing, publish_index, put_meta, read_standing
+from ckptstore.directory.publish import ShardSet, Standing, publish_index, read_standing
 from ckptstore.directory.record_change import RecordChange
-from ckptstore.directory.record_update import RECORD_NAME, read_record, update_record
+from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
+from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.window import own_entries
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, NotFoundError
 from ckptstore.format.naming import index_name, split_step
 from ckptstore.format.record_protocol import Pending, Record, Superseded
 from ckptstore.storage.base import Committed, Location
+from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
 
 __all__ = ["CheckpointWriter", "write_checkpoint"]
@@ -33,8 +37,8 @@ def write_checkpoint(
 ) -> None:
     """Write one checkpoint and nothing else: no record, no retention, no owner.
 
-    The data files that an overwrite replaces stay until ``gc``: without a record nobody knows who still reads
-    them.
+    The data files that it replaces go with the next overwrite by this process, so that readers in flight
+    finish; those of processes that are gone wait for ``gc``.
 
     Raises
     ------
@@ -45,7 +49,7 @@ def write_checkpoint(
     with ShardSet(directory, prefix) as files:
         files.write(plan, None if standing is None else standing.counts)
         if meta is not None:
-            put_meta(directory, prefix, meta, suffix=suffix)
+            files.put_graph(meta, suffix)
         outcome = publish_index(files, standing)
         if not isinstance(outcome, Committed):
             raise ConflictError(
@@ -53,6 +57,16 @@ def write_checkpoint(
                 url=directory.child(prefix).url,
                 hint="Its checkpoint is complete; save under another name, or let only one job save here.",
             )
+    collect_replaced(files, standing)
+
+
+@dataclass(slots=True)
+class _Unlisted:
+    """A checkpoint that is published, or may be, while the record does not list it yet."""
+
+    files: ShardSet
+    time_s: float
+    replaced: list[Superseded]
 
 
 class CheckpointWriter:
@@ -72,7 +86,7 @@ class CheckpointWriter:
 
     Threads
     -------
-    One thread at a time.
+    Saves of several threads come one after the other.
     """
 
     def __init__(
@@ -90,12 +104,19 @@ class CheckpointWriter:
         # A clock may answer numpy's float, whose repr would end up in the record.
         self._clock: Callable[[], float] = lambda: float(clock())
         self._timeout_s = timeout_s
-        self._ownership = Ownership(directory, self._record, self._clock)
-        self._graphs = GraphKeeper(directory)
-        self._known: dict[str, Standing] = {}
-        self._done: set[Pending | Superseded] = set()
+        self._locks = ForkSafeLocks(1)
         self._forced: tuple[Entry, ...] | None = None
         self.window: tuple[Entry, ...] = ()
+        self._begin(None)
+
+    def _begin(self, run: str | None) -> None:
+        """Forget what another run learned: a forked child is not the run of its parent."""
+        self._run = run
+        self._ownership = Ownership(self.directory, self._record, self._clock)
+        self._graphs = GraphKeeper(self.directory)
+        self._known: dict[str, Standing] = {}
+        self._done: set[Pending | Superseded] = set()
+        self._unlisted: dict[str, _Unlisted] = {}
 
     def set_window(self, window: tuple[Entry, ...]) -> None:
         """Let the next save start from `window` instead of from what the record lists."""
@@ -104,8 +125,9 @@ class CheckpointWriter:
 
     def peek(self, basename: str) -> None:
         """Show the window that the record lists for `basename`, without taking anything over."""
-        state = read_record(self._record).record.state
-        self.window = tuple(own_entries(self.directory, state, {basename}, {}, self._clock()))
+        record = read_record(self._record).record
+        entries = own_entries(self.directory, record.state, {basename}, {}, self._clock(), kept=record.kept)
+        self.window = tuple(entries)
 
     def save(
         self, prefix: str, plan: SavePlan, *, run: str, meta: bytes | None, suffix: str = "meta"
@@ -138,8 +160,17 @@ class CheckpointWriter:
         When it returns, the checkpoint exists and is the latest. Files that could not be deleted are a
         warning.
         """
+        with self._locks[0]:
+            self._save(prefix, plan, run, meta, suffix)
+
+    def _save(self, prefix: str, plan: SavePlan, run: str, meta: bytes | None, suffix: str) -> None:
+        if run != self._run:
+            self._begin(run)
         basename, step = split_step(prefix)
         held = self._ownership.acquire(basename, run, self._timeout_s)
+        for entry in self._forced or ():
+            self._ownership.acquire(owner_of(entry.prefix), run, self._timeout_s)
+        replaced = self._take_in_unlisted(prefix)
         fresh = (
             step is not None
             and prefix not in held.seen
@@ -147,10 +178,7 @@ class CheckpointWriter:
         )
         standing = None if fresh else read_standing(self.directory, prefix)
         with ShardSet(self.directory, prefix) as files:
-            files.write(plan, None if fresh else self._taken(prefix, standing, held))
-            if meta is not None:
-                put_meta(self.directory, prefix, meta, suffix=suffix)
-            self._graphs.note(prefix, suffix, written=meta is not None, fresh=fresh)
+            before = self._write(files, plan, None if fresh else self._taken(prefix, standing, held))
             change = RecordChange(
                 self._ownership,
                 self._retention,
@@ -162,49 +190,105 @@ class CheckpointWriter:
                 forced=self._forced,
                 done=self._done,
                 look_up=self._look_up,
-                replaced=standing,
+                replaced=replaced,
             )
-            before = read_record(self._record)
-            change(before)
-            self._graphs.carry_over(
-                [v.prefix for v in change.victims], [e.prefix for e in change.window], suffix
-            )
-            change.replaced = self._publish(prefix, files, standing, run)
-        held.seen.add(prefix)
-        self._ownership.saved(prefix)
-        record = update_record(self._record, change, first=before, timeout_s=self._timeout_s)
-        held.in_record = held.has_saved = True
-        self._ownership.last_seen = record
-        self._ownership.adopted.clear()
+            self._graphs.note(prefix, suffix, written=meta is not None, fresh=fresh)
+
+            def decide(snapshot: RecordSnapshot) -> Record:
+                record = change(snapshot)
+                self._graphs.carry_over(
+                    [v.prefix for v in change.victims], [e.prefix for e in change.window], suffix
+                )
+                return record
+
+            def claim() -> None:
+                # Without a record nothing keeps two runs apart that begin at the same time: the one that
+                # creates it goes on, and only it replaces what stands there. What the record names until then
+                # is just that.
+                update_record(self._record, decide, timeout_s=self._timeout_s)
+
+            # Before the graph: a run that was replaced leaves nothing.
+            decide(before)
+            if standing is not None and before.version is None:
+                claim()
+            if meta is not None:
+                files.put_graph(meta, suffix)
+            self._unlisted[prefix] = unlisted = _Unlisted(files, change.now_s, replaced)
+            try:
+                self._publish(unlisted, standing, run, claim)
+            finally:
+                if not files.named:
+                    del self._unlisted[prefix]
+        record = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
+        self._ownership.settle(record, prefix)
+        self._unlisted.clear()
+        self._done.clear()
         self._forced = None
         self.window = change.window
-        self._collect(record, before.record)
+        self._collect(record, before.record, prefix)
+
+    def _write(self, files: ShardSet, plan: SavePlan, taken: set[int] | None) -> RecordSnapshot:
+        """Write the data files under names that nobody is about to delete; return the record."""
+        while True:
+            files.write(plan, taken)
+            snapshot = read_record(self._record)
+            # Another Saver of this run may have saved the prefix since this one looked: its files are then
+            # to be deleted by name, now or soon.
+            named = {count for _, count in snapshot.record.shards_named(files.prefix)}
+            if named.isdisjoint(count for _, count in files.shards):
+                return snapshot
+            files.drop()
+            taken = named
+
+    def _take_in_unlisted(self, prefix: str) -> list[Superseded]:
+        """See what became of saves that failed between index and record; return what they replaced."""
+        replaced: list[Superseded] = []
+        for name, unlisted in list(self._unlisted.items()):
+            if unlisted.files.look_again():
+                replaced += unlisted.replaced
+                if name != prefix:
+                    self._ownership.adopted.append(Entry(name, unlisted.time_s))
+            del self._unlisted[name]
+        return replaced
 
     def _taken(self, prefix: str, standing: Standing | None, held: Held) -> set[int] | None:
         """Return the shard counts that a save of `prefix` must not use; None if it was never listed."""
         named = {count for _, count in self._ownership.last_seen.shards_named(prefix)}
-        if standing is None and not named and prefix not in held.seen and split_step(prefix)[1] is None:
+        never_listed = held.knows_all or split_step(prefix)[1] is None
+        if standing is None and not named and prefix not in held.seen and never_listed:
             return None
         return named | (standing.counts if standing is not None else set())
 
-    def _publish(self, prefix: str, files: ShardSet, standing: Standing | None, run: str) -> Standing | None:
-        """Publish the index; return what it replaced."""
+    def _publish(
+        self, unlisted: _Unlisted, standing: Standing | None, run: str, claim: Callable[[], object]
+    ) -> None:
+        """Publish the index, and note what it replaced."""
+        files = unlisted.files
         backoff = Backoff(self._timeout_s)
         while True:
+            before = len(unlisted.replaced)
+            if standing is not None and standing.shards:
+                # Noted first: an interrupt leaves no time for it.
+                unlisted.replaced.append(Superseded(files.prefix, standing.shards))
             outcome = publish_index(files, standing)
             if isinstance(outcome, Committed):
-                self._known[prefix] = Standing(outcome.version, files.shards)
-                return standing
-            # Lost is not fenced by itself: a run that died, or was fenced, between index and record left it
-            # there.
-            self._ownership.check(read_record(self._record), run)
+                self._known[files.prefix] = Standing(outcome.version, files.shards)
+                return
+            del unlisted.replaced[before:]
             if not backoff.wait():
                 raise ConflictError(
                     "another writer keeps saving the same checkpoint",
-                    url=self.directory.child(prefix).url,
+                    url=self.directory.child(files.prefix).url,
                     hint="Let only one job save under this name.",
                 )
-            standing = read_standing(self.directory, prefix)
+            # Lost is not fenced by itself: a run that died, or was fenced, between index and record left it
+            # there. The record is asked after the index was read: a run that takes over from now on has not
+            # put this version there.
+            standing = read_standing(self.directory, files.prefix)
+            snapshot = read_record(self._record)
+            self._ownership.check(snapshot, run)
+            if standing is not None and snapshot.version is None:
+                claim()
 
     def _look_up(self, prefix: str) -> Standing | None:
         """Return the index of a checkpoint that is to be deleted, None if it is gone."""
@@ -221,30 +305,31 @@ class CheckpointWriter:
             self._known[prefix] = standing
         return standing
 
-    def _collect(self, record: Record, before: Record) -> None:
+    def _collect(self, record: Record, before: Record, saved: str) -> None:
         """Delete what the record says is to go. The checkpoint exists, so a failure is only a warning."""
         for pending in record.pending:
-            if self._is_mine(pending.prefix) and pending not in self._done:
-                self._attempt(pending, collect_pending)
+            if self._is_mine(pending.prefix) and is_graph_suffix(pending.suffix):
+                self._attempt(pending, partial(collect_pending, self.directory, pending))
                 self._known.pop(pending.prefix, None)
+        earlier = set(before.superseded)
         for superseded in record.superseded:
             # Only those of earlier saves: readers of the index that this save replaced must be able to
             # finish.
-            if (
-                self._is_mine(superseded.prefix)
-                and superseded in before.superseded
-                and superseded not in self._done
-            ):
-                self._attempt(
-                    superseded, lambda directory, line: collect_shards(directory, line.prefix, line.shards)
-                )
+            if self._is_mine(superseded.prefix) and superseded in earlier:
+                self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
+
+    def _collect_superseded(self, line: Superseded, saved: str) -> None:
+        # A program that knows nothing of our names may have written under them again. This save did not.
+        standing = None if line.prefix == saved else self._look_up(line.prefix)
+        live = () if standing is None else standing.shards
+        collect_shards(self.directory, line.prefix, [shard for shard in line.shards if shard not in live])
 
     def _is_mine(self, prefix: str) -> bool:
         return "/" not in prefix and owner_of(prefix) in self._ownership.held
 
-    def _attempt(self, line: Pending | Superseded, collect: Callable[..., None]) -> None:
+    def _attempt(self, line: Pending | Superseded, collect: Callable[[], None]) -> None:
         try:
-            collect(self.directory, line)
+            collect()
         except CkptStoreError as error:
             warnings.warn(
                 f"the checkpoint is saved, but old files of {line.prefix!r} are not deleted yet: {error}",

@@ -36,6 +36,8 @@ def own_entries(
     basenames: Collection[str],
     mtimes_s: Mapping[str, float],
     now_s: float,
+    *,
+    kept: Collection[str] = (),
 ) -> list[Entry]:
     """Return the entries of `basenames`, in the order of the record.
 
@@ -46,26 +48,35 @@ def own_entries(
     ----------
     mtimes_s : mapping
         Prefix → time of its index, for a record without times; where that fails too, `now_s`.
+    kept : collection of str
+        Prefixes that no saver owns.
     """
     entries: dict[str, Entry] = {}
     for path, time_s in listed_paths(state):
         name = inside(directory, path)
-        if name is not None and owner_of(name) in basenames:
+        if name is not None and name not in kept and owner_of(name) in basenames:
             entries.pop(name, None)
             entries[name] = Entry(name, mtimes_s.get(name, now_s) if time_s is None else time_s)
     return list(entries.values())
 
 
 def other_entries(
-    directory: Location, state: CheckpointState | None, basenames: Collection[str]
+    directory: Location,
+    state: CheckpointState | None,
+    basenames: Collection[str],
+    *,
+    kept: Collection[str] = (),
 ) -> list[tuple[str, float | None]]:
-    """Return the listed paths that belong to others, relative to `directory` where they lie inside."""
+    """Return the listed paths that belong to others, relative to `directory` where they lie inside.
+
+    Those of `kept` belong to nobody.
+    """
     others = []
     for path, time_s in listed_paths(state):
         name = relative_prefix(directory, path)
         if name is None:
             others.append((path, time_s))
-        elif "/" in name or owner_of(name) not in basenames:
+        elif "/" in name or name in kept or owner_of(name) not in basenames:
             others.append((name, time_s))
     return others
 

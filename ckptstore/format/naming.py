@@ -24,6 +24,7 @@ __all__ = [
     "meta_name",
     "numbered",
     "parse_file_name",
+    "parse_v1_pattern",
     "split_step",
     "step_of",
     "v1_shard_name",
@@ -33,6 +34,7 @@ __all__ = [
 _SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"
 _DATA = re.compile(rf"(.+)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_SHARD = re.compile(rf"(.+)(?<!\.data)-{_SHARD}-of-{_SHARD}", re.DOTALL)
+_V1_PATTERN = re.compile(r"(.+)-\?{5}-of-([0-9]{5})", re.DOTALL)
 # Not greedy, so that "model--1" is step -1 of "model" and not step 1 of "model-". Twenty places hold every
 # int64 and its sign.
 _STEP = re.compile(r"(.+?)-(-?[0-9]{1,20})", re.DOTALL)
@@ -100,6 +102,15 @@ def parse_file_name(basename: str) -> ParsedName | None:
 def _shard_name(kind: Literal["data", "v1-shard"], match: re.Match[str]) -> ParsedName | None:
     shard, num_shards = int(match[2]), int(match[3])
     return ParsedName(kind, match[1], shard, num_shards) if shard < num_shards else None
+
+
+def parse_v1_pattern(name: str) -> tuple[str, int] | None:
+    """Return prefix and count of TensorFlow's text for a sharded V1 checkpoint, ``PREFIX-?????-of-00003``.
+
+    It stands for exactly so many files; nothing is globbed.
+    """
+    match = _V1_PATTERN.fullmatch(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def numbered(save_path: str, step: int, pad: bool = False) -> str:

@@ -12,27 +12,47 @@ One fact a line, strings as JSON strings, so that a line never breaks::
     # owner "model" epoch=7 run="5f0c…" host="9a…" time=1795344521.8 write="9a41…" highest_step=12000
     # next_keep=1795351721.8 pending "model-9000" version="…" shards="00000-of-00001" suffix="meta"
     # superseded "model" shards="00000-of-48213"
+    # kept "model-100"
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, format_state, parse_state
 
-__all__ = ["Owner", "Pending", "Record", "ShardName", "Superseded", "format_record", "parse_record"]
+__all__ = [
+    "FACT_BEGINNINGS",
+    "Fact",
+    "Kept",
+    "Owner",
+    "Pending",
+    "Record",
+    "ShardName",
+    "Superseded",
+    "format_record",
+    "is_header",
+    "parse_fact",
+    "parse_record",
+    "record_of",
+]
 
 _VERSION = 1
-_HEADER = re.compile(r"# ckptstore (\d+)\s*$")
+_HEADER = re.compile(r"# ckptstore ([0-9]{1,9})\s*$")
+# Possessive, because a plain repetition remembers 80 bytes for each escape of a hostile line.
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _LINE = re.compile(
-    r'# (owner|pending|superseded) ("(?:[^"\\]|\\.)*")((?: [a-z_]+=(?:"(?:[^"\\]|\\.)*"|[^\s"]+))*)\s*$'
+    rf'# (owner|pending|superseded|kept) ({_STRING})((?: [a-z_]+=(?:{_STRING}|[^\s"]++))*+)\s*$'
 )
-_PAIR = re.compile(r' ([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
-_SHARD = re.compile(r"(\d{5,})-of-(\d{5,})$")
+_PAIR = re.compile(rf' ([a-z_]+)=({_STRING}|[^\s"]++)')
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
+_SHARD = re.compile(r"([0-9]{5,10})-of-([0-9]{5,10})$")
 
 ShardName = tuple[int, int]
 """Shard number and count, as in ``.data-00003-of-00007``."""
@@ -92,16 +112,31 @@ class Superseded:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A checkpoint that is listed and that no saver owns, so that retention neither counts nor deletes it."""
+
+    prefix: str
+
+
+Fact: TypeAlias = Owner | Pending | Superseded | Kept
+"""What one protocol line says."""
+
+FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ")
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A whole record: TensorFlow's four fields and our protocol state.
 
-    ``state`` is None while a record names no checkpoint.
+    ``state`` is None while a record names no checkpoint. ``kept`` are the prefixes of `Kept` lines
+    (docs/design/004-repair.md).
     """
 
     state: CheckpointState | None = None
     owners: Mapping[str, Owner] = field(default_factory=dict)
     pending: tuple[Pending, ...] = ()
     superseded: tuple[Superseded, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def with_owner(self, owner: Owner) -> Record:
         """Return this record with `owner` in the place of the owner of the same basename."""
@@ -137,6 +172,7 @@ def format_record(record: Record) -> bytes:
         lines.append(
             f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards))}"
         )
+    lines += [f"# kept {_quote(prefix)}" for prefix in record.kept]
     comments = "\n".join(lines).encode() + b"\n"
     return comments + (format_state(record.state) if record.state is not None else b"")
 
@@ -159,50 +195,86 @@ def parse_record(data: bytes, *, source: str) -> Record:
         If a newer ckptstore wrote the protocol lines.
     """
     state = parse_state(data, source=source)
-    owners: dict[str, Owner] = {}
-    pending: list[Pending] = []
-    superseded: list[Superseded] = []
+    facts: list[Fact] = []
     ours = False
     for number, line in enumerate(data.decode().split("\n"), 1):
-        if header := _HEADER.match(line):
-            ours = True
-            if int(header[1]) > _VERSION:
-                raise UnsupportedError(
-                    "the record was written by a newer ckptstore",
-                    url=source,
-                    expected=f"protocol {_VERSION}",
-                    actual=f"protocol {header[1]}",
-                    hint="Update ckptstore on this host before saving here.",
-                )
-        if not ours or not line.startswith(("# owner ", "# pending ", "# superseded ")):
+        ours = is_header(line, source=source) or ours
+        if not ours or not line.startswith(FACT_BEGINNINGS):
             continue
         try:
-            kind, name, values = _parse_line(line)
-            if kind == "owner":
-                owners[name] = Owner(
-                    name,
-                    int(values["epoch"]),
-                    values["run"],
-                    values["host"],
-                    float(values["time"]),
-                    values["write"],
-                    int(values["highest_step"]) if "highest_step" in values else None,
-                    float(values["next_keep"]) if "next_keep" in values else None,
-                    float(values["last_preserved"]) if "last_preserved" in values else None,
-                )
-            elif kind == "pending":
-                shards = _parse_shards(values["shards"])
-                pending.append(Pending(name, values["version"], shards, values.get("suffix", "meta")))
-            else:
-                superseded.append(Superseded(name, _parse_shards(values["shards"])))
-        except (ValueError, KeyError, RecursionError):
+            facts.append(parse_fact(line))
+        except ValueError:
             raise FormatError(
                 f"protocol line {number} of the record cannot be read",
                 url=source,
                 actual=repr(line[:120]),
-                hint="Delete the comment lines; the next save then takes over anew.",
+                hint="Delete the comment lines, and the next save takes over anew; or run ckptstore repair.",
             ) from None
-    return Record(state, owners, tuple(pending), tuple(superseded))
+    return record_of(state, facts)
+
+
+def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
+    """Return the record with these protocol lines; of several owners of one basename the last one counts."""
+    lines = list(facts)
+    return Record(
+        state,
+        {line.basename: line for line in lines if isinstance(line, Owner)},
+        tuple(line for line in lines if isinstance(line, Pending)),
+        tuple(line for line in lines if isinstance(line, Superseded)),
+        tuple(dict.fromkeys(line.prefix for line in lines if isinstance(line, Kept))),
+    )
+
+
+def is_header(line: str, *, source: str) -> bool:
+    """Tell whether `line` begins our lines.
+
+    Raises
+    ------
+    UnsupportedError
+        If they are those of a newer ckptstore.
+    """
+    header = _HEADER.match(line)
+    if header is not None and int(header[1]) > _VERSION:
+        raise UnsupportedError(
+            "the record was written by a newer ckptstore",
+            url=source,
+            expected=f"protocol {_VERSION}",
+            actual=f"protocol {header[1]}",
+            hint="Update ckptstore on this host before saving here.",
+        )
+    return header is not None
+
+
+def parse_fact(line: str) -> Fact:
+    """Return what one protocol line says.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read.
+    """
+    try:
+        kind, name, values = _parse_line(line)
+        if kind == "owner":
+            return Owner(
+                name,
+                _integer(values["epoch"]),
+                values["run"],
+                values["host"],
+                _time(values["time"]),
+                values["write"],
+                _integer(values["highest_step"]) if "highest_step" in values else None,
+                _time(values["next_keep"]) if "next_keep" in values else None,
+                _time(values["last_preserved"]) if "last_preserved" in values else None,
+            )
+        if kind == "kept":
+            return Kept(name)
+        shards = _parse_shards(values["shards"])
+        if kind == "pending":
+            return Pending(name, values["version"], shards, values.get("suffix", "meta"))
+        return Superseded(name, shards)
+    except (KeyError, RecursionError) as error:
+        raise ValueError(line) from error
 
 
 def _quote(text: str) -> str:
@@ -223,6 +295,21 @@ def _parse_line(line: str) -> tuple[str, str, dict[str, str]]:
         raise ValueError(line)
     values = {key: _unquote(text) if text.startswith('"') else text for key, text in _PAIR.findall(match[3])}
     return match[1], _unquote(match[2]), values
+
+
+def _integer(text: str) -> int:
+    # Python reads and writes 4300 digits at most: one more than that would make the record unwritable.
+    if _INTEGER.fullmatch(text) is None:
+        raise ValueError(text)
+    return int(text)
+
+
+def _time(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        # Whatever it is compared with is neither earlier nor later: retention would preserve nothing.
+        raise ValueError(text)
+    return value
 
 
 def _format_shards(shards: Iterable[ShardName]) -> str:

@@ -23,6 +23,8 @@ __all__ = ["Graph"]
 
 _MAX_INDEX_DIGITS = 10
 
+_MIN_OUTPUT_LIMIT = 65_536
+
 # The operations whose first input is a file name: the placeholders behind it are the Saver's, not the
 # network's.
 _FILE_OPS = frozenset(
@@ -67,6 +69,7 @@ class Graph:
         self._is_text = is_text
         self._message = message
         self._made: dict[int, Operation] = {}
+        self._outputs_left = max(_MIN_OUTPUT_LIMIT, len(data))
 
     # What it is made of.
 
@@ -267,6 +270,31 @@ class Graph:
             f"operation {operation.name!r} has the input {name!r}, which the graph does not have",
             url=self.source,
         )
+
+    @property
+    def outputs_left(self) -> int:
+        """How many outputs its operations may still have, all together.
+
+        A node of a few bytes may declare any number of them: altogether no more than the file has bytes.
+        """
+        return self._outputs_left
+
+    def take_outputs(self, count: int, operation: str) -> None:
+        """Count the outputs of one operation.
+
+        Raises
+        ------
+        FormatError
+            If there are more than `outputs_left`.
+        """
+        if count > self._outputs_left:
+            raise FormatError(
+                f"operation {operation!r} declares more outputs than a graph of this size can have",
+                url=self.source,
+                expected=f"at most {self._outputs_left}",
+                actual=count,
+            )
+        self._outputs_left -= count
 
     def referenced_outputs(self, name: str) -> int:
         """Return how many outputs operation `name` must have for the inputs of the others to exist."""

@@ -28,8 +28,6 @@ RESOURCE_VARIABLE_OPS = frozenset({"VarHandleOp"})
 # Their outputs have the shape of this attribute; other operations say it in _output_shapes or not at all.
 _SHAPE_ATTRIBUTE_OPS = REFERENCE_VARIABLE_OPS | {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
 
-_MIN_OUTPUT_LIMIT = 1024
-
 
 class Operation:
     """One node of the graph.
@@ -153,18 +151,21 @@ class Operation:
                 op_def.output_arg,
                 node.attr,
                 op_def,
-                limit=max(_MIN_OUTPUT_LIMIT, self._graph.size_bytes),
+                limit=self._graph.outputs_left,
                 source=self._graph.source,
                 operation=self.name,
             )
+        count = (
+            max(1, len(shapes), self._graph.referenced_outputs(self.name)) if types is None else len(types)
+        )
+        self._graph.take_outputs(count, self.name)
         if types is None:
-            types = [0] * max(1, len(shapes), self._graph.referenced_outputs(self.name))
+            types = [0] * count
+        # Outside the loop: a hostile shape has as many dimensions as the file has bytes.
+        usual_shape = self._shape_from_attributes()
         outputs = []
         for index, number in enumerate(types):
-            if index < len(shapes):
-                shape = shape_of(shapes[index])
-            else:
-                shape = self._shape_from_attributes()
+            shape = shape_of(shapes[index]) if index < len(shapes) else usual_shape
             outputs.append(
                 Tensor(self, index, dtype_of(number, source=self._graph.source, tensor=self.name), shape)
             )

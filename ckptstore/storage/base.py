@@ -10,8 +10,10 @@ content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory coun
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ckptstore.storage.findings import Finding
     from ckptstore.types import ByteRange
 
     Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
@@ -155,6 +158,12 @@ class Upload(ABC):
 class Storage(ABC):
     """Named bytes under one root.
 
+    Attributes
+    ----------
+    capabilities : Capabilities
+    knows_writers : bool
+        Whether `is_in_use` can tell. Where it cannot, only age says that a file is left over.
+
     Raises
     ------
     NotFoundError, AccessError, StorageFullError, TransientError, UsageError
@@ -166,10 +175,15 @@ class Storage(ABC):
     """
 
     capabilities: Capabilities
+    knows_writers: bool = False
 
     @abstractmethod
     def url_of(self, key: str) -> str:
         """Return the URL of `key` for messages; never holds a secret."""
+
+    def probe(self, key: str) -> Capabilities:
+        """Return what is really true where `key` lies; asks the server once where that depends on it."""
+        return self.capabilities
 
     @abstractmethod
     def get(
@@ -248,12 +262,31 @@ class Storage(ABC):
             How many were dropped.
         """
 
+    def now_s(self) -> float:
+        """Return the time by the storage's clock, the one of `mtime_s`; seconds since 1970."""
+        return time.time()
+
     def tidy(self, directory_key: str) -> bool:
         """Remove a directory that holds nothing; False if it does, or where there are no directories."""
         return False
 
+    def examine(self, directory_key: str) -> Iterable[Finding]:
+        """Say what this backend knows of itself and of a directory, for somebody who has trouble with it.
+
+        What hinders every save is a failed finding; nothing is raised.
+        """
+        return ()
+
+    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
+        """Return a directory where `diagnosis` may put its objects; removed afterwards if it was made."""
+        return nullcontext(directory_key)
+
     def is_abandoned(self, key: str) -> bool:
         """Tell whether the writer of `key` is provably dead. False where that cannot be proved."""
+        return False
+
+    def is_in_use(self, key: str) -> bool:
+        """Tell whether the upload that made `key` is not closed yet. False where that cannot be told."""
         return False
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
@@ -29,6 +29,7 @@ from ckptstore.storage.base import (
     SuffixRange,
 )
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
+from ckptstore.storage.local_diagnosis import examine_directory, scratch_directory
 from ckptstore.storage.local_directory import Directory, check_regular, translated, version_of
 from ckptstore.storage.local_files import TempFile, drop_if_stale, parse_temp_name
 from ckptstore.storage.local_locks import LOCK_NAME, is_held, locked_directory, upload_mark, writer_is_dead
@@ -36,6 +37,7 @@ from ckptstore.storage.local_upload import LocalUpload
 
 if TYPE_CHECKING:
     from ckptstore.storage.base import Buffer
+    from ckptstore.storage.findings import Finding
     from ckptstore.types import ByteRange
 
 __all__ = ["LocalStorage"]
@@ -221,6 +223,12 @@ class LocalStorage(Storage):
                 return dead
         finally:
             os.close(fd)
+
+    def examine(self, directory_key: str) -> Iterator[Finding]:
+        return examine_directory(directory_key)
+
+    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
+        return scratch_directory(directory_key)
 
     def is_in_use(self, key: str) -> bool:
         _split(key)

@@ -78,6 +78,7 @@ class MemoryStorage(Storage):
         checksum_proved_by_store=False,
         several_hosts=False,
     )
+    knows_writers = True
 
     def __init__(self) -> None:
         # Lazily: whoever works on a disk does not pay for fsspec.
@@ -164,7 +165,7 @@ class MemoryStorage(Storage):
         with _LOCKS[0]:
             stale = [
                 unfinished
-                for unfinished in _UNFINISHED
+                for unfinished in tuple(_UNFINISHED)
                 if unfinished.key.startswith(prefix)
                 and unfinished.key.rpartition("/")[0] == directory
                 and (unfinished.started_s <= oldest_s or not unfinished.is_alive)
@@ -178,6 +179,12 @@ class MemoryStorage(Storage):
             file = self._files.get(key)
             writer = None if file is None else _WRITERS.get(file)
             return writer is not None and not writer.is_alive
+
+    def is_in_use(self, key: str) -> bool:
+        with _LOCKS[0]:
+            file = self._files.get(key)
+            writer = None if file is None else _WRITERS.get(file)
+            return writer is not None and writer.is_alive
 
     def _create(self, key: str, data: bytes, writer: _Unfinished | None = None) -> PutOutcome:
         with _LOCKS[0]:
@@ -278,8 +285,10 @@ class _MemoryUpload(Upload):
 
     def __del__(self) -> None:
         if self._unfinished.is_alive:
-            self.abort()
-            self.close()
+            # Not `abort`: the garbage collector may come while this very thread holds the lock.
+            self._unfinished.is_alive = False
+            self._unfinished.data = bytearray()
+            _UNFINISHED.discard(self._unfinished)
 
 
 def _state(file: MemoryFile) -> _Seen:

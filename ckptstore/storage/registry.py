@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ckptstore.config import client_environment
 from ckptstore.errors import UnsupportedError, UsageError
 from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.gcs_options import GCS_OPTIONS
 from ckptstore.storage.local import LocalStorage
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.memory import MemoryStorage
@@ -19,19 +22,56 @@ __all__ = ["locate", "use_wrapper"]
 
 
 class _Backend(NamedTuple):
-    """How to open the storage of one scheme, and which options it knows."""
+    """How to open the storage of one scheme, and which options it knows.
+
+    Attributes
+    ----------
+    open : callable
+    options : frozenset of str or None
+        None: nobody here knows them, its client will say.
+    extra : str
+        The optional dependencies that bring its client; empty if it needs none.
+    """
 
     open: Callable[..., Storage]
-    options: frozenset[str]
+    options: frozenset[str] | None
+    extra: str = ""
 
+
+def _open_s3(**options: Any) -> Storage:
+    # Lazily, and so that the clients of one service are not loaded for another.
+    from ckptstore.storage.s3 import open_s3
+
+    return open_s3(**options)
+
+
+def _open_gcs(**options: Any) -> Storage:
+    from ckptstore.storage.gcs import open_gcs
+
+    return open_gcs(**options)
+
+
+def _open_generic(protocol: str, /, **options: Any) -> Storage:
+    from ckptstore.storage.generic import GenericStorage
+
+    return GenericStorage(protocol, **options)
+
+
+# Those of s3fs.S3FileSystem that mean something here, and allow_http.
+_S3_OPTIONS = frozenset(
+    {
+        *("anon", "key", "secret", "token", "username", "password", "profile", "session"),
+        *("endpoint_url", "use_ssl", "client_kwargs", "config_kwargs", "cache_regions", "allow_http"),
+        *("requester_pays", "s3_additional_kwargs"),
+    }
+)
 
 _BACKENDS = {
     "file": _Backend(LocalStorage, frozenset()),
     "memory": _Backend(MemoryStorage, frozenset()),
+    "s3": _Backend(_open_s3, _S3_OPTIONS, "s3"),
+    "gs": _Backend(_open_gcs, GCS_OPTIONS, "gcs"),
 }
-
-# Schemes that parse_url knows and no backend serves yet → the extra that brings the client.
-_EXTRAS = {"s3": "s3", "gs": "gcs"}
 
 _LOCKS = ForkSafeLocks()
 _instances: dict[Hashable, Storage] = {}
@@ -59,22 +99,26 @@ def locate(url: UrlLike, storage_options: Mapping[str, Any] | None = None) -> Lo
         If no backend for the scheme is there.
     """
     scheme, key, text = parse_url(url)
-    backend = _BACKENDS.get(scheme)
-    if backend is None:
-        raise UnsupportedError(
-            f"{scheme}:// is not supported yet",
-            url=text,
-            hint=f"It comes with the object store backends: pip install 'ckptstore[{_EXTRAS[scheme]}]'.",
-        )
+    # What parse_url lets through beside these is a file system that fsspec knows.
+    backend = _BACKENDS.get(scheme) or _Backend(functools.partial(_open_generic, scheme), None)
     options = dict(storage_options or {})
     _check_options(options, backend.options, text)
-    storage = _instance(scheme, backend, options)
+    try:
+        storage = _instance(scheme, backend, options)
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"{scheme}:// needs a package that is not installed: {error.name}",
+            url=text,
+            hint=f"Install it: pip install 'ckptstore[{backend.extra}]'.",
+        ) from error
     for wrapper in _wrappers:
         storage = wrapper.around(storage)
     return Location(storage, key, text)
 
 
-def _check_options(options: Mapping[str, Any], known: frozenset[str], url: str) -> None:
+def _check_options(options: Mapping[str, Any], known: frozenset[str] | None, url: str) -> None:
+    if known is None:
+        return
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(str(name), sorted(known), n=1)
@@ -90,7 +134,8 @@ def _check_options(options: Mapping[str, Any], known: frozenset[str], url: str) 
 
 def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Storage:
     try:
-        identity = (scheme, _frozen(options))
+        # Clients read the environment too: another endpoint there is another storage.
+        identity = (scheme, _frozen(options), client_environment() if backend.extra else "")
     except TypeError:
         # An option that cannot be compared: nobody else can mean the same.
         return backend.open(**options)

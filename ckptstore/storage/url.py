@@ -1,7 +1,8 @@
 """From the text by which a user names a place to a scheme and a key; never by fsspec's own rules.
 
 fsspec takes chained URLs (``simplecache::s3://…``) and fills in options from the environment: a name that
-came with somebody's checkpoint could lead anywhere. So the schemes are an allow-list.
+came with somebody's checkpoint could lead anywhere. So the schemes are an allow-list: our own backends, and
+the file systems that fsspec knows, without those that are built around another one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ParsedUrl(NamedTuple):
     Attributes
     ----------
     scheme : str
-        ``"file"`` (also for a plain path), ``"memory"``, ``"s3"`` or ``"gs"``.
+        ``"file"`` (also for a plain path), ``"memory"``, ``"s3"``, ``"gs"``, or what else fsspec knows.
     key : str
         The key in the storage of that scheme, without a slash at the end; empty for its root.
     url : str
@@ -86,17 +87,33 @@ def parse_url(path: UrlLike) -> ParsedUrl:
             )
         return ParsedUrl(scheme, _local_key(rest), text)
     if scheme not in _SCHEMES:
-        raise UsageError(
-            f"unknown URL scheme {scheme!r}",
-            url=text,
-            expected=f"a local path or one of {', '.join(f'{known}://' for known in _SCHEMES)}",
-        )
+        _check_foreign(scheme, rest, text)
     name = rest.rstrip("/")
     if scheme == "memory":
         # As fsspec: memory://a, memory:///a and /a are one file.
         name = name.lstrip("/")
         name = f"/{name}" if name else ""
     return ParsedUrl(scheme, name, text)
+
+
+def _check_foreign(scheme: str, rest: str, text: str) -> None:
+    # Lazily: it asks fsspec.
+    from ckptstore.storage.generic_files import is_served
+
+    user, at, host = rest.partition("/")[0].rpartition("@")
+    if at and ":" in user:
+        raise UsageError(
+            "the URL holds a password, which would end up in messages and records",
+            url=f"{scheme}://***@{host}",
+            hint="Pass it in storage_options.",
+        )
+    if not is_served(scheme):
+        raise UsageError(
+            f"unknown URL scheme {scheme!r}",
+            url=text,
+            expected=f"a local path or one of {', '.join(f'{known}://' for known in _SCHEMES)}",
+            hint="Write s3://." if scheme == "s3a" else None,
+        )
 
 
 def _text_of(path: UrlLike) -> str:

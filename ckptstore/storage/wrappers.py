@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange, Upload
 
 if TYPE_CHECKING:
     from ckptstore.storage.base import Buffer
+    from ckptstore.storage.findings import Finding
     from ckptstore.types import ByteRange
 
 __all__ = ["StorageWrapper"]
@@ -51,6 +53,9 @@ class StorageWrapper(Storage):
 
     def url_of(self, key: str) -> str:
         return self.inner.url_of(key)
+
+    def probe(self, key: str) -> Capabilities:
+        return self.inner.probe(key)
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
@@ -100,6 +105,22 @@ class StorageWrapper(Storage):
 
     def is_abandoned(self, key: str) -> bool:
         return self.called("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
+
+    @property
+    def knows_writers(self) -> bool:  # type: ignore[override]
+        return self.inner.knows_writers
+
+    def is_in_use(self, key: str) -> bool:
+        return self.called("is_in_use", [key], lambda: self.inner.is_in_use(key))
+
+    def now_s(self) -> float:
+        return self.inner.now_s()
+
+    def examine(self, directory_key: str) -> Iterable[Finding]:
+        return self.called("examine", [directory_key], lambda: list(self.inner.examine(directory_key)))
+
+    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
+        return self.inner.scratch(directory_key)
 
 
 class _WrappedUpload(Upload):

@@ -14,6 +14,7 @@ from ckptstore import errors
 from ckptstore.errors import (
     AccessError,
     CkptStoreError,
+    CorruptError,
     FormatError,
     NotFoundError,
     StorageFullError,
@@ -104,14 +105,20 @@ def test_message_says_what_where_expected_actual_and_hint_in_this_order(cls):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_message_leaves_out_what_is_not_known(cls):
     # KeyError and OSError have a __str__ of their own, which must not win.
-    assert str(cls("no such thing")) == "no such thing"
-    assert str(cls("no such thing", expected=2)) == "no such thing: expected 2"
-    assert str(cls("no such thing", actual=3)) == "no such thing: found 3"
-    assert str(cls("no such thing", offset=0, url="u")) == "no such thing [u, at byte 0]"
+    end = f". {cls.next_step}" if cls.next_step else ""
+    assert str(cls("no such thing")) == "no such thing" + end
+    assert str(cls("no such thing", expected=2)) == "no such thing: expected 2" + end
+    assert str(cls("no such thing", actual=3)) == "no such thing: found 3" + end
+    assert str(cls("no such thing", offset=0, url="u")) == "no such thing [u, at byte 0]" + end
+
+
+def test_a_damaged_file_always_has_a_next_step():
+    assert FormatError("bad length").hint == CorruptError.next_step
+    assert FormatError("bad length", hint="Look again.").hint == "Look again."
 
 
 def test_a_zero_and_an_empty_text_are_told():
-    error = FormatError("bad length", offset=0, expected=0, actual="")
+    error = UsageError("bad length", offset=0, expected=0, actual="")
     assert str(error) == "bad length [at byte 0]: expected 0, found "
 
 

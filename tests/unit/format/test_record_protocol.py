@@ -20,14 +20,16 @@ def test_the_documented_lines() -> None:
         {"model": OWNER},
         (Pending("model-9000", "1:2:3", ((0, 2), (1, 2))),),
         (Superseded("model", ((0, 48213),)),),
+        ("model-100",),
     )
     text = format_record(record).decode()
-    assert text.split("\n")[:4] == [
+    assert text.split("\n")[:5] == [
         "# ckptstore 1",
         '# owner "model" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
         " highest_step=12000 next_keep=1795351721.5",
         '# pending "model-9000" version="1:2:3" shards="00000-of-00002 00001-of-00002" suffix="meta"',
         '# superseded "model" shards="00000-of-48213"',
+        '# kept "model-100"',
     ]
     assert parse_record(text.encode(), source="r") == record
     assert parse_state(text.encode(), source="r") == STATE
@@ -53,11 +55,12 @@ owners = st.builds(
     st.lists(owners, max_size=3, unique_by=lambda owner: owner.basename),
     st.lists(st.builds(Pending, names, names, shards, names), max_size=3).map(tuple),
     st.lists(st.builds(Superseded, names, shards), max_size=3).map(tuple),
+    st.lists(names, max_size=3, unique=True).map(tuple),
 )
 def test_every_name_comes_back(
-    owned: list[Owner], pending: tuple[Pending, ...], old: tuple[Superseded, ...]
+    owned: list[Owner], pending: tuple[Pending, ...], old: tuple[Superseded, ...], kept: tuple[str, ...]
 ) -> None:
-    record = Record(STATE, {owner.basename: owner for owner in owned}, pending, old)
+    record = Record(STATE, {owner.basename: owner for owner in owned}, pending, old, kept)
     assert parse_record(format_record(record), source="r") == record
 
 
@@ -79,6 +82,7 @@ def test_comments_of_others_are_ignored() -> None:
         '# pending "m-1" version="v" shards="0-of-1"',
         '# superseded "m-1',
         '# superseded "m-1" shards="00000-of-00001" extra',
+        "# kept model-1",
     ],
 )
 def test_a_broken_protocol_line_is_an_error(line: str) -> None:

@@ -314,6 +314,16 @@ def test_a_version_that_we_replaced_ourselves_is_looked_at_again() -> None:
     assert transport.objects[NAME].data == b"y"
 
 
+def test_who_may_not_write_may_still_delete(transport: FakeTransport) -> None:
+    from ckptstore.storage.object_store import ObjectStorage
+
+    storage = ObjectStorage(transport)
+    version = transport.place_raw(NAME, b"x")
+    transport.script("put", before(Kind.FORBIDDEN))
+    assert storage.delete_if(KEY, version)
+    assert not transport.objects
+
+
 def test_many_are_deleted_in_batches_and_each_once(transport: FakeTransport) -> None:
     storage = storage_of(transport)
     names = [f"run/{number}" for number in range(7)]

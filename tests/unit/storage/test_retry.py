@@ -138,6 +138,33 @@ def test_an_attempt_without_a_byte_may_take_twenty_seconds(clock: ManualClock) -
     assert operation.remaining_s() == 10.0
 
 
+def test_bytes_that_went_are_progress_where_no_attempt_was_before(clock: ManualClock) -> None:
+    operation = _operation(clock)
+    operation.begin()
+    clock.advance(19.0)
+    operation.sent(1000)
+    clock.advance(19.0)
+    operation.sent(2000)
+    ends_s = clock.now_s + 60.0
+    clock.advance(20.0)
+    operation.begin()
+    # The same bytes once more: the attempt has time again, the operation has not.
+    operation.sent(1000)
+    assert operation.remaining_s() == pytest.approx(20.0, abs=0.1)
+    clock.now_s = ends_s - 5.0
+    operation.sent(2000)
+    assert operation.remaining_s() == 5.0
+
+
+def test_the_answer_to_a_large_body_has_time_until_the_buffers_are_empty(clock: ManualClock) -> None:
+    operation = _operation(clock)
+    operation.begin()
+    operation.sent(1 << 20)
+    assert operation.remaining_s() == 24.0
+    operation.sent(100 << 20)
+    assert operation.remaining_s() == 36.0
+
+
 def test_attempts_that_brought_a_good_part_do_not_count(clock: ManualClock) -> None:
     operation = _operation(clock)
     left = 30

@@ -159,6 +159,16 @@ def test_unknown_options_are_refused_with_a_guess() -> None:
     assert caught.value.hint == "Did you mean 'endpoint_url'?"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"key": "k", "username": "u"}, {"config_kwargs": {"no_such_option": 1}}, {"endpoint_url": "x"}],
+)
+def test_options_that_the_client_does_not_take_are_a_mistake_of_the_caller(options: dict[str, Any]) -> None:
+    storage = locate("s3://b/x", options).storage
+    with pytest.raises(UsageError):
+        storage.get("b/x")
+
+
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(**options: Any) -> Any:
         raise ModuleNotFoundError("No module named 's3fs'", name="s3fs")

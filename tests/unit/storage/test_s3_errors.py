@@ -150,6 +150,22 @@ def test_errors_below_the_service_are_told_apart_by_their_class(error: BaseExcep
     assert str(fault)
 
 
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [("RequestTimeTooSkewed", "clock"), ("ExpiredToken", "Renew"), ("SignatureDoesNotMatch", "secret key")],
+)
+def test_a_refusal_says_what_to_mend(code: str, word: str) -> None:
+    fault = fault_of(_client_error(403, code), _shown)
+    assert fault is not None
+    assert word in (fault.hint or "")
+
+
+def test_missing_credentials_are_told_apart_from_wrong_ones() -> None:
+    fault = fault_of(boto.NoCredentialsError(), _shown)
+    assert fault is not None
+    assert "AWS_ACCESS_KEY_ID" in (fault.hint or "")
+
+
 def test_an_error_in_the_program_is_no_fault() -> None:
     assert fault_of(KeyError("x"), _shown) is None
     assert fault_of(AttributeError("x"), _shown) is None

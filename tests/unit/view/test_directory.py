@@ -67,7 +67,7 @@ def test_the_table_marks_the_latest_and_shows_the_torn_one():
 
 def test_the_summary_says_why_and_how_many():
     assert summary(facts(GOOD, TORN)) == [
-        "torn: model-2000: no index [run/model-2000]",
+        f"torn: model-2000: no index [run/model-2000]. {FormatError.next_step}",
         "* latest: model-1000",
         "2 checkpoints (1 torn), 3.0 KiB",
     ]
@@ -92,7 +92,7 @@ def test_a_missing_and_an_unreadable_record_are_told():
     assert "* latest: model-1000 (there is no record)" in summary(facts(GOOD, record=missing))
     problem = Problem.of_error(FormatError("the record is empty", url="run/checkpoint"))
     broken = RecordFacts("run/checkpoint", "unreadable", problem)
-    assert summary(facts(GOOD, record=broken))[0] == "record: the record is empty [run/checkpoint]"
+    assert summary(facts(GOOD, record=broken))[0].startswith("record: the record is empty [run/checkpoint].")
 
 
 def test_none_restorable_and_cannot_be_told_are_two_things():

@@ -97,7 +97,7 @@ def test_a_damaged_entry_is_shown_and_does_not_count():
     found = inspection(facts("w"), TensorFacts("x", problem=problem))
     assert shown(found)[-1] == "x       damaged"
     assert summary_lines(found) == [
-        "damaged: x: bad shape [tensor 'x', run/model-7.index]",
+        f"damaged: x: bad shape [tensor 'x', run/model-7.index]. {FormatError.next_step}",
         "1 tensor, 4 parameters, 16 B in all",
     ]
     assert inspection_object(found)["tensors"][1]["problem"]["code"] == "format"

@@ -73,7 +73,7 @@ class SimulatedBucket:
         self.conditional_delete = conditional_delete and honours_conditions
         self.honours_conditions = honours_conditions
         self.on_change = on_change
-        self._clock = clock
+        self.clock = clock
 
     def get(self, key: str) -> SimulatedObject:
         """Return the object; raises `NoSuchKey`."""
@@ -110,7 +110,7 @@ class SimulatedBucket:
                 if found.etag != if_match:
                     raise PreconditionFailed(key)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        stored = self.objects[key] = SimulatedObject(data, etag, write_id, self._clock())
+        stored = self.objects[key] = SimulatedObject(data, etag, write_id, self.clock())
         if self.on_change is not None:
             self.on_change(key)
         return stored

@@ -1,0 +1,35 @@
+"""``ckptstore doctor``: find out what works in a place, and what to do about the rest."""
+
+from __future__ import annotations
+
+import click
+
+from ckptstore.cli.errors import OK, exit_code_of
+from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.output import Output
+
+__all__ = ["doctor_command"]
+
+
+@shell_command("doctor")
+@click.argument("url", metavar="URL")
+def doctor_command(output: Output, storage_options: Options, *, url: str) -> int:
+    """Try out what saving and restoring need in the directory URL, and say what to do about what is missing.
+
+    Small objects of random names are written there, read, replaced, listed and deleted again; on an object
+    store also what it does with conditional requests. Nothing that was there is touched, and the directory
+    need not exist.
+
+    "degraded" works, but something is not promised that is elsewhere. Exit code 0 if the place can be used.
+    """
+    from ckptstore.storage.diagnosis import diagnose
+    from ckptstore.storage.registry import locate
+    from ckptstore.view.diagnosis import DiagnosisFacts
+
+    place = locate(url, storage_options)
+    findings = diagnose(place.storage, place.key)
+    facts = DiagnosisFacts(place.url or ".", place.storage.capabilities.backend, findings)
+    output.diagnosis(facts)
+    errors = (finding.error for finding in facts.failures if finding.error is not None)
+    error = next(errors, None)
+    return OK if error is None else exit_code_of(error)

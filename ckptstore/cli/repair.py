@@ -1,0 +1,41 @@
+"""``ckptstore repair``: rebuild the record of a directory."""
+
+from __future__ import annotations
+
+import click
+
+from ckptstore.cli.errors import OK
+from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.output import Output
+
+__all__ = ["repair_command"]
+
+
+@shell_command("repair")
+@click.argument("directory", metavar="DIR")
+@click.option("--dry-run", is_flag=True, help="Show what would be written; change nothing.")
+@click.option(
+    "--record", "record_name", metavar="NAME", help="The record to repair, if it is not 'checkpoint'."
+)
+def repair_command(
+    output: Output, storage_options: Options, *, directory: str, dry_run: bool, record_name: str | None
+) -> int:
+    """Make the record of the directory DIR say what can be restored; no checkpoint is touched.
+
+    A record that can be read keeps what it says, without checkpoints that are gone or torn, and with those
+    that were finished after the last one it knows. One that is missing or cannot be read is made anew from
+    all complete checkpoints. Those are "kept": listed, and never deleted by retention, which did not own
+    them.
+
+    Savers may go on meanwhile. Exit code 3 if there is no complete checkpoint.
+    """
+    from ckptstore.cli.targets import at_directory, require_directory
+    from ckptstore.directory.latest import record_location
+    from ckptstore.directory.repair import repair_record
+    from ckptstore.storage.registry import locate
+
+    place = at_directory(locate(directory, storage_options))
+    require_directory(place)
+    report = repair_record(place, record_location(place, record_name), dry_run=dry_run)
+    output.repair(report, dry_run=dry_run)
+    return OK

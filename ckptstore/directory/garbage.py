@@ -1,0 +1,147 @@
+"""What a look for garbage found, and its removal. `garbage_search` says what garbage is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from ckptstore.directory.collect import collect_graph, drop_leftovers, drop_stale_uploads
+from ckptstore.errors import AccessError, CkptStoreError, TransientError
+from ckptstore.format.naming import parse_file_name
+from ckptstore.storage.base import Location, ObjectInfo
+
+__all__ = ["Garbage", "GarbageFile", "GarbageReport", "Reason", "collect_garbage"]
+
+Reason: TypeAlias = Literal["unpublished", "replaced", "graph alone", "temporary"]
+"""``unpublished``: no index ever named it, or it is gone. ``replaced``: the prefix was saved again since.
+``graph alone``: its checkpoint is gone. ``temporary``: left by TensorFlow, or by a question to the server."""
+
+# Where the storage knows which writers live, unfinished uploads of dead ones go at once. Those of writers of
+# which it knows nothing, on another host for example, wait for so long at least.
+_UPLOAD_AGE_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageFile:
+    """One file that nobody needs."""
+
+    name: str
+    info: ObjectInfo
+    reason: Reason
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is a ``.meta``."""
+        parsed = parse_file_name(self.name)
+        return parsed is not None and parsed.kind == "meta"
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What a look at a directory found; nothing was changed.
+
+    Attributes
+    ----------
+    url : str
+        The directory.
+    now_s : float
+        By the clock of the storage, seconds since 1970.
+    min_age_s : float
+    files : tuple of GarbageFile
+        To be removed, ascending by name.
+    young : tuple of GarbageFile
+        Not needed either, but too young to be sure.
+    in_use : tuple of str
+        Prefixes whose writer lives.
+    pending : tuple of str
+        Files that a record says are to be deleted: the next save does.
+    graphs : tuple of str
+        Graphs without a checkpoint that are left alone.
+    unreadable : tuple of (str, CkptStoreError)
+        Prefixes whose index does not say what it needs; their files are left alone.
+    """
+
+    url: str
+    now_s: float
+    min_age_s: float
+    files: tuple[GarbageFile, ...]
+    young: tuple[GarbageFile, ...] = ()
+    in_use: tuple[str, ...] = ()
+    pending: tuple[str, ...] = ()
+    graphs: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, CkptStoreError], ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the files to be removed together."""
+        return sum(file.info.size_bytes for file in self.files)
+
+    @property
+    def failure(self) -> CkptStoreError | None:
+        """Why not everything could be looked at, if access or the network was the reason."""
+        errors = (error for _, error in self.unreadable)
+        return next((error for error in errors if isinstance(error, AccessError | TransientError)), None)
+
+    def still(self, later: Garbage) -> Garbage:
+        """Return what `later` found, without the files that were not found, in that version, before."""
+        shown = set(self.files)
+        return replace(later, files=tuple(file for file in later.files if file in shown))
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageReport:
+    """What a collection removed.
+
+    Attributes
+    ----------
+    garbage : Garbage
+    removed : tuple of GarbageFile
+    uploads_dropped : int
+        Unfinished uploads.
+    error : CkptStoreError or None
+        Why not everything is gone.
+    """
+
+    garbage: Garbage
+    removed: tuple[GarbageFile, ...]
+    uploads_dropped: int
+    error: CkptStoreError | None = None
+
+
+def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
+    """Remove what was found, and drop unfinished uploads of the same age.
+
+    Parameters
+    ----------
+    directory : Location
+    garbage : Garbage
+        Of this moment: a save may begin at any time.
+
+    Guarantees
+    ----------
+    A crash at any point leaves garbage, which the next collection finds.
+    """
+    error: CkptStoreError | None = None
+    try:
+        # Graphs first: without the data beside it nobody would know one for a leftover.
+        for file in garbage.files:
+            if file.is_graph:
+                collect_graph(directory.child(file.name), file.info.version)
+        rest = [file.name for file in garbage.files if not file.is_graph]
+        if rest:
+            drop_leftovers(directory, rest)
+    except CkptStoreError as failure:
+        error = failure
+    removed: tuple[GarbageFile, ...] = ()
+    uploads = 0
+    min_age_s = garbage.min_age_s
+    if directory.storage.knows_writers:
+        min_age_s = max(min_age_s, _UPLOAD_AGE_S)
+    try:
+        if garbage.files:
+            left = {info.key: info.version for info in directory.storage.list(directory.child("").key)}
+            removed = tuple(file for file in garbage.files if left.get(file.info.key) != file.info.version)
+        uploads = drop_stale_uploads(directory, min_age_s)
+    except CkptStoreError as failure:
+        error = error or failure
+    return GarbageReport(garbage, removed, uploads, error)

@@ -1,0 +1,265 @@
+"""Files that no checkpoint needs: what killed saves left behind, and what overwrites replaced.
+
+* A data file is garbage when the index of its prefix, read now, does not name it and no unfinished delete of
+  a record does.
+* A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
+  is left of a step. One that somebody exported there, and the last one of its checkpoints, stay.
+* TensorFlow's temporary files, and those of our own questions to a server, by exact names.
+
+All of them only when they are so old that no save can still be under way, and never while their writer is
+known to live. An index is never garbage: it may be a checkpoint that retention preserved. Unfinished deletes
+are left to the next save, which knows them by name and version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ckptstore.directory.catalog import Found, sorted_by_prefix
+from ckptstore.directory.garbage import Garbage, GarbageFile, Reason
+from ckptstore.directory.paths import owner_of, relative_prefix
+from ckptstore.directory.publish import Standing, read_standing
+from ckptstore.directory.record_update import read_record
+from ckptstore.directory.window import listed_paths
+from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
+from ckptstore.format.naming import parse_file_name
+from ckptstore.format.record_protocol import Record, ShardName
+from ckptstore.storage.base import Location, ObjectInfo
+
+__all__ = ["find_garbage"]
+
+# tensor_bundle.cc: "<file>.tempstate" and a random 64-bit number; file_io.py, atomic_write_string_to_file:
+# ".tmp" and 32 hex digits.
+_TEMPSTATE = re.compile(r"(?P<final>.+)\.tempstate[0-9]{1,20}", re.DOTALL)
+_TMP = re.compile(r"(?P<final>.+)\.tmp[0-9a-f]{32}", re.DOTALL)
+_QUESTION = re.compile(r"\.ckptstore-(probe|doctor)-[0-9a-f]{12}(-[a-z]+)?")
+
+
+def find_garbage(directory: Location, records: Sequence[Location], *, min_age_s: float) -> Garbage:
+    """Return the files of `directory` that no checkpoint needs.
+
+    Parameters
+    ----------
+    directory : Location
+    records : sequence of Location
+        Every record in it; one that is missing says nothing.
+    min_age_s : float
+        Younger files may belong to a save under way. Far above the longest save; 24 h is customary.
+
+    Raises
+    ------
+    CorruptError
+        If a record is there and cannot be read: what it says is still to be deleted is not known.
+    AccessError, TransientError
+        If the directory or a record cannot be read.
+    """
+    look = _Look(directory, records, min_age_s)
+    return look.garbage()
+
+
+@dataclass(slots=True)
+class _Look:
+    """One look at a directory."""
+
+    directory: Location
+    records: Sequence[Location]
+    min_age_s: float
+    now_s: float = 0.0
+    pending: dict[str, set[ShardName]] = field(default_factory=dict)
+    superseded: dict[str, set[ShardName]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
+    files: list[GarbageFile] = field(default_factory=list)
+    young: list[GarbageFile] = field(default_factory=list)
+    in_use: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    graphs: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, CkptStoreError]] = field(default_factory=list)
+
+    def garbage(self) -> Garbage:
+        # Before anything else: what this listing shows, a save had finished writing when the rest is read.
+        listed = self._list()
+        for record in self.records:
+            snapshot = read_record(record)
+            if snapshot.fault is not None:
+                raise CorruptError(
+                    f"what is still to be deleted by name is not known: {snapshot.fault.what}",
+                    url=record.url,
+                    hint="ckptstore repair writes it anew; then collect again.",
+                )
+            self._note(snapshot.record)
+        found = sorted_by_prefix(listed.values())
+        self.known |= {owner_of(item.prefix) for item in found.values() if item.index is not None}
+        # Again: where files are listed while a save goes on, its graph may show up and its data, which came
+        # before, not. What is there now was there before it.
+        again = self._list()
+        alive = sorted_by_prefix(again.values())
+        self.now_s = self.directory.storage.now_s()
+        self.others = _beginnings(listed.values())
+        graphless = _basenames_without_graph(found.values())
+        for item in found.values():
+            self._judge(item, alive.get(item.prefix), graphless)
+        self._judge_temporaries(listed.values())
+        return Garbage(
+            url=self.directory.url or ".",
+            now_s=self.now_s,
+            min_age_s=self.min_age_s,
+            files=tuple(file for file in _by_name(self.files) if again.get(file.info.key) == file.info),
+            young=_by_name(self.young),
+            in_use=tuple(self.in_use),
+            pending=tuple(self.waiting),
+            graphs=tuple(self.graphs),
+            unreadable=tuple(self.unreadable),
+        )
+
+    def _list(self) -> dict[str, ObjectInfo]:
+        return {info.key: info for info in self.directory.storage.list(self.directory.child("").key)}
+
+    def _note(self, record: Record) -> None:
+        for lines, named in ((record.pending, self.pending), (record.superseded, self.superseded)):
+            for line in lines:
+                named.setdefault(line.prefix, set()).update(line.shards)
+        self.known |= set(record.owners)
+        for path, _ in listed_paths(record.state):
+            name = relative_prefix(self.directory, path)
+            if name is not None:
+                self.known.add(owner_of(name))
+
+    def _judge(self, item: Found, alive: Found | None, graphless: Collection[str]) -> None:
+        sets: dict[int, list[ShardName]] = {}
+        for shard in item.data:
+            sets.setdefault(shard[1], []).append(shard)
+        if item.index is not None and len(sets) <= 1:
+            # They belong together; there is no need to open the index.
+            return
+        if item.prefix in self.others:
+            # A V1 checkpoint, which has no index, and its graph.
+            return
+        storage = self.directory.storage
+        if alive is not None and any(storage.is_in_use(info.key) for info in alive.data.values()):
+            self.in_use.append(item.prefix)
+            return
+        # Only now, and whatever the listing said: a writer that is gone has published its index before that,
+        # or never will.
+        try:
+            standing = read_standing(self.directory, item.prefix)
+        except (AccessError, TransientError) as error:
+            self.unreadable.append((item.prefix, error))
+            return
+        if standing is not None and not standing.shards:
+            if item.data:
+                what = "the index names no data file, or cannot be read"
+                self.unreadable.append((item.prefix, CorruptError(what, url=self._url_of_index(item))))
+            return
+        pending = self.pending.get(item.prefix, set())
+        self.waiting += [self._name(item.data[shard]) for shard in item.data if shard in pending]
+        if standing is None:
+            self._judge_unpublished(item, pending, graphless)
+        else:
+            self._judge_replaced(item, standing, sets, pending)
+
+    def _url_of_index(self, item: Found) -> str:
+        return self.directory.child(f"{item.prefix}.index").url
+
+    def _judge_unpublished(self, item: Found, pending: set[ShardName], graphless: Collection[str]) -> None:
+        """Judge the files of a prefix that has no index: a save that died, or one that is under way."""
+        files = [
+            GarbageFile(self._name(info), info, "unpublished")
+            for shard, info in item.data.items()
+            if shard not in pending
+        ]
+        if item.meta is not None and item.prefix in self.pending:
+            self.waiting.append(self._name(item.meta))
+        elif item.meta is not None:
+            reason = self._reason_of_graph(item, item.meta, graphless)
+            if reason is None:
+                self.graphs.append(self._name(item.meta))
+            else:
+                files.append(GarbageFile(self._name(item.meta), item.meta, reason))
+        # Together: a save whose last file is young is not over, however long the first one took.
+        self._add(files, max((file.info.mtime_s for file in files), default=0.0))
+
+    def _reason_of_graph(self, item: Found, meta: ObjectInfo, graphless: Collection[str]) -> Reason | None:
+        """Return why a graph beside no index is garbage; None if somebody may have put it there by itself."""
+        if item.data:
+            # A save writes the data first. What was there before has no step in its name.
+            is_of_this_save = item.step is not None or meta.mtime_s >= min(
+                i.mtime_s for i in item.data.values()
+            )
+            return "unpublished" if is_of_this_save else None
+        basename = owner_of(item.prefix)
+        is_leftover = item.step is not None and basename in self.known and basename not in graphless
+        return "graph alone" if is_leftover else None
+
+    def _judge_replaced(
+        self,
+        item: Found,
+        standing: Standing,
+        sets: dict[int, list[ShardName]],
+        pending: set[ShardName],
+    ) -> None:
+        """Judge the data files beside an index that names others."""
+        superseded = self.superseded.get(item.prefix, set())
+        for count, shards in sets.items():
+            if count in standing.counts:
+                continue
+            files = [
+                GarbageFile(self._name(item.data[shard]), item.data[shard], "replaced")
+                for shard in shards
+                if shard not in pending
+            ]
+            since_s = max((file.info.mtime_s for file in files), default=0.0)
+            if item.index is not None and superseded.intersection(shards):
+                # A reader may hold the index that named them: they are not needed since it was replaced.
+                since_s = max(since_s, item.index.mtime_s)
+            self._add(files, since_s)
+
+    def _judge_temporaries(self, infos: Iterable[ObjectInfo]) -> None:
+        records = {record.name for record in self.records}
+        for info in infos:
+            name = self._name(info)
+            if _QUESTION.fullmatch(name) or _is_temporary_of_tensorflow(name, records):
+                self._add([GarbageFile(name, info, "temporary")], info.mtime_s)
+
+    def _add(self, files: list[GarbageFile], since_s: float) -> None:
+        is_old = self.now_s - since_s >= self.min_age_s
+        (self.files if is_old or self.min_age_s == 0 else self.young).extend(files)
+
+    def _name(self, info: ObjectInfo) -> str:
+        return info.key.rpartition("/")[2]
+
+
+def _beginnings(infos: Iterable[ObjectInfo]) -> set[str]:
+    """Return the names that would be prefixes of V1 checkpoints, if the files are such."""
+    names = set()
+    for info in infos:
+        name = info.key.rpartition("/")[2]
+        parsed = parse_file_name(name)
+        names.add(parsed.prefix if parsed is not None and parsed.kind == "v1-shard" else name)
+    return names
+
+
+def _is_temporary_of_tensorflow(name: str, records: Collection[str]) -> bool:
+    if match := _TEMPSTATE.fullmatch(name):
+        parsed = parse_file_name(match["final"])
+        return parsed is not None and parsed.kind in ("index", "data")
+    if match := _TMP.fullmatch(name):
+        parsed = parse_file_name(match["final"])
+        return match["final"] in records or (parsed is not None and parsed.kind == "meta")
+    return False
+
+
+def _basenames_without_graph(found: Iterable[Found]) -> set[str]:
+    """Return the basenames that have checkpoints, of which none has a graph: a lone one may be theirs."""
+    has_graph: dict[str, bool] = {}
+    for item in found:
+        if item.index is not None:
+            basename = owner_of(item.prefix)
+            has_graph[basename] = has_graph.get(basename, False) or item.meta is not None
+    return {basename for basename, has in has_graph.items() if not has}
+
+
+def _by_name(files: Iterable[GarbageFile]) -> tuple[GarbageFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.name))

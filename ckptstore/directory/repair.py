@@ -1,0 +1,365 @@
+"""Rebuilding the record from the checkpoints that are complete; nothing is ever deleted.
+
+A record that can be read keeps what it says, but for what is gone or torn. In the place of one that is
+missing or cannot be read, every complete checkpoint is listed, and none is handed to retention
+(docs/design/004-repair.md).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from ckptstore.bundle.verify import Fault
+from ckptstore.directory.catalog import Found, fault_of, list_checkpoints, newest_first
+from ckptstore.directory.paths import owner_of, relative_prefix, resolve
+from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
+from ckptstore.directory.window import UNKNOWN_TIME_S, listed_paths
+from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
+from ckptstore.format.naming import split_step
+from ckptstore.format.record import CheckpointState
+from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_salvage import salvage_record
+from ckptstore.storage.base import Location
+
+__all__ = ["RepairAction", "RepairItem", "RepairReport", "repair_record"]
+
+RepairAction: TypeAlias = Literal["stays", "moved", "added", "dropped", "left out"]
+"""``stays``: listed before and after. ``moved``: its path led to where the directory was before. ``added``:
+it was not listed. ``dropped``: it was, and cannot be restored. ``left out``: neither.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairItem:
+    """What becomes of one checkpoint in the record.
+
+    Attributes
+    ----------
+    prefix : str
+        As the record names it, or is to name it.
+    url : str
+    action : RepairAction
+    is_kept : bool
+        Listed, and owned by no saver.
+    is_elsewhere : bool
+        Its path leads out of the directory, and nobody looked there.
+    fault : Fault, CkptStoreError or None
+        Why it cannot be restored.
+    """
+
+    prefix: str
+    url: str
+    action: RepairAction
+    is_kept: bool = False
+    is_elsewhere: bool = False
+    fault: Fault | CkptStoreError | None = None
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the repaired record lists it."""
+        return self.action in ("stays", "moved", "added")
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """A record before and after.
+
+    Attributes
+    ----------
+    url : str
+        The directory.
+    record_url : str
+    fault : CorruptError or None
+        Why the record that is there cannot be read.
+    was_missing : bool
+    lost : tuple of str
+        Lines of ours in it that cannot be read.
+    items : tuple of RepairItem
+    latest_before : str or None
+        The path that the record named as the latest.
+    repaired : Record
+    is_changed, is_written : bool
+        Whether `repaired` says another thing than the record; whether it is in place.
+    """
+
+    url: str
+    record_url: str
+    fault: CorruptError | None
+    was_missing: bool
+    lost: tuple[str, ...]
+    items: tuple[RepairItem, ...]
+    latest_before: str | None
+    repaired: Record
+    is_changed: bool
+    is_written: bool = False
+
+    @property
+    def latest(self) -> str:
+        """The path that the repaired record names as the latest."""
+        assert self.repaired.state is not None
+        return self.repaired.state.model_checkpoint_path
+
+
+class _NothingToDoError(Exception):
+    """Another writer put the record in order meanwhile."""
+
+
+def repair_record(
+    directory: Location, record: Location, *, dry_run: bool = False, timeout_s: float = 60.0
+) -> RepairReport:
+    """Make the record of `directory` say what can be restored.
+
+    Parameters
+    ----------
+    directory : Location
+    record : Location
+        A direct child of `directory`.
+    dry_run : bool
+        Look only.
+    timeout_s : float
+        Bound on the time that contention with savers may cost.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no complete checkpoint; the record stays as it is.
+    AccessError, TransientError
+        If it cannot be told which checkpoints are complete; the record stays as it is.
+    CorruptError
+        If what stands in the place of the record is too large to be one.
+    UnsupportedError
+        If a newer ckptstore wrote the record.
+    DeadlineError, AmbiguousOutcomeError
+        As `update_record`.
+
+    Guarantees
+    ----------
+    No checkpoint comes under retention that no saver owned before, except one that its saver finished and did
+    not live to list. A crash at any point leaves the old record or the new one.
+    """
+    first = read_record(record)
+    report = _Plan(directory, record, first).report()
+    if dry_run or not report.is_changed:
+        return report
+    reports = [report]
+
+    def change(snapshot: RecordSnapshot) -> Record:
+        if snapshot is not first:
+            reports.append(_Plan(directory, record, snapshot).report())
+            if not reports[-1].is_changed:
+                raise _NothingToDoError
+        return reports[-1].repaired
+
+    try:
+        update_record(record, change, first=first, timeout_s=timeout_s)
+    except _NothingToDoError:
+        return reports[-1]
+    return replace(reports[-1], is_written=True)
+
+
+class _Plan:
+    """One look at a directory and its record, and what the record should say."""
+
+    def __init__(self, directory: Location, record: Location, snapshot: RecordSnapshot) -> None:
+        self._directory = directory
+        self._record = record
+        self._snapshot = snapshot
+        if snapshot.fault is not None and snapshot.data is None:
+            # Too large to be a record: whatever it is, it is not ours to replace.
+            raise snapshot.fault
+        self._salvage = salvage_record(snapshot.data or b"", source=record.url)
+        # The list itself only as the reader of every day sees it: half of one may name anything.
+        self._state = snapshot.record.state and self._salvage.record.state
+        self._pending = self._salvage.record.pending
+        self._found = list_checkpoints(directory)
+        self._now_s = directory.storage.now_s()
+        self._items: dict[str, RepairItem] = {}
+        self._times_s: dict[str, float | None] = {}
+        self._faults: dict[str, Fault | CkptStoreError | None] = {}
+
+    def report(self) -> RepairReport:
+        """Return what is to be done.
+
+        Raises
+        ------
+        NotFoundError
+            If nothing can be restored.
+        """
+        state = self._state
+        if state is None:
+            self._list_all()
+            latest = self._newest([item.prefix for item in self._listed()])
+        else:
+            self._look_at_listed(state)
+            adopted = self._adopt()
+            latest = self._latest(state, adopted)
+        if latest is None:
+            raise NotFoundError(
+                "there is no complete checkpoint to rebuild the record from",
+                url=self._directory.url or ".",
+                hint="ckptstore ls shows what is in it. The record, if there is one, was not changed.",
+            )
+        before = None if state is None else state.model_checkpoint_path
+        salvaged = self._salvage
+        is_changed = (
+            self._snapshot.fault is not None
+            or state is None
+            or state != self._snapshot.record.state
+            or before != latest
+            or any(item.action in ("moved", "added", "dropped") for item in self._items.values())
+        )
+        kept = tuple(self._name(item) for item in self._listed() if item.is_kept)
+        owners = {
+            # Another write id in the place of the old one: no two records of a directory have the same bytes.
+            name: replace(owner, write_id=new_write_id())
+            for name, owner in salvaged.record.owners.items()
+        }
+        repaired = Record(self._restated(latest), owners, self._pending, salvaged.record.superseded, kept)
+        return RepairReport(
+            url=self._directory.url or ".",
+            record_url=self._record.url,
+            fault=self._snapshot.fault,
+            was_missing=self._snapshot.version is None,
+            lost=salvaged.lost,
+            items=tuple(self._items.values()),
+            latest_before=before,
+            repaired=repaired,
+            is_changed=is_changed,
+        )
+
+    def _look_at_listed(self, state: CheckpointState) -> None:
+        kept = self._salvage.kept
+        for path, time_s in listed_paths(state):
+            relative = relative_prefix(self._directory, path)
+            places = resolve(self._directory, path)
+            fault: Fault | CkptStoreError | None
+            if not places:
+                fault = NotFoundError("this path of the record leads nowhere", url=path)
+                self._items[path] = RepairItem(path, path, "dropped", fault=fault)
+                continue
+            place = places[0]
+            fault = self._fault_of(place)
+            name = path
+            if relative is None and fault is not None:
+                # Perhaps it is there, for programs that may follow it. We may not.
+                item = RepairItem(path, path, "stays", is_elsewhere=True)
+            elif fault is not None:
+                item = RepairItem(path, place.url, "dropped", fault=fault)
+            else:
+                name = path if relative is not None else place.name
+                action: RepairAction = "stays" if relative is not None else "moved"
+                item = RepairItem(name, place.url, action, is_kept=(relative or name) in kept)
+            # Of a path that stands twice the last one counts.
+            self._items.pop(name, None)
+            self._items[name] = item
+            self._times_s[name] = time_s
+
+    def _adopt(self) -> list[str]:
+        """Take in complete checkpoints of saves that died between index and record."""
+        record = self._salvage.record
+        highest: dict[str, int] = {}
+        for name, owner in record.owners.items():
+            if owner.highest_step is not None:
+                highest[name] = owner.highest_step
+        listed = {self._name(item) for item in self._items.values()}
+        for prefix in listed:
+            basename, step = split_step(prefix)
+            if step is not None:
+                highest[basename] = max(step, highest.get(basename, step))
+        newer = [
+            item
+            for item in self._found.values()
+            if item.index is not None
+            and item.step is not None
+            and item.step > highest.get(owner_of(item.prefix), item.step)
+            and item.prefix not in listed
+            and not self._is_leaving(item)
+        ]
+        newer.sort(key=lambda item: (owner_of(item.prefix), item.step or 0))
+        return [item.prefix for item in newer if self._take_in(item, is_kept=False)]
+
+    def _latest(self, state: CheckpointState, adopted: list[str]) -> str | None:
+        listed = {self._name(item): item for item in self._listed() if not item.is_elsewhere}
+        places = resolve(self._directory, state.model_checkpoint_path)
+        for name, item in listed.items():
+            if places and item.url == places[0].url:
+                # It was named on purpose, perhaps to go back to it. Only a later save comes before it.
+                newest = self._newest([name, *adopted]) if name in self._found else name
+                return item.prefix if newest in (name, None) else newest
+        basename = owner_of(posixpath.basename(state.model_checkpoint_path))
+
+        def distance(item: Found) -> int:
+            # Another basename's tensors are other tensors, and one that nobody listed may be anybody's.
+            return 0 if owner_of(item.prefix) == basename else 1 if item.prefix in listed else 2
+
+        for candidate in sorted(newest_first(self._found), key=distance):
+            if candidate.prefix in listed:
+                return listed[candidate.prefix].prefix
+            # Nobody listed it, so no saver owns it: it may have been preserved on purpose.
+            if not self._is_leaving(candidate) and self._take_in(candidate, is_kept=True, is_told=False):
+                return candidate.prefix
+        # V1, or in a directory below.
+        return next((item.prefix for item in reversed(listed.values())), None)
+
+    def _list_all(self) -> None:
+        """List every complete checkpoint, the newest last, and hand none of them to retention."""
+        in_order = [*newest_first(self._found)][::-1]
+        for item in in_order:
+            if not self._is_leaving(item):
+                self._take_in(item, is_kept=True)
+        if not self._listed():
+            # Better one that was to go than none.
+            self._pending = ()
+            for item in in_order:
+                if item.prefix not in self._items:
+                    self._take_in(item, is_kept=True)
+
+    def _listed(self) -> list[RepairItem]:
+        return [item for item in self._items.values() if item.is_listed]
+
+    def _fault_of(self, place: Location) -> Fault | CkptStoreError | None:
+        if place.key not in self._faults:
+            self._faults[place.key] = fault_of(place)
+        return self._faults[place.key]
+
+    def _is_leaving(self, item: Found) -> bool:
+        """Tell whether retention has decided to delete exactly this checkpoint."""
+        return item.index is not None and any(
+            line.prefix == item.prefix and line.version == item.index.version for line in self._pending
+        )
+
+    def _take_in(self, item: Found, *, is_kept: bool, is_told: bool = True) -> bool:
+        """List a checkpoint if it is complete; if not, it `is_told` that it was left out."""
+        place = self._directory.child(item.prefix)
+        fault = self._fault_of(place)
+        if fault is None:
+            self._items[item.prefix] = RepairItem(item.prefix, place.url, "added", is_kept)
+            self._times_s[item.prefix] = None
+        elif is_told:
+            self._items[item.prefix] = RepairItem(item.prefix, place.url, "left out", fault=fault)
+        return fault is None
+
+    def _name(self, item: RepairItem) -> str:
+        """Return the prefix relative to the directory, as the listing has it."""
+        return relative_prefix(self._directory, item.prefix) or item.prefix
+
+    def _newest(self, prefixes: list[str]) -> str | None:
+        found = {name: self._found[name] for name in prefixes}
+        return next((item.prefix for item in newest_first(found)), None)
+
+    def _restated(self, latest: str) -> CheckpointState:
+        paths = [item.prefix for item in self._listed()]
+        last_preserved_s = self._state.last_preserved_timestamp if self._state is not None else 0.0
+        return CheckpointState(latest, tuple(paths), tuple(map(self._time_s, paths)), last_preserved_s)
+
+    def _time_s(self, path: str) -> float:
+        time_s = self._times_s[path]
+        if time_s is not None:
+            return time_s
+        found = self._found.get(relative_prefix(self._directory, path) or path)
+        if found is None or found.index is None:
+            return UNKNOWN_TIME_S
+        # Never in the future: such a checkpoint would be preserved for good.
+        return min(found.index.mtime_s, self._now_s)

@@ -1,0 +1,306 @@
+"""Trying out, on a place where checkpoints are or shall be, everything that a save and a restore need.
+
+What is tried is really done, with small objects of random names beside the checkpoints, which are removed
+again. A backend adds what it knows of itself (`Storage.examine`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+from ckptstore.errors import (
+    AmbiguousOutcomeError,
+    ChecksumError,
+    CkptStoreError,
+    ConflictError,
+    NotFoundError,
+    UnsupportedError,
+)
+from ckptstore.storage.base import Ambiguous, Capabilities, Committed, PutOutcome, Storage
+from ckptstore.storage.findings import Finding, failed
+from ckptstore.types import ByteRange
+
+__all__ = ["diagnose"]
+
+# Signatures are refused from 15 minutes on; ages are told wrong long before.
+_SKEW_S = 60.0
+# A listing gives whole seconds on some servers.
+_SKEW_TOLD_S = 2.0
+
+# Not through the server's eyes: there, equal bytes are one version.
+_FIRST = b"ckptstore doctor: the first of two\n"
+_SECOND = b"ckptstore doctor: the second of two\n"
+
+
+def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
+    """Return what works in the directory `directory_key`, in the order in which it was tried.
+
+    Parameters
+    ----------
+    storage : Storage
+    directory_key : str
+        Need not exist.
+
+    Guarantees
+    ----------
+    Nothing that was there is changed, and nothing is left behind unless deleting is what fails; the finding
+    then names it.
+    """
+    findings = list(storage.examine(directory_key))
+    if any(finding.state == "failed" for finding in findings):
+        # The rest would only say the same in other words.
+        return findings
+    try:
+        with storage.scratch(directory_key) as place:
+            findings += _Trial(storage, place).findings()
+    except CkptStoreError as error:
+        findings.append(failed("write", error))
+    if not any(finding.state == "failed" for finding in findings):
+        findings += _promises(storage.capabilities)
+    return findings
+
+
+class _Trial:
+    """One object, written, read, replaced and deleted."""
+
+    def __init__(self, storage: Storage, directory_key: str) -> None:
+        self._storage = storage
+        self._base = f"{directory_key}/.ckptstore-doctor-{os.urandom(6).hex()}"
+        self._keys = [self._base, f"{self._base}-upload"]
+
+    def findings(self) -> list[Finding]:
+        findings: list[Finding] = []
+        try:
+            for check in (self._write, self._read, self._list, self._swap, self._upload):
+                findings += check()
+                if findings[-1].state == "failed":
+                    break
+        finally:
+            findings += self._delete()
+        return findings
+
+    def _write(self) -> Iterator[Finding]:
+        storage = self._storage
+        before_s = time.time()
+        try:
+            _check_committed(storage.put_new(self._base, _FIRST), storage.url_of(self._base))
+            after_s = time.time()
+            info = storage.head(self._base)
+        except CkptStoreError as error:
+            yield failed("write", error)
+            return
+        yield Finding("write", "ok", f"an object of {len(_FIRST)} bytes, {_milliseconds(after_s - before_s)}")
+        yield _clock(info.mtime_s, before_s, after_s)
+        try:
+            again = storage.put_new(self._base, _SECOND)
+            is_there = storage.get(self._base).data
+        except CkptStoreError as error:
+            yield failed("create if absent", error)
+            return
+        if isinstance(again, Committed) or is_there != _FIRST:
+            yield _broken_promise(
+                "create if absent",
+                "a second writer replaced what was there",
+                storage.capabilities.create_if_absent,
+            )
+        else:
+            yield Finding("create if absent", "ok", "a second writer is refused")
+
+    def _read(self) -> Iterator[Finding]:
+        storage = self._storage
+        url = storage.url_of(self._base)
+        part = ByteRange(10, 20)
+        buffer = bytearray(part.stop - part.start)
+        try:
+            whole = storage.get(self._base).data
+            storage.read_into(self._base, [part], [memoryview(buffer)])
+        except CkptStoreError as error:
+            yield failed("read", error)
+            return
+        if buffer != whole[part.start : part.stop]:
+            wrong = ChecksumError(
+                "a range of the object holds other bytes than the whole",
+                url=url,
+                hint="Look for a proxy or a cache between here and the storage.",
+            )
+            yield failed("read", wrong)
+            return
+        yield Finding("read", "ok", "the whole and a range of it")
+
+    def _list(self) -> Iterator[Finding]:
+        try:
+            names = [info.key for info in self._storage.list(self._base)]
+        except CkptStoreError as error:
+            yield Finding(
+                "list",
+                "degraded",
+                str(error),
+                hint="Saving works; but without a record no checkpoint is found, and ls and gc cannot work.",
+            )
+            return
+        if self._base in names:
+            yield Finding("list", "ok", "shows what was just written")
+            return
+        yield Finding(
+            "list",
+            "degraded",
+            "does not show what was just written",
+            hint="Look for a cache between here and the storage.",
+        )
+
+    def _swap(self) -> Iterator[Finding]:
+        storage = self._storage
+        url = storage.url_of(self._base)
+        try:
+            old = storage.head(self._base).version
+            _check_committed(storage.put_if(self._base, _SECOND, old), url)
+            stale = storage.put_if(self._base, _FIRST, old)
+            is_there = storage.get(self._base).data
+        except CkptStoreError as error:
+            yield failed("compare and swap", error)
+            return
+        if isinstance(stale, Committed) or is_there != _SECOND:
+            yield _broken_promise(
+                "compare and swap",
+                "a writer with a stale version replaced a newer one",
+                storage.capabilities.compare_and_swap,
+            )
+        else:
+            yield Finding("compare and swap", "ok", "a stale writer is refused")
+        try:
+            was_deleted = storage.delete_if(self._base, old)
+            storage.head(self._base)
+        except NotFoundError:
+            yield Finding(
+                "conditional delete",
+                "degraded",
+                "a delete of an old version took the new one",
+                hint="Let only one job save here.",
+            )
+        except CkptStoreError:
+            # Whether deleting is allowed is told below.
+            pass
+        else:
+            detail = "another version is spared" if not was_deleted else "claims to be done, and is not"
+            yield Finding("conditional delete", "ok" if not was_deleted else "degraded", detail)
+
+    def _upload(self) -> Iterator[Finding]:
+        storage = self._storage
+        key = self._keys[1]
+        try:
+            with storage.upload(key, len(_FIRST)) as upload:
+                upload.write(_FIRST)
+                _check_committed(upload.commit(), storage.url_of(key))
+        except CkptStoreError as error:
+            yield failed("upload", error)
+        else:
+            yield Finding("upload", "ok", "invisible until it is whole")
+
+    def _delete(self) -> Iterator[Finding]:
+        storage = self._storage
+        try:
+            storage.delete_many(self._keys)
+            left = [key for key in self._keys if _is_there(storage, key)]
+        except CkptStoreError as error:
+            yield Finding(
+                "delete",
+                "degraded",
+                str(error),
+                hint=f"Saves succeed and warn; nothing old goes. Objects named {storage.url_of(self._base)}"
+                " may be left behind.",
+            )
+            return
+        if left:
+            yield Finding("delete", "degraded", f"still there: {', '.join(map(storage.url_of, left))}")
+        else:
+            yield Finding("delete", "ok", "nothing is left behind")
+
+
+def _check_committed(outcome: PutOutcome, url: str) -> None:
+    if isinstance(outcome, Committed):
+        return
+    if isinstance(outcome, Ambiguous):
+        raise AmbiguousOutcomeError("the object may or may not be there", url=url, actual=outcome.reason)
+    raise ConflictError("somebody else wrote an object of this random name", url=url)
+
+
+def _is_there(storage: Storage, key: str) -> bool:
+    try:
+        storage.head(key)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _broken_promise(check: str, detail: str, is_promised: bool) -> Finding:
+    if not is_promised:
+        return Finding(check, "degraded", detail, hint="Let only one job save here.")
+    error = UnsupportedError(
+        detail, hint="Concurrent writers would destroy each other's checkpoints: use another."
+    )
+    return failed(check, error)
+
+
+def _clock(mtime_s: float, before_s: float, after_s: float) -> Finding:
+    skew_s = max(0.0, mtime_s - after_s) or min(0.0, mtime_s - before_s)
+    if abs(skew_s) < _SKEW_TOLD_S:
+        return Finding("clock", "ok", "as on the storage")
+    direction = "ahead of" if skew_s > 0 else "behind"
+    detail = f"the storage's is {abs(skew_s):.0f} s {direction} this machine's"
+    if abs(skew_s) < _SKEW_S:
+        return Finding("clock", "ok", detail)
+    return Finding(
+        "clock",
+        "degraded",
+        detail,
+        hint="Ages are told wrong, and from 15 minutes on S3 refuses every request: synchronize the clock.",
+    )
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms"
+
+
+def _promises(has: Capabilities) -> Iterator[Finding]:
+    """Yield what the backend says of itself, after it was tried."""
+    if has.single_writer:
+        lacks = [
+            name
+            for name, is_there in (
+                ("create if absent", has.create_if_absent),
+                ("compare and swap", has.compare_and_swap),
+            )
+            if not is_there
+        ]
+        yield Finding(
+            "several writers",
+            "degraded",
+            f"single-writer mode, for want of {' and '.join(lacks)}",
+            hint="Let only one job save here: nothing keeps two apart.",
+        )
+    else:
+        yield Finding("several writers", "ok", "kept apart; the newer run wins")
+    if not has.conditional_delete:
+        yield Finding(
+            "delete by version",
+            "degraded",
+            "the version is looked at before a delete, and may change in between",
+            hint="Do not let two jobs save under one name.",
+        )
+    if has.durable_when_acknowledged:
+        yield Finding("durable", "ok", "what was acknowledged survives a power cut")
+    else:
+        yield Finding("durable", "degraded", "nothing here outlives this process")
+    if has.backend in ("local", "memory"):
+        return
+    if has.checksum_proved_by_store:
+        yield Finding("proved upload", "ok", "the store confirms the CRC32C of what it received")
+    else:
+        yield Finding(
+            "proved upload",
+            "degraded",
+            "the store does not tell the CRC32C of what it received",
+            hint="Only the size of an upload is compared. Restores check every byte all the same.",
+        )

@@ -1,0 +1,193 @@
+"""What can go wrong with one request, classified once: how often to repeat it, and what a failure means.
+
+A service module (`s3`, `gcs`) turns whatever its client raises into a `Fault`, by status and code. From there
+on only the kind counts: `RULES` says how it is retried and whether a write may have landed all the same,
+`error_of` which exception the caller gets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import (
+    AccessError,
+    ChecksumError,
+    CkptStoreError,
+    DeadlineError,
+    NotFoundError,
+    StorageFullError,
+    TransientError,
+    TruncatedFileError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from ckptstore.storage.retry import Operation
+
+__all__ = ["RULES", "Fault", "Kind", "Rule", "error_of"]
+
+
+class Kind(Enum):
+    """What happened to a request, by what follows from it."""
+
+    ABSENT = "the object is not there, and the bucket answered for it"
+    UNPROVED = "a 404 that may also mean a missing bucket or a refused key"
+    NO_BUCKET = "the bucket does not exist"
+    FORBIDDEN = "credentials or permissions"
+    UNTRUSTED = "the server's certificate"
+    MISPLACED = "an object stands where a directory should be, or the other way round"
+    BAD_REQUEST = "the request itself is not accepted"
+    UNSUPPORTED = "the server does not know how"
+    FULL = "no room left"
+    PRECONDITION = "the condition of the request does not hold"
+    CONFLICT = "somebody writes the same object at this moment"
+    UPLOAD_GONE = "the upload, or a part of it, is not known any more"
+    BAD_RANGE = "the range lies outside the object"
+    BAD_CHECKSUM = "the server calculated another checksum"
+    THROTTLED = "too many requests"
+    SERVER = "an error inside the server"
+    NOT_SENT = "no connection: the server cannot have seen the request"
+    CUT = "the connection ended before the answer did"
+    STALLED = "no byte moved for as long as one attempt may wait"
+    GARBLED = "the answer is not one that the service would give"
+    CANCELLED = "another request of the same operation failed"
+
+
+class Fault(Exception):  # noqa: N818 - never leaves the room; `error_of` makes the error
+    """One attempt of one request failed.
+
+    Parameters
+    ----------
+    kind : Kind
+    text : str
+        The server's words or the client's, without secrets.
+    code : str, optional
+        The server's own code, or the status as text.
+    retry_after_s : float
+        The server asked to be left alone for so long.
+    hint : str, optional
+        What to do about it, where the kind alone does not say it best.
+    """
+
+    def __init__(
+        self, kind: Kind, text: str, *, code: str = "", retry_after_s: float = 0.0, hint: str | None = None
+    ) -> None:
+        super().__init__(f"{code}: {text}" if code else text)
+        self.kind = kind
+        self.text = text
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a kind of fault is treated.
+
+    Attributes
+    ----------
+    tries : int
+        Attempts in all before the operation gives up; 1 = it is final.
+    first_pause_s, longest_pause_s : float
+        Bounds of the pause before the second attempt and before a late one; full jitter below them.
+    may_have_landed : bool
+        Whether a write that failed so can be in place, or come into place later.
+    """
+
+    tries: int = 1
+    first_pause_s: float = 0.0
+    longest_pause_s: float = 0.0
+    may_have_landed: bool = False
+
+
+# Eight tries of a server that is down take 5 s on average: MinIO starts in 0.5 s, a balancer notices in 3.
+# A throttled client waits longer, 18 s on average. What stalls gives up by the deadline, not by its tries.
+RULES: dict[Kind, Rule] = {
+    Kind.ABSENT: Rule(),
+    Kind.UNPROVED: Rule(),
+    Kind.NO_BUCKET: Rule(),
+    Kind.FORBIDDEN: Rule(),
+    Kind.UNTRUSTED: Rule(),
+    Kind.MISPLACED: Rule(),
+    Kind.BAD_REQUEST: Rule(),
+    Kind.UNSUPPORTED: Rule(),
+    Kind.FULL: Rule(),
+    # A condition that does not hold is no reason to ask again, except where the read-back shows that it does.
+    Kind.PRECONDITION: Rule(4, 0.02, 0.5),
+    Kind.CONFLICT: Rule(10, 0.02, 1.0),
+    Kind.UPLOAD_GONE: Rule(),
+    Kind.BAD_RANGE: Rule(),
+    Kind.BAD_CHECKSUM: Rule(2, 0.02, 0.02),
+    Kind.THROTTLED: Rule(10, 0.25, 8.0, may_have_landed=True),
+    Kind.SERVER: Rule(6, 0.1, 4.0, may_have_landed=True),
+    Kind.NOT_SENT: Rule(8, 0.1, 4.0),
+    Kind.CUT: Rule(8, 0.05, 4.0, may_have_landed=True),
+    Kind.STALLED: Rule(4, 0.05, 1.0, may_have_landed=True),
+    Kind.GARBLED: Rule(3, 0.1, 1.0, may_have_landed=True),
+    Kind.CANCELLED: Rule(may_have_landed=True),
+}
+
+
+_ERRORS: dict[Kind, tuple[type[CkptStoreError], str]] = {
+    Kind.ABSENT: (NotFoundError, "Check the path."),
+    Kind.UNPROVED: (
+        AccessError,
+        "Whether the object is missing cannot be told: check the bucket, the endpoint and the permissions.",
+    ),
+    Kind.NO_BUCKET: (
+        AccessError,
+        "Create the bucket, or check its name, the endpoint and the account; ckptstore never creates one.",
+    ),
+    Kind.FORBIDDEN: (AccessError, "Check the credentials, and the permissions that they carry."),
+    Kind.UNTRUSTED: (
+        AccessError,
+        "Name the certificate authority of the server, and check the host name of the endpoint.",
+    ),
+    Kind.MISPLACED: (UsageError, "Choose another directory, or remove the object in the way."),
+    Kind.BAD_REQUEST: (UsageError, "Check the path and the storage options."),
+    Kind.UNSUPPORTED: (UnsupportedError, "Use another server, or reach it without the proxy in between."),
+    Kind.FULL: (StorageFullError, "Make room or raise the quota; what was there before is untouched."),
+    Kind.PRECONDITION: (NotFoundError, "Start again from the record or the index."),
+    Kind.UPLOAD_GONE: (
+        TransientError,
+        "A clean-up or a restart of the server took the upload away; save again.",
+    ),
+    Kind.BAD_RANGE: (TruncatedFileError, "The file was cut short; take another checkpoint."),
+    Kind.BAD_CHECKSUM: (ChecksumError, "The bytes changed on their way; save again, and check the network."),
+    Kind.THROTTLED: (TransientError, "The server asks for fewer requests: try again later."),
+    Kind.SERVER: (TransientError, "Try again; if it stays, look at the server's log."),
+    Kind.NOT_SENT: (
+        TransientError,
+        "Check the endpoint, the network, and that the server runs.",
+    ),
+}
+
+
+def error_of(fault: Fault, what: str, url: str, operation: Operation | None = None) -> CkptStoreError:
+    """Return the exception for a fault that was not overcome.
+
+    Parameters
+    ----------
+    fault : Fault
+    what : str
+        What was being done, e.g. ``"cannot read the object"``.
+    url : str
+        The object concerned.
+    operation : Operation, optional
+        Says how often it was tried, and whether time ran out.
+    """
+    kind, hint = _ERRORS.get(
+        fault.kind, (TransientError, "Try again; if it stays, check network and server.")
+    )
+    hint = fault.hint or hint
+    text = f"{what}: {fault}"
+    if operation is not None and operation.tries > 1:
+        text += f" (after {operation.tries} attempts)"
+    if operation is not None and operation.is_over and kind is TransientError:
+        return DeadlineError(
+            text, url=url, expected=f"progress within {operation.policy.deadline_s:g} s", hint=hint
+        )
+    return kind(text, url=url, hint=hint)

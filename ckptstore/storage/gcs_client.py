@@ -1,0 +1,254 @@
+"""Requests to Google Cloud Storage through gcsfs's session and credentials, each of them sent once.
+
+Imported with the first ``gs://`` URL only: gcsfs takes more than a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import ssl
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import requests.exceptions
+from gcsfs.core import GCSFileSystem
+from google.auth import exceptions as google_errors
+from yarl import URL
+
+from ckptstore.errors import CkptStoreError
+from ckptstore.storage.event_loop import LoopThread
+from ckptstore.storage.faults import Fault, Kind
+from ckptstore.storage.gcs_errors import redacted
+from ckptstore.storage.gcs_messages import Accept, Answer, Request, slices, with_query
+from ckptstore.storage.retry import Operation
+
+__all__ = ["GcsClient"]
+
+# Progress is noted after each; the session's own buffers are a quarter of it.
+_SEND_BYTES = 256 * 1024
+
+# Longer than three lost SYN packets. Without a connection nothing was written; a stall leaves that open.
+_CONNECT_S = 10.0
+
+# Leaving must not wait for a server that is gone.
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class _FileSystem(GCSFileSystem):  # type: ignore[misc]  # gcsfs has no type information
+    """gcsfs's plain file system; the default one asks a gRPC service first (71 s a request on an emulator).
+
+    Under a protocol of its own, so that neither ``FSSPEC_GS_…`` variables nor fsspec's configuration files
+    lead requests elsewhere.
+    """
+
+    protocol = ("ckptstore+gs",)
+
+    @staticmethod
+    def close_session(loop: Any, session: Any, asynchronous: bool = False) -> None:
+        """Do nothing: gcsfs calls this in whatever thread drops it last, which must not touch the loop."""
+
+
+_OPEN: weakref.WeakSet[GcsClient] = weakref.WeakSet()
+
+
+class GcsClient:
+    """One session and one set of credentials, of one process.
+
+    Parameters
+    ----------
+    options : mapping
+        Parameters of ``gcsfs.core.GCSFileSystem``.
+
+    Raises
+    ------
+    Fault
+        `Kind.FORBIDDEN` if the credentials cannot be loaded.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._thread = LoopThread()
+        self._session: aiohttp.ClientSession | None = None
+        try:
+            self._fs = _FileSystem(
+                **{
+                    **options,
+                    "loop": self._thread.loop,
+                    "asynchronous": False,
+                    "use_listings_cache": False,
+                    "skip_instance_cache": True,
+                }
+            )
+        except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
+            self._thread.close()
+            raise _credential_fault(error, "the credentials cannot be loaded") from None
+        # The operation sees bytes move and notices stalls; a bound on the whole would cut off slow transfers.
+        timeout = options.get("requests_timeout")
+        if not isinstance(timeout, aiohttp.ClientTimeout):
+            timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_S)
+        self._timeout = timeout
+        self._root = self._fs._location.rstrip("/")
+        self._origin = URL(self._root).origin()
+        _OPEN.add(self)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether requests carry no credentials."""
+        return self._fs.credentials.credentials is None
+
+    def parameters(self, query: Mapping[str, str | None]) -> dict[str, str]:
+        """Return the parameters of `query` that are not None, and the project that pays if one is named."""
+        return self._fs._get_params(query)  # type: ignore[no-any-return]
+
+    def exchange(self, request: Request, operation: Operation, accept: Accept | None = None) -> Answer:
+        """Send `request` once, as an attempt of `operation`, and return the answer.
+
+        Parameters
+        ----------
+        request : Request
+        operation : Operation
+        accept : callable, optional
+            Is given the head of an answer with status 200 or 206, and returns what takes its body. May raise;
+            the body is then not read.
+
+        Raises
+        ------
+        Fault
+            If there is no answer, or only a part of it.
+        """
+        return self._thread.call(lambda: self._attempt(request, operation, accept), operation)
+
+    async def _attempt(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        try:
+            return await self._send(request, operation, accept)
+        except (Fault, CkptStoreError):
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _transport_fault(error) from None
+
+    async def _send(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        url = request.url if "://" in request.url else self._root + request.url
+        target = URL(with_query(url, self.parameters(request.query)), encoded=True)
+        # A session may be on another host, and its URL is all that it needs: no token to strangers.
+        headers = (
+            await self._signed(request.headers) if target.origin() == self._origin else dict(request.headers)
+        )
+        body = None
+        if request.body or request.method in ("POST", "PUT"):
+            headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
+            # An iterator: what was sent can be sent again by nobody but the retry layer.
+            body = _sending(request.body, operation) if request.body else b""
+        if self._session is None:
+            self._session = await self._fs._set_session()
+            # Otherwise it sends GET, PUT and DELETE again by itself when a kept connection breaks.
+            self._session._retry_connection = False
+        async with self._session.request(
+            request.method, target, headers=headers, data=body, allow_redirects=False, timeout=self._timeout
+        ) as response:
+            operation.progress()
+            if accept is None or response.status not in (200, 206):
+                return Answer(response.status, response.headers, await response.read())
+            receive = accept(response.status, response.headers)
+            async for piece in response.content.iter_any():
+                operation.progress()
+                receive(memoryview(piece))
+            return Answer(response.status, response.headers, b"")
+
+    def close(self) -> None:
+        """Close all connections and wait for it. No request may be under way."""
+        if self._thread.pid != os.getpid() or self._thread.loop.is_closed():
+            return
+        if self._session is not None:
+            closing = asyncio.run_coroutine_threadsafe(self._session.close(), self._thread.loop)
+            with suppress(TimeoutError):
+                closing.result(_CLOSE_TIMEOUT_S)
+        self._thread.close()
+
+    def disown(self) -> None:
+        """Forget the connections, in a forked child.
+
+        They belong to the parent: closing them here would take them out of its loop's list of what to watch,
+        which both processes share.
+        """
+        if self._session is not None:
+            connector = self._session.connector
+            self._session.detach()
+            if connector is not None:
+                connector._closed = True
+
+    def __del__(self) -> None:
+        # It may be the thread of the requests that collects this, so nothing can be waited for.
+        loop, session = self._thread.loop, self._session
+        if self._thread.pid != os.getpid() or loop.is_closed():
+            return
+
+        async def close() -> None:
+            if session is not None:
+                await session.close()
+            loop.stop()
+
+        # The interpreter may be shutting down.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: loop.create_task(close()))
+
+    async def _signed(self, headers: Mapping[str, str]) -> dict[str, str]:
+        if self.is_anonymous:
+            return self._fs._get_headers(headers)  # type: ignore[no-any-return]
+        try:
+            # In a thread: it may fetch a new token, and waits for it with all that runs on its thread.
+            return await asyncio.to_thread(self._fs._get_headers, headers)
+        except Exception as error:  # noqa: BLE001 - Google's, gcsfs's, requests': many libraries meet here
+            raise _credential_fault(error, "the credentials cannot be renewed") from None
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_OPEN):
+        client.close()
+
+
+def _disown_all() -> None:
+    for client in list(_OPEN):
+        client.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
+
+
+async def _sending(
+    pieces: Sequence[bytes | memoryview], operation: Operation
+) -> AsyncIterator[bytes | memoryview]:
+    for piece in slices(pieces, _SEND_BYTES):
+        yield piece
+        operation.progress()
+
+
+def _credential_fault(error: Exception, what: str) -> Fault:
+    # Not its text: a URL in it may carry the token.
+    kind = Kind.FORBIDDEN
+    if isinstance(error, google_errors.TransportError | requests.exceptions.ConnectionError):
+        kind = Kind.NOT_SENT
+    return Fault(kind, what, code=type(error).__name__)
+
+
+def _transport_fault(error: Exception) -> Fault:
+    kind = Kind.CUT
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+        kind = Kind.UNTRUSTED
+    elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        kind = Kind.NOT_SENT
+    elif isinstance(error, TimeoutError):
+        kind = Kind.STALLED
+    elif isinstance(error, aiohttp.InvalidURL):
+        kind = Kind.BAD_REQUEST
+    elif isinstance(error, aiohttp.ClientResponseError):
+        kind = Kind.GARBLED
+    return Fault(kind, redacted(str(error)) or "the connection ended", code=type(error).__name__)

@@ -1,0 +1,96 @@
+"""What an object store answers to the first requests of ``ckptstore doctor``: where it is, what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import CkptStoreError, NotFoundError
+from ckptstore.storage.faults import Fault, Kind, error_of
+from ckptstore.storage.findings import Finding, failed
+
+if TYPE_CHECKING:
+    from ckptstore.storage.object_store import ObjectStorage
+    from ckptstore.storage.probe import Verdicts
+
+__all__ = ["examine_objects"]
+
+
+def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
+    """Yield what `Storage.examine` asks for.
+
+    Parameters
+    ----------
+    storage : ObjectStorage
+    directory_key : str
+        ``bucket/name`` of the directory, or the bucket alone.
+    """
+    url = storage.url_of(directory_key)
+    try:
+        endpoint = storage.transport.endpoint
+    except Fault as fault:
+        yield failed("endpoint", error_of(fault, "cannot find out where the server is", url))
+        return
+    except CkptStoreError as error:
+        yield failed("endpoint", error)
+        return
+    yield Finding("endpoint", "ok", endpoint)
+    finding = _answers(storage, directory_key, url)
+    yield finding
+    if finding.state == "failed":
+        return
+    try:
+        verdicts = storage.verdicts(storage.place(f"{directory_key}/.ckptstore-doctor"), url)
+    except CkptStoreError as error:
+        yield failed("conditions", error)
+        return
+    yield _conditions(verdicts)
+
+
+def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
+    """Return whether the bucket is there and lets itself be listed."""
+    bucket, _, name = directory_key.partition("/")
+    operation = storage.operation()
+    try:
+        operation.run(lambda op: storage.transport.list_page(bucket, f"{name}/" if name else "", None, op))
+    except Fault as fault:
+        error = error_of(fault, "cannot list the directory", url, operation)
+        if fault.kind is Kind.NO_BUCKET:
+            # Elsewhere this is no "not found", which readers take for "no checkpoint". Here it is the answer.
+            missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
+            return failed("bucket", missing)
+        if fault.kind is Kind.FORBIDDEN:
+            # Writing may be allowed all the same.
+            return Finding("bucket", "degraded", str(error))
+        return failed("bucket", error)
+    except CkptStoreError as error:
+        return failed("bucket", error)
+    return Finding("bucket", "ok", "is there, and the credentials are accepted")
+
+
+def _conditions(verdicts: Verdicts) -> Finding:
+    words = [
+        f"create {_word(verdicts.create)}",
+        f"swap {_word(verdicts.cas)} ({_MISSING[verdicts.cas_missing]})",
+        f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
+    ]
+    detail = ", ".join(words)
+    if verdicts.single_writer:
+        return Finding(
+            "conditions",
+            "degraded",
+            f"{detail}: single-writer mode",
+            hint="The server or a proxy in between does not keep writers apart: let only one job save here.",
+        )
+    return Finding("conditions", "ok" if verdicts.cond_delete else "degraded", detail)
+
+
+_MISSING = {
+    "404": "of nothing: 404",
+    "412": "of nothing: 412",
+    "created": "of nothing: created all the same",
+}
+
+
+def _word(answer: str) -> str:
+    return {"yes": "honoured", "ignored": "ignored", "refused": "refused"}[answer]

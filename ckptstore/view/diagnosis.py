@@ -1,0 +1,89 @@
+"""What works in a place, and what to do about the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.view.problems import Problem, problem_object
+from ckptstore.view.table import Column, Row, Table, Tone
+from ckptstore.view.text import escaped, plural
+
+if TYPE_CHECKING:
+    from ckptstore.storage.findings import Finding
+
+__all__ = ["DiagnosisFacts", "diagnosis_lines", "diagnosis_object", "diagnosis_table"]
+
+_TONES: dict[str, Tone] = {"ok": "plain", "degraded": "bad", "failed": "bad"}
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisFacts:
+    """One place, tried out.
+
+    Attributes
+    ----------
+    url : str
+    backend : str
+    findings : sequence of Finding
+    """
+
+    url: str
+    backend: str
+    findings: Sequence[Finding]
+
+    @property
+    def failures(self) -> list[Finding]:
+        """What does not work."""
+        return [finding for finding in self.findings if finding.state == "failed"]
+
+    @property
+    def degraded(self) -> list[Finding]:
+        """What works, and less well than elsewhere."""
+        return [finding for finding in self.findings if finding.state == "degraded"]
+
+
+def diagnosis_table(facts: DiagnosisFacts) -> Table:
+    """Return one row a check."""
+    columns = (Column("CHECK"), Column("RESULT"), Column("FOUND", flexible=True))
+    rows = [
+        Row((finding.check, finding.state, escaped(finding.detail)), _TONES[finding.state])
+        for finding in facts.findings
+    ]
+    return Table(columns, rows)
+
+
+def diagnosis_lines(facts: DiagnosisFacts) -> Iterator[tuple[str, Tone]]:
+    """Yield what to do, and whether saving and restoring work at all."""
+    for finding in facts.findings:
+        # The text of an error ends with its hint.
+        if finding.hint is not None and finding.state != "ok":
+            yield f"{finding.check}: {escaped(finding.hint)}", "plain"
+    if facts.failures:
+        verdict = f"not usable: {', '.join(finding.check for finding in facts.failures)}"
+        yield f"{escaped(facts.url)}: {verdict}", "bad"
+    elif facts.degraded:
+        limits = plural(len(facts.degraded), "limit")
+        yield f"{escaped(facts.url)}: usable, with {limits}", "plain"
+    else:
+        yield f"{escaped(facts.url)}: all is well", "good"
+
+
+def diagnosis_object(facts: DiagnosisFacts) -> dict[str, Any]:
+    """Return what ``ckptstore doctor --json`` says, without ``schema``."""
+    return {
+        "url": facts.url,
+        "backend": facts.backend,
+        "usable": not facts.failures,
+        "checks": [
+            {
+                "check": finding.check,
+                "state": finding.state,
+                "detail": finding.detail,
+                "hint": finding.hint if finding.error is None else finding.error.hint,
+                "problem": None if finding.error is None else problem_object(Problem.of_error(finding.error)),
+            }
+            for finding in facts.findings
+        ],
+    }

@@ -1,0 +1,123 @@
+"""What a collection of garbage found and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ckptstore.view.problems import Problem, problem_line, problem_object
+from ckptstore.view.table import Column, Row, Table, Tone
+from ckptstore.view.text import count, escaped, human_age, human_size, plural
+
+if TYPE_CHECKING:
+    from ckptstore.directory.garbage import Garbage, GarbageFile, GarbageReport
+
+__all__ = ["collection_lines", "collection_object", "garbage_table", "garbage_total"]
+
+_MOST_TOLD = 20
+
+
+def garbage_table(garbage: Garbage) -> Table:
+    """Return one row a file that is to go."""
+    columns = (
+        Column("FILE", flexible=True),
+        Column("WHY"),
+        Column("SIZE", right=True),
+        Column("AGE", right=True),
+    )
+    rows = [
+        Row(
+            (
+                escaped(file.name),
+                file.reason,
+                human_size(file.info.size_bytes),
+                human_age(garbage.now_s - file.info.mtime_s),
+            )
+        )
+        for file in garbage.files
+    ]
+    return Table(columns, rows)
+
+
+def garbage_total(files: Iterable[GarbageFile]) -> str:
+    """Return number and size of files: ``"2 files, 1.5 MiB"``."""
+    found = list(files)
+    return f"{plural(len(found), 'file')}, {human_size(sum(file.info.size_bytes for file in found))}"
+
+
+def collection_lines(report: GarbageReport, *, dry_run: bool) -> Iterator[tuple[str, Tone]]:
+    """Yield what was done, and what was left alone and why."""
+    garbage = report.garbage
+    yield from _left_alone(garbage)
+    uploads = plural(report.uploads_dropped, "unfinished upload")
+    if dry_run:
+        total = garbage_total(garbage.files) if garbage.files else "nothing"
+        yield f"would remove {total} (dry run: unfinished uploads are not counted)", "plain"
+        return
+    done = []
+    if report.removed:
+        done.append(f"removed {garbage_total(report.removed)}")
+    elif not garbage.files:
+        done.append(f"nothing to remove in {escaped(garbage.url)}")
+    if report.uploads_dropped:
+        done.append(f"dropped {uploads}")
+    if done:
+        yield ", ".join(done), "plain"
+    rest = len(garbage.files) - len(report.removed)
+    if rest:
+        yield f"{plural(rest, 'file')} could not be removed", "bad"
+
+
+def _left_alone(garbage: Garbage) -> Iterator[tuple[str, Tone]]:
+    told: list[tuple[str, Tone]] = []
+    told += [
+        (f"left alone: {escaped(prefix)}: {problem_line(Problem.of_error(error))}", "bad")
+        for prefix, error in garbage.unreadable
+    ]
+    told += [(f"left alone: {escaped(prefix)}: its writer is alive", "muted") for prefix in garbage.in_use]
+    told += [
+        (f"left alone: {escaped(name)}: a graph that may have been put there by itself", "muted")
+        for name in garbage.graphs
+    ]
+    yield from told[:_MOST_TOLD]
+    if len(told) > _MOST_TOLD:
+        yield f"and {count(len(told) - _MOST_TOLD)} more; --json has all", "muted"
+    if garbage.pending:
+        number = plural(len(garbage.pending), "file")
+        yield f"left to the next save, which deletes by name: {number}", "muted"
+    if garbage.young:
+        age = human_age(garbage.min_age_s)
+        yield f"not needed either, but younger than {age}: {garbage_total(garbage.young)}", "muted"
+
+
+def collection_object(report: GarbageReport, *, dry_run: bool) -> dict[str, Any]:
+    """Return what ``ckptstore gc --json`` says, without ``schema``."""
+    garbage = report.garbage
+    removed = set(report.removed)
+    return {
+        "directory": garbage.url,
+        "dry_run": dry_run,
+        "min_age_s": garbage.min_age_s,
+        "files": [_file_object(file, garbage) | {"removed": file in removed} for file in garbage.files],
+        "files_removed": len(report.removed),
+        "bytes_removed": sum(file.info.size_bytes for file in report.removed),
+        "uploads_dropped": None if dry_run else report.uploads_dropped,
+        "young": [_file_object(file, garbage) for file in garbage.young],
+        "pending": list(garbage.pending),
+        "in_use": list(garbage.in_use),
+        "graphs": list(garbage.graphs),
+        "unreadable": [
+            {"prefix": prefix, "problem": problem_object(Problem.of_error(error))}
+            for prefix, error in garbage.unreadable
+        ],
+    }
+
+
+def _file_object(file: GarbageFile, garbage: Garbage) -> dict[str, Any]:
+    return {
+        "name": file.name,
+        "reason": file.reason,
+        "size_bytes": file.info.size_bytes,
+        "mtime_s": file.info.mtime_s,
+        "age_s": round(garbage.now_s - file.info.mtime_s, 3),
+    }

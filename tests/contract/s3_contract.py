@@ -1,0 +1,39 @@
+"""The storage contract on any S3 server; boto3 looks at the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+from ckptstore.testing import StorageContract
+from tests.servers.s3 import S3Server
+
+
+class S3Contract(StorageContract):
+    @pytest.fixture
+    def server(self) -> S3Server:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def directory(self, server: S3Server) -> Iterator[Location]:
+        self.raw = server
+        bucket = server.make_bucket()
+        directory = locate(f"s3://{bucket}/some run", server.options)
+        # What the server does is known only after it was asked, and decides which tests there are.
+        directory.storage.probe(directory.child("x").key)
+        yield directory
+        keys = server.keys(bucket)
+        assert not [key for key in keys if "probe" in key], "the probe left something behind"
+        for key in {*keys, "some run/model-1.data-00000-of-00001"}:
+            assert not server.uploads(bucket, key), "an unfinished upload was left behind"
+
+    def put_raw(self, location: Location, data: bytes) -> None:
+        bucket, _, key = location.key.partition("/")
+        self.raw.put(bucket, key, data)
+
+    def get_raw(self, location: Location) -> bytes | None:
+        bucket, _, key = location.key.partition("/")
+        return self.raw.get(bucket, key)

@@ -1,0 +1,69 @@
+"""The storage contract on a GCS server that keeps every condition, and on one that ignores some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+from ckptstore.testing import StorageContract
+from tests.servers.gcs import GcsServer
+
+
+class _OnGcs(StorageContract):
+    @pytest.fixture
+    def server(self) -> GcsServer:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def directory(self, server: GcsServer) -> Iterator[Location]:
+        self.raw = server
+        bucket = server.make_bucket()
+        directory = locate(f"gs://{bucket}/some run", server.options)
+        # What the server does is known only after it was asked, and decides which tests there are.
+        directory.storage.probe(directory.child("x").key)
+        yield directory
+        assert not [key for key in server.keys(bucket) if "probe" in key], "the probe left something behind"
+
+    def put_raw(self, location: Location, data: bytes) -> None:
+        bucket, _, name = location.key.partition("/")
+        self.raw.put(bucket, name, data)
+
+    def get_raw(self, location: Location) -> bytes | None:
+        bucket, _, name = location.key.partition("/")
+        return self.raw.get(bucket, name)
+
+
+class TestGcs(_OnGcs):
+    """Behind the front that behaves as the service documents."""
+
+    @pytest.fixture
+    def server(self, gcs_server: GcsServer) -> GcsServer:
+        return gcs_server
+
+    def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        claimed = directory.storage.probe(directory.child("x").key)
+        assert claimed.create_if_absent
+        assert claimed.compare_and_swap
+        assert claimed.conditional_delete
+        assert claimed.checksum_proved_by_store
+        assert claimed.several_hosts
+        assert not claimed.single_writer
+
+
+class TestBareGcs(_OnGcs):
+    """fake-gcs-server as it is: what it does not do must be found out, and said."""
+
+    @pytest.fixture
+    def server(self, bare_gcs_server: GcsServer) -> GcsServer:
+        return bare_gcs_server
+
+    def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        claimed = directory.storage.probe(directory.child("x").key)
+        assert claimed.create_if_absent
+        assert claimed.compare_and_swap
+        assert not claimed.conditional_delete
+        assert claimed.checksum_proved_by_store
+        assert not claimed.single_writer

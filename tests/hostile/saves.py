@@ -1,0 +1,32 @@
+"""Small checkpoints, saved and checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ckptstore as ck
+from tests.hostile.entry_points import Outcome, quiet, typed
+
+__all__ = ["VALUES", "restored", "save", "try_to_save"]
+
+VALUES = {"w": np.arange(1000, dtype=np.float32), "x": np.array([1, 2])}
+
+
+def save(directory: Path | str, *steps: int, keep: int = 2) -> None:
+    saver = ck.Saver(max_to_keep=keep, run="run", clock=lambda: 1000.0)
+    for step in steps:
+        saver.save(VALUES, f"{directory}/model", step)
+
+
+def try_to_save(directory: str, step: int, keep: int = 2) -> Outcome:
+    with quiet():
+        return typed(save, directory, step, keep=keep)
+
+
+def restored(prefix: Path | str) -> bool:
+    values: dict[str, Any] = {}
+    ck.Saver().restore(values, prefix)
+    return all(np.array_equal(values[name], VALUES[name]) for name in VALUES)

@@ -1,0 +1,187 @@
+"""What happened in one run, checked after every change of the bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ckptstore.format.naming import index_name, meta_name
+from ckptstore.format.record_protocol import Record
+from ckptstore.testing.invariants import (
+    InvariantViolation,
+    assert_acknowledged_save_is_kept,
+    assert_checkpoint_is_complete,
+    assert_fence_holds,
+    assert_index_is_there,
+    assert_nothing_is_forgotten,
+    data_files_of,
+    listed_prefixes,
+    read_record_of,
+)
+from tests.simulation.bucket import SimulatedBucket
+
+DIRECTORY = "bucket/run"
+RECORD = "checkpoint"
+_START = len(DIRECTORY) + 1
+
+
+@dataclass(slots=True)
+class Save:
+    """One call of save. Its mark is the value of every array, and belongs to no other one."""
+
+    mark: int
+    run: str
+    prefix: str
+    is_acknowledged: bool = False
+
+
+class Files(Mapping[str, bytes]):
+    """The directory as name → bytes."""
+
+    def __init__(self, bucket: SimulatedBucket) -> None:
+        self._objects = bucket.objects
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._objects[f"{DIRECTORY}/{name}"].data
+
+    def get(self, name: str, default: bytes | None = None) -> bytes | None:  # type: ignore[override]
+        found = self._objects.get(f"{DIRECTORY}/{name}")
+        return default if found is None else found.data
+
+    def __contains__(self, name: object) -> bool:
+        return f"{DIRECTORY}/{name}" in self._objects
+
+    def __iter__(self) -> Iterator[str]:
+        return (key[_START:] for key in self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+
+class History:
+    """Watches a bucket.
+
+    Parameters
+    ----------
+    bucket : SimulatedBucket
+    max_to_keep : int
+        Of every Saver.
+    has_graphs : bool
+        Whether each listed checkpoint must have its graph.
+
+    Attributes
+    ----------
+    files : Files
+    record : Record or None
+        As it is now.
+    saves : list of Save
+        In the order in which they began.
+    named : dict of int to int
+        Mark → when its save became the latest, the last time.
+    violations : list of InvariantViolation
+    """
+
+    def __init__(self, bucket: SimulatedBucket, max_to_keep: int, *, has_graphs: bool) -> None:
+        self.files = Files(bucket)
+        self.record: Record | None = None
+        self.saves: list[Save] = []
+        self.named: dict[int, int] = {}
+        self.violations: list[InvariantViolation] = []
+        self.noting = _Noting(self.violations)
+        self._max_to_keep = max_to_keep
+        self._has_graphs = has_graphs
+        self._listed: tuple[str, ...] = ()
+        self._latest = ""
+        self._epochs: dict[str, int] = {}
+        self._changes = 0
+        bucket.on_change = self._changed
+
+    def note(self, name: str, text: str) -> None:
+        """Note a violation that is no assertion of the shipped ones."""
+        self.violations.append(InvariantViolation(name, text))
+
+    def mark_at(self, prefix: str) -> int | None:
+        """Return which save stands at `prefix`; None if it cannot be restored."""
+        try:
+            name = data_files_of(self.files, prefix)[0]
+            return int.from_bytes(self.files[name][:4], "little")
+        except KeyError:
+            return None
+
+    def latest_mark(self) -> int | None:
+        """Return which save the record calls the latest."""
+        return self.mark_at(self._latest) if self._latest else None
+
+    def check_acknowledged(self, basename: str) -> None:
+        """Check that the last acknowledged save of `basename` is its newest one, or was followed by a later one."""
+        saves = [save for save in self.saves if save.prefix.startswith(basename)]
+        acknowledged = [save for save in saves if save.is_acknowledged]
+        if not acknowledged:
+            return
+        # Not by the time of the answer: a run that stood still may hear of its save when others went on.
+        newest = max(self._epochs.get(save.run, 0) for save in acknowledged)
+        last = [save for save in acknowledged if self._epochs.get(save.run, 0) == newest][-1]
+        later = [
+            save.mark
+            for number, save in enumerate(saves)
+            if self._epochs.get(save.run, 0) > newest or (save.run == last.run and number > saves.index(last))
+        ]
+        own = [prefix for prefix in self._listed if prefix.startswith(basename)]
+        with self.noting:
+            assert_acknowledged_save_is_kept(self.mark_at(own[-1]) if own else None, {last.mark, *later})
+
+    def _changed(self, key: str) -> None:
+        name = key[_START:]
+        self._changes += 1
+        with self.noting:
+            if name == RECORD:
+                self._record_changed()
+                return
+            prefix = name.partition(".")[0]
+            if name == index_name(self._latest):
+                self._note_latest()
+            if prefix in self._listed:
+                self._check(prefix)
+
+    def _record_changed(self) -> None:
+        before, after = self.record, read_record_of(self.files)
+        if after is None or after.state is None:
+            raise InvariantViolation("LOST", "there is no record any more")
+        self.record = after
+        self._listed = listed_prefixes(after)
+        self._latest = after.state.model_checkpoint_path
+        for owner in after.owners.values():
+            self._epochs[owner.run] = owner.epoch
+        self._note_latest()
+        for prefix in self._listed:
+            self._check(prefix)
+        if before is not None:
+            assert_fence_holds(before, after)
+            assert_nothing_is_forgotten(before, after, self._max_to_keep)
+
+    def _note_latest(self) -> None:
+        mark = self.latest_mark()
+        if mark is not None:
+            self.named[mark] = self._changes
+
+    def _check(self, prefix: str) -> None:
+        assert_index_is_there(self.files, prefix)
+        assert_checkpoint_is_complete(self.files, prefix)
+        if self._has_graphs and meta_name(prefix) not in self.files:
+            raise InvariantViolation("GRAPH", f"{prefix!r} is listed and lost its graph")
+
+
+class _Noting:
+    """Takes a violation down instead of letting it through the code under test."""
+
+    def __init__(self, violations: list[InvariantViolation]) -> None:
+        self._violations = violations
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, InvariantViolation):
+            self._violations.append(error.with_traceback(None))
+            return True
+        return False

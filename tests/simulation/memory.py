@@ -1,0 +1,147 @@
+"""Pure functions that answer from memory: the same bytes come by thousands of times in a simulation.
+
+Nothing of the protocol is among them, only what turns immutable values into bytes and back. What was written is known
+without being parsed: that both directions agree is proved by the format's own tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Generic, TypeVar
+from unittest import mock
+
+from ckptstore.bundle.writer import build_index
+from ckptstore.format.entry import decode_entry, decode_header
+from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.format.record import CheckpointState, parse_state
+from ckptstore.format.record_protocol import Record, format_record, parse_record
+from ckptstore.format.table import Table
+from ckptstore.format.table_builder import TableBuilder
+
+__all__ = ["every_copy_of", "pure_functions_remember"]
+
+_T = TypeVar("_T")
+
+_SIZE = 4096
+
+# They call each other.
+_LEFT_ALONE = {
+    "ckptstore.format.record",
+    "ckptstore.format.record_protocol",
+    "ckptstore.format.table",
+    "ckptstore.format.table_builder",
+}
+
+
+class _Known(Generic[_T]):
+    """What bytes mean."""
+
+    def __init__(self, parse: Callable[[bytes, str], _T]) -> None:
+        self._parse = parse
+        self._known: dict[bytes, _T] = {}
+
+    def learn(self, data: bytes, value: _T) -> _T:
+        if len(self._known) >= _SIZE:
+            self._known.clear()
+        self._known[data] = value
+        return value
+
+    def __call__(self, data: bytes, source: str) -> _T:
+        found = self._known.get(data)
+        return self.learn(data, self._parse(data, source)) if found is None else found
+
+
+_records: _Known[Record] = _Known(lambda data, source: parse_record(data, source=source))
+_tables: _Known[dict[bytes, bytes]] = _Known(
+    lambda data, source: dict(Table.from_bytes(data, source=source).items())
+)
+
+
+def _format_record(record: Record) -> bytes:
+    data = format_record(record)
+    _records.learn(data, record)
+    return data
+
+
+def _parse_record(data: bytes, *, source: str) -> Record:
+    return _records(data, source)
+
+
+def _parse_state(data: bytes, *, source: str) -> CheckpointState:
+    state = _records(data, source).state
+    assert state is not None
+    return state
+
+
+class _KnownTable:
+    """Stands in for `Table`."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size_bytes: int, *, source: str) -> None:
+        known = _tables(read(0, size_bytes), source)
+        self.get = known.get
+        self.items = known.items
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, source: str) -> _KnownTable:
+        return cls(lambda *_: data, len(data), source=source)
+
+
+class _KnowingBuilder(TableBuilder):
+    def __init__(self) -> None:
+        super().__init__()
+        self._added: dict[bytes, bytes] = {}
+
+    def add(self, key: bytes, value: bytes) -> None:
+        super().add(key, value)
+        self._added[key] = value
+
+    def finish(self) -> bytes:
+        data = super().finish()
+        _tables.learn(data, self._added)
+        return data
+
+
+@contextmanager
+def pure_functions_remember() -> Iterator[None]:
+    """Let them, while the block runs."""
+    build = functools.lru_cache(_SIZE)(build_index)
+    substitutes: dict[Any, Any] = {
+        function: functools.lru_cache(_SIZE)(function)
+        for function in (decode_entry, decode_header, parse_file_name, split_step)
+    }
+    substitutes |= {
+        format_record: _format_record,
+        parse_record: _parse_record,
+        parse_state: _parse_state,
+        Table: _KnownTable,
+        TableBuilder: _KnowingBuilder,
+        build_index: lambda entries, count, **options: build(tuple(entries), count, **options),
+    }
+    with ExitStack() as stack:
+        for module, attribute, value in _globals():
+            if callable(value) and value in substitutes:
+                stack.enter_context(mock.patch.object(module, attribute, substitutes[value]))
+        yield
+
+
+@contextmanager
+def every_copy_of(name: str, substitute: Any) -> Iterator[None]:
+    """Let `substitute` stand for the function `name` in every module that defines or imports it."""
+    with ExitStack() as stack:
+        for module, attribute, _ in _globals():
+            if attribute == name:
+                stack.enter_context(mock.patch.object(module, name, substitute))
+        yield
+
+
+def _globals() -> list[tuple[Any, str, Any]]:
+    return [
+        (module, attribute, value)
+        for name, module in list(sys.modules.items())
+        if name.startswith("ckptstore.") and name not in _LEFT_ALONE
+        for attribute, value in list(vars(module).items())
+        if getattr(value, "__hash__", None) is not None
+    ]

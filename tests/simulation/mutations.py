@@ -1,0 +1,171 @@
+"""The protocol with one rule taken away: the simulation must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import ckptstore.directory.publish
+import ckptstore.directory.save
+from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.publish import ShardSet, publish_index
+from ckptstore.errors import FencedError, TransientError
+from ckptstore.format.naming import data_name, index_name, meta_name
+from ckptstore.format.record_protocol import Pending, Record
+from ckptstore.storage.base import Location, Lost
+from ckptstore.storage.faults import Fault, Kind
+from ckptstore.storage.object_writes import ConditionalWrite
+from tests.simulation.storage import SimulatedTransport
+
+__all__ = ["MUTATIONS", "Mutation"]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A rule to take away.
+
+    Attributes
+    ----------
+    name : str
+    scenario : str
+        The one that shows best what it was good for.
+    expected : set of str
+        The invariants that may notice.
+    apply : callable
+        Returns a context in which the rule does not hold.
+    """
+
+    name: str
+    scenario: str
+    expected: frozenset[str]
+    apply: Callable[[], AbstractContextManager[Any]]
+
+
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def _mutation(scenario: str, *expected: str) -> Callable[[Callable[[], Iterator[None]]], None]:
+    def add(function: Callable[[], Iterator[None]]) -> None:
+        name = function.__name__.strip("_").replace("_", "-")
+        MUTATIONS[name] = Mutation(name, scenario, frozenset(expected), contextmanager(function))
+
+    return add
+
+
+@_mutation("zombie", "FENCE", "LOST", "DANGL", "CORR")
+def _no_fence() -> Iterator[None]:
+    """Nobody looks whether another run took over."""
+    with mock.patch.object(Ownership, "check", lambda *_: False):
+        yield
+
+
+@_mutation("steps", "SPURIOUS")
+def _no_read_back() -> Iterator[None]:
+    """A conflict is somebody else's, a broken connection is a failure."""
+
+    def judge(self: ConditionalWrite, fault: Fault, operation: object) -> Lost:
+        if fault.kind in (Kind.PRECONDITION, Kind.ABSENT):
+            return Lost(None)
+        raise TransientError(f"the write failed: {fault}")
+
+    with mock.patch.object(ConditionalWrite, "_judge", judge):
+        yield
+
+
+def _delete_whatever_version(directory: Location, pending: Pending) -> None:
+    names = [data_name(pending.prefix, *shard) for shard in pending.shards]
+    names = [index_name(pending.prefix), *names, meta_name(pending.prefix, pending.suffix)]
+    directory.storage.delete_many([directory.child(name).key for name in names])
+
+
+@_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
+def _no_version_of_victims() -> Iterator[None]:
+    """A checkpoint that left the list is deleted, whatever stands there by now."""
+    with mock.patch.object(ckptstore.directory.save, "collect_pending", _delete_whatever_version):
+        yield
+
+
+def _delete_what_is_listed(directory: Location, pending: Pending) -> None:
+    storage = directory.storage
+    if storage.delete_if(directory.child(index_name(pending.prefix)).key, pending.version):
+        storage.delete_many([info.key for info in storage.list(directory.child(f"{pending.prefix}.").key)])
+
+
+@_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
+def _no_exact_names() -> Iterator[None]:
+    """Data files are deleted as a listing shows them."""
+    with mock.patch.object(ckptstore.directory.save, "collect_pending", _delete_what_is_listed):
+        yield
+
+
+def _write_under(first: Callable[[int, Any], int]) -> Callable[..., None]:
+    def write(self: ShardSet, plan: Any, taken: Any) -> None:
+        count = first(len(plan.shards), taken)
+        while not self._write(plan, count):
+            count += 1
+
+    return write
+
+
+@_mutation("zombie-rollback", "CORR", "LOST", "DANGL")
+def _no_random_count() -> Iterator[None]:
+    """An overwrite takes the next shard count, and canonical names come back into use."""
+
+    def next_count(shards: int, taken: Any) -> int:
+        return max(taken) + 1 if taken else shards
+
+    with mock.patch.object(ShardSet, "write", _write_under(next_count)):
+        yield
+
+
+@_mutation("zombie", "FENCE", "LOST", "DANGL", "CORR")
+def _no_compare_and_swap_of_the_record() -> Iterator[None]:
+    """The record is written whatever it is by now."""
+    put = SimulatedTransport.put
+
+    def put_record(self: Any, place: Any, *args: Any, precondition: Any, **options: Any) -> Any:
+        if place.name.endswith("/checkpoint"):
+            precondition = None
+        return put(self, place, *args, precondition=precondition, **options)
+
+    with mock.patch.object(SimulatedTransport, "put", put_record):
+        yield
+
+
+@_mutation("zombie", "SPURIOUS", "BLOCKED")
+def _lost_is_fenced() -> Iterator[None]:
+    """An index that stands in the way ends the run."""
+
+    def publish(*args: Any) -> Any:
+        outcome = publish_index(*args)
+        if isinstance(outcome, Lost):
+            raise FencedError("somebody else saved this checkpoint")
+        return outcome
+
+    with mock.patch.object(ckptstore.directory.save, "publish_index", publish):
+        yield
+
+
+@_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
+def _equal_index_bytes() -> Iterator[None]:
+    """A count may come back while an unfinished delete names it: equal tensors make an equal index."""
+
+    def low_count(shards: int, taken: Any) -> int:
+        return shards if taken is None else shards + 1
+
+    with (
+        mock.patch.object(ShardSet, "write", _write_under(low_count)),
+        mock.patch.object(Record, "shards_named", lambda *_: set()),
+    ):
+        yield
+
+
+@_mutation("zombie", "CORR", "LOST")
+def _fenced_runs_delete_canonical_names() -> Iterator[None]:
+    """A run that was replaced deletes files whose names the other one may have taken up."""
+    drop = ShardSet.drop
+    with mock.patch.object(ShardSet, "drop", lambda self, **_: drop(self)):
+        yield

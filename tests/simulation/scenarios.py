@@ -1,0 +1,350 @@
+"""Who does what in one run: five scenarios, each drawn from a seed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import ckptstore.directory.publish
+import ckptstore.directory.record_update
+import ckptstore.management
+import ckptstore.saver
+import ckptstore.storage.retry
+from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
+from ckptstore.management import latest_checkpoint
+from ckptstore.saver import Saver
+from ckptstore.storage.base import Location
+from ckptstore.testing.invariants import (
+    InvariantViolation,
+    assert_failure_was_due,
+    assert_one_save,
+    assert_reader_is_not_behind,
+    assert_reader_was_served,
+)
+from tests.simulation.bucket import SimulatedBucket
+from tests.simulation.history import DIRECTORY, History, Save
+from tests.simulation.memory import every_copy_of, pure_functions_remember
+from tests.simulation.storage import ActorStorage
+from tests.simulation.world import Actor, Endless, Step, World
+
+__all__ = ["SCENARIOS", "Run", "Scenario", "simulation"]
+
+URL = f"sim://{DIRECTORY}"
+BASENAME = "model"
+NEIGHBOUR = "critic"
+READER_TRIES = 6
+
+# A mark is made of the number of a save and its step.
+_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What the runs of a training job do. A run that died is followed by another, which resumes.
+
+    Attributes
+    ----------
+    name : str
+    steps : bool
+        Save ``model-1``, ``model-2``, …; otherwise ``model`` again and again.
+    zombie : bool
+        A second run begins while the first one stands still, or goes on.
+    rollback : bool
+        It goes back some steps, and saves those again.
+    """
+
+    name: str
+    steps: bool = True
+    zombie: bool = False
+    rollback: bool = False
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("steps"),
+        Scenario("overwrite", steps=False),
+        Scenario("zombie", zombie=True),
+        Scenario("zombie-same-prefix", steps=False, zombie=True),
+        Scenario("zombie-rollback", zombie=True, rollback=True),
+    )
+}
+
+
+class Run:
+    """One run of a scenario.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    seed : int
+    conditional_delete, honours_conditions : bool
+        What the server knows; see `SimulatedBucket`.
+    check_graphs : bool
+        Whether a listed checkpoint that lost its graph is a violation. Not with `rollback`: a graph has no name
+        of its own, so the late delete of a run that stood still takes that of a checkpoint saved again.
+
+    Attributes
+    ----------
+    world : World
+    history : History
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        *,
+        conditional_delete: bool = True,
+        honours_conditions: bool = True,
+        check_graphs: bool | None = None,
+    ) -> None:
+        self.scenario = scenario
+        bucket = SimulatedBucket(
+            self.clock, conditional_delete=conditional_delete, honours_conditions=honours_conditions
+        )
+        self.world = World(f"{scenario.name} {seed}", bucket)
+        self.random = draw = self.world.random
+        self.keep = draw.choice((1, 2, 2, 3))
+        self.target = draw.choice((2, 3, 3, 4)) if scenario.zombie else draw.choice((3, 3, 4, 5))
+        # Training that is deterministic saves the same bytes for a step, whoever does it.
+        self.repeats_values = scenario.rollback and draw.random() < 0.4
+        self.has_graphs = draw.random() < 0.25
+        self.has_shards = draw.random() < 0.25
+        self.starts = 0
+        self.deaths = 0
+        if check_graphs is None:
+            check_graphs = not scenario.rollback
+        self.history = History(bucket, self.keep, has_graphs=self.has_graphs and check_graphs)
+
+    def go(self) -> History:
+        """Let everything happen; return what happened."""
+        global _world
+        _world = self.world
+        self._cast()
+        try:
+            self.world.run()
+            self.history.check_acknowledged(BASENAME)
+            self.history.check_acknowledged(NEIGHBOUR)
+            if not self.history.violations and self.random.random() < 0.15:
+                self._aftermath()
+        except Endless as error:
+            self.history.note("ENDLESS", str(error))
+        self.world.forget()
+        return self.history
+
+    def clock(self) -> float:
+        """Return the time that checkpoints are dated with: a minute for each save, in every run alike."""
+        return 1_800_000_000.0 + 60.0 * len(self.history.saves)
+
+    def _cast(self) -> None:
+        """Bring in everybody, and draw when they stand still and die."""
+        draw = self.random
+        first = self._start_chief()
+        if self.scenario.zombie and draw.random() < 0.1:
+            self._start_chief()
+        elif self.scenario.zombie:
+            # Half of them where it hurts: just before something is changed or taken away.
+            first.freeze_before = draw.choice(("", "", "PUT IF", "PUT", "DELETE", "DELETE MANY"))
+            first.freeze_at = draw.randint(1, 4 if first.freeze_before else 12 + 7 * self.target)
+            first.freeze_steps = draw.choice((draw.randint(5, 40), draw.randint(20, 120), -1))
+            first.on_freeze = self._start_chief
+        for number in range(draw.choice((0, 0, 1, 1, 2, 3))):
+            reader = self.world.spawn(f"reader {number}", self._reader)
+            reader.freeze_at = draw.choice((1, 1, draw.randint(2, 8)))
+            reader.freeze_steps = draw.randint(0, 60)
+        if self.scenario.name == "steps" and draw.random() < 0.1:
+            self.world.spawn(NEIGHBOUR, self._neighbour)
+
+    def _start_chief(self) -> Actor:
+        self.starts += 1
+        draw = self.random
+        run = f"run {self.starts}"
+        is_first = self.starts == 1
+        actor = self.world.spawn(run, lambda actor: self._chief(actor, run, is_first))
+        if self.deaths < 3 and draw.random() < 0.3:
+            actor.crash_at = draw.randint(1, 8 + 7 * self.target) * draw.choice((1, -1))
+        return actor
+
+    def _chief(self, actor: Actor, run: str, is_first: bool) -> None:
+        try:
+            self._train(actor, run, is_first)
+        finally:
+            if actor.is_dead:
+                self.deaths += 1
+                self._start_chief()
+
+    def _train(self, actor: Actor, run: str, is_first: bool) -> None:
+        """A training job: resume from the latest checkpoint, save some steps, keep the newest."""
+        actor.storage = ActorStorage(actor)
+        saver = self._saver(run)
+        step = 0
+        if not is_first:
+            step = (self._restore_latest() or 0) % _STEPS
+            if self.scenario.rollback and not self.deaths:
+                step = max(0, step - self.random.randint(0, 2))
+        for _ in range(max(self.target - step, 1)):
+            step += 1
+            if not self._save(saver, run, BASENAME, step):
+                return
+            if self.scenario.rollback and not is_first and self.random.random() < 0.3:
+                # The loss exploded: once more from an earlier checkpoint, with other data.
+                step = max(0, step - self.random.randint(1, 3))
+
+    def _neighbour(self, actor: Actor) -> None:
+        """Another model in the same directory: one record, two owners."""
+        actor.storage = ActorStorage(actor)
+        saver = self._saver(NEIGHBOUR)
+        for step in (1, 2):
+            self._save(saver, NEIGHBOUR, NEIGHBOUR, step)
+
+    def _saver(self, run: str) -> Saver:
+        graph: Any = _TwoDevices() if self.has_shards else None
+        return Saver(max_to_keep=self.keep, run=run, clock=self.clock, sharded=self.has_shards, graph=graph)
+
+    def _save(self, saver: Saver, run: str, basename: str, step: int) -> bool:
+        history = self.history
+        with_step = self.scenario.steps or basename == NEIGHBOUR
+        number = 0 if self.repeats_values else len(history.saves) + 1
+        save = Save(number * _STEPS + step, run, f"{basename}-{step}" if with_step else basename)
+        history.saves.append(save)
+        try:
+            self._call_save(saver, save.mark, basename, step if with_step else None)
+        except Exception as error:  # noqa: BLE001  # a save that fails in any other way is a finding too
+            with history.noting:
+                assert_failure_was_due(error, run, basename, history.record)
+            if isinstance(error, FencedError):
+                self._check_finality(saver, run, basename)
+            return False
+        save.is_acknowledged = True
+        self.world.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
+        return True
+
+    def _call_save(self, saver: Saver, mark: int, basename: str, step: int | None) -> None:
+        values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
+        saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs)
+
+    def _check_finality(self, saver: Saver, run: str, basename: str) -> None:
+        """FENCE: who was fenced stays it, without asking."""
+        before = len(self.world.trace)
+        try:
+            self._call_save(saver, 0, basename, _STEPS - 1)
+        except FencedError:
+            if len(self.world.trace) == before:
+                return
+        self.history.note("FENCE", f"{run} was fenced and went on")
+
+    def _reader(self, actor: Actor) -> None:
+        actor.storage = ActorStorage(actor)
+        for _ in range(self.random.choice((1, 1, 1, 2))):
+            mark = self._restore_latest()
+            self.world.trace.append(Step(actor.name, f"has restored {mark}"))
+
+    def _restore_latest(self) -> int | None:
+        """Restore the latest checkpoint as a careful program does; return its mark."""
+        history = self.history
+        at_start = history.latest_mark()
+        since = history.named.get(at_start, 0) if at_start is not None else 0
+        mark = None
+        tries = 0
+        with history.noting:
+            for tries in range(1, READER_TRIES + 1):
+                values: dict[str, np.ndarray] = {}
+                try:
+                    path = latest_checkpoint(URL)
+                    if path is None:
+                        break
+                    _restorer.restore(values, path)
+                except NotFoundError:
+                    continue
+                except CorruptError as error:
+                    raise InvariantViolation("CORR", f"a reader got {error}") from None
+                mark = assert_one_save(values)
+                break
+            assert_reader_was_served(mark, at_start is not None, tries)
+            if mark is not None:
+                assert_reader_is_not_behind(mark, history.named.get(mark, 0), since)
+        return mark
+
+    def _aftermath(self) -> None:
+        """Another run when all is quiet: it must find what is there, and be able to save any step."""
+        history = self.history
+        last = max(save.mark % _STEPS for save in history.saves)
+        steps = (self.random.randint(1, last), last + 1)
+
+        def program(actor: Actor) -> None:
+            actor.storage = ActorStorage(actor)
+            expected = history.latest_mark()
+            found = self._restore_latest()
+            if expected is not None and found != expected:
+                history.note("LOST", f"in the end {found} was found instead of {expected}")
+            saver = self._saver("aftermath")
+            for step in steps:
+                if not self._save(saver, "aftermath", BASENAME, step):
+                    history.note("BLOCKED", f"step {step} cannot be saved any more")
+
+        self.world.spawn("aftermath", program).is_reliable = True
+        self.world.run()
+        history.check_acknowledged(BASENAME)
+
+
+class _TwoDevices:
+    """A graph that puts every variable on a device of its own, so that each gets a data file."""
+
+    def get_operation_by_name(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(device=f"/job:{name}")
+
+
+_world: World
+_restorer = Saver()
+
+
+class _Time:
+    @staticmethod
+    def monotonic() -> float:
+        return _world.now_s
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        _world.sleep(seconds)
+
+
+class _Random:
+    @staticmethod
+    def uniform(low: float, high: float) -> float:
+        return _world.random.uniform(low, high)
+
+    @staticmethod
+    def SystemRandom() -> Any:
+        return _world.random
+
+
+def _locate(url: str, storage_options: object = None) -> Location:
+    assert _world.current is not None
+    return Location(_world.current.storage, url.removeprefix("sim://"), url)
+
+
+@contextmanager
+def simulation() -> Iterator[None]:
+    """Give the code under test the scheduler's time, chance and storage, for as many runs as wanted."""
+    with (
+        pure_functions_remember(),
+        mock.patch.object(ckptstore.storage.retry, "time", _Time),
+        mock.patch.object(ckptstore.storage.retry, "random", _Random),
+        mock.patch.object(ckptstore.storage.object_deletes, "time", _Time),
+        mock.patch.object(ckptstore.directory.publish, "random", _Random),
+        every_copy_of("new_write_id", lambda: _world.new_id()),
+        mock.patch.object(ckptstore.saver, "locate", _locate),
+        mock.patch.object(ckptstore.management, "locate", _locate),
+        mock.patch.object(Saver, "_meta_graph", lambda *_: b"the same graph"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", CkptStoreWarning)
+        yield

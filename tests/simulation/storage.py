@@ -1,0 +1,198 @@
+"""The storage of one actor: the real object-store code, over requests that the scheduler arranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TypeVar
+
+from ckptstore.storage import probe
+from ckptstore.storage.base import Capabilities, ObjectInfo
+from ckptstore.storage.faults import Fault, Kind
+from ckptstore.storage.object_store import ObjectStorage
+from ckptstore.storage.probe import Verdicts
+from ckptstore.storage.retry import Cancellation, Operation, RetryBudget
+from ckptstore.storage.transport import (
+    Heading,
+    Page,
+    Place,
+    Precondition,
+    Receiver,
+    Session,
+    StaleUpload,
+    Stored,
+    Transport,
+)
+from tests.simulation.bucket import NoSuchKey, PreconditionFailed
+from tests.simulation.world import Actor, LostAnswer
+
+_T = TypeVar("_T")
+
+BUCKET = "bucket"
+
+_places: dict[str, Place] = {}
+
+
+class SimulatedTransport(Transport):
+    """One attempt of one request, as an S3 client would make it."""
+
+    scheme = "sim"
+    nominal = Capabilities("simulated", True, True, True, True, True, True)
+    batch_size = 1000
+    bogus_version = "0" * 32
+    part_unit_bytes = 5 * 1024 * 1024
+    most_parts = 10_000
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        self._bucket = bucket = actor.world.bucket
+        self._endpoint = f"simulated {bucket.honours_conditions:d}{bucket.conditional_delete:d}"
+        identity = (self.scheme, self._endpoint, BUCKET)
+        if identity not in probe._known:
+            # What the probe would find out; asking would be six requests more in every run.
+            probe._known[identity] = Verdicts(
+                create="yes" if bucket.honours_conditions else "ignored",
+                cas="yes" if bucket.honours_conditions else "ignored",
+                cas_missing="404" if bucket.honours_conditions else "created",
+                cond_delete=bucket.conditional_delete,
+                crc32c=False,
+            )
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoint
+
+    def _send(self, op: str, key: str, apply: Callable[[], _T]) -> _T:
+        try:
+            return self._actor.request(op, key, apply)
+        except LostAnswer:
+            raise Fault(Kind.CUT, "the connection broke") from None
+        except PreconditionFailed:
+            raise Fault(Kind.PRECONDITION, "the condition does not hold") from None
+        except NoSuchKey:
+            # A HEAD has no body that says what is missing.
+            raise Fault(Kind.UNPROVED if op == "HEAD" else Kind.ABSENT, "not there") from None
+
+    def head(self, place: Place, operation: Operation) -> ObjectInfo:
+        key = place.key
+        found = self._send("HEAD", key, lambda: self._bucket.get(key))
+        return ObjectInfo(key, len(found.data), found.etag, found.mtime_s, found.write_id)
+
+    def get(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        byte_range: str | None,
+        version: str | None,
+        accept: Callable[[Heading], Receiver],
+    ) -> None:
+        key = place.key
+        found = self._send("GET", key, lambda: self._bucket.get(key))
+        if version is not None and found.etag != version:
+            raise Fault(Kind.PRECONDITION, "another version is there")
+        data = found.data
+        if byte_range is None:
+            accept(Heading(200, found.etag, len(data), None))(memoryview(data))
+            return
+        first, _, last = byte_range.removeprefix("bytes=").partition("-")
+        start = int(first) if first else max(0, len(data) - int(last))
+        stop = min(int(last) + 1, len(data)) if first and last else len(data)
+        if start >= len(data):
+            raise Fault(Kind.BAD_RANGE, "behind the end")
+        content_range = f"bytes {start}-{stop - 1}/{len(data)}"
+        accept(Heading(206, found.etag, stop - start, content_range))(memoryview(data)[start:stop])
+
+    def put(
+        self,
+        place: Place,
+        data: memoryview,
+        operation: Operation,
+        *,
+        crc32c: int,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        key, content = place.key, bytes(data)
+        version = None if precondition is None else precondition.version
+        if_absent = precondition is not None and version is None
+        stored = self._send(
+            "PUT" if version is None else "PUT IF",
+            key,
+            lambda: self._bucket.put(
+                key, content, write_id=write_id, if_absent=if_absent, if_match=version
+            ),
+        )
+        return Stored(stored.etag, crc32c)
+
+    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+        key = place.key
+        self._send("DELETE", key, lambda: self._bucket.delete(key, if_match=version))
+
+    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+        keys = [f"{bucket}/{name}" for name in names]
+        self._send("DELETE MANY", " ".join(keys), lambda: self._bucket.delete_many(keys))
+        return {}
+
+    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+        start = f"{bucket}/{prefix}"
+        found = self._send("LIST", start, lambda: self._bucket.list(start))
+        return Page(
+            [
+                ObjectInfo(key, len(item.data), item.etag, item.mtime_s)
+                for key, item in found
+                if "/" not in key[len(start) :]
+            ],
+            None,
+        )
+
+    def begin(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        size_bytes: int | None,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Session:
+        raise NotImplementedError("nothing here is that large")
+
+    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+        return []
+
+    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
+        raise NotImplementedError
+
+
+class _Waiting(Cancellation):
+    """Pauses that the scheduler counts."""
+
+    is_cancelled = False
+
+    def __init__(self, actor: Actor) -> None:
+        self._world = actor.world
+
+    def sleep(self, seconds: float) -> None:
+        self._world.sleep(seconds)
+
+
+class ActorStorage(ObjectStorage):
+    """The real storage in simulated time, without threads."""
+
+    def __init__(self, actor: Actor) -> None:
+        super().__init__(SimulatedTransport(actor))
+        self._clock = actor.world.monotonic
+        self._waiting = _Waiting(actor)
+        self.budget = RetryBudget(clock=self._clock)
+
+    def operation(self, cancellation: Cancellation | None = None) -> Operation:
+        return Operation(self.policy, self.budget, self._waiting, clock=self._clock)
+
+    def place(self, key: str) -> Place:
+        # The same few keys in every run.
+        found = _places.get(key)
+        if found is None:
+            found = _places[key] = super().place(key)
+        return found
+
+    def pool(self) -> NoReturn:
+        raise NotImplementedError("the scheduler knows of no threads")

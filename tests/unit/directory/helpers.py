@@ -1,0 +1,91 @@
+"""Small checkpoints that tell which save they belong to, and a storage that fails once and then works."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+import ckptstore as ck
+from ckptstore.storage.base import Storage
+from ckptstore.storage.registry import locate
+from ckptstore.storage.wrappers import StorageWrapper
+
+_T = TypeVar("_T")
+_fresh = itertools.count()
+
+
+def values(stamp: float) -> dict[str, np.ndarray]:
+    return {"w": np.full(3, float(stamp)), "b": np.array(-float(stamp))}
+
+
+def stamp_of(prefix: str | os.PathLike[str]) -> float:
+    """Return which save a checkpoint is, after checking that all of it belongs to that one."""
+    restored: dict[str, np.ndarray] = {}
+    ck.Saver().restore(restored, prefix)
+    stamps = {*restored["w"].tolist(), -float(restored["b"])}
+    assert len(stamps) == 1, f"{prefix} mixes {sorted(stamps)}"
+    return stamps.pop()
+
+
+def save_steps(saver: ck.Saver, base: str, steps: Iterable[int], **options: object) -> None:
+    for step in steps:
+        saver.save(values(step), base, step, **options)  # type: ignore[arg-type]
+
+
+def listed(saver: ck.Saver) -> list[str]:
+    """Return the names in the window, without their directory."""
+    return [path.rpartition("/")[2] for path in saver.last_checkpoints]
+
+
+def names_in(directory: str) -> list[str]:
+    """Return all names in a directory, the lock left out."""
+    if "://" in directory:
+        place = locate(directory)
+        return [info.key.rpartition("/")[2] for info in place.storage.list(place.child("").key)]
+    if not os.path.isdir(directory):
+        return []
+    return sorted(name for name in os.listdir(directory) if name != ".ckptstore.lock")
+
+
+def checkpoints_in(directory: str) -> list[str]:
+    return [name.removesuffix(".index") for name in names_in(directory) if name.endswith(".index")]
+
+
+def files_of(prefix: str, *, graph: bool = True) -> list[str]:
+    return [f"{prefix}.data-00000-of-00001", f"{prefix}.index", *([f"{prefix}.meta"] if graph else [])]
+
+
+def fresh_memory() -> str:
+    return f"memory://directory-{next(_fresh)}/run"
+
+
+class FailingOnce(StorageWrapper):
+    """Raise `error` before or after the n-th call, and work again from then on."""
+
+    def __init__(self, inner: Storage, number: int, side: str, error: Callable[[], BaseException]) -> None:
+        super().__init__(inner)
+        self._number = number
+        self._side = side
+        self._error = error
+        self.calls: list[tuple[str, str]] = []
+
+    def begin(self, number: int) -> None:
+        """Count from here; call `number` fails, none if it is 0."""
+        self.calls.clear()
+        self._number = number
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        self.calls.append((primitive, keys[0] if keys else ""))
+        now = len(self.calls) == self._number
+        if now and self._side == "before":
+            raise self._error()
+        try:
+            return call()
+        finally:
+            # Also when the call itself failed, such as the read of a record that is not there.
+            if now:
+                raise self._error()

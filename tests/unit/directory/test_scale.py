@@ -1,0 +1,92 @@
+"""Nothing quadratic, and no file opened that need not be: counted calls, no stop-watch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ckptstore as ck
+from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.registry import use_wrapper
+from ckptstore.testing import CountingStorage
+from tests.unit.directory.helpers import save_steps, values
+
+COUNT = 10_000
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten thousand checkpoints, all but the first made of hard links; the record lists a thousand."""
+    directory = tmp_path_factory.mktemp("crowded")
+    save_steps(ck.Saver(run="a", max_to_keep=None), f"{directory}/model", [0])
+    index, data = directory / "model-0.index", directory / "model-0.data-00000-of-00001"
+    for step in range(1, COUNT):
+        (directory / f"model-{step}.index").hardlink_to(index)
+        (directory / f"model-{step}.data-00000-of-00001").hardlink_to(data)
+    ck.update_checkpoint_state(
+        directory,
+        f"model-{COUNT - 1}",
+        [f"{directory}/model-{step}" for step in range(COUNT - 1000, COUNT)],
+        all_model_checkpoint_timestamps=[float(step) for step in range(COUNT - 1000, COUNT)],
+    )
+    return directory
+
+
+def test_a_save_into_it_lists_once_and_opens_no_index(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storages: list[CountingStorage] = []
+
+    def wrap(inner):  # type: ignore[no-untyped-def]
+        storages.append(CountingStorage(inner))
+        return storages[0]
+
+    looked_at: list[str] = []
+    monkeypatch.setattr(LocalStorage, "is_abandoned", lambda self, key: looked_at.append(key))
+    saver = ck.Saver(run="b", max_to_keep=1000)
+    with use_wrapper(wrap):
+        save_steps(saver, f"{crowded}/model", [COUNT])
+        counts = storages[0].counts
+        assert counts["list"] == 1
+        # The record twice; the victim, whose version has to be known.
+        assert counts["get"] == 3
+        assert looked_at == []
+        storages[0].reset()
+        assert ck.latest_checkpoint(crowded) == f"{crowded}/model-{COUNT}"
+        assert sum(counts.values()) <= 3
+        save_steps(saver, f"{crowded}/model", [COUNT + 1], write_meta_graph=False)
+        assert sum(storages[0].counts.values()) <= 16
+    assert len(saver.last_checkpoints) == 1000
+
+
+def test_without_a_record_only_the_newest_is_opened(crowded: Path) -> None:
+    record = crowded / "checkpoint"
+    content = record.read_bytes()
+    record.unlink()
+    storages: list[CountingStorage] = []
+
+    def wrap(inner):  # type: ignore[no-untyped-def]
+        storages.append(CountingStorage(inner))
+        return storages[0]
+
+    try:
+        with use_wrapper(wrap), pytest.warns(ck.CkptStoreWarning):
+            assert ck.latest_checkpoint(crowded) is not None
+        assert storages[0].counts["list"] == 1
+        assert sum(storages[0].counts.values()) <= 5
+    finally:
+        record.write_bytes(content)
+
+
+def test_a_thousand_go_at_once(tmp_path: Path) -> None:
+    saver = ck.Saver(run="a", max_to_keep=None)
+    save_steps(saver, f"{tmp_path}/model", [0])
+    for step in range(1, 1000):
+        for name in ("index", "data-00000-of-00001"):
+            (tmp_path / f"model-{step}.{name}").hardlink_to(tmp_path / f"model-0.{name}")
+    ck.update_checkpoint_state(tmp_path, "model-999", [f"{tmp_path}/model-{step}" for step in range(1000)])
+    lower = ck.Saver(run="b", max_to_keep=2)
+    lower.save(values(1000), f"{tmp_path}/model", 1000)
+    assert lower.last_checkpoints == [f"{tmp_path}/model-999", f"{tmp_path}/model-1000"]
+    assert len(list(tmp_path.glob("*.index"))) == 2
+    lower.save(values(1001), f"{tmp_path}/model", 1001)
+    assert "pending" not in "".join((tmp_path / "checkpoint").read_text().split("model-999", 1)[1:])
