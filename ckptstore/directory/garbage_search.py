@@ -24,7 +24,7 @@ from ckptstore.directory.publish import Standing, read_standing
 from ckptstore.directory.record_update import read_record
 from ckptstore.directory.window import listed_paths
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
-from ckptstore.format.naming import parse_file_name
+from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.format.record_protocol import Record, ShardName
 from ckptstore.storage.base import Location, ObjectInfo
 
@@ -150,8 +150,12 @@ class _Look:
             return
         if standing is not None and not standing.shards:
             if item.data:
-                what = "the index names no data file, or cannot be read"
-                self.unreadable.append((item.prefix, CorruptError(what, url=self._url_of_index(item))))
+                fault = CorruptError(
+                    "the index names no data file, or cannot be read",
+                    url=self.directory.child(index_name(item.prefix)).url,
+                    hint="ckptstore verify says what is wrong with it.",
+                )
+                self.unreadable.append((item.prefix, fault))
             return
         pending = self.pending.get(item.prefix, set())
         self.waiting += [self._name(item.data[shard]) for shard in item.data if shard in pending]
@@ -159,9 +163,6 @@ class _Look:
             self._judge_unpublished(item, pending, graphless)
         else:
             self._judge_replaced(item, standing, sets, pending)
-
-    def _url_of_index(self, item: Found) -> str:
-        return self.directory.child(f"{item.prefix}.index").url
 
     def _judge_unpublished(self, item: Found, pending: set[ShardName], graphless: Collection[str]) -> None:
         """Judge the files of a prefix that has no index: a save that died, or one that is under way."""

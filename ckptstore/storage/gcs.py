@@ -118,6 +118,10 @@ class GcsTransport(Transport):
     def endpoint(self) -> str:
         return self._endpoint
 
+    @property
+    def skew_s(self) -> float:  # type: ignore[override]
+        return 0.0 if self._client is None else self._client.skew_s
+
     # ----------------------------------------------------------------------------------------------- reading
 
     def head(self, place: Place, operation: Operation) -> ObjectInfo:

@@ -26,6 +26,7 @@ from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.gcs_errors import redacted
 from ckptstore.storage.gcs_messages import Accept, Answer, Request, slices, with_query
 from ckptstore.storage.retry import Operation
+from ckptstore.storage.server_clock import skew_of
 
 __all__ = ["GcsClient"]
 
@@ -77,6 +78,7 @@ class GcsClient:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._thread = LoopThread()
         self._session: aiohttp.ClientSession | None = None
+        self.skew_s = 0.0
         try:
             self._fs = _FileSystem(
                 **{
@@ -154,6 +156,7 @@ class GcsClient:
             request.method, target, headers=headers, data=body, allow_redirects=False, timeout=self._timeout
         ) as response:
             operation.progress()
+            self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
             if accept is None or response.status not in (200, 206):
                 return Answer(response.status, response.headers, await response.read())
             receive = accept(response.status, response.headers)
@@ -226,9 +229,11 @@ os.register_at_fork(after_in_child=_disown_all)
 async def _sending(
     pieces: Sequence[bytes | memoryview], operation: Operation
 ) -> AsyncIterator[bytes | memoryview]:
+    position = 0
     for piece in slices(pieces, _SEND_BYTES):
         yield piece
-        operation.progress()
+        position += len(piece)
+        operation.sent(position)
 
 
 def _credential_fault(error: Exception, what: str) -> Fault:

@@ -175,7 +175,8 @@ class ObjectDeleter:
         for stale in listed:
             if (
                 stale.upload_id in known
-                or stale.age_s < min_age_s
+                # A date has whole seconds: of an upload begun just now the age may come out negative.
+                or max(stale.age_s, 0.0) < min_age_s
                 or not _lies_in(stale.name, start, directory)
             ):
                 continue

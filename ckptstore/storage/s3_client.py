@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import email.utils
 import ipaddress
 import os
-import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sized
-from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -21,6 +18,7 @@ from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.redact import Redactor
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.s3_errors import fault_of
+from ckptstore.storage.server_clock import skew_of
 
 __all__ = ["S3Client", "SentBody"]
 
@@ -151,15 +149,11 @@ class S3Client:
 
         async def use(fs: _FileSystem) -> dict[str, Any]:
             answer: dict[str, Any] = await fs._call_s3(method, **arguments)
-            self._note_clock(answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date"))
+            headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+            self.skew_s = skew_of(headers.get("date"), self.skew_s)
             return answer
 
         return self.call(use, operation, arguments.get("Bucket"))
-
-    def _note_clock(self, date: str | None) -> None:
-        if date is not None:
-            with suppress(ValueError):
-                self.skew_s = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
 
     def endpoint(self, operation: Operation) -> str:
         """Return the URL that requests go to, as options, environment and profile say."""

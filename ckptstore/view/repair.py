@@ -76,8 +76,10 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, 
     yield f"* latest: {escaped(report.latest)}{said}", "plain"
     kept = sum(item.is_kept for item in report.items)
     if kept and report.is_changed:
-        checkpoints = "1 checkpoint is" if kept == 1 else f"{count(kept)} checkpoints are"
-        yield f"{checkpoints} kept: nobody knows whether retention may delete what it does not own", "plain"
+        yield (
+            f"kept: {plural(kept, 'checkpoint')} that no saver is known to own; retention never deletes them",
+            "plain",
+        )
     if not report.is_changed:
         yield "the record is in order; nothing to repair", "plain"
     else:

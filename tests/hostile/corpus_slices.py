@@ -104,24 +104,25 @@ def a_hundred_thousand_slices_with_a_gap(directory: Path) -> str:
 
 
 @attack(ck.UnsupportedError, memory_bytes=150 << 20, heavy=True)
-def twenty_thousand_slices_side_by_side_in_every_dimension(directory: Path) -> str:
-    # A diagonal of long bars: whatever dimension a sweep goes along, nearly all are active at once.
-    count = 22_000
+def many_slices_side_by_side_in_every_dimension(directory: Path) -> str:
+    # Long bars across each other: whatever dimension a sweep goes along, nearly all are active at once.
+    count, more = 9_000, 6
     entries: dict[str | bytes, bytes] = {}
     boxes = []
     for number in range(count):
         bar = ((number, 1), (0, count)) if number % 2 else ((0, count), (number, 1))
+        bar += ((0, 1),) * more
         boxes.append(b"".join(craft.extent(*extent) for extent in bar))
         lengths = [length for _, length in bar]
         entries[encode_slice_key("x", Slice(bar))] = craft.entry(FLOAT, lengths, size=4 * count)
-    entries["x"] = craft.entry(FLOAT, [count, count], slices=boxes)
+    entries["x"] = craft.entry(FLOAT, [count, count] + [1] * more, slices=boxes)
     return craft.write_bundle(directory, craft.index(entries), bytes(8))
 
 
 @attack(ck.UnsupportedError, verifies=True, heavy=True)
 def full_extents_in_many_dimensions(directory: Path) -> str:
     # Two bytes an extent in the file.
-    boxes = [craft.extent(0, None) * 200] * 5_000
+    boxes = [craft.extent(0, None) * 200] * 2_500
     return one(directory, craft.entry(FLOAT, [1] * 200, slices=boxes))
 
 

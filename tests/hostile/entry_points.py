@@ -260,7 +260,7 @@ def read_briefly(prefix: str, tensor: str) -> Outcomes:
     """Read `prefix` through few entry points, for files that take their time."""
     outcomes = Outcomes()
     with quiet():
-        for name in ("load_checkpoint", "open_checkpoint.specs", "Saver.restore"):
+        for name in ("load_checkpoint", "Saver.restore"):
             outcomes.whole[name] = typed(READERS[name], prefix)
         outcomes.tensors[f"get_tensor {tensor}"] = typed(ck.load_variable, prefix, tensor)
         outcomes.report = typed(verify_bundle, locate(prefix)).content

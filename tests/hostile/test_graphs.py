@@ -294,8 +294,8 @@ WORDS = re.findall(
     r"\S+",
     """graph_def { node { name: op: input: device: attr { key: value { list { s: i: f: b: type: shape { dim {
     size: tensor { dtype: tensor_shape float_val: string_val: tensor_content: } } } : [ ] < > , ; "a" 'b:0' 1
-    -1 0x7f 1e400 nan inf DT_FLOAT DT_STRING true # "x "\\377" "\\u0041" saver_def collection_def signature_def
-    version: V2 max_to_keep: node_list bytes_list any_info [type.googleapis.com/x] \\""",
+    -1 0x7f 1e400 nan inf DT_FLOAT DT_STRING true # "x "\\377" "\\u0041" saver_def collection_def
+    signature_def version: V2 max_to_keep: node_list bytes_list any_info [type.googleapis.com/x] \\""",
 )
 
 

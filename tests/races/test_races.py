@@ -13,6 +13,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.directory.garbage import collect_garbage
+from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Owner, Record
@@ -132,7 +133,8 @@ def reader(queue: Any, url: str, until_step: int, timeout_s: float) -> None:
 def data_files_needed(url: str) -> None:
     """Check that after gc every file belongs to a listed, complete checkpoint."""
     directory = locate(url)
-    collect_garbage(directory, directory.child("checkpoint"), min_age_s=0.0)
+    garbage = find_garbage(directory, [directory.child("checkpoint")], min_age_s=0.0)
+    assert collect_garbage(directory, garbage).error is None
     state = ck.get_checkpoint_state(url)
     assert state is not None
     listed = {path.rpartition("/")[2] for path in state.all_model_checkpoint_paths}

@@ -112,6 +112,10 @@ class History:
         """Return which save the record calls the latest."""
         return self.mark_at(self._latest) if self._latest else None
 
+    def is_listed(self, prefix: str) -> bool:
+        """Return whether the record lists `prefix` now."""
+        return prefix in self._listed
+
     def check_acknowledged(self, basename: str) -> None:
         """Check that the last acknowledged save of `basename` is its newest one, or was followed by a later one."""
         saves = [save for save in self.saves if save.prefix.startswith(basename)]

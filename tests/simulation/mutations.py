@@ -12,6 +12,7 @@ import ckptstore.directory.publish
 import ckptstore.directory.save
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.publish import ShardSet, publish_index
+from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_protocol import Pending, Record
@@ -138,14 +139,23 @@ def _no_compare_and_swap_of_the_record() -> Iterator[None]:
 @_mutation("zombie", "SPURIOUS", "BLOCKED")
 def _lost_is_fenced() -> Iterator[None]:
     """An index that stands in the way ends the run."""
+    publish = CheckpointWriter._publish
 
-    def publish(*args: Any) -> Any:
+    def publish_or_stop(self: CheckpointWriter, *args: Any) -> None:
+        with mock.patch.object(ckptstore.directory.save, "publish_index", index_or_stop):
+            try:
+                publish(self, *args)
+            except FencedError as error:
+                self._ownership._fenced = error
+                raise
+
+    def index_or_stop(*args: Any) -> Any:
         outcome = publish_index(*args)
         if isinstance(outcome, Lost):
             raise FencedError("somebody else saved this checkpoint")
         return outcome
 
-    with mock.patch.object(ckptstore.directory.save, "publish_index", publish):
+    with mock.patch.object(CheckpointWriter, "_publish", publish_or_stop):
         yield
 
 

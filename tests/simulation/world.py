@@ -117,13 +117,12 @@ class Actor:
         answer, refusal = _tried(apply)
         if number == -self.crash_at:
             self._die(deed, key, "dies after")
-        if loss == "unheard":
-            world.trace.append(Step(self.name, deed, key, "answer lost"))
-            raise LostAnswer(deed, key)
-        if loss == "resent":
+        if loss is not None:
+            # Nobody notices at once.
+            world.stall(self, "answer lost" if loss == "unheard" else "answer lost, sent again", deed, key)
+            if loss == "unheard":
+                raise LostAnswer(deed, key)
             # Below the code under test: it sees the second answer only.
-            world.trace.append(Step(self.name, deed, key, "answer lost, sent again"))
-            world.step(self)
             answer, refusal = _tried(apply)
         if refusal is not None:
             world.trace.append(Step(self.name, deed, key, refusal.__name__))
@@ -231,12 +230,21 @@ class World:
 
     def freeze(self, actor: Actor) -> None:
         """Stop `actor` until its time has come."""
-        self._ready.remove(actor)
-        self._frozen.append(actor)
-        actor.wake_at = self.steps + actor.freeze_steps if actor.freeze_steps >= 0 else float("inf")
+        self._stop(actor, self.steps + actor.freeze_steps if actor.freeze_steps >= 0 else float("inf"))
         self.trace.append(Step(actor.name, "freezes"))
         if actor.on_freeze is not None:
             actor.on_freeze()
+
+    def stall(self, actor: Actor, why: str, deed: str, key: str) -> None:
+        """Let `actor` wait for an answer that does not come."""
+        self.trace.append(Step(actor.name, deed, key, why))
+        self._stop(actor, self.steps + self.random.choice((0, 2, 5, 15, 40)))
+        self.step(actor)
+
+    def _stop(self, actor: Actor, wake_at: float) -> None:
+        self._ready.remove(actor)
+        self._frozen.append(actor)
+        actor.wake_at = wake_at
 
     def leave(self, actor: Actor) -> None:
         """Take out an actor that is done or dead."""
@@ -277,7 +285,8 @@ class World:
             for actor in due:
                 self._frozen.remove(actor)
                 ready.append(actor)
-                self.trace.append(Step(actor.name, "wakes"))
+                if not actor.freeze_at:
+                    self.trace.append(Step(actor.name, "wakes"))
         if len(ready) < 2:
             return ready[0] if ready else None
         if self.random.random() < self._patience and present in ready:

@@ -1,0 +1,71 @@
+"""Hostile bundles under the hands of a writer: merged, and saved over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ckptstore as ck
+from ckptstore.bundle.verify import verify_bundle
+from ckptstore.storage.registry import locate
+from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values
+from tests.hostile.corpus import ATTACKS
+from tests.hostile.entry_points import Outcome, quiet, typed
+from tests.hostile.sandbox import Limits, Sandbox
+from tests.hostile.saves import VALUES, restored
+from tests.hostile.trees import tree_of
+
+# Importing them fills ATTACKS.
+CORPUS = (corpus_entries, corpus_slices, corpus_tables, corpus_values)
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as running:
+        yield running
+
+
+def merge(prefix: str, output: str) -> Outcome:
+    with quiet():
+        return typed(ck.merge_bundles, [prefix], output)
+
+
+def save_over(prefix: str) -> Any:
+    with quiet():
+        return typed(ck.Saver(run="r").save, VALUES, prefix), typed(ck.BundleWriter, f"{prefix}-2")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_hostile_bundle_is_merged_whole_or_left_whole(name: str, tmp_path: Path, sandbox: Sandbox) -> None:
+    case = ATTACKS[name]
+    prefix = case.make(tmp_path / "in")
+    before = tree_of(tmp_path)
+    limits = Limits(memory_bytes=case.memory_bytes + (50 << 20))
+    outcome = sandbox.run(merge, prefix, str(tmp_path / "out" / "model"), limits=limits).value
+    after = {path: what for path, what in tree_of(tmp_path).items() if path != "out"}
+    if outcome.error is not None:
+        assert after == before
+        return
+    # The bytes were not looked at: every entry means what it meant.
+    assert "in/model.index" not in after
+    with quiet():
+        merged = ck.open_checkpoint(tmp_path / "out" / "model")
+        assert "x" in merged or case.error is None
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_save_over_a_hostile_bundle_replaces_it(name: str, tmp_path: Path, sandbox: Sandbox) -> None:
+    case = ATTACKS[name]
+    prefix = case.make(tmp_path)
+    before = tree_of(tmp_path)
+    limits = Limits(memory_bytes=case.memory_bytes + (50 << 20))
+    outcome, _ = sandbox.run(save_over, prefix, limits=limits).value
+    assert outcome.error is None, outcome
+    assert restored(prefix)
+    assert verify_bundle(locate(prefix)).ok
+    after = tree_of(tmp_path)
+    # Whatever the old index named may be read by somebody.
+    assert before["model.data-00000-of-00001"] == after["model.data-00000-of-00001"]
