@@ -31,7 +31,7 @@ FLAGS_crash   := $(WORKERS)
 FLAGS_unit    := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench lock clean clean-all
+.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench docs lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -120,6 +120,9 @@ demo: $(VENV)/.ready  ## the story in the terminal, in under a minute
 
 bench: $(VENV)/.ready $(VENV_TF)/.ready  ## ours against TensorFlow's, alternating; prints ratios
 	$(IN_TF) benchmarks/local.py $(ARGS)
+
+docs: $(VENV)/.ready  ## renew the tables of guarantees in README.md and docs/guarantees.md
+	$(BIN)/python -m tests.meta.guarantees
 
 # Versions and hashes only, whatever index this machine is set up to use; one lock for every Python from 3.11 on.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \

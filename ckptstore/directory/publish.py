@@ -15,6 +15,7 @@ from types import TracebackType
 
 from ckptstore.bundle.plan import SavePlan
 from ckptstore.bundle.writer import IndexEntry, ShardWriter, build_index
+from ckptstore.checksums import crc32c
 from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.errors import (
     AmbiguousOutcomeError,
@@ -28,7 +29,7 @@ from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.format.table import Table
-from ckptstore.storage.base import Ambiguous, Committed, Location, Lost, Upload
+from ckptstore.storage.base import Ambiguous, Committed, Location, Lost, PutOutcome, Upload
 from ckptstore.types import ByteRange
 
 __all__ = [
@@ -229,16 +230,17 @@ class ShardSet:
         """Build the index of all shards."""
         self.index = build_index(self._entries, count)
 
-    def put_graph(self, data: bytes, suffix: str) -> None:
-        """Put the graph beside the checkpoint, to be dropped with it.
+    def put_graph(self, data: bytes, suffix: str, *, is_there: bool) -> None:
+        """Put the graph beside the checkpoint, to be dropped with it; `is_there` as for the function.
 
         Raises
         ------
         ConflictError
             If another writer keeps changing it.
         """
-        self._graph = (self.directory.child(meta_name(self.prefix, suffix)), data)
-        put_meta(self.directory, self.prefix, data, suffix=suffix)
+        location = self.directory.child(meta_name(self.prefix, suffix))
+        self._graph = (location, data)
+        put_graph(location, data, is_there=is_there)
 
     def drop(self, *, fenced: bool = False) -> None:
         """Delete what was written so far.
@@ -319,8 +321,13 @@ def put_meta(directory: Location, prefix: str, data: bytes, *, suffix: str = "me
     put_graph(directory.child(meta_name(prefix, suffix)), data)
 
 
-def put_graph(location: Location, data: bytes) -> None:
+def put_graph(location: Location, data: bytes, *, is_there: bool = False) -> None:
     """Put a graph in its place, unless the same bytes are there.
+
+    Parameters
+    ----------
+    is_there : bool
+        Whether something is there in all likelihood: it is then looked at first, which saves the upload.
 
     Raises
     ------
@@ -328,7 +335,7 @@ def put_graph(location: Location, data: bytes) -> None:
         If another writer keeps changing it.
     """
     storage = location.storage
-    outcome = storage.put_new(location.key, data)
+    outcome: PutOutcome = Lost(None) if is_there else storage.put_new(location.key, data)
     for _ in range(3):
         if isinstance(outcome, Committed):
             return
@@ -337,18 +344,29 @@ def put_graph(location: Location, data: bytes) -> None:
                 "the graph may or may not have been written", url=location.url, actual=outcome.reason
             )
         try:
-            there = storage.get(location.key)
+            version = _version_unless_same(location, data)
         except NotFoundError:
             outcome = storage.put_new(location.key, data)
             continue
-        if there.data == data:
+        if version is None:
             return
-        outcome = storage.put_if(location.key, data, there.version)
+        outcome = storage.put_if(location.key, data, version)
     raise ConflictError(
         "another writer keeps changing the graph",
         url=location.url,
         hint="Let only one job save under this prefix.",
     )
+
+
+def _version_unless_same(location: Location, data: bytes) -> str | None:
+    """Return the version of what is there, None if it holds the same bytes."""
+    storage = location.storage
+    if storage.capabilities.checksum_proved_by_store:
+        info = storage.head(location.key)
+        if info.crc32c is not None:
+            return None if (info.size_bytes, info.crc32c) == (len(data), crc32c(data)) else info.version
+    there = storage.get(location.key)
+    return None if there.data == data else there.version
 
 
 def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Lost:

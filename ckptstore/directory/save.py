@@ -49,7 +49,7 @@ def write_checkpoint(
     with ShardSet(directory, prefix) as files:
         files.write(plan, None if standing is None else standing.counts)
         if meta is not None:
-            files.put_graph(meta, suffix)
+            files.put_graph(meta, suffix, is_there=standing is not None)
         outcome = publish_index(files, standing)
         if not isinstance(outcome, Committed):
             raise ConflictError(
@@ -212,7 +212,7 @@ class CheckpointWriter:
             if standing is not None and before.version is None:
                 claim()
             if meta is not None:
-                files.put_graph(meta, suffix)
+                files.put_graph(meta, suffix, is_there=standing is not None)
             self._unlisted[prefix] = unlisted = _Unlisted(files, change.now_s, replaced)
             try:
                 self._publish(unlisted, standing, run, claim)

@@ -86,7 +86,7 @@ def data_files_of(files: Files, prefix: str) -> tuple[str, ...]:
     """Return the names of the data files that the index of `prefix` names; raises `KeyError` without one."""
     return tuple(
         dict.fromkeys(
-            data_name(prefix, part.shard, part.count) for part in _named_by(files[index_name(prefix)])
+            data_name(prefix, part.shard, part.num_shards) for part in _named_by(files[index_name(prefix)])
         )
     )
 
@@ -125,7 +125,7 @@ def assert_checkpoint_is_complete(files: Files, prefix: str) -> None:
     except CorruptError as error:
         raise InvariantViolation("CORR", f"the index of {prefix!r} cannot be read: {error}") from error
     for part in parts:
-        name = data_name(prefix, part.shard, part.count)
+        name = data_name(prefix, part.shard, part.num_shards)
         data = files.get(name)
         if data is None:
             raise InvariantViolation("CORR", f"{prefix!r} names {name!r}, which is not there")
@@ -245,7 +245,7 @@ class _Part(NamedTuple):
     """Bytes of one data file that an index names."""
 
     shard: int
-    count: int
+    num_shards: int
     start: int
     stop: int
     masked_crc32c: int

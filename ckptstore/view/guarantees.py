@@ -1,13 +1,13 @@
-"""What is promised where: the table in the README, made from what the backends say of themselves."""
+"""What is promised where, as tables for the pages, made from what the backends say of themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ckptstore.storage.base import Capabilities
 
-__all__ = ["guarantees_table"]
+__all__ = ["abilities_table", "guarantees_table"]
 
 
 class _Guarantee(NamedTuple):
@@ -39,12 +39,12 @@ _GUARANTEES = (
     ),
     _Guarantee(
         "**One winner.** Of two runs that save under one name the newer goes on and the older gets "
-        "`FencedError`; no checkpoint whose save returned is lost",
+        "`FencedError`; the record forgets no checkpoint of either",
         lambda has: not has.single_writer,
     ),
     _Guarantee(
         "**Retention deletes only its own**, after the commit, by exact name, and only the version that it "
-        "decided on",
+        "decided on: never what another run has put there meanwhile",
         lambda has: has.conditional_delete,
     ),
     _Guarantee(
@@ -67,26 +67,51 @@ _GUARANTEES = (
         lambda has: has.checksum_proved_by_store,
     ),
     _Guarantee(
-        "**Several hosts** write their parts of one checkpoint",
-        lambda has: has.several_hosts,
+        "**Several hosts.** What is promised to several processes holds for processes on several machines",
+        lambda has: has.several_hosts and not has.single_writer,
     ),
 )
 
-_TITLES = {"local": "local disk", "memory": "`memory://`"}
+_ABILITIES: tuple[tuple[str, Callable[[Capabilities], bool]], ...] = (
+    ("create only if nothing is there", lambda has: has.create_if_absent),
+    ("replace only this version (compare-and-swap)", lambda has: has.compare_and_swap),
+    ("delete only this version", lambda has: has.conditional_delete),
+    ("what was acknowledged survives a power cut", lambda has: has.durable_when_acknowledged),
+    ("the CRC32C of what was received is confirmed", lambda has: has.checksum_proved_by_store),
+    ("the same files for several machines", lambda has: has.several_hosts),
+)
 
 
-def guarantees_table(backends: Sequence[Capabilities]) -> str:
-    """Return the table as Markdown, a column for each backend.
+def guarantees_table(columns: Mapping[str, Capabilities]) -> str:
+    """Return what holds where for checkpoints, as a Markdown table.
 
     Parameters
     ----------
-    backends : sequence of Capabilities
-        As the storages state them, in the order of the columns.
+    columns : mapping of str to Capabilities
+        Title of the column → what is true there.
     """
-    titles = ["guarantee", *(_TITLES.get(one.backend, one.backend) for one in backends)]
+    return _table("guarantee", columns, [(one.text, one.holds) for one in _GUARANTEES])
+
+
+def abilities_table(columns: Mapping[str, Capabilities]) -> str:
+    """Return what the storages do with single objects, which the guarantees follow from, as a Markdown table.
+
+    Parameters
+    ----------
+    columns : mapping of str to Capabilities
+        Title of the column → what is true there.
+    """
+    return _table("ability", columns, _ABILITIES)
+
+
+def _table(
+    corner: str,
+    columns: Mapping[str, Capabilities],
+    questions: Iterable[tuple[str, Callable[[Capabilities], bool]]],
+) -> str:
     rows = [
-        [guarantee.text, *("yes" if guarantee.holds(one) else "no" for one in backends)]
-        for guarantee in _GUARANTEES
+        [corner, *columns],
+        ["---", *(":---:" for _ in columns)],
+        *([text, *("yes" if holds(has) else "no" for has in columns.values())] for text, holds in questions),
     ]
-    lines = [titles, ["---", *(":---:" for _ in backends)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

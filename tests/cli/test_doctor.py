@@ -54,7 +54,7 @@ def test_a_local_directory(run, tmp_path, save, monkeypatch):
 
 
 def test_what_to_do_is_told_below_the_table(run, tmp_path, monkeypatch):
-    mount = local_diagnosis._Mount("/mnt/bucket", "fuse.gcsfuse", "bucket")
+    mount = local_diagnosis._Mount("/bucket-mount", "fuse.gcsfuse", "bucket")
     monkeypatch.setattr(local_diagnosis, "_mount_of", lambda path: mount)
     result = run("doctor", tmp_path)
     assert result.code == 0

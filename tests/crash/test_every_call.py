@@ -65,6 +65,27 @@ def save_steps(directory: str, *steps: int, run: str = "before", **options: obje
         with_state.save(values_of(step), f"{directory}/model", step, write_meta_graph=step == 1)
 
 
+def four_devices() -> ck.Graph:
+    """Return a graph that places each of the variables on a device of its own."""
+    builder = ck.GraphBuilder()
+    kinds = {"big": "float32", "small": "float64", "text": "string", "more": "float64"}
+    for number, (name, dtype) in enumerate(kinds.items()):
+        shape = {"big": (300, 1000), "text": (1,)}.get(name, (2,))
+        builder.operation(
+            name,
+            "VariableV2",
+            [],
+            attrs={"dtype": dtype, "shape": shape, "shared_name": "", "container": ""},
+            device=f"/device:CPU:{number}",
+        )
+    return builder.build()
+
+
+def save_four_shards(directory: str, step: int, run: str) -> None:
+    values = values_of(step) | {"more": np.full(2, float(step))}
+    saver(run, sharded=True, graph=four_devices()).save(values, f"{directory}/model", step)
+
+
 SCENARIOS = [
     Scenario("first save", lambda d: None, lambda d: save_steps(d, 1, run="dies"), (None, 1.0)),
     Scenario(
@@ -92,6 +113,12 @@ SCENARIOS = [
         lambda d: saver("dies").save(values_of(2, generation=2), f"{d}/model", 2) and None,
         (1002.0, 2002.0),
         overwrites="model-2",
+    ),
+    Scenario(
+        "four shards over a checkpoint of four",
+        lambda d: save_four_shards(d, 2, "before"),
+        lambda d: save_four_shards(d, 3, "dies"),
+        (2.0, 3.0),
     ),
     Scenario(
         "overwrite of a plain prefix",

@@ -126,6 +126,8 @@ def run_cli(*arguments: str) -> tuple[int, str]:
         code = main(list(arguments))
     assert code in _EXIT_CODES, f"exit code {code} for {arguments}:\n{err.getvalue()}"
     assert "Traceback" not in err.getvalue(), err.getvalue()
+    for text in (out.getvalue(), err.getvalue()):
+        assert not _CONTROL.search(text.replace("\n", "")), ascii(text)
     return code, out.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What the README says happens: its examples print what stands below them, its tables are the code's."""
+"""What the README says happens: its examples print what stands below them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,9 @@ import warnings
 import pytest
 
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.storage.base import Capabilities
-from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.memory import MemoryStorage
-from ckptstore.view.guarantees import guarantees_table
 from tests.meta.source import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TABLE = re.compile(r"<!-- guarantees: .*? -->\n(.*?)<!-- end of guarantees -->", re.DOTALL)
 
 
 def _blocks() -> list[tuple[str, str]]:
@@ -69,6 +64,18 @@ def test_first_example_leaves_the_files_that_its_comments_name(scene):
     ]
 
 
+def test_the_example_on_an_object_store_is_the_first_one_with_other_paths():
+    first = next(content for language, content in _blocks() if language == "python")
+    other = next(content for language, content in _blocks() if language == "py")
+    lines = set(
+        first.replace('"my-model', '"s3://checkpoints/run/my-model')
+        .replace('"./"', '"s3://checkpoints/run"')
+        .splitlines()
+    )
+    assert "s3://checkpoints/run/my-model" in other
+    assert [line for line in other.splitlines() if line not in lines] == []
+
+
 def _without_ages(text: str) -> str:
     """Ages are of another width when the machine is slow, so the spaces before them go too."""
     text = re.sub(r" +\d+ (s|min|h|d)  ", "  AGE  ", text)
@@ -82,6 +89,10 @@ def test_shell_examples_print_what_stands_below_them(scene):
         printed = ""
         for command in re.findall(r"^\$ (.*)$", session, re.MULTILINE):
             program, *arguments = shlex.split(command)
+            if program == "rm":
+                (scene[0] / arguments[0]).unlink()
+                printed += f"$ {command}\n"
+                continue
             assert program == "ckptstore"
             done = subprocess.run(
                 [sys.executable, "-m", "ckptstore", *arguments],
@@ -94,33 +105,6 @@ def test_shell_examples_print_what_stands_below_them(scene):
             assert (done.returncode, done.stderr) == (0, "")
             printed += f"$ {command}\n{done.stdout}"
         assert _without_ages(printed) == _without_ages(session)
-
-
-def test_guarantees_are_those_of_the_code():
-    found = TABLE.search(README)
-    assert found, "README.md has no place for the table of guarantees"
-    table = guarantees_table([LocalStorage.capabilities, MemoryStorage.capabilities])
-    assert found[1] == table, f"put this into README.md:\n\n{table}"
-
-
-def test_guarantees_that_a_backend_cannot_give_are_denied():
-    weak = Capabilities(
-        backend="tape",
-        create_if_absent=True,
-        compare_and_swap=False,
-        conditional_delete=False,
-        durable_when_acknowledged=True,
-        checksum_proved_by_store=False,
-        several_hosts=False,
-    )
-    header, _, *rows = guarantees_table([weak]).splitlines()
-    assert header == "| guarantee | tape |"
-    answers = dict(re.findall(r"^\| \*\*([^*]+?)\.?\*\*.*\| (yes|no) \|$", "\n".join(rows), re.MULTILINE))
-    assert len(answers) == len(rows)
-    assert {name for name, answer in answers.items() if answer == "no"} == {
-        *("All or nothing", "One winner", "Retention deletes only its own"),
-        *("Proved upload", "Several hosts"),
-    }
 
 
 def test_extras_that_the_readme_names_exist():

@@ -76,8 +76,8 @@ class History:
         As it is now.
     saves : list of Save
         In the order in which they began.
-    named : dict of int to int
-        Mark → when its save became the latest, the last time.
+    seen : dict of int to int
+        Mark → when its index was put in place or the record called it the latest, whichever came last.
     violations : list of InvariantViolation
     """
 
@@ -85,7 +85,7 @@ class History:
         self.files = Files(bucket)
         self.record: Record | None = None
         self.saves: list[Save] = []
-        self.named: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
         self.violations: list[InvariantViolation] = []
         self.noting = _Noting(self.violations)
         self._max_to_keep = max_to_keep
@@ -142,8 +142,8 @@ class History:
                 self._record_changed()
                 return
             prefix = name.partition(".")[0]
-            if name == index_name(self._latest):
-                self._note_latest()
+            if name == index_name(prefix):
+                self._see(prefix)
             if prefix in self._listed:
                 self._check(prefix)
 
@@ -156,17 +156,17 @@ class History:
         self._latest = after.state.model_checkpoint_path
         for owner in after.owners.values():
             self._epochs[owner.run] = owner.epoch
-        self._note_latest()
+        self._see(self._latest)
         for prefix in self._listed:
             self._check(prefix)
         if before is not None:
             assert_fence_holds(before, after)
             assert_nothing_is_forgotten(before, after, self._max_to_keep)
 
-    def _note_latest(self) -> None:
-        mark = self.latest_mark()
+    def _see(self, prefix: str) -> None:
+        mark = self.mark_at(prefix)
         if mark is not None:
-            self.named[mark] = self._changes
+            self.seen[mark] = self._changes
 
     def _check(self, prefix: str) -> None:
         assert_index_is_there(self.files, prefix)

@@ -25,7 +25,7 @@ __all__ = ["every_copy_of", "pure_functions_remember"]
 
 _T = TypeVar("_T")
 
-_SIZE = 4096
+_SIZE = 512
 
 # They call each other.
 _LEFT_ALONE = {

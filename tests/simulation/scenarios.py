@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import ckptstore.directory.record_update
 import ckptstore.management
 import ckptstore.saver
 import ckptstore.storage.retry
+from ckptstore.bundle.plan import SavePlan
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
 from ckptstore.management import latest_checkpoint
 from ckptstore.saver import Saver
@@ -252,7 +254,7 @@ class Run:
         """Restore the latest checkpoint as a careful program does; return its mark."""
         history = self.history
         at_start = history.latest_mark()
-        since = history.named.get(at_start, 0) if at_start is not None else 0
+        since = history.seen[at_start] if at_start is not None else 0
         mark = None
         tries = 0
         with history.noting:
@@ -275,7 +277,7 @@ class Run:
                 break
             assert_reader_was_served(mark, at_start is not None, tries)
             if mark is not None:
-                assert_reader_is_not_behind(mark, history.named.get(mark, 0), since)
+                assert_reader_is_not_behind(mark, history.seen.get(mark, 0), since)
         return mark
 
     def _aftermath(self) -> None:
@@ -309,6 +311,18 @@ class _TwoDevices:
 
 _world: World
 _restorer = Saver()
+_plan = Saver._plan
+
+
+@functools.lru_cache(512)
+def _plan_of(mark: int, has_shards: bool) -> SavePlan:
+    array = np.array([mark], np.int32)
+    graph: Any = _TwoDevices() if has_shards else None
+    return _plan(Saver(sharded=has_shards, graph=graph), {"a": array, "b": array})
+
+
+def _plan_from_memory(self: Saver, values: dict[str, np.ndarray]) -> SavePlan:
+    return _plan_of(int(values["a"][0]), self.graph is not None)
 
 
 class _Time:
@@ -348,6 +362,7 @@ def simulation() -> Iterator[None]:
         every_copy_of("new_write_id", lambda: _world.new_id()),
         mock.patch.object(ckptstore.saver, "locate", _locate),
         mock.patch.object(ckptstore.management, "locate", _locate),
+        mock.patch.object(Saver, "_plan", _plan_from_memory),
         mock.patch.object(Saver, "_meta_graph", lambda *_: b"the same graph"),
         warnings.catch_warnings(),
     ):
