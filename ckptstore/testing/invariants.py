@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ckptstore.directory.paths import owner_of
 from ckptstore.directory.record_update import RECORD_NAME
 from ckptstore.errors import CkptStoreError, CorruptError, FencedError
+from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
 from ckptstore.format.naming import data_name, index_name
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 Files = Mapping[str, bytes]
+
+_NOT_PLAIN = {dtype.as_datatype_enum for dtype in dtypes.ALL if dtype.dtype.hasobject}
 
 
 class InvariantViolation(AssertionError):  # noqa: N818
@@ -84,11 +87,7 @@ def listed_prefixes(record: Record) -> tuple[str, ...]:
 
 def data_files_of(files: Files, prefix: str) -> tuple[str, ...]:
     """Return the names of the data files that the index of `prefix` names; raises `KeyError` without one."""
-    return tuple(
-        dict.fromkeys(
-            data_name(prefix, part.shard, part.num_shards) for part in _named_by(files[index_name(prefix)])
-        )
-    )
+    return tuple(dict.fromkeys(name for name, _ in _named_by(files[index_name(prefix)], prefix)))
 
 
 def assert_one_save(values: Mapping[str, Any], mark_of: Callable[[Any], Hashable] | None = None) -> Hashable:
@@ -119,13 +118,11 @@ def assert_index_is_there(files: Files, prefix: str) -> None:
 
 def assert_checkpoint_is_complete(files: Files, prefix: str) -> None:
     """CORR: every byte that the index of `prefix` names is there, and is the one that was written."""
-    index = files[index_name(prefix)]
     try:
-        parts = _named_by(index)
+        named = _named_by(files[index_name(prefix)], prefix)
     except CorruptError as error:
         raise InvariantViolation("CORR", f"the index of {prefix!r} cannot be read: {error}") from error
-    for part in parts:
-        name = data_name(prefix, part.shard, part.num_shards)
+    for name, part in named:
         data = files.get(name)
         if data is None:
             raise InvariantViolation("CORR", f"{prefix!r} names {name!r}, which is not there")
@@ -149,8 +146,8 @@ def assert_acknowledged_save_is_kept(found: Hashable, allowed: Collection[Hashab
     found : hashable
         Mark of the latest checkpoint; None if there is none.
     allowed : collection
-        Mark of the last acknowledged save, and those of all saves begun later by its run or a newer one. Empty
-        if no save was acknowledged.
+        Mark of the last acknowledged save, and those of all saves begun later by its run or a newer one.
+        Empty if no save was acknowledged.
     """
     if allowed and found not in allowed:
         raise InvariantViolation(
@@ -177,7 +174,7 @@ def assert_nothing_is_forgotten(before: Record, after: Record, max_to_keep: int)
 
 
 def assert_fence_holds(before: Record, after: Record) -> None:
-    """FENCE: a record is written over by the run that owns it, or by one that takes over with a higher epoch."""
+    """FENCE: a record is written over by the run that owns it, or by one with a higher epoch."""
     for basename, owner in before.owners.items():
         new = after.owners.get(basename)
         if new is None:
@@ -244,31 +241,38 @@ def assert_reader_is_not_behind(mark: Hashable, published: int, published_at_sta
 class _Part(NamedTuple):
     """Bytes of one data file that an index names."""
 
-    shard: int
-    num_shards: int
     start: int
     stop: int
-    masked_crc32c: int
+    masked_crc32c: int | None  # of strings it is not that of the bytes
 
 
-# Bytes of the same content are parsed once: a simulation looks after every request.
-@functools.lru_cache(maxsize=4096)
+# The same bytes are parsed once: a simulation looks after every request.
+@functools.lru_cache(maxsize=512)
 def _parsed_record(data: bytes) -> Record:
     return parse_record(data, source=RECORD_NAME)
 
 
-@functools.lru_cache(maxsize=4096)
-def _named_by(index: bytes) -> tuple[_Part, ...]:
-    items = dict(Table.from_bytes(index, source="index").items())
-    count = decode_header(items.pop(HEADER_KEY, b""), source="index").num_shards
-    entries = [decode_entry(value, source="index", tensor=repr(key)) for key, value in items.items()]
+@functools.lru_cache(maxsize=512)
+def _named_by(index: bytes, prefix: str) -> tuple[tuple[str, _Part], ...]:
+    items = dict(Table.from_bytes(index, source=index_name(prefix)).items())
+    count = decode_header(items.pop(HEADER_KEY, b""), source=index_name(prefix)).num_shards
+    entries = [decode_entry(value, source=index_name(prefix), tensor=repr(k)) for k, value in items.items()]
     return tuple(
-        _Part(entry.shard_id, count, entry.offset, entry.offset + entry.size_bytes, entry.masked_crc32c)
+        (
+            data_name(prefix, entry.shard_id, count),
+            _Part(
+                entry.offset,
+                entry.offset + entry.size_bytes,
+                None if entry.dtype_enum in _NOT_PLAIN else entry.masked_crc32c,
+            ),
+        )
         for entry in entries
         if not entry.slices
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _is_intact(data: bytes, part: _Part) -> bool:
-    return len(data) >= part.stop and mask(crc32c(data[part.start : part.stop])) == part.masked_crc32c
+    if len(data) < part.stop:
+        return False
+    return part.masked_crc32c in (None, mask(crc32c(data[part.start : part.stop])))

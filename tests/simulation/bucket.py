@@ -9,11 +9,11 @@ from typing import NamedTuple
 __all__ = ["NoSuchKey", "PreconditionFailed", "SimulatedBucket", "SimulatedObject"]
 
 
-class PreconditionFailed(Exception):  # noqa: N818
+class PreconditionFailed(Exception):
     """The condition of a request does not hold; nothing was changed (HTTP 412)."""
 
 
-class NoSuchKey(Exception):  # noqa: N818
+class NoSuchKey(Exception):
     """There is no such object (HTTP 404)."""
 
 

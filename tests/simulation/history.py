@@ -117,7 +117,7 @@ class History:
         return prefix in self._listed
 
     def check_acknowledged(self, basename: str) -> None:
-        """Check that the last acknowledged save of `basename` is its newest one, or was followed by a later one."""
+        """Check that the last acknowledged save of `basename` is its newest, or has a later one behind it."""
         saves = [save for save in self.saves if save.prefix.startswith(basename)]
         acknowledged = [save for save in saves if save.is_acknowledged]
         if not acknowledged:

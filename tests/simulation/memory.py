@@ -1,7 +1,7 @@
 """Pure functions that answer from memory: the same bytes come by thousands of times in a simulation.
 
-Nothing of the protocol is among them, only what turns immutable values into bytes and back. What was written is known
-without being parsed: that both directions agree is proved by the format's own tests.
+Nothing of the protocol is among them, only what turns immutable values into bytes and back. What was written
+is known without being parsed: that both directions agree is proved by the format's own tests.
 """
 
 from __future__ import annotations

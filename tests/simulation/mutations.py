@@ -173,7 +173,7 @@ def _equal_index_bytes() -> Iterator[None]:
         yield
 
 
-@_mutation("zombie", "CORR", "LOST")
+@_mutation("zombie-rollback", "CORR", "LOST")
 def _fenced_runs_delete_canonical_names() -> Iterator[None]:
     """A run that was replaced deletes files whose names the other one may have taken up."""
     drop = ShardSet.drop

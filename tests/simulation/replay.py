@@ -29,7 +29,8 @@ def command(scenario: str, seed: int, *, without: str = "", server: str = "full"
 def report(run: Run) -> str:
     """Return the schedule of a run and what was wrong with it."""
     lines = [
-        f"{number:4} {step.actor:10} {step.deed:14} {step.key.replace(DIRECTORY + '/', ''):45} {step.outcome}".rstrip()
+        f"{number:4} {step.actor:10} {step.deed:14} {step.key.replace(DIRECTORY + '/', ''):45}"
+        f" {step.outcome}".rstrip()
         for number, step in enumerate(run.world.trace, 1)
     ]
     record = run.history.files.get("checkpoint", b"(no record)")

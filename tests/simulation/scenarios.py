@@ -90,8 +90,8 @@ class Run:
     conditional_delete, honours_conditions : bool
         What the server knows; see `SimulatedBucket`.
     check_graphs : bool, optional
-        Whether a listed checkpoint that lost its graph is a violation. By default only where one run saves at a
-        time: a graph has no name of its own, so the late delete of a run that stood still takes that of a
+        Whether a listed checkpoint that lost its graph is a violation. By default only where one run saves at
+        a time: a graph has no name of its own, so the late delete of a run that stood still takes that of a
         checkpoint which another run has saved again.
 
     Attributes
@@ -258,7 +258,7 @@ class Run:
         mark = None
         tries = 0
         with history.noting:
-            for tries in range(1, READER_TRIES + 1):
+            for tries in range(1, READER_TRIES + 1):  # noqa: B007
                 values: dict[str, np.ndarray] = {}
                 try:
                     path = latest_checkpoint(URL)

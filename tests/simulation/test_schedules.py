@@ -1,4 +1,4 @@
-"""The real commit code under seeded schedules: crashes, lost answers, requests sent twice, runs that freeze and wake.
+"""The real commit code under seeded schedules: crashes, lost answers, repeated requests, runs that freeze.
 
 Ten thousand seeds of each scenario by default; CKPTSTORE_SIMULATION_SEEDS asks for another number, and
 CKPTSTORE_SIMULATION_FIRST_SEED for others.
@@ -80,7 +80,9 @@ def test_the_command_that_a_failure_prints_shows_the_same_history() -> None:
     words = command("zombie-rollback", 11).split()
     # Another process has other hashes, and with them other orders of sets.
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    shown = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True, env=environment)
+    shown = subprocess.run(
+        [sys.executable, *words[1:]], capture_output=True, text=True, check=True, env=environment
+    )
     assert shown.stdout.strip() == report(run).strip()
 
 
@@ -98,5 +100,6 @@ def test_everything_that_can_happen_does() -> None:
         "PreconditionFailed", "NoSuchKey",
     }  # fmt: skip
     assert deeds.keys() >= {
-        "GET", "HEAD", "LIST", "PUT", "PUT IF", "DELETE", "DELETE MANY", "freezes", "wakes", "has saved", "has restored",
+        "GET", "HEAD", "LIST", "PUT", "PUT IF", "DELETE", "DELETE MANY", "freezes", "wakes", "has saved",
+        "has restored",
     }  # fmt: skip

@@ -1,8 +1,8 @@
 """Many programs, one bucket, and a scheduler that decides by a seed whose request comes next.
 
-An actor is a real call of real code in a greenlet of its own. Before each of its requests it hands control to the
-scheduler, which picks who goes on: one step is one request, and the same seed gives the same history. Nothing
-sleeps: time passes with the requests, and jumps when everybody waits.
+An actor is a real call of real code in a greenlet of its own. Before each of its requests it hands control to
+the scheduler, which picks who goes on: one step is one request, and the same seed gives the same history.
+Nothing sleeps: time passes with the requests, and jumps when everybody waits.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MAX_STEPS = 5_000  # a run has about fifty; one that never ends is a finding
 CHANCE_OF_LOSS = 0.05
 
 
-class LostAnswer(Exception):  # noqa: N818
+class LostAnswer(Exception):
     """The connection broke before the answer came; the request may have been carried out."""
 
 
-class Endless(Exception):  # noqa: N818
+class Endless(Exception):
     """The run does not come to its end."""
 
 
