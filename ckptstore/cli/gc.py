@@ -61,6 +61,7 @@ def gc_command(
     from ckptstore.directory.garbage_search import find_garbage
     from ckptstore.storage.registry import locate
     from ckptstore.view.garbage import garbage_total
+    from ckptstore.view.text import escaped
 
     place = at_directory(locate(directory, storage_options))
     records = _records(place, record_names)
@@ -74,8 +75,8 @@ def gc_command(
         output.collection(GarbageReport(garbage, (), 0), dry_run=True)
     else:
         if garbage.files and not yes and _is_watched():
-            question = f"Remove {garbage_total(garbage.files)}?"
-            if not click.confirm(question, err=True):
+            question = f"Remove {garbage_total(garbage.files)}, from {escaped(garbage.url)}?"
+            if not _confirmed(question):
                 output.note("nothing was removed")
                 return OK
             # The answer may have taken an hour.
@@ -133,6 +134,15 @@ def _only_uploads(directory: Location, min_age_s: float, *, dry_run: bool) -> Ga
             raise
         return report
     return None
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        # What follows begins on a line of its own.
+        print(file=sys.stderr)
+        raise
 
 
 def _is_watched() -> bool:

@@ -46,7 +46,7 @@ class DiagnosisFacts:
 
 def diagnosis_table(facts: DiagnosisFacts) -> Table:
     """Return one row a check."""
-    columns = (Column("CHECK"), Column("RESULT"), Column("FOUND", flexible=True))
+    columns = (Column("CHECK"), Column("RESULT"), Column("FOUND", flexible=True, prose=True))
     rows = [
         Row((finding.check, finding.state, escaped(finding.detail)), _TONES[finding.state])
         for finding in facts.findings

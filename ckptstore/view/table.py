@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,11 +30,14 @@ class Column:
         Numbers stand to the right.
     flexible : bool
         May be folded where the terminal is too narrow. At most one column is.
+    prose : bool
+        Folded between words; names are folded behind a slash.
     """
 
     title: str
     right: bool = False
     flexible: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def table_lines(table: Table, width: int | None = None) -> Iterator[tuple[str, T
     yield _line(table.columns, widths, [column.title for column in table.columns]), "title"
     for row in table.rows:
         parts = [
-            _folded(cell, size) if column.flexible else [cell]
+            _folded(cell, size, prose=column.prose) if column.flexible else [cell]
             for column, cell, size in zip(table.columns, row.cells, widths, strict=True)
         ]
         for line in range(max(len(part) for part in parts)):
@@ -79,7 +83,9 @@ def table_lines(table: Table, width: int | None = None) -> Iterator[tuple[str, T
             yield _line(table.columns, widths, cells), row.tone
 
 
-def _folded(cell: str, width: int) -> list[str]:
+def _folded(cell: str, width: int, *, prose: bool) -> list[str]:
+    if prose:
+        return textwrap.wrap(cell, width, subsequent_indent=_HANGING, break_on_hyphens=False) or [""]
     first, *rest = fold(cell, width, len(_HANGING)) or [""]
     return [first, *(_HANGING + piece for piece in rest)]
 

@@ -195,7 +195,7 @@ def test_a_person_is_asked(run, directory, watched):
     answers.append(False)
     result = run("gc", "run")
     assert (result.code, result.err) == (0, "ckptstore: nothing was removed\n")
-    assert asked == ["Remove 4 files, 1.5 MiB?"]
+    assert asked == ["Remove 4 files, 1.5 MiB, from run?"]
     assert names(directory) == before
     answers.append(True)
     assert "removed 4 files" in run("gc", "run").out

@@ -141,21 +141,23 @@ def _lost_is_fenced() -> Iterator[None]:
     """An index that stands in the way ends the run."""
     publish = CheckpointWriter._publish
 
-    def publish_or_stop(self: CheckpointWriter, *args: Any) -> None:
-        with mock.patch.object(ckptstore.directory.save, "publish_index", index_or_stop):
-            try:
-                publish(self, *args)
-            except FencedError as error:
-                self._ownership._fenced = error
-                raise
-
     def index_or_stop(*args: Any) -> Any:
         outcome = publish_index(*args)
         if isinstance(outcome, Lost):
             raise FencedError("somebody else saved this checkpoint")
         return outcome
 
-    with mock.patch.object(CheckpointWriter, "_publish", publish_or_stop):
+    def publish_or_stop(self: CheckpointWriter, *args: Any) -> None:
+        try:
+            publish(self, *args)
+        except FencedError as error:
+            self._ownership._fenced = error
+            raise
+
+    with (
+        mock.patch.object(ckptstore.directory.save, "publish_index", index_or_stop),
+        mock.patch.object(CheckpointWriter, "_publish", publish_or_stop),
+    ):
         yield
 
 
