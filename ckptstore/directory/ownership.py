@@ -23,7 +23,7 @@ from ckptstore.directory.publish import read_standing
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.window import own_entries
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, FencedError
+from ckptstore.errors import AccessError, CkptStoreError, CkptStoreWarning, FencedError
 from ckptstore.format.naming import data_name, meta_name, split_step
 from ckptstore.format.record_protocol import Owner, Record
 from ckptstore.storage.base import Location
@@ -115,7 +115,8 @@ class Ownership:
         owner = record.owners.get(basename)
         known = record.state is not None
         self.last_seen = record
-        found = list_checkpoints(self.directory, basename)
+        listing = self._look_around(basename)
+        found = listing or {}
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved for
         # good.
         now_s = self._clock()
@@ -123,7 +124,8 @@ class Ownership:
         self._mtimes_s.update(mtimes_s)
         entries = own_entries(self.directory, record.state, {basename}, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
-        self._missing |= {e for e in entries if e.prefix not in found or found[e.prefix].index is None}
+        if listing is not None:
+            self._missing |= {e for e in entries if e.prefix not in found or found[e.prefix].index is None}
         steps = [step for prefix in listed if (step := split_step(prefix)[1]) is not None]
         if owner is not None and owner.highest_step is not None:
             steps.append(owner.highest_step)
@@ -134,11 +136,24 @@ class Ownership:
             # A record that knows no step of this basename cannot tell a save that died from checkpoints kept
             # on purpose: leave them all.
             highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
-        self._drop_leftovers(basename, found, record)
+        if listing is not None:
+            self._drop_leftovers(basename, found, record)
         held = Held(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
-        held.knows_all = snapshot.version is None and not found
+        held.knows_all = snapshot.version is None and listing == {}
         self.held[basename] = held
         return held
+
+    def _look_around(self, basename: str) -> dict[str, Found] | None:
+        """Return what there is of `basename`; None where that may not be listed: saving works without it."""
+        try:
+            return list_checkpoints(self.directory, basename)
+        except AccessError as error:
+            warnings.warn(
+                f"the directory may not be listed; what died is neither adopted nor cleaned up: {error}",
+                CkptStoreWarning,
+                stacklevel=6,
+            )
+            return None
 
     def _take_over(self, basename: str, run: str, snapshot: RecordSnapshot, timeout_s: float) -> Record:
         def raise_epoch(now: RecordSnapshot) -> Record:
