@@ -26,8 +26,8 @@ from ckptstore.storage.base import Location
 __all__ = ["RepairAction", "RepairItem", "RepairReport", "repair_record"]
 
 RepairAction: TypeAlias = Literal["stays", "moved", "added", "dropped", "left out"]
-"""``stays``: listed before and after. ``moved``: its path led to where the directory was before. ``added``:
-it was not listed. ``dropped``: it was, and cannot be restored. ``left out``: neither.
+"""``stays``: listed before and after. ``moved``: the same, by a path to where the directory was before.
+``added``: newly listed. ``dropped``: listed before, and cannot be restored. ``left out``: neither.
 """
 
 

@@ -300,8 +300,10 @@ def _promises(has: Capabilities) -> Iterator[Finding]:
         )
     if has.durable_when_acknowledged:
         yield Finding("durable", "ok", "what was acknowledged survives a power cut")
-    else:
+    elif has.backend == "memory":
         yield Finding("durable", "degraded", "nothing here outlives this process")
+    else:
+        yield Finding("durable", "degraded", "a power cut may take what was acknowledged")
     if has.backend in ("local", "memory"):
         return
     if has.checksum_proved_by_store:

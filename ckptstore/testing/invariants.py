@@ -19,7 +19,7 @@ from ckptstore.errors import CkptStoreError, CorruptError, FencedError
 from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
-from ckptstore.format.naming import data_name, index_name
+from ckptstore.format.naming import data_name, index_name, parse_file_name
 from ckptstore.format.record_protocol import Record, parse_record
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
@@ -32,6 +32,7 @@ __all__ = [
     "assert_fence_holds",
     "assert_index_is_there",
     "assert_listed_checkpoints_restore",
+    "assert_no_orphans",
     "assert_nothing_is_forgotten",
     "assert_one_save",
     "assert_reader_is_not_behind",
@@ -171,6 +172,19 @@ def assert_nothing_is_forgotten(before: Record, after: Record, max_to_keep: int)
             owner = owner_of(prefix)
             if sum(owner_of(other) == owner for other in new) < max_to_keep:
                 raise InvariantViolation("LOST", f"{prefix!r} left the list {old}, which became {new}")
+
+
+def assert_no_orphans(files: Files, record_name: str = RECORD_NAME) -> None:
+    """ORPHAN: after ``gc`` every data file is named by an index, or by the record as still to be deleted."""
+    record = read_record_of(files, record_name)
+    for name in files:
+        parsed = parse_file_name(name)
+        if parsed is None or parsed.kind != "data":
+            continue
+        if index_name(parsed.prefix) in files and name in data_files_of(files, parsed.prefix):
+            continue
+        if record is None or (parsed.shard, parsed.num_shards) not in record.shards_named(parsed.prefix):
+            raise InvariantViolation("ORPHAN", f"nothing names {name!r} any more")
 
 
 def assert_fence_holds(before: Record, after: Record) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ class SimulatedBucket:
                     raise NoSuchKey(key)
                 if found.etag != if_match:
                     raise PreconditionFailed(key)
-        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        etag = f"{zlib.crc32(data):08x}-{len(data)}"
         stored = self.objects[key] = SimulatedObject(data, etag, write_id, self.clock())
         if self.on_change is not None:
             self.on_change(key)

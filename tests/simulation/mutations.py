@@ -35,6 +35,8 @@ class Mutation:
         The one that shows best what it was good for.
     expected : set of str
         The invariants that may notice.
+    seeds : int
+        Within so many it must be noticed.
     apply : callable
         Returns a context in which the rule does not hold.
     """
@@ -42,16 +44,19 @@ class Mutation:
     name: str
     scenario: str
     expected: frozenset[str]
+    seeds: int
     apply: Callable[[], AbstractContextManager[Any]]
 
 
 MUTATIONS: dict[str, Mutation] = {}
 
 
-def _mutation(scenario: str, *expected: str) -> Callable[[Callable[[], Iterator[None]]], None]:
+def _mutation(
+    scenario: str, *expected: str, seeds: int = 10_000
+) -> Callable[[Callable[[], Iterator[None]]], None]:
     def add(function: Callable[[], Iterator[None]]) -> None:
         name = function.__name__.strip("_").replace("_", "-")
-        MUTATIONS[name] = Mutation(name, scenario, frozenset(expected), contextmanager(function))
+        MUTATIONS[name] = Mutation(name, scenario, frozenset(expected), seeds, contextmanager(function))
 
     return add
 
@@ -175,7 +180,7 @@ def _equal_index_bytes() -> Iterator[None]:
         yield
 
 
-@_mutation("zombie-rollback", "CORR", "LOST")
+@_mutation("zombie-rollback", "CORR", "LOST", seeds=30_000)
 def _fenced_runs_delete_canonical_names() -> Iterator[None]:
     """A run that was replaced deletes files whose names the other one may have taken up."""
     drop = ShardSet.drop

@@ -19,6 +19,8 @@ import ckptstore.management
 import ckptstore.saver
 import ckptstore.storage.retry
 from ckptstore.bundle.plan import SavePlan
+from ckptstore.directory.garbage import collect_garbage
+from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
 from ckptstore.management import latest_checkpoint
 from ckptstore.saver import Saver
@@ -26,14 +28,15 @@ from ckptstore.storage.base import Location
 from ckptstore.testing.invariants import (
     InvariantViolation,
     assert_failure_was_due,
+    assert_no_orphans,
     assert_one_save,
     assert_reader_is_not_behind,
     assert_reader_was_served,
 )
 from tests.simulation.bucket import SimulatedBucket
-from tests.simulation.history import DIRECTORY, History, Save
+from tests.simulation.history import DIRECTORY, RECORD, History, Save
 from tests.simulation.memory import every_copy_of, pure_functions_remember
-from tests.simulation.storage import ActorStorage
+from tests.simulation.storage import ActorStorage, Uncancelled
 from tests.simulation.world import Actor, Endless, Step, World
 
 __all__ = ["SCENARIOS", "Run", "Scenario", "simulation"]
@@ -116,10 +119,10 @@ class Run:
         self.world = World(f"{scenario.name} {seed}", bucket)
         self.random = draw = self.world.random
         self.keep = draw.choice((1, 2, 2, 3))
-        self.target = draw.choice((2, 3, 3, 4)) if scenario.zombie else draw.choice((3, 3, 4, 5))
+        self.target = draw.choice((2, 2, 3, 3)) if scenario.zombie else draw.choice((3, 3, 4))
         # Training that is deterministic saves the same bytes for a step, whoever does it.
         self.repeats_values = scenario.rollback and draw.random() < 0.4
-        self.has_graphs = draw.random() < 0.25
+        self.has_graphs = draw.random() < 0.5
         self.has_shards = draw.random() < 0.25
         self.starts = 0
         self.deaths = 0
@@ -136,7 +139,7 @@ class Run:
             self.world.run()
             self.history.check_acknowledged(BASENAME)
             self.history.check_acknowledged(NEIGHBOUR)
-            if not self.history.violations and self.random.random() < 0.15:
+            if not self.history.violations and self.random.random() < 0.1:
                 self._aftermath()
         except Endless as error:
             self.history.note("ENDLESS", str(error))
@@ -246,7 +249,7 @@ class Run:
 
     def _reader(self, actor: Actor) -> None:
         actor.storage = ActorStorage(actor)
-        for _ in range(self.random.choice((1, 1, 1, 2))):
+        for _ in range(self.random.choice((1, 1, 1, 1, 2))):
             mark = self._restore_latest()
             self.world.trace.append(Step(actor.name, f"has restored {mark}"))
 
@@ -281,7 +284,7 @@ class Run:
         return mark
 
     def _aftermath(self) -> None:
-        """Another run when all is quiet: it must find what is there, and be able to save any step."""
+        """Another run when all is quiet: it must find what is there, save any step, and clean up."""
         history = self.history
         last = max(save.mark % _STEPS for save in history.saves)
         steps = (self.random.randint(1, last), last + 1)
@@ -296,10 +299,15 @@ class Run:
             for step in steps:
                 if not self._save(saver, "aftermath", BASENAME, step):
                     history.note("BLOCKED", f"step {step} cannot be saved any more")
+            directory = _locate(URL)
+            garbage = find_garbage(directory, [directory.child(RECORD)], min_age_s=0.0)
+            collect_garbage(directory, garbage)
 
         self.world.spawn("aftermath", program).is_reliable = True
         self.world.run()
         history.check_acknowledged(BASENAME)
+        with history.noting:
+            assert_no_orphans(history.files)
 
 
 class _TwoDevices:
@@ -358,6 +366,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.retry, "time", _Time),
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
         mock.patch.object(ckptstore.storage.object_deletes, "time", _Time),
+        mock.patch.object(ckptstore.storage.object_upload, "Cancellation", Uncancelled),
         mock.patch.object(ckptstore.directory.publish, "random", _Random),
         every_copy_of("new_write_id", lambda: _world.new_id()),
         mock.patch.object(ckptstore.saver, "locate", _locate),

@@ -44,7 +44,7 @@ class SimulatedTransport(Transport):
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._bucket = bucket = actor.world.bucket
+        self.bucket = bucket = actor.world.bucket
         self._endpoint = f"simulated {bucket.honours_conditions:d}{bucket.conditional_delete:d}"
         identity = (self.scheme, self._endpoint, BUCKET)
         if identity not in probe._known:
@@ -74,7 +74,7 @@ class SimulatedTransport(Transport):
 
     def head(self, place: Place, operation: Operation) -> ObjectInfo:
         key = place.key
-        found = self._send("HEAD", key, lambda: self._bucket.get(key))
+        found = self._send("HEAD", key, lambda: self.bucket.get(key))
         return ObjectInfo(key, len(found.data), found.etag, found.mtime_s, found.write_id)
 
     def get(
@@ -87,7 +87,7 @@ class SimulatedTransport(Transport):
         accept: Callable[[Heading], Receiver],
     ) -> None:
         key = place.key
-        found = self._send("GET", key, lambda: self._bucket.get(key))
+        found = self._send("GET", key, lambda: self.bucket.get(key))
         if version is not None and found.etag != version:
             raise Fault(Kind.PRECONDITION, "another version is there")
         data = found.data
@@ -118,22 +118,22 @@ class SimulatedTransport(Transport):
         stored = self._send(
             "PUT" if version is None else "PUT IF",
             key,
-            lambda: self._bucket.put(key, content, write_id=write_id, if_absent=if_absent, if_match=version),
+            lambda: self.bucket.put(key, content, write_id=write_id, if_absent=if_absent, if_match=version),
         )
         return Stored(stored.etag, crc32c)
 
     def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
         key = place.key
-        self._send("DELETE", key, lambda: self._bucket.delete(key, if_match=version))
+        self._send("DELETE", key, lambda: self.bucket.delete(key, if_match=version))
 
     def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
         keys = [f"{bucket}/{name}" for name in names]
-        self._send("DELETE MANY", " ".join(keys), lambda: self._bucket.delete_many(keys))
+        self._send("DELETE MANY", " ".join(keys), lambda: self.bucket.delete_many(keys))
         return {}
 
     def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
         start = f"{bucket}/{prefix}"
-        found = self._send("LIST", start, lambda: self._bucket.list(start))
+        found = self._send("LIST", start, lambda: self.bucket.list(start))
         return Page(
             [
                 ObjectInfo(key, len(item.data), item.etag, item.mtime_s)
@@ -161,10 +161,20 @@ class SimulatedTransport(Transport):
         raise NotImplementedError
 
 
-class _Waiting(Cancellation):
-    """Pauses that the scheduler counts."""
+class Uncancelled(Cancellation):
+    """For uploads: there are no threads that could be told to stop."""
 
     is_cancelled = False
+
+    def __init__(self) -> None:
+        pass
+
+    def cancel(self) -> None:
+        pass
+
+
+class _Waiting(Uncancelled):
+    """Pauses that the scheduler counts."""
 
     def __init__(self, actor: Actor) -> None:
         self._world = actor.world
@@ -206,6 +216,9 @@ class ActorStorage(ObjectStorage):
                 _places.clear()
             found = _places[key] = super().place(key)
         return found
+
+    def now_s(self) -> float:
+        return self.transport.bucket.clock()
 
     def pool(self) -> NoReturn:
         raise NotImplementedError("the scheduler knows of no threads")

@@ -20,9 +20,6 @@ from tests.simulation.scenarios import SCENARIOS, Run, simulation
 SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_SEEDS", "10000"))
 FIRST_SEED = int(os.environ.get("CKPTSTORE_SIMULATION_FIRST_SEED", "0"))
 
-# One worker each, where there are several.
-ALL = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SCENARIOS]
-
 
 @pytest.fixture(autouse=True)
 def simulated() -> Iterator[None]:
@@ -39,7 +36,7 @@ def check(scenario: str, seeds: range, server: str = "full") -> None:
 
 
 @pytest.mark.timeout(60 + SEEDS // 50)
-@pytest.mark.parametrize("scenario", ALL)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_schedule_breaks_a_promise(scenario: str) -> None:
     check(scenario, range(FIRST_SEED, FIRST_SEED + SEEDS))
 
