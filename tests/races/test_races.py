@@ -20,6 +20,9 @@ from ckptstore.format.record_protocol import Owner, Record
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 
+# A thousand saves by two processes beside four readers and a server: minutes on two shared cores.
+pytestmark = pytest.mark.timeout(900)
+
 _PROCESSES = multiprocessing.get_context("spawn")
 
 
