@@ -30,7 +30,7 @@ from ckptstore.storage.server_clock import skew_of
 
 __all__ = ["GcsClient"]
 
-# Progress is noted after each; the session's own buffers are a quarter of it.
+# Progress is noted after each; the buffers of the HTTP client are a quarter of it.
 _SEND_BYTES = 256 * 1024
 
 # Longer than three lost SYN packets. Without a connection nothing was written; a stall leaves that open.

@@ -130,7 +130,7 @@ class Session(ABC):
 
     @abstractmethod
     def complete(self, last: memoryview, size_bytes: int, crc32c: int, operation: Operation) -> Stored:
-        """Make the object visible if the session's precondition holds.
+        """Make the object visible if the precondition given at its begin holds.
 
         Parameters
         ----------
