@@ -22,16 +22,17 @@ IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta conformance cli hostile crash simulation contract backends races
+LANES := unit meta conformance cli hostile crash simulation contract backends races lifecycle
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal
 FLAGS_hostile := $(WORKERS)
 FLAGS_crash   := $(WORKERS)
 FLAGS_unit    := $(WORKERS)
+FLAGS_simulation := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench docs lock clean clean-all
+.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench bench-setup bench-quick bench-page docs lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -106,20 +107,49 @@ $(LANES): $(VENV)/.ready
 	@echo '== $@'
 	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
 
-contract backends races: servers
+contract backends races lifecycle: servers
 
 # A skipped comparison proves nothing, so here a skip is a failure.
-interop: $(VENV)/.ready $(VENV_TF)/.ready  ## the tests against TensorFlow itself; a skipped one fails
+interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFlow itself; a skipped one fails
 	@echo '== interop'
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
+	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
 
 # ------------------------------------------------------------------------------------------------ the rest
 
 demo: $(VENV)/.ready  ## the story in the terminal, in under a minute
 	$(BIN)/python demo/run.py
 
-bench: $(VENV)/.ready $(VENV_TF)/.ready  ## ours against TensorFlow's, alternating; prints ratios
-	$(IN_TF) benchmarks/local.py $(ARGS)
+# One environment for each family of contenders; the directory is one of them.
+BENCH_GROUPS := bench bench-clients bench-tensorflow bench-torch bench-jax
+BENCH_READY  := $(BENCH_GROUPS:%=.cache/venv-%/.ready)
+BENCH        := .cache/venv-bench/bin/python -m benchmarks
+RESULTS      ?= .cache/bench/results.json
+
+# TensorFlow's wheels decide which Python; a contender whose environment cannot be filled is reported as missing.
+.cache/venv-bench%/.ready: $(VENV)/.uv requirements/bench%.txt
+	$(call make_environment,$(@D),$(PYTHON_TF),3.11 to 3.13,--without-pip)
+	$(call fill,$(@D),requirements/bench$*.txt)
+	@touch $@
+
+.cache/venv-bench/.ready: $(VENV)/.uv requirements/bench.txt
+	$(call make_environment,$(@D),$(PYTHON_TF),3.11 to 3.13,--without-pip)
+	$(call fill,$(@D),requirements/bench.txt)
+	@touch $@
+
+bench-setup: .cache/venv-bench/.ready servers  ## make the environments of the benchmarks (torch takes gigabytes)
+	@$(MAKE) --no-print-directory --keep-going $(BENCH_READY) \
+		|| echo 'An environment could not be made: its contenders will be reported as missing.' >&2
+
+bench: bench-setup  ## everybody against everybody, alternating (ARGS="--only minio-save"); 25 minutes
+	$(BENCH) run --json $(RESULTS) $(ARGS)
+
+bench-quick: .cache/venv-bench/.ready .cache/venv-bench-clients/.ready .cache/venv-bench-tensorflow/.ready servers
+bench-quick:  ## a smaller run: W of 256 MiB, fewer rounds, fewer contenders
+	$(BENCH) run --quick --json $(RESULTS) $(ARGS)
+
+bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from the results of the last run
+	$(BENCH) page $(RESULTS)
 
 docs: $(VENV)/.ready  ## renew the tables of guarantees in README.md and docs/guarantees.md
 	$(BIN)/python -m tests.meta.guarantees
@@ -133,6 +163,11 @@ lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for ne
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/uv.txt --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
 	$(COMPILE) --group moto --output-file requirements/moto.txt
+	$(COMPILE) pyproject.toml --extra s3 --group bench --output-file requirements/bench.txt
+	$(COMPILE) --group bench-clients --output-file requirements/bench-clients.txt
+	$(COMPILE) --group bench-tensorflow --output-file requirements/bench-tensorflow.txt
+	$(COMPILE) --group bench-torch --output-file requirements/bench-torch.txt
+	$(COMPILE) --group bench-jax --output-file requirements/bench-jax.txt
 
 clean:  ## remove what tools and builds left, keep the environments
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis demo-run

@@ -1,0 +1,1 @@
+"""How fast ckptstore is beside everyone else: ``make bench``. README.md here says how it works."""

@@ -1,0 +1,147 @@
+"""docs/performance.md and its plots, from the results of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import view
+from benchmarks.plot import plot
+from benchmarks.stats import spread
+from benchmarks.view import Results, Row
+
+PLOTS = "performance"
+
+_GROUPS = (
+    ("On MinIO", ("large-minio", "small-minio", "one", "large-https")),
+    ("On a local disk", ("large-local", "small-local", "async")),
+    ("Importing", ("import",)),
+)
+
+
+def write_page(results: Results, docs: Path) -> list[Path]:
+    """Write the page and its plots below `docs`, in the place of those there; return what was written."""
+    place = docs / PLOTS
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.glob("*.svg"):
+        old.unlink()
+    written = []
+    for row in results["rows"]:
+        if row["id"] == "import":
+            continue
+        unit, _, digits = view.unit_of(row)
+        path = place / f"{row['id']}.svg"
+        path.write_text(plot(row["title"], unit, digits, view.lines_of(results, row)), encoding="utf-8")
+        written.append(path)
+    page = docs / "performance.md"
+    page.write_text("\n".join(_page(results)) + "\n", encoding="utf-8")
+    return [page, *written]
+
+
+def _page(results: Results) -> Iterator[str]:
+    yield "# Performance"
+    yield ""
+    yield (
+        "Written by `make bench-page` from one run of `make bench`; "
+        "[benchmarks/README.md](../benchmarks/README.md) says how it is measured. Times are medians with the "
+        "lowest and the highest; ratios are round by round, to the contender marked ◂. ckptstore is always "
+        "checksummed, verified and atomic, and on a local disk synced, unless a line says otherwise."
+    )
+    yield ""
+    yield f"Measured on {results['date']}: {view.headline(results)}"
+    yield ""
+    yield view.MARKS
+    yield ""
+    yield from _summary(results)
+    failures = view.failures_of(results)
+    if failures:
+        yield "## Failed or did not run"
+        yield ""
+        yield from (f"* {line}" for line in failures)
+        yield ""
+    for title, scenarios in _GROUPS:
+        rows = [row for row in results["rows"] if row["scenario"] in scenarios]
+        if rows:
+            yield f"## {title}"
+            yield ""
+        for row in rows:
+            yield from _section(results, row)
+    yield from _versions(results)
+
+
+def _summary(results: Results) -> Iterator[str]:
+    yield "## Targets"
+    yield ""
+    yield "| what | verdict |"
+    yield "|---|---|"
+    for row in results["rows"]:
+        for is_met, sentence in view.verdicts_of(results, row):
+            text = sentence if is_met else f"**{sentence}**"
+            yield f"| {row['title']} | {_cell(text)} |"
+    yield ""
+
+
+def _section(results: Results, row: Row) -> Iterator[str]:
+    yield f"### {row['title']}"
+    yield ""
+    if row["id"] == "import":
+        yield from _imports(results, row)
+        return
+    yield f"![{row['title']}]({PLOTS}/{row['id']}.svg)"
+    yield ""
+    if row["note"]:
+        yield row["note"]
+        yield ""
+    unit, _, digits = view.unit_of(row)
+    yield f"| | marks | median {unit} | min – max | ratio | min – max | CPU s/GiB | peak MiB | rounds |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for line in view.lines_of(results, row):
+        label = line.label + (" ◂" if line.is_reference else "")
+        if line.value is None:
+            yield f"| {label} | `{line.marks}` | **failed** | | | | | | 0 |"
+            continue
+        cells = (
+            f"**{label}**" if line.kind == "ours" else label,
+            f"`{line.marks}`",
+            f"{line.value.median:,.{digits}f}",
+            f"{line.value.low:,.{digits}f} – {line.value.high:,.{digits}f}",
+            f"{line.ratio.median:.2f}" if line.ratio else "",
+            f"{line.ratio.low:.2f} – {line.ratio.high:.2f}" if line.ratio else "",
+            "" if line.cpu_per_gib is None else f"{line.cpu_per_gib:.2f}",
+            f"{line.peak_mib:,.0f}",
+            f"{line.rounds}{' !' if line.failure else ''}",
+        )
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _imports(results: Results, row: Row) -> Iterator[str]:
+    yield "| a fresh process imports | median ms | min – max | above numpy, ms |"
+    yield "|---|---:|---:|---:|"
+    above = view.above_numpy_ms(row)
+    for entry in row["entries"]:
+        who = entry["contender"]
+        found = view.values(row, who, "seconds")
+        if not found:
+            yield f"| `{results['imports'][who]}` | **failed** | | |"
+            continue
+        times = spread(list(found.values())).scaled(1000)
+        more = f"{above[who]:+.0f}" if who in above and who != "numpy" else ""
+        figures = f"{times.median:.0f} | {times.low:.0f} – {times.high:.0f}"
+        yield f"| {results['imports'][who]} | {figures} | {more} |"
+    yield ""
+
+
+def _versions(results: Results) -> Iterator[str]:
+    yield "## Versions"
+    yield ""
+    yield f"Python {results['machine']['python']}."
+    yield ""
+    for described in results["contenders"].values():
+        versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+        if versions:
+            yield f"* {described['label']}: {versions}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,129 @@
+"""One contender in a process of its own: commands come in as lines of JSON, answers go out the same way."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.contenders.base import OPERATIONS, SAVES, WARM, Contender, Place
+from benchmarks.measure import give_memory_back, measured, memory_bytes, read_files, settle, touch_memory
+from benchmarks.sets import Data, SetSpec
+
+
+class Worker:
+    """What it was told to be, and the commands it answers."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.data = Data(SetSpec(**told["set"]))
+        self.place = Place(**told["place"])
+        module, _, name = told["class"].partition(":")
+        kind: type[Contender] = getattr(importlib.import_module(module), name)
+        self.contender = kind(self.place, self.data, told["scratch"], **told["options"])
+        self.operations: list[str] = told["operations"]
+        self.is_warm = bool(told["warm"])
+
+    def load(self) -> dict[str, Any]:
+        """Import the library, and warm it up unless the first contact is what shall be measured."""
+        self.contender.load()
+        if self.is_warm:
+            self.contender.connect()
+            self.warm_up()
+        return {"versions": {name: _version(name) for name in self.contender.libraries}}
+
+    def warm_up(self) -> None:
+        """Do with eight tiny tensors what shall be measured: what is lazy is there then."""
+        contender = self.contender
+        contender.data = Data(SetSpec("small", 8))
+        saves = [name for name in self.operations if name in SAVES]
+        restores = [name for name in self.operations if name not in SAVES]
+        for operation in [*(saves or ["save"]), *restores]:
+            contender.prepare(operation, 0)
+            where = f"{WARM}/{os.getpid()}"
+            contender.settle(operation, getattr(contender, OPERATIONS[operation])(where), where)
+            contender.release(operation)
+        contender.data = self.data
+
+    def run(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
+        """Do one operation: prepare, measure, check, release."""
+        contender = self.contender
+        action = getattr(contender, OPERATIONS[operation])
+        contender.prepare(operation, stamp)
+        try:
+            is_restore = operation not in SAVES
+            if is_restore and not self.place.bucket:
+                read_files(Path(self.place.root, where))
+            if OPERATIONS[operation] != "read_one":
+                touch_memory(min(2 * self.data.nbytes, memory_bytes() // 3))
+            settle()
+            cost, result = measured(lambda: action(where))
+            if operation == "async_save" and not contender.options.get("promise"):
+                # The arrays belong to the caller again: what he does to them must not reach the checkpoint.
+                assert contender.flat is not None
+                contender.flat[list(self.data.starts.values())] = -2.0
+            result = contender.settle(operation, result, where)
+            if is_restore:
+                names = [self.data.single] if OPERATIONS[operation] == "read_one" else None
+                self.data.check(result, stamp, names)
+            elif operation == "async_save" and result is not None:
+                self.data.check(result, stamp)
+            del result
+        finally:
+            contender.release(operation)
+            give_memory_back()
+        extra = max(0, int(cost.peak_bytes) - contender.new_bytes(operation))
+        return cost.as_dict() | {"peak_bytes": extra}
+
+    def close(self) -> dict[str, Any]:
+        self.contender.close()
+        return {}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
+
+
+def _answers() -> IO[str]:
+    """Return the pipe to the harness; whatever a library prints goes to standard error."""
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return pipe
+
+
+def main() -> int:
+    """Answer each command with one line: its values, or ``{"error": …}``."""
+    answers = _answers()
+    worker: Worker | None = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        name, arguments = command["do"], command.get("with", {})
+        try:
+            if name == "be":
+                worker = Worker(arguments)
+                answer: dict[str, Any] = worker.load()
+            else:
+                assert worker is not None
+                answer = getattr(worker, name)(**arguments)
+        # A contender that fails is a result; the next ones run all the same.
+        except Exception as error:  # noqa: BLE001
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"[:600]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if name == "close":
+            break
+    answers.flush()
+    # Some libraries wait at exit for threads that never end.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
