@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ckptstore.inspect_checkpoint as inspect_checkpoint
+    from ckptstore.async_save import SaveHandle
     from ckptstore.bundle_writer import BundleWriter, merge_bundles
     from ckptstore.checkpoint import OpenCheckpoint, RestoreReport, open_checkpoint
     from ckptstore.checkpoint_reader import CheckpointReader, list_variables, load_checkpoint, load_variable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         FormatError,
         IncompleteBundleError,
         NotFoundError,
+        SaveCancelledError,
         StorageFullError,
         TensorNotFoundError,
         TransientError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ckptstore.graph import Graph, GraphBuilder
+    from ckptstore.graph_import import import_meta_graph
     from ckptstore.management import (
         CheckpointState,
         checkpoint_exists,
@@ -49,7 +52,8 @@ if TYPE_CHECKING:
     from ckptstore.manager import CheckpointManager
     from ckptstore.meta_graph_files import export_meta_graph
     from ckptstore.object_checkpoint import Checkpoint, Optimizer
-    from ckptstore.saver import Saver, import_meta_graph
+    from ckptstore.saver import Saver
+    from ckptstore.transfer.progress import Event
     from ckptstore.types import DType, TensorSpec
 
 __version__ = "0.1.0"
@@ -69,6 +73,7 @@ __all__ = [
     "CorruptError",
     "DType",
     "DeadlineError",
+    "Event",
     "FencedError",
     "FormatError",
     "Graph",
@@ -78,6 +83,8 @@ __all__ = [
     "OpenCheckpoint",
     "Optimizer",
     "RestoreReport",
+    "SaveCancelledError",
+    "SaveHandle",
     "Saver",
     "StorageFullError",
     "TensorNotFoundError",
@@ -108,6 +115,7 @@ __all__ = [
 # Module → the public names it defines. The imports above say the same to type checkers, which cannot read a
 # table; tests/meta/test_api_names.py compares the two.
 _HOMES = {
+    "async_save": ("SaveHandle",),
     "bundle_writer": ("BundleWriter", "merge_bundles"),
     "checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "checkpoint_reader": ("CheckpointReader", "list_variables", "load_checkpoint", "load_variable"),
@@ -124,6 +132,7 @@ _HOMES = {
         "FormatError",
         "IncompleteBundleError",
         "NotFoundError",
+        "SaveCancelledError",
         "StorageFullError",
         "TensorNotFoundError",
         "TransientError",
@@ -132,6 +141,7 @@ _HOMES = {
         "UsageError",
     ),
     "graph": ("Graph", "GraphBuilder"),
+    "graph_import": ("import_meta_graph",),
     "management": (
         "CheckpointState",
         "checkpoint_exists",
@@ -146,7 +156,8 @@ _HOMES = {
     "manager": ("CheckpointManager",),
     "object_checkpoint": ("Checkpoint", "Optimizer"),
     "meta_graph_files": ("export_meta_graph",),
-    "saver": ("Saver", "import_meta_graph"),
+    "saver": ("Saver",),
+    "transfer.progress": ("Event",),
     "types": ("DType", "TensorSpec"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,16 +13,16 @@ import numpy.typing as npt
 from ckptstore.bundle.merge import MergeInput, merge_indexes
 from ckptstore.bundle.writer import ShardWriter
 from ckptstore.directory.collect import remove_checkpoint_files
-from ckptstore.directory.publish import (
+from ckptstore.directory.data_files import ShardSet
+from ckptstore.directory.publish import publish_index
+from ckptstore.directory.replaced import collect_replaced
+from ckptstore.directory.standing import (
     LARGEST_COUNT,
-    ShardSet,
     Standing,
     choose_count,
     name_is_taken,
-    publish_index,
     read_standing,
 )
-from ckptstore.directory.replaced import collect_replaced
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, FormatError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
 from ckptstore.format.naming import data_name
@@ -30,6 +30,7 @@ from ckptstore.format.table import Table
 from ckptstore.storage.base import Committed, Location
 from ckptstore.storage.checks import check_prefix_name
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType
 
 __all__ = ["BundleWriter", "merge_bundles"]
@@ -73,6 +74,7 @@ class BundleWriter:
         self._prefix = location
         self._files: ShardSet | None = None
         self._writer: ShardWriter | None = None
+        self._transfer: Transfer | None = None
         self._standing: Standing | None = None
         self._count = 1
         self._over = False
@@ -142,8 +144,9 @@ class BundleWriter:
             return
         self._begun()
         assert self._files is not None
+        assert self._transfer is not None
         self._over = True
-        with self._files as files:
+        with self._transfer, self._files as files:
             if not files.seal():
                 raise self._conflict()
             files.finish(self._count)
@@ -170,7 +173,8 @@ class BundleWriter:
             used = self._standing is not None or name_is_taken(directory, name, 1, 1)
             taken = self._standing.counts if self._standing is not None else set()
             self._count = choose_count(1, taken if used else None)
-            self._files = ShardSet(directory, name)
+            self._transfer = Transfer("save", self._prefix.url)
+            self._files = ShardSet(directory, name, transfer=self._transfer)
             self._writer = self._files.begin(0, self._count)
         return self._writer
 

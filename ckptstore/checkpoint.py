@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy.typing as npt
 
 from ckptstore.bundle.boxes import BasicIndex
-from ckptstore.bundle.names import tensor_not_found
+from ckptstore.bundle.mapped import MappedTensors
 from ckptstore.bundle.reader import BundleReader, open_bundle, reopening
 from ckptstore.bundle.restore import keys_by_full_name, restore_into
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
+from ckptstore.read_options import ReadOptions
+from ckptstore.restore_report import RestoreReport, checked_names, restore_wanted
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import TensorSpec
 
 __all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values"]
@@ -27,41 +32,14 @@ PathText = str | os.PathLike[str]
 Options = Mapping[str, Any] | None
 
 
-@dataclass(frozen=True, eq=False)
-class RestoreReport:
-    """What `OpenCheckpoint.restore` did.
-
-    Attributes
-    ----------
-    restored : dict of name to ndarray
-        What was restored, by the names in `into` (without `into`: after renaming): the arrays that were
-        filled in place, or new writable ones.
-    missing : tuple of str
-        Names that were wanted and are not in the checkpoint, as `into` calls them.
-    unexpected : tuple of str
-        Names of the checkpoint that nothing wanted.
-    cast : tuple of str
-        Names of those restored whose array holds the file's type in another form: another byte order, text
-        of fixed width. Nothing is lost; a type that differs in any other way is an error.
-    """
-
-    restored: dict[str, npt.NDArray[Any]]
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    cast: tuple[str, ...] = ()
-
-    def __repr__(self) -> str:
-        return (
-            f"RestoreReport(restored={sorted(self.restored)!r}, missing={self.missing!r}, "
-            f"unexpected={self.unexpected!r}, cast={self.cast!r})"
-        )
-
-
 class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     """A checkpoint as a mapping from tensor name to array that reads what is asked for.
 
     ``ckpt[name]`` is a verified, read-only array in native byte order; strings come as an object array of
-    bytes. Two handles are equal only if they are the same.
+    bytes. On a local disk it is the memory-mapped file itself where its place and type allow: nothing is
+    copied, the first access verifies, later ones cost nothing, and the array stays valid after closing.
+    Overwriting the file in place (which no save does) would show in such an array, and cutting it short ends
+    the process; ``read`` copies. Two handles are equal only if they are the same.
 
     It stays with the save that it was opened on, and never mixes two. If its files are removed or replaced,
     reading raises `NotFoundError`: open it again.
@@ -71,17 +49,30 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     Safe for concurrent use. Closing is a courtesy: there are no open files.
     """
 
-    def __init__(self, reader: BundleReader) -> None:
+    def __init__(self, reader: BundleReader, options: ReadOptions | None = None) -> None:
         self._reader = reader
+        self._options = options or ReadOptions()
+        self._mapped = MappedTensors(reader)
         self._is_closed = False
         # Whether anything that this handle told still has to be true.
         self._is_used = False
-        self._names: dict[str, None] | None = None
+        self._names: dict[str, int] | None = None
+        self._order: list[str] = []
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        array = self._open().read(name)
-        array.flags.writeable = False
+        reader = self._open()
+        # Who has asked for the names may want one tensor after the other.
+        array = self._mapped.get(name, None if self._names is None else self._following)
+        if array is None:
+            tensor = reader.stored(name)
+            # The slices of a partitioned tensor come at the same time.
+            array = reader.read_stored([(tensor, None)])[0] if tensor.slices else reader.read(name)
+            array.flags.writeable = False
         return array
+
+    def _following(self, name: str) -> Iterator[str]:
+        position = (self._names or {}).get(name)
+        return iter(()) if position is None else itertools.islice(self._order, position + 1, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all_names())
@@ -116,6 +107,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     def close(self) -> None:
         """Let go of the checkpoint; reading from it raises `UsageError` from now on. Arrays stay valid."""
         self._is_closed = True
+        self._mapped.clear()
 
     def specs(self) -> dict[str, TensorSpec]:
         """Return name → shape, type, size and place of every tensor, ascending; reads only the index."""
@@ -166,7 +158,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         missing: Literal["raise", "ignore"] = "raise",
         unexpected: Literal["raise", "ignore"] = "ignore",
     ) -> RestoreReport:
-        """Restore many tensors at once, reading each file from front to back.
+        """Restore many tensors at once, reading each file from front to back, several parts at a time.
 
         Parameters
         ----------
@@ -211,15 +203,27 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
                 raise UsageError(f"{option} must be 'raise' or 'ignore'", actual=repr(choice))
         if into is not None and not isinstance(into, Mapping):
             raise UsageError("into must be a mapping from names to arrays", actual=type(into).__name__)
-        selected = None if names is None else _checked_names(names)
-
-        def attempt(reader: BundleReader) -> RestoreReport:
-            return _restore(reader, into, selected, rename or {}, missing == "raise", unexpected == "raise")
+        selected = None if names is None else checked_names(names)
 
         was_used, reader = self._is_used, self._open()
-        if was_used:
-            return attempt(reader)
-        self._reader, report = reopening(reader, attempt)
+        with self._options.transfer(reader.location.url) as transfer:
+
+            def attempt(reader: BundleReader) -> RestoreReport:
+                return restore_wanted(
+                    reader,
+                    into,
+                    selected,
+                    rename or {},
+                    raise_missing=missing == "raise",
+                    raise_unexpected=unexpected == "raise",
+                    transfer=transfer,
+                )
+
+            if was_used:
+                return attempt(reader)
+            self._reader, report = reopening(reader, attempt)
+        if self._reader is not reader:
+            self._mapped = MappedTensors(self._reader)
         return report
 
     def _open(self) -> BundleReader:
@@ -228,20 +232,34 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         self._is_used = True
         return self._reader
 
-    def _all_names(self) -> dict[str, None]:
+    def _all_names(self) -> dict[str, int]:
         reader = self._open()
-        if self._names is None:
-            self._names = dict.fromkeys(reader.names())
-        return self._names
+        names = self._names
+        if names is None:
+            self._order = reader.names()
+            names = self._names = dict(zip(self._order, itertools.count(), strict=False))
+        return names
 
 
-def open_checkpoint(prefix: PathText, *, storage_options: Options = None) -> OpenCheckpoint:
+def open_checkpoint(
+    prefix: PathText,
+    *,
+    memory_budget: int | None = None,
+    progress: Progress = None,
+    storage_options: Options = None,
+) -> OpenCheckpoint:
     """Open a checkpoint for reading; reads its index, or a part of that if it is large.
 
     Parameters
     ----------
     prefix : str or PathLike
         Prefix or URL, such as `latest_checkpoint` returns; V2 or V1.
+    memory_budget : int, optional
+        Bytes that reading may hold beyond the arrays that it fills or returns; strings may take more. None:
+        some blocks of 8 MiB, one for each thread.
+    progress : {"rich", "tqdm", "log"} or callable, optional
+        What shows how far `OpenCheckpoint.restore` is: a bar on a terminal, lines in the log, or a function
+        that gets an `Event` now and then.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -261,7 +279,9 @@ def open_checkpoint(prefix: PathText, *, storage_options: Options = None) -> Ope
     ...     ckpt.read("w", 1)
     array([3., 4.])
     """
-    return OpenCheckpoint(open_bundle(locate(prefix, storage_options)))
+    options = ReadOptions(memory_budget, progress)
+    reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget)
+    return OpenCheckpoint(reader, options)
 
 
 def restore_values(
@@ -270,6 +290,7 @@ def restore_values(
     names: Mapping[str, str] | None = None,
     *,
     reshape: bool = False,
+    transfer: Transfer | None = None,
 ) -> None:
     """Restore a checkpoint into `values`, opening it again if it is replaced meanwhile.
 
@@ -284,6 +305,8 @@ def restore_values(
         the variables' own names, as TensorFlow's Saver does; its object graph is no value.
     reshape : bool
         Fill arrays of another shape with as many elements.
+    transfer : Transfer, optional
+        What the reads belong to, entered by the caller; by default one without limits.
 
     Raises
     ------
@@ -312,68 +335,8 @@ def restore_values(
         if names is None:
             taken = set(wanted.values())
             wanted |= {name: name for name in stored if name not in taken}
-        restore_into(reader, values, wanted, reshape=reshape)
+        restore_into(reader, values, wanted, reshape=reshape, transfer=under_way)
 
-    reopening(open_bundle(prefix), attempt)
-
-
-def _checked_names(names: Iterable[str]) -> list[str]:
-    if isinstance(names, str):
-        raise UsageError("names must be a list of names, not one name", actual=repr(names))
-    return list(dict.fromkeys(names))
-
-
-def _restore(
-    reader: BundleReader,
-    into: Mapping[str, Any] | None,
-    names: list[str] | None,
-    rename: Mapping[str, str],
-    raise_missing: bool,
-    raise_unexpected: bool,
-) -> RestoreReport:
-    available = dict.fromkeys(reader.names())
-    source_of = _inverted(rename)
-    if names is not None:
-        wanted = {rename.get(name, name): name for name in names}
-        if len(wanted) < len(names):
-            raise UsageError("two tensors would be restored under one name", actual=", ".join(names))
-    elif into is None:
-        wanted = {
-            rename.get(name, name): name for name in available if rename.get(name, name) not in source_of
-        }
-        wanted |= source_of
-    else:
-        # What was renamed away is no longer known by its old name.
-        wanted = {target: source_of.get(target, "" if target in rename else target) for target in into}
-    absent = {target: source for target, source in wanted.items() if source not in available}
-    if absent and raise_missing:
-        target, source = next(iter(absent.items()))
-        error = tensor_not_found(source or target, list(available), reader.url)
-        if len(absent) > 1:
-            error.hint = f"{error.hint} In all, {len(absent)} names are missing."
-        raise error
-    present = {target: source for target, source in wanted.items() if target not in absent}
-    used = set(present.values())
-    left = () if names is not None else tuple(name for name in available if name not in used)
-    if left and raise_unexpected:
-        raise UsageError(
-            f"the checkpoint has {len(left)} tensors that nothing wants",
-            url=reader.url,
-            tensor=left[0],
-            actual=", ".join(left[:10]),
-            hint="Name them in `into`, or pass unexpected='ignore'.",
-        )
-    destination = {} if into is None else into
-    cast = restore_into(reader, destination, present)
-    return RestoreReport({target: destination[target] for target in present}, tuple(absent), left, cast)
-
-
-def _inverted(rename: Mapping[str, str]) -> dict[str, str]:
-    source_of: dict[str, str] = {}
-    for source, target in rename.items():
-        other = source_of.setdefault(target, source)
-        if other != source:
-            raise UsageError(
-                "two tensors are renamed to the same name", tensor=target, actual=f"{other} and {source}"
-            )
-    return source_of
+    with ExitStack() as stack:
+        under_way = transfer or stack.enter_context(ReadOptions().transfer(prefix.url))
+        reopening(open_bundle(prefix), attempt)

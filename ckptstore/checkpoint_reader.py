@@ -11,8 +11,10 @@ from ckptstore.bundle.reader_v1 import ReaderV1
 from ckptstore.errors import AccessError, NotFoundError, UsageError
 from ckptstore.format import dtypes
 from ckptstore.format.entry import key_to_name
+from ckptstore.read_options import ReadOptions
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
 from ckptstore.types import DType
 
 __all__ = ["CheckpointReader", "list_variables", "load_checkpoint", "load_variable"]
@@ -33,6 +35,8 @@ class CheckpointReader:
     ----------
     prefix : str or PathLike
         Prefix or URL of one checkpoint; see `load_checkpoint` for directories.
+    memory_budget, progress
+        As for `open_checkpoint`; `progress` shows how far `get_tensor` is.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -48,12 +52,21 @@ class CheckpointReader:
     Safe for concurrent use.
     """
 
-    def __init__(self, prefix: PathText, *, storage_options: Options = None) -> None:
-        self._reader = open_bundle(locate(prefix, storage_options))
+    def __init__(
+        self,
+        prefix: PathText,
+        *,
+        memory_budget: int | None = None,
+        progress: Progress = None,
+        storage_options: Options = None,
+    ) -> None:
+        self._options = ReadOptions(memory_budget, progress)
+        self._reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget)
 
     @classmethod
-    def _over(cls, reader: BundleReader) -> CheckpointReader:
+    def _over(cls, reader: BundleReader, options: ReadOptions) -> CheckpointReader:
         self = cls.__new__(cls)
+        self._options = options
         self._reader = reader
         return self
 
@@ -91,7 +104,13 @@ class CheckpointReader:
         ChecksumError, TruncatedFileError, IncompleteBundleError, FormatError
             If the checkpoint is damaged.
         """
-        array = self._reader.read(name)
+        if self._options.progress is None:
+            array = self._reader.read(name)
+        else:
+            tensor = self._reader.stored(name)
+            with self._options.transfer(self._reader.location.url) as transfer:
+                transfer.expect(sum(entry.size_bytes for entry in tensor.entries))
+                array = self._reader.read_stored([(tensor, None)], transfer=transfer)[0]
         if array.ndim == 0 and self._reader.stored(name).dtype != dtypes.VARIANT:
             return array[()]
         return array
@@ -123,13 +142,21 @@ def _line(name: str, dtype_enum: int, shape: tuple[int, ...], url: str) -> str:
     return f"{name} ({proto_name}) [{','.join(map(str, shape))}]"
 
 
-def load_checkpoint(dir_or_prefix: PathText, *, storage_options: Options = None) -> CheckpointReader:
+def load_checkpoint(
+    dir_or_prefix: PathText,
+    *,
+    memory_budget: int | None = None,
+    progress: Progress = None,
+    storage_options: Options = None,
+) -> CheckpointReader:
     """Open a checkpoint, or the latest one of a directory.
 
     Parameters
     ----------
     dir_or_prefix : str or PathLike
         A prefix or URL; if no checkpoint has it, a directory.
+    memory_budget, progress
+        As for `open_checkpoint`; `progress` shows how far `CheckpointReader.get_tensor` is.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -140,9 +167,10 @@ def load_checkpoint(dir_or_prefix: PathText, *, storage_options: Options = None)
     CorruptError
         If the index is damaged.
     """
+    options = ReadOptions(memory_budget, progress)
     location = locate(dir_or_prefix, storage_options)
     try:
-        return CheckpointReader._over(open_bundle(location))
+        return CheckpointReader._over(open_bundle(location, memory_budget=memory_budget), options)
     except NotFoundError as error:
         # Nothing at the seam tells a directory from a name; most callers pass a prefix, and that costs one
         # look.
@@ -157,7 +185,9 @@ def load_checkpoint(dir_or_prefix: PathText, *, storage_options: Options = None)
                 url=location.url,
                 hint="Pass the prefix of a checkpoint, or a directory that has some.",
             ) from error
-    return CheckpointReader(latest, storage_options=storage_options)
+    return CheckpointReader(
+        latest, memory_budget=memory_budget, progress=progress, storage_options=storage_options
+    )
 
 
 def _may_be_directory(location: Location) -> bool:

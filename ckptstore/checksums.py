@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import google_crc32c
@@ -11,13 +14,37 @@ import numpy.typing as npt
 
 from ckptstore.errors import UsageError
 
-__all__ = ["combine", "crc32c"]
+__all__ = ["combine", "crc32c", "crc32c_of_each", "crc32c_of_ranges"]
 
 _BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed: the lowest bit is the highest power
 
 _extend = google_crc32c.extend
+
+# google_crc32c computes with the interpreter locked: no other thread runs meanwhile. From this size on the
+# detour through ctypes, 1 µs, is less than what waiting threads lose.
+_LARGE_SIZE_BYTES = 256 * 1024
+
+
+def _find_unlocked() -> Callable[[int, int, int], int] | None:
+    """Return ``extend(crc, address, size_bytes)`` that leaves the interpreter to others, if there is one.
+
+    It is the C library inside the google_crc32c package. 1 GiB takes one thread 0.06 s either way, and two
+    threads 0.035 s.
+    """
+    try:
+        library = ctypes.CDLL(sys.modules["google_crc32c._crc32c"].__file__)
+        extend = library.crc32c_extend
+    except (KeyError, OSError, AttributeError, TypeError):
+        return None
+    extend.restype = ctypes.c_uint32
+    extend.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)
+    sample = np.frombuffer(b"123456789", np.uint8)
+    return extend if extend(0, sample.ctypes.data, len(sample)) == 0xE3069283 else None
+
+
+_extend_unlocked = _find_unlocked()
 
 
 def crc32c(data: _BytesLike | npt.NDArray[Any], crc: int = 0) -> int:
@@ -52,7 +79,29 @@ def crc32c(data: _BytesLike | npt.NDArray[Any], crc: int = 0) -> int:
             view = np.frombuffer(data, np.uint8)
         except (ValueError, BufferError) as error:
             raise UsageError("a checksum needs a C-contiguous buffer") from error
+    if _extend_unlocked is not None and view.nbytes >= _LARGE_SIZE_BYTES:
+        return _extend_unlocked(crc, view.ctypes.data, view.nbytes)
     return int(_extend(crc, view))
+
+
+def crc32c_of_each(buffers: Iterable[_BytesLike | npt.NDArray[Any]]) -> list[int]:
+    """Return the CRC32C of each of many C-contiguous arrays of plain numbers (no ml_dtypes) or bytes."""
+    return [_extend(0, buffer) for buffer in buffers]
+
+
+def crc32c_of_ranges(
+    data: _BytesLike | npt.NDArray[np.uint8], starts: Iterable[int], stops: Iterable[int]
+) -> list[int]:
+    """Return the CRC32C of each range ``[start, stop)`` of a buffer, without copying it.
+
+    Parameters
+    ----------
+    data : bytes-like or ndarray of uint8, C-contiguous
+    starts, stops : iterable of int, bytes
+        As many of each; ranges may be empty, overlap and come in any order, but lie inside `data`.
+    """
+    view = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    return [_extend(0, view[start:stop]) for start, stop in zip(starts, stops, strict=True)]
 
 
 def combine(crc_a: int, crc_b: int, size_b_bytes: int) -> int:

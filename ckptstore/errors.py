@@ -12,7 +12,8 @@
     │   ├── ChecksumError                    the bytes are not the ones that were written
     │   └── IncompleteBundleError            a file that the index names is missing
     ├── ConflictError (FileExistsError)      somebody else got there first
-    │   └── FencedError                      this run was replaced by a newer one; final
+    │   ├── FencedError                      this run was replaced by a newer one; final
+    │   └── SaveCancelledError               a save in the background was given up on purpose; nothing to mend
     ├── AccessError (PermissionError)        mend credentials or permissions
     ├── StorageFullError (OSError)           make room; retrying does not help
     ├── TransientError (OSError)             try again later
@@ -47,6 +48,7 @@ __all__ = [
     "FormatError",
     "IncompleteBundleError",
     "NotFoundError",
+    "SaveCancelledError",
     "StorageFullError",
     "TensorNotFoundError",
     "TransientError",
@@ -227,6 +229,12 @@ class FencedError(ConflictError):
     """A newer run took over this basename. Final: this run writes nothing more."""
 
     code = "fenced"
+
+
+class SaveCancelledError(ConflictError):
+    """The save was given up before it was published: by `cancel`, or because a newer one took its place."""
+
+    code = "cancelled"
 
 
 class AccessError(CkptStoreError, PermissionError):

@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.object_checkpoint import Checkpoint
+from ckptstore.save_task import SaveTask, save_with_record, split_by_change
+from ckptstore.saver_options import Durability, SaveOptions
 from ckptstore.storage.checks import check_prefix_name
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
 
 __all__ = ["CheckpointManager"]
 
@@ -55,6 +59,8 @@ class CheckpointManager:
         Identity for fencing. By default one for each process; hosts of one job pass the same.
     storage_options : mapping, optional
         Goes to the backend as it is.
+    deadline_s, memory_budget, durability, progress, reuse_unchanged :
+        How each save is made; as for `Saver`.
 
     Raises
     ------
@@ -81,13 +87,19 @@ class CheckpointManager:
         clock: Callable[[], float] = time.time,
         run: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+        reuse_unchanged: bool = False,
     ) -> None:
         if max_to_keep is not None and max_to_keep <= 0:
             raise UsageError("Expected a positive integer or `None` for `max_to_keep`", actual=max_to_keep)
         if checkpoint_interval is not None and step_counter is None:
             raise UsageError("`step_counter` should be passed if `checkpoint_interval` is not None")
         self._checkpoint = checkpoint
-        self._directory = locate(directory, storage_options)
+        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged)
+        self._directory = self._options.place(locate(directory, storage_options))
         self._prefix = self._directory.child(checkpoint_name)
         check_prefix_name(self._prefix)
         self._step_counter = step_counter
@@ -169,10 +181,12 @@ class CheckpointManager:
         number = (
             int(counter) if checkpoint_number is None else _number(checkpoint_number, "checkpoint_number")
         )
-        prefix = numbered(self._prefix.name, number)
+        location = self._directory.child(numbered(self._prefix.name, number))
         plan = self._checkpoint.plan(with_counter=True)
-        self._writer.save(prefix, plan, run=self._run or process_run(), meta=None)
-        self._latest = self._directory.child(prefix).url
+        write = partial(save_with_record, self._writer, self._run or process_run(), None, "meta", location)
+        arrange = partial(split_by_change, self._writer) if self._options.reuse_unchanged else None
+        SaveTask(location.url, plan, write, self._options, number, arrange).run()
+        self._latest = location.url
         if self._step_counter is not None:
             self._last_checkpoint_step = _number(self._step_counter, "step_counter")
         return self._latest

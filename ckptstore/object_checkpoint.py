@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ckptstore.bundle.reader_base import StoredTensor
 from ckptstore.bundle.restore import restore_into
 from ckptstore.directory.retention import KeepNewest
 from ckptstore.directory.run import process_run
-from ckptstore.directory.save import CheckpointWriter, write_checkpoint
+from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import FormatError, NotFoundError, TensorNotFoundError, UsageError
 from ckptstore.format.dtypes import STRING
 from ckptstore.format.naming import numbered
@@ -28,9 +29,14 @@ from ckptstore.objects.placing import check_replaceable, converted, put
 from ckptstore.objects.status import NothingRestored, RestoreStatus
 from ckptstore.objects.tree import Tree, TreeNode
 from ckptstore.objects.walk import check_member, walk
+from ckptstore.read_options import ReadOptions
+from ckptstore.save_task import SaveTask, save_with_record, save_without_record
+from ckptstore.saver_options import Durability, SaveOptions
 from ckptstore.storage.base import Location
 from ckptstore.storage.checks import check_prefix_name
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
+from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["Checkpoint", "Optimizer", "RestoreStatus"]
 
@@ -189,7 +195,16 @@ class Checkpoint:
     def _walk(self) -> Tree:
         return walk(self._tree["root"], self._tree) if self._has_root else walk(self._tree)
 
-    def write(self, prefix: PathText, *, storage_options: Options = None) -> str:
+    def write(
+        self,
+        prefix: PathText,
+        *,
+        storage_options: Options = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+    ) -> str:
         """Write the tree under exactly this prefix: no number, no record.
 
         Parameters
@@ -198,6 +213,9 @@ class Checkpoint:
             Prefix or URL; missing directories are made.
         storage_options : mapping, optional
             Goes to the backend as it is.
+        deadline_s, memory_budget, durability, progress :
+            How it is saved; as for `Saver`. Options of each call, because those of the constructor are
+            children.
 
         Returns
         -------
@@ -215,12 +233,23 @@ class Checkpoint:
         ----------
         Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
         """
-        location = locate(prefix, storage_options)
+        options = SaveOptions(deadline_s, memory_budget, durability, progress)
+        location = options.place(locate(prefix, storage_options))
         check_prefix_name(location)
-        write_checkpoint(location.parent, location.name, self.plan(with_counter=False))
+        write = partial(save_without_record, None, "meta", location)
+        SaveTask(location.url, self.plan(with_counter=False), write, options).run()
         return location.url
 
-    def save(self, prefix: PathText, *, storage_options: Options = None) -> str:
+    def save(
+        self,
+        prefix: PathText,
+        *,
+        storage_options: Options = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+    ) -> str:
         """Count, write the tree under ``<prefix>-<save_counter>``, and make it the latest checkpoint.
 
         Nothing is deleted; for that there is `CheckpointManager`. The number of a save that fails is not used
@@ -232,6 +261,8 @@ class Checkpoint:
             Prefix or URL; missing directories are made.
         storage_options : mapping, optional
             Goes to the backend as it is.
+        deadline_s, memory_budget, durability, progress :
+            As for `write`.
 
         Returns
         -------
@@ -251,7 +282,8 @@ class Checkpoint:
         ----------
         As `write`.
         """
-        base = locate(prefix, storage_options)
+        options = SaveOptions(deadline_s, memory_budget, durability, progress)
+        base = options.place(locate(prefix, storage_options))
         check_prefix_name(base)
         # Before writing, as in TensorFlow: the number that a save carries is the counter that it stores.
         counter = self.save_counter
@@ -263,10 +295,18 @@ class Checkpoint:
         writer = self._writers.get(key)
         if writer is None:
             writer = self._writers[key] = CheckpointWriter(location.parent, None, KeepNewest(), time.time)
-        writer.save(location.name, plan, run=process_run(), meta=None)
+        write = partial(save_with_record, writer, process_run(), None, "meta", location)
+        SaveTask(location.url, plan, write, options, int(counter)).run()
         return location.url
 
-    def read(self, prefix: PathText | None, *, storage_options: Options = None) -> RestoreStatus:
+    def read(
+        self,
+        prefix: PathText | None,
+        *,
+        memory_budget: int | None = None,
+        progress: Progress = None,
+        storage_options: Options = None,
+    ) -> RestoreStatus:
         """Fill the tree from a checkpoint that `write` wrote.
 
         Types and shapes are checked before anything changes, checksums while reading. Of a checkpoint without
@@ -276,6 +316,8 @@ class Checkpoint:
         ----------
         prefix : str, PathLike or None
             Prefix or URL; also the directory of a SavedModel. None restores nothing.
+        memory_budget, progress :
+            As for `open_checkpoint`.
         storage_options : mapping, optional
             Goes to the backend as it is.
 
@@ -296,9 +338,16 @@ class Checkpoint:
         """
         if prefix is None:
             return NothingRestored()
-        return self._restore(locate(prefix, storage_options), optional=())
+        return self._restore(locate(prefix, storage_options), (), ReadOptions(memory_budget, progress))
 
-    def restore(self, prefix: PathText | None, *, storage_options: Options = None) -> RestoreStatus:
+    def restore(
+        self,
+        prefix: PathText | None,
+        *,
+        memory_budget: int | None = None,
+        progress: Progress = None,
+        storage_options: Options = None,
+    ) -> RestoreStatus:
         """Fill the tree and the save counter from a checkpoint that `save` or a manager saved.
 
         Like `read`; in addition numbering goes on from the checkpoint's counter. In one without an object
@@ -308,6 +357,8 @@ class Checkpoint:
         ----------
         prefix : str, PathLike or None
             As for `read`, e.g. what `latest_checkpoint` returns.
+        memory_budget, progress :
+            As for `open_checkpoint`.
         storage_options : mapping, optional
             Goes to the backend as it is.
 
@@ -321,20 +372,22 @@ class Checkpoint:
         UsageError, NotFoundError, CorruptError
             As for `read`.
         """
+        options = ReadOptions(memory_budget, progress)
         created = SAVE_COUNTER not in self._tree
         _ = self.save_counter
         if prefix is None:
             return NothingRestored()
         try:
-            return self._restore(locate(prefix, storage_options), optional=(SAVE_COUNTER,))
+            return self._restore(locate(prefix, storage_options), (SAVE_COUNTER,), options)
         except BaseException:
             if created:
                 del self._tree[SAVE_COUNTER]
             raise
 
-    def _restore(self, location: Location, optional: tuple[str, ...]) -> RestoreStatus:
+    def _restore(self, location: Location, optional: tuple[str, ...], options: ReadOptions) -> RestoreStatus:
         tree = self._walk()
-        reader, match = reopening(_open(location), lambda reader: _fill(tree, reader, optional))
+        with options.transfer(location.url) as transfer:
+            reader, match = reopening(_open(location), lambda reader: _fill(tree, reader, optional, transfer))
         return RestoreStatus(reader.location.url, match.unmatched, match.unused)
 
 
@@ -364,7 +417,7 @@ def _match(tree: Tree, reader: BundleReader, optional: tuple[str, ...]) -> Match
     return match_graph(tree, decode(reader.read(OBJECT_GRAPH_KEY).item(), source=reader.url))
 
 
-def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...]) -> Match:
+def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer: Transfer) -> Match:
     """Find, check and read all values, and put them into the tree."""
     match = _match(tree, reader, optional)
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -386,7 +439,7 @@ def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...]) -> Match:
             converted(node, value, path=path, url=reader.url)
             for (node, path, _), value in zip(plain, found, strict=True)
         ]
-        restore_into(reader, arrays, wanted)
+        restore_into(reader, arrays, wanted, transfer=transfer)
     except TensorNotFoundError as error:
         raise FormatError(
             "the object graph names a tensor that the index does not have",

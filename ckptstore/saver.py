@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-import os
 import time
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
-from typing import Any
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
-import numpy as np
-
-from ckptstore.bundle.plan import SavePlan, WriteItem, plan_save, write_item
+from ckptstore.async_save import SaveHandle, SaveQueue
+from ckptstore.bundle.plan import SavePlan, plan_save
 from ckptstore.checkpoint import restore_values
-from ckptstore.directory.graphs import is_graph_suffix
-from ckptstore.directory.latest import record_location
-from ckptstore.directory.publish import put_meta
-from ckptstore.directory.retention import Entry, KeepNewest, Retention, SaverRetention
+from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
 from ckptstore.directory.run import process_run
-from ckptstore.directory.save import CheckpointWriter, write_checkpoint
-from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.errors import UsageError
 from ckptstore.format.metagraph import SaverDef
-from ckptstore.format.naming import numbered
-from ckptstore.graph.arrays import meta_graph_for_arrays
-from ckptstore.graph.export import export_meta_graph_bytes, read_meta_graph
 from ckptstore.graph.graph import Graph
-from ckptstore.graph.saver_nodes import with_saver
 from ckptstore.management import get_checkpoint_mtimes
-from ckptstore.meta_graph_files import export_meta_graph, load_meta_graph
-from ckptstore.saver_arguments import check_list, check_var_list, step_number
-from ckptstore.storage.base import Location
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.meta_graph_files import export_meta_graph
+from ckptstore.read_options import ReadOptions
+from ckptstore.save_task import (
+    SaveTask,
+    Write,
+    save_graph,
+    save_with_record,
+    save_without_record,
+    split_by_change,
+)
+from ckptstore.saver_arguments import (
+    Options,
+    PathText,
+    SaverSettings,
+    VarList,
+    check_graph_arguments,
+    check_list,
+    check_supported,
+    check_var_list,
+    items_of,
+    target_of,
+)
+from ckptstore.saver_graph import SaverGraph
+from ckptstore.saver_options import Durability, QueuePolicy, SaveOptions
+from ckptstore.saver_windows import SaverWindows
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
+from ckptstore.transfer.staging import release_blocks
 
-__all__ = ["Saver", "import_meta_graph"]
-
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
-VarList = Sequence[str] | set[str] | frozenset[str] | Mapping[str, str]
+__all__ = ["Saver"]
 
 _V2 = 2
-_DEFAULT_NAMES = SaverDef("save/Const:0", "save/control_dependency:0", "save/restore_all")
 _SECONDS_PER_HOUR = 3600.0
 
 
@@ -83,6 +93,25 @@ class Saver:
         Identity for fencing. By default one for each process; hosts of one job pass the same.
     graph : Graph, optional
         The network that goes into ``.meta``. Without it one is made from the arrays.
+    deadline_s : float, optional
+        Seconds that one save may take as a whole, from its turn on. Then nothing of it stays. None: as long
+        as it makes progress.
+    memory_budget : int, optional
+        Bytes that saving may hold beyond the arrays themselves, snapshots included. None: no limit.
+    durability : {"disk", "cache"}
+        ``"disk"``: a save outlives a power failure once it returns. ``"cache"``: the local disk is not waited
+        for, so it outlives the end of the process only; for scratch directories. No difference elsewhere.
+    progress : {"rich", "tqdm", "log"} or callable, optional
+        A bar on a terminal, lines in the log, or a function that gets an `Event` now and then, from any
+        thread.
+    reuse_unchanged : bool
+        Tensors with the bytes of the previous checkpoint go into data files of their own, which are linked or
+        copied by the storage and do not travel again (docs/design/011-unchanged-tensors.md).
+    queue : {"wait", "skip", "refuse"}
+        What `save_async` does when another save of this Saver is in flight. ``"wait"``: its turn comes after
+        those before it. ``"skip"``: so it does, unless a newer one takes its place while it waits, and its
+        handle raises `SaveCancelledError`. ``"refuse"``: it raises `ConflictError` at once. `save` always
+        waits.
 
     Attributes
     ----------
@@ -94,9 +123,21 @@ class Saver:
     UsageError, UnsupportedError
         If an argument is wrong, or asks for what only TensorFlow can do.
 
+    Notes
+    -----
+    A Saver is a context manager: leaving the block is `close`. It can be used again afterwards.
+
     Threads
     -------
     One thread at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with Saver(max_to_keep=2) as saver:
+    ...     handle = saver.save_async({"w": np.ones(3)}, "memory://docs/saver/model", 1)
+    ...     handle.result()
+    'memory://docs/saver/model-1'
     """
 
     def __init__(
@@ -120,61 +161,52 @@ class Saver:
         clock: Callable[[], float] = time.time,
         run: str | None = None,
         graph: Graph | None = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+        reuse_unchanged: bool = False,
+        queue: QueuePolicy = "wait",
     ) -> None:
-        if builder is not None:
-            raise UnsupportedError("a saver builder needs TensorFlow's graph", hint="Leave `builder` out.")
-        if write_version != _V2:
-            raise UnsupportedError(
-                "only V2 checkpoints are written",
-                expected=_V2,
-                actual=write_version,
-                hint="V1 checkpoints can be read.",
-            )
-        if defer_build and var_list is not None:
-            raise UsageError(
-                "If `var_list` is provided then build cannot be deferred",
-                hint="Either set defer_build=False or var_list=None.",
-            )
-        if saver_def is not None:
-            saver_def = SaverDef.coerce(saver_def)
-            max_to_keep = saver_def.max_to_keep
-            keep_checkpoint_every_n_hours = saver_def.keep_checkpoint_every_n_hours
-            sharded = saver_def.sharded
-        if max_to_keep is not None and not isinstance(max_to_keep, int | np.integer):
-            raise UsageError("max_to_keep must be an integer or None", actual=repr(max_to_keep))
-        if max_to_keep is not None and max_to_keep < 0:
-            raise UsageError(
-                "max_to_keep must not be negative: TensorFlow then deletes the checkpoint it just wrote",
-                actual=max_to_keep,
-                hint="Give 0 or None to keep everything.",
-            )
+        check_supported(
+            builder=builder, write_version=write_version, defer_build=defer_build, var_list=var_list
+        )
+        self._saver_def = None if saver_def is None else SaverDef.coerce(saver_def)
+        self._settings = SaverSettings.checked(
+            self._saver_def, max_to_keep, keep_checkpoint_every_n_hours, sharded
+        )
         self._names = check_var_list(var_list)
         if self._names is not None and not self._names and not allow_empty:
             raise UsageError("No variables to save", hint="Name at least one, or set allow_empty=True.")
+        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
         self._reshape = reshape
-        self._sharded = sharded
-        self._max_to_keep = int(max_to_keep or 0)
-        self._keep_hours = float(keep_checkpoint_every_n_hours)
         self._allow_empty = allow_empty
         self._pad_step_number = pad_step_number
         self._clock = clock
         self._run = run
         self._built = not defer_build
         self._name = name
-        self._saver_def = saver_def
-        self._retention = self._make_retention()
-        self._writers: dict[tuple[Any, str, str], CheckpointWriter] = {}
-        self._pid = os.getpid()
-        self._set_checkpoints: list[tuple[str, float]] = []
-        self._awaiting_set: set[tuple[Any, str, str]] | None = None
-        self._generated: tuple[object, bytes] | None = None
-        self._saving: tuple[Graph, Graph] | None = None
-        self.graph = graph
+        self._windows = SaverWindows(self._make_retention(), clock)
+        self._graph = SaverGraph(graph, self._settings)
+        self._queue = SaveQueue(queue)
+        # It hears of failures after the last reference to the Saver is gone.
+        weakref.finalize(self, self._queue.let_go)
+
+    @property
+    def graph(self) -> Graph | None:
+        """The network that goes into ``.meta``."""
+        return self._graph.graph
+
+    @graph.setter
+    def graph(self, graph: Graph | None) -> None:
+        self._graph.graph = graph
 
     def _make_retention(self) -> Retention:
-        if not self._max_to_keep:
+        if not self._settings.max_to_keep:
             return KeepNewest()
-        return SaverRetention(self._max_to_keep, self._keep_hours * _SECONDS_PER_HOUR, float(self._clock()))
+        return SaverRetention(
+            self._settings.max_to_keep, self._settings.keep_hours * _SECONDS_PER_HOUR, float(self._clock())
+        )
 
     def build(self) -> None:
         """Allow `save` and `restore` after ``defer_build=True``; there is nothing to build."""
@@ -199,6 +231,8 @@ class Saver:
         storage_options: Options = None,
     ) -> str | None:
         """Save arrays as one checkpoint, make it the latest, delete what retention lets go.
+
+        Waits for saves of `save_async` that are in flight.
 
         Parameters
         ----------
@@ -237,135 +271,172 @@ class Saver:
             `var_list` asks for a name that `values` lacks; nothing was written.
         FencedError
             Another run took over; nothing of this save stays.
+        DeadlineError
+            It took longer than `deadline_s`; nothing of it stays.
         StorageFullError, AccessError, TransientError, ConflictError, AmbiguousOutcomeError
             From the storage. The previous checkpoint still restores.
+        CkptStoreError
+            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
+            call does.
 
         Guarantees
         ----------
         Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
+        Ctrl-C gives the save up: nothing of it stays, unless it was being published.
         """
-        self._check_built()
-        if save_debug_info:
-            raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
-        if not is_graph_suffix(meta_graph_suffix):
-            raise UsageError(
-                "the graph's suffix must be a short text without a slash that no other file has",
-                actual=repr(meta_graph_suffix),
-                hint="Leave 'meta_graph_suffix' out for 'meta'.",
-            )
-        base = locate(save_path, storage_options)
-        check_prefix_name(base)
-        path = base.url
-        if global_step is not None:
-            path = numbered(path, step_number(global_step), self._pad_step_number)
-        prefix = locate(path, storage_options)
-        check_prefix_name(prefix)
-        record = record_location(prefix.parent, latest_filename)
-        if record.name == prefix.name:
-            raise UsageError(
-                f"'latest_filename' collides with 'save_path': {record.name!r} and {path!r}",
-                hint="Choose another name for one of them.",
-            )
-        plan = self._plan(values)
-        meta = self._meta_graph(plan, strip_default_attrs) if write_meta_graph else None
-        if not any(shard.items for shard in plan.shards):
-            if meta is not None:
-                put_meta(prefix.parent, prefix.name, meta, suffix=meta_graph_suffix)
-            return None
-        if write_state:
-            writer = self._writer(prefix, record)
-            writer.save(
-                prefix.name, plan, run=self._run or process_run(), meta=meta, suffix=meta_graph_suffix
-            )
-        else:
-            write_checkpoint(prefix.parent, prefix.name, plan, meta=meta, suffix=meta_graph_suffix)
-        return prefix.url
+        task = self._prepare(
+            values,
+            save_path,
+            global_step,
+            latest_filename,
+            meta_graph_suffix,
+            write_meta_graph,
+            write_state,
+            strip_default_attrs,
+            save_debug_info,
+            storage_options,
+        )
+        self._queue.wait()
+        self._queue.raise_failure()
+        try:
+            return task.run()
+        finally:
+            task.release()
 
-    def _writer(self, prefix: Location, record: Location) -> CheckpointWriter:
-        if self._pid != os.getpid():
-            # Those of the parent, which goes on with them.
-            self._pid = os.getpid()
-            self._writers.clear()
-        key = (prefix.storage, prefix.parent.key, record.name)
-        writer = self._writers.get(key)
-        if writer is None:
-            writer = CheckpointWriter(prefix.parent, record.name, self._retention, self._clock)
-            self._writers[key] = writer
-        if self._awaiting_set is not None and key not in self._awaiting_set:
-            self._awaiting_set.add(key)
-            places = [(locate(path), time_s) for path, time_s in self._set_checkpoints]
-            here = [(place.name, time_s) for place, time_s in places if place.parent.key == prefix.parent.key]
-            writer.set_window(tuple(Entry(name, time_s) for name, time_s in here))
-            names = {name for name, _ in here}
-            self._set_checkpoints = [
-                item
-                for item, (place, _) in zip(self._set_checkpoints, places, strict=True)
-                if place.parent.key != prefix.parent.key or place.name not in names
-            ]
-        return writer
+    def save_async(
+        self,
+        values: Mapping[str, Any],
+        save_path: PathText,
+        global_step: Any = None,
+        latest_filename: str | None = None,
+        meta_graph_suffix: str = "meta",
+        write_meta_graph: bool = True,
+        write_state: bool = True,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
+        *,
+        snapshot: bool = True,
+        storage_options: Options = None,
+    ) -> SaveHandle:
+        """Save arrays in the background; parameters as `save`.
+
+        Everything is checked before it returns. Saves happen in the order of the calls, one at a time.
+
+        Parameters
+        ----------
+        snapshot : bool
+            Copy the arrays, and return when they may be changed again. With a `memory_budget` below their
+            size the copy and the save go hand in hand. False: return at once; whoever calls promises not to
+            change the arrays until ``handle.staged``.
+
+        Returns
+        -------
+        SaveHandle
+            Ask it for the `result`.
+
+        Raises
+        ------
+        UsageError, TensorNotFoundError
+            As `save`; nothing was written.
+        ConflictError
+            With ``queue="refuse"``, if another save is in flight.
+        CkptStoreError
+            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
+            call does.
+
+        Guarantees
+        ----------
+        A failure is told once: by the handle's `result`, by the next save, or by `close`, whichever comes
+        first; `result` raises it as often as it is asked. When the interpreter exits, what is in flight is
+        finished, unless it makes no progress.
+        """
+        task = self._prepare(
+            values,
+            save_path,
+            global_step,
+            latest_filename,
+            meta_graph_suffix,
+            write_meta_graph,
+            write_state,
+            strip_default_attrs,
+            save_debug_info,
+            storage_options,
+        )
+        return self._queue.submit(task, snapshot=snapshot)
+
+    def close(self) -> None:
+        """Wait for the saves in flight, and raise the failure that nobody was told of.
+
+        The memory of snapshots is given back. The Saver can be used again.
+
+        Raises
+        ------
+        CkptStoreError
+            Whatever made a save fail.
+        """
+        self._queue.wait()
+        release_blocks()
+        self._queue.raise_failure()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"A save in the background failed, too: {failure}")
+
+    def _prepare(
+        self,
+        values: Mapping[str, Any],
+        save_path: PathText,
+        global_step: Any,
+        latest_filename: str | None,
+        meta_graph_suffix: str,
+        write_meta_graph: bool,
+        write_state: bool,
+        strip_default_attrs: bool,
+        save_debug_info: bool,
+        storage_options: Options,
+    ) -> SaveTask:
+        """Check everything there is to check, and return what is left to do."""
+        self._check_built()
+        check_graph_arguments(meta_graph_suffix, save_debug_info=save_debug_info)
+        prefix, record, step = target_of(
+            save_path, global_step, latest_filename, storage_options, pad_step_number=self._pad_step_number
+        )
+        prefix = self._options.place(prefix)
+        plan = self._plan(values)
+        meta = None
+        if write_meta_graph:
+            meta = self._graph.to_bytes(plan, strip_default_attrs=strip_default_attrs)
+        write: Write
+        arrange = None
+        if not any(shard.items for shard in plan.shards):
+            write = partial(save_graph, meta, meta_graph_suffix, prefix)
+        elif write_state:
+            writer = self._windows.writer(prefix, record)
+            write = partial(
+                save_with_record, writer, self._run or process_run(), meta, meta_graph_suffix, prefix
+            )
+            if self._options.reuse_unchanged:
+                arrange = partial(split_by_change, writer)
+        else:
+            write = partial(save_without_record, meta, meta_graph_suffix, prefix)
+        return SaveTask(prefix.url, plan, write, self._options, step, arrange)
 
     def _plan(self, values: Mapping[str, Any]) -> SavePlan:
-        if not isinstance(values, Mapping):
-            raise UsageError(
-                "save takes a mapping from name to array in the place of a session",
-                actual=type(values).__name__,
-            )
-        names = self._names
-        if names is None:
-            for name in values:
-                if not isinstance(name, str):
-                    raise UsageError("a tensor's name must be text", expected="str", actual=repr(name))
-            names = {name: name for name in sorted(values)}
-        if not names and not self._allow_empty:
-            raise UsageError("No variables to save", hint="Give at least one array, or set allow_empty=True.")
-        items: list[WriteItem] = []
-        for stored_name, name in names.items():
-            if name not in values:
-                raise TensorNotFoundError.among(name, values, "the values to save have no such array")
-            items.append(write_item(stored_name, values[name]))
-        if not self._sharded or self.graph is None:
+        items = items_of(values, self._names, allow_empty=self._allow_empty)
+        if not self._settings.sharded or self.graph is None:
             return plan_save(items)
-        return plan_save(items, lambda stored_name: self._device_of(names[stored_name]))
-
-    def _device_of(self, name: str) -> str:
-        assert self.graph is not None
-        try:
-            return self.graph.get_operation_by_name(name).device
-        except TensorNotFoundError:
-            return ""
-
-    def _meta_graph(self, plan: SavePlan, strip_default_attrs: bool) -> bytes:
-        if self.graph is not None:
-            graph = self._with_saver(self.graph)
-            saver_def = None if graph.saver_def is None else self._settings(graph.saver_def)
-            return export_meta_graph_bytes(
-                graph, saver_def=saver_def, strip_default_attrs=strip_default_attrs
-            )
-        specs = [(item.name, item.dtype, item.full_shape) for shard in plan.shards for item in shard.items]
-        if self._generated is None or self._generated[0] != specs:
-            unique = list({name: (name, dtype, shape) for name, dtype, shape in specs}.values())
-            graph = meta_graph_for_arrays(
-                unique,
-                max_to_keep=self._max_to_keep,
-                keep_checkpoint_every_n_hours=self._keep_hours,
-                sharded=self._sharded,
-            )
-            self._generated = (specs, export_meta_graph_bytes(graph))
-        return self._generated[1]
-
-    def _with_saver(self, graph: Graph) -> Graph:
-        """Return `graph` with the operations that save and restore, made once for each graph."""
-        if self._saving is None or self._saving[0] is not graph:
-            self._saving = (graph, with_saver(graph))
-        return self._saving[1]
-
-    def _settings(self, base: SaverDef) -> SaverDef:
-        """Return `base` with the settings of this Saver."""
-        return replace(
-            base,
-            max_to_keep=self._max_to_keep,
-            sharded=self._sharded,
-            keep_checkpoint_every_n_hours=self._keep_hours,
+        names = self._names or {}
+        return plan_save(
+            items, lambda stored_name: self._graph.device_of(names.get(stored_name, stored_name))
         )
 
     def restore(
@@ -375,7 +446,8 @@ class Saver:
 
         Existing arrays are filled in place, missing keys get new writable arrays. Names, shapes and types are
         checked before any array changes. When retention or an overwrite removes the checkpoint while it is
-        read, it is opened again.
+        read, it is opened again. A save in flight is not waited for: until it is published, there is only
+        what was there before.
 
         Parameters
         ----------
@@ -401,17 +473,20 @@ class Saver:
                 "Can't load save_path when it is None",
                 hint="latest_checkpoint returns None when there is no checkpoint yet.",
             )
-        restore_values(locate(save_path, storage_options), values, self._names, reshape=self._reshape)
+        place = locate(save_path, storage_options)
+        options = ReadOptions(self._options.memory_budget, self._options.progress)
+        with options.transfer(place.url) as transfer:
+            restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
 
     @property
     def last_checkpoints(self) -> list[str]:
-        """Prefixes that retention still counts, oldest first; empty without `max_to_keep`."""
-        if not self._max_to_keep:
+        """Prefixes that retention still counts, oldest first; empty without `max_to_keep`.
+
+        Those that are saved: the prefix of a save in flight comes when it is published.
+        """
+        if not self._settings.max_to_keep:
             return []
-        entries = [(path, time_s) for path, time_s in self._set_checkpoints]
-        for writer in self._writers.values():
-            entries += [(writer.directory.child(entry.prefix).url, entry.time_s) for entry in writer.window]
-        return [path for path, _ in entries]
+        return self._windows.paths
 
     def set_last_checkpoints(self, last_checkpoints: Sequence[str]) -> None:
         """Let retention count these prefixes, oldest first; as in TensorFlow none of them is ever deleted."""
@@ -419,14 +494,13 @@ class Saver:
         self.set_last_checkpoints_with_time([(path, float("inf")) for path in last_checkpoints])
 
     def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
-        """Let retention count these ``(prefix, seconds since 1970)``, oldest first, and nothing else."""
+        """Let retention count these ``(prefix, seconds since 1970)``, oldest first, and nothing else.
+
+        Waits for saves in flight, which retention would count after these.
+        """
         check_list(last_checkpoints_with_time)
-        self._set_checkpoints = [
-            (os.fsdecode(path), float(time_s)) for path, time_s in last_checkpoints_with_time
-        ]
-        self._awaiting_set = set()
-        for writer in self._writers.values():
-            writer.set_window(())
+        self._queue.wait()
+        self._windows.set(last_checkpoints_with_time)
 
     def recover_last_checkpoints(
         self, checkpoint_paths: Sequence[str], *, storage_options: Options = None
@@ -441,8 +515,7 @@ class Saver:
 
     def as_saver_def(self) -> SaverDef:
         """Return the settings as TensorFlow's ``SaverDef``; the graph's own names where there is a graph."""
-        base = self._with_saver(self.graph).saver_def if self.graph is not None else self._saver_def
-        return self._settings(base or _DEFAULT_NAMES)
+        return self._graph.saver_def(self._saver_def)
 
     def to_proto(self, export_scope: str | None = None) -> SaverDef | None:
         """Return `as_saver_def` without `export_scope` in its names; None if they lie outside of it."""
@@ -476,9 +549,7 @@ class Saver:
         UsageError
             If this Saver has no graph.
         """
-        graph = self.graph
-        if graph is None and self._generated is not None:
-            graph = read_meta_graph(self._generated[1], source="<generated graph>")
+        graph = self.graph or self._graph.generated
         if graph is None:
             raise UsageError(
                 "this Saver has no graph to export",
@@ -496,44 +567,3 @@ class Saver:
             save_debug_info=save_debug_info,
             storage_options=storage_options,
         )
-
-
-def import_meta_graph(
-    path_or_proto: PathText | bytes,
-    clear_devices: bool = False,
-    import_scope: str | None = None,
-    *,
-    storage_options: Options = None,
-    **saver_arguments: Any,
-) -> Saver:
-    """Read a ``.meta`` file and return a Saver for it, with the network as ``.graph``.
-
-    Parameters
-    ----------
-    path_or_proto : str, PathLike, bytes or message
-        File or URL; or a serialized ``MetaGraphDef``; or an object with ``SerializeToString``.
-    clear_devices : bool
-        Drop device placements.
-    import_scope : str, optional
-        Put before every name.
-    storage_options : mapping, optional
-        Goes to the backend as it is.
-    **saver_arguments
-        Keyword arguments of `Saver` that the file does not hold, such as ``clock``.
-
-    Returns
-    -------
-    Saver
-        With `max_to_keep`, `keep_checkpoint_every_n_hours` and `sharded` of the file's saver, if it has one.
-
-    Raises
-    ------
-    NotFoundError
-        If the file does not exist.
-    FormatError
-        If it is no MetaGraphDef, binary or text.
-    """
-    graph = load_meta_graph(path_or_proto, clear_devices, import_scope, storage_options=storage_options)
-    if graph.saver_def is not None:
-        saver_arguments.setdefault("saver_def", graph.saver_def)
-    return Saver(graph=graph, **saver_arguments)

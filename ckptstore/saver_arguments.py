@@ -2,15 +2,184 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ckptstore.errors import UsageError
+from ckptstore.bundle.plan import WriteItem, write_item
+from ckptstore.directory.graphs import is_graph_suffix
+from ckptstore.directory.latest import record_location
+from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.format.metagraph import SaverDef
+from ckptstore.format.naming import numbered
+from ckptstore.storage.base import Location
+from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.registry import locate
 
-__all__ = ["check_list", "check_var_list", "step_number"]
+__all__ = [
+    "Options",
+    "PathText",
+    "SaverSettings",
+    "VarList",
+    "check_graph_arguments",
+    "check_list",
+    "check_supported",
+    "check_var_list",
+    "items_of",
+    "step_number",
+    "target_of",
+]
+
+VarList: TypeAlias = Sequence[str] | set[str] | frozenset[str] | Mapping[str, str]
+PathText: TypeAlias = str | os.PathLike[str]
+Options: TypeAlias = Mapping[str, Any] | None
+
+_V2 = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SaverSettings:
+    """What a Saver shares with TensorFlow's ``SaverDef``.
+
+    Attributes
+    ----------
+    max_to_keep : int
+        0: all of them.
+    keep_hours : float
+    sharded : bool
+    """
+
+    max_to_keep: int
+    keep_hours: float
+    sharded: bool
+
+    @staticmethod
+    def checked(
+        saver_def: SaverDef | None, max_to_keep: Any, keep_hours: float, sharded: bool
+    ) -> SaverSettings:
+        """Return the settings of `saver_def`, or the others where it is None.
+
+        Raises
+        ------
+        UsageError
+            If `max_to_keep` is no number of checkpoints.
+        """
+        if saver_def is not None:
+            max_to_keep = saver_def.max_to_keep
+            keep_hours = saver_def.keep_checkpoint_every_n_hours
+            sharded = saver_def.sharded
+        if max_to_keep is not None and not isinstance(max_to_keep, int | np.integer):
+            raise UsageError("max_to_keep must be an integer or None", actual=repr(max_to_keep))
+        if max_to_keep is not None and max_to_keep < 0:
+            raise UsageError(
+                "max_to_keep must not be negative: TensorFlow then deletes the checkpoint it just wrote",
+                actual=max_to_keep,
+                hint="Give 0 or None to keep everything.",
+            )
+        return SaverSettings(int(max_to_keep or 0), float(keep_hours), sharded)
+
+
+def check_supported(*, builder: object, write_version: int, defer_build: bool, var_list: object) -> None:
+    """Raise unless a Saver can do what these arguments of TensorFlow's ask for."""
+    if builder is not None:
+        raise UnsupportedError("a saver builder needs TensorFlow's graph", hint="Leave `builder` out.")
+    if write_version != _V2:
+        raise UnsupportedError(
+            "only V2 checkpoints are written",
+            expected=_V2,
+            actual=write_version,
+            hint="V1 checkpoints can be read.",
+        )
+    if defer_build and var_list is not None:
+        raise UsageError(
+            "If `var_list` is provided then build cannot be deferred",
+            hint="Either set defer_build=False or var_list=None.",
+        )
+
+
+def target_of(
+    save_path: PathText,
+    global_step: Any,
+    latest_filename: str | None,
+    options: Options,
+    *,
+    pad_step_number: bool,
+) -> tuple[Location, Location, int | None]:
+    """Return prefix, record and step of a save.
+
+    Raises
+    ------
+    UsageError
+        If path, step or record's name are none, or do not go together.
+    """
+    base = locate(save_path, options)
+    check_prefix_name(base)
+    path, step = base.url, None
+    if global_step is not None:
+        step = step_number(global_step)
+        path = numbered(path, step, pad_step_number)
+    prefix = locate(path, options)
+    check_prefix_name(prefix)
+    record = record_location(prefix.parent, latest_filename)
+    if record.name == prefix.name:
+        raise UsageError(
+            f"'latest_filename' collides with 'save_path': {record.name!r} and {path!r}",
+            hint="Choose another name for one of them.",
+        )
+    return prefix, record, step
+
+
+def check_graph_arguments(meta_graph_suffix: str, *, save_debug_info: bool) -> None:
+    """Raise unless the graph can be saved in this way."""
+    if save_debug_info:
+        raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
+    if not is_graph_suffix(meta_graph_suffix):
+        raise UsageError(
+            "the graph's suffix must be a short text without a slash that no other file has",
+            actual=repr(meta_graph_suffix),
+            hint="Leave 'meta_graph_suffix' out for 'meta'.",
+        )
+
+
+def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool) -> list[WriteItem]:
+    """Return what is to be saved, converted and checked, in the order in which it is written.
+
+    Parameters
+    ----------
+    values : mapping
+        Name → array-like.
+    names : mapping or None
+        Checkpoint name → name in `values`; None: all.
+    allow_empty : bool
+        Whether there may be nothing to save.
+
+    Raises
+    ------
+    UsageError, TensorNotFoundError
+        As `Saver.save`.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            "save takes a mapping from name to array in the place of a session",
+            actual=type(values).__name__,
+        )
+    if names is None:
+        for name in values:
+            if not isinstance(name, str):
+                raise UsageError("a tensor's name must be text", expected="str", actual=repr(name))
+        names = {name: name for name in sorted(values)}
+    if not names and not allow_empty:
+        raise UsageError("No variables to save", hint="Give at least one array, or set allow_empty=True.")
+    items: list[WriteItem] = []
+    for stored_name, name in names.items():
+        if name not in values:
+            raise TensorNotFoundError.among(name, values, "the values to save have no such array")
+        items.append(write_item(stored_name, values[name]))
+    return items
 
 
 def check_var_list(var_list: object) -> dict[str, str] | None:

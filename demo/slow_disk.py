@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
-from ckptstore.storage.base import PutOutcome, Storage, Upload
+from ckptstore.storage.base import PutOutcome, Storage
 from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.upload import Upload
 from ckptstore.storage.wrappers import StorageWrapper
-
-if TYPE_CHECKING:
-    from ckptstore.storage.base import Buffer
 
 PIECE_SIZE_BYTES = 16 * 1024
 PAUSE_S = 0.2
@@ -35,16 +33,21 @@ class SlowDisk(StorageWrapper):
 
 
 class _SlowUpload(Upload):
+    part_size_bytes = PIECE_SIZE_BYTES
+
     def __init__(self, inner: Upload) -> None:
+        super().__init__()
+        inner.part_size_bytes = PIECE_SIZE_BYTES
         self._inner = inner
 
-    def write(self, data: Buffer) -> None:
-        view = memoryview(data).cast("B")
-        for start in range(0, len(view), PIECE_SIZE_BYTES):
-            self._inner.write(view[start : start + PIECE_SIZE_BYTES])
-            time.sleep(PAUSE_S)
+    def _check_open(self) -> None:
+        self._inner._check_open()
 
-    def commit(self) -> PutOutcome:
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
+        self._inner.send(number, pieces, crc32c, is_last=is_last)
+        time.sleep(PAUSE_S)
+
+    def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         return self._inner.commit()
 
     def abort(self) -> None:

@@ -7,32 +7,39 @@ the memory that it goes to exists; what remains is reading, the checksum, and th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.boxes import Axis, BoxRead, split_box, view_of
-from ckptstore.bundle.plan import STAGE_SIZE_BYTES, ReadItem, ReadRun, plan_reads
+from ckptstore.bundle.boxes import view_of
+from ckptstore.bundle.chunks import cut
+from ckptstore.bundle.plan import DIRECT_SIZE_BYTES, ReadItem, ReadRun, plan_reads
 from ckptstore.bundle.shards import ShardFile, ShardFiles
-from ckptstore.errors import UnsupportedError
+from ckptstore.errors import TruncatedFileError, UnsupportedError
 from ckptstore.format import dtypes
-from ckptstore.format.crc32c import crc32c, mask
+from ckptstore.format.crc32c import combine, crc32c, crc32c_of_ranges, mask_many
 from ckptstore.format.entry import BundleEntry, element_count
 from ckptstore.format.strings import decode_strings, decode_variants
+from ckptstore.transfer.download import Download, Request
+from ckptstore.transfer.ranges import split
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange, DType
 
-__all__ = ["Job", "byte_order_unit", "fetch", "fetch_box"]
+__all__ = ["NATIVE", "Job", "PartSums", "byte_order_unit", "fetch", "reverse_bytes"]
 
-# Bytes asked for with one call of the storage: enough that it can fetch several ranges at a time, and few
-# enough that some are still in the processor's cache when their checksum is calculated.
-_BATCH_SIZE_BYTES = 4 * STAGE_SIZE_BYTES
+NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
+"""TensorFlow's number of a type → the numpy dtype of its values."""
 
-# Ranges of a box asked for with one call: they may be four bytes each.
-_BATCH_RANGES = 1024
+# How long to look whether strided targets overlap, before it is taken for granted.
+_MOST_OVERLAPS = 16
+_MOST_WORK = 1000
 
-_NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
+_OBJECT = np.dtype(object)
+_IS_BIG_MACHINE = sys.byteorder == "big"
 
 
 class Job(NamedTuple):
@@ -46,9 +53,10 @@ class Job(NamedTuple):
         Without slices of its own.
     dtype : DType
     target : ndarray
-        Receives the values; of the type's numpy dtype in any byte order, of any strides.
+        Receives the values; of the type's numpy dtype in any byte order, of any strides, and of any shape
+        with as many elements, which are filled in C order.
     select : tuple of slice or None
-        What part of the piece `target` receives; None = all of it.
+        Strings only: what part of the piece `target` receives; None = all of it.
     """
 
     tensor: str
@@ -66,7 +74,7 @@ def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str)
     UnsupportedError
         If the file has the other byte order and TensorFlow does not define the type for that.
     """
-    if big_endian == (sys.byteorder == "big"):
+    if big_endian == _IS_BIG_MACHINE:
         return 1
     unit = dtypes.swap_unit_bytes(dtype)
     if unit is None:
@@ -79,223 +87,265 @@ def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str)
     return unit
 
 
-def fetch(jobs: Sequence[Job], shards: ShardFiles, *, big_endian: bool) -> None:
-    """Read every piece, verify it, and put it into its target.
+def fetch(
+    jobs: Sequence[Job],
+    shards: ShardFiles,
+    *,
+    big_endian: bool,
+    transfer: Transfer | None = None,
+    memory_budget: int | None = None,
+) -> None:
+    """Read every piece, verify it, and put it into its target; several at the same time.
 
-    The pieces are read in the order of the files, those near each other together.
+    The pieces are read in the order of the files, those near each other together, large ones in parts.
+
+    Parameters
+    ----------
+    transfer : Transfer, optional
+        What the reads belong to.
+    memory_budget : int, optional
+        Without `transfer`: bytes to hold beyond the targets; strings may take more.
 
     Raises
     ------
     ChecksumError, TruncatedFileError, IncompleteBundleError, FormatError
-        At the first piece that is damaged. Small targets are filled only after their bytes were verified;
-        large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one that fails holds what
-        failed.
+        At a piece that is damaged, and nothing is read any more then. Small targets are filled only after
+        their bytes were verified; large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one
+        that fails holds what failed.
     """
-    _Fetch(jobs, shards, big_endian).run()
+    parallel = 1 if _may_share_memory(jobs) else shards.parallel_reads
+    _Fetch(jobs, shards, big_endian, Download(parallel, transfer, memory_budget), transfer).run()
 
 
-class _Part(NamedTuple):
-    """Bytes ``[start, stop)`` of a run."""
+def _may_share_memory(jobs: Sequence[Job]) -> bool:
+    """Tell whether targets of different tensors overlap, as tied weights do: one must wait for the other.
 
-    start: int
-    stop: int
-    run: ReadRun
+    Small ones are verified elsewhere and filled at one go, and do not count.
+    """
+    large = [number for number, job in enumerate(jobs) if job[1][4] >= DIRECT_SIZE_BYTES]
+    spans = sorted(
+        (*np.lib.array_utils.byte_bounds(jobs[number].target), number)
+        for number in large
+        if not jobs[number].target.dtype.hasobject
+    )
+    open_spans: list[tuple[int, int, int]] = []
+    for span in spans:
+        open_spans = [other for other in open_spans if other[1] > span[0]]
+        if len(open_spans) >= _MOST_OVERLAPS:
+            return True
+        tensor, _, _, target, _ = jobs[span[2]]
+        for _, _, number in open_spans:
+            other = jobs[number]
+            if tensor == other.tensor:
+                continue  # slices, which do not overlap
+            try:
+                if np.shares_memory(target, other.target, max_work=_MOST_WORK):  # type: ignore[arg-type]
+                    return True
+            except np.exceptions.TooHardError:
+                return True
+        open_spans.append(span)
+    return False
 
 
-def _batches(runs: Iterable[ReadRun]) -> Iterator[list[_Part]]:
-    """Yield what is asked for with one call each, of one shard each; long runs come in several parts."""
-    batch: list[_Part] = []
-    size = 0
-    for run in runs:
-        for start in range(run.start, run.stop, STAGE_SIZE_BYTES):
-            stop = min(run.stop, start + STAGE_SIZE_BYTES)
-            if batch and (batch[0].run.shard != run.shard or size + stop - start > _BATCH_SIZE_BYTES):
-                yield batch
-                batch, size = [], 0
-            batch.append(_Part(start, stop, run))
-            size += stop - start
-    if batch:
-        yield batch
+class PartSums:
+    """The checksums of one piece that comes in parts, in any order.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._crcs = [(0, 0)] * count
+        self._missing = count
+        self._lock = threading.Lock()
+
+    def add(self, number: int, crc: int, size_bytes: int) -> bool:
+        """Take in one part; tell whether it is the last one that was missing."""
+        self._crcs[number] = (crc, size_bytes)
+        with self._lock:
+            self._missing -= 1
+            return not self._missing
+
+    def crc32c(self) -> int:
+        """Return the checksum of the whole."""
+        whole = 0
+        for crc, size_bytes in self._crcs:
+            whole = combine(whole, crc, size_bytes)
+        return whole
 
 
 class _Fetch:
     """The state of one call of `fetch`."""
 
-    def __init__(self, jobs: Sequence[Job], shards: ShardFiles, big_endian: bool) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        shards: ShardFiles,
+        big_endian: bool,
+        download: Download,
+        transfer: Transfer | None,
+    ) -> None:
         self._jobs = jobs
         self._shards = shards
         self._big_endian = big_endian
-        self._is_foreign = big_endian != (sys.byteorder == "big")
-        self._staging = np.empty(0, np.uint8)
-        # Pieces of which some parts are still to come: the memory that receives them, and the checksum so
-        # far.
-        self._receivers: dict[int, npt.NDArray[np.uint8]] = {}
-        self._crcs: dict[int, int] = {}
+        self._is_foreign = big_endian != _IS_BIG_MACHINE
+        self._download = download
+        self._transfer = transfer
 
     def run(self) -> None:
         items = []
         for number, (tensor, entry, _, _, _) in enumerate(self._jobs):
-            start, size = entry.offset, entry.size_bytes
+            _, _, shard_id, start, size, _, _ = entry
             if size:
-                items.append(ReadItem(entry.shard_id, start, start + size, tensor, number))
+                items.append(tuple.__new__(ReadItem, (shard_id, start, start + size, tensor, number)))
             else:
-                self._place(self._jobs[number], b"", self._shards[entry.shard_id])
-        for batch in _batches(plan_reads(items).runs):
-            self._run_batch(batch)
+                self._place_bytes(self._jobs[number], b"", self._shards[shard_id])
+        plan = plan_reads(items, stage_size_bytes=self._download.size_bytes)
+        requests = (request for run in plan.runs for request in self._requests(run))
+        # The gaps that are read along make no run longer than a request.
+        longest = max([run.stop - run.start for run in plan.runs], default=0)
+        try:
+            self._download.run(requests, lent_size_bytes=min(longest, self._download.size_bytes))
+        except TruncatedFileError:
+            # Said in terms of the tensor, if it was the first look at the file.
+            for tensor, entry, _, _, _ in self._jobs:
+                self._shards[entry.shard_id].check_inside(entry, tensor)
+            raise
 
-    def _run_batch(self, parts: list[_Part]) -> None:
-        staged_size = sum(part.stop - part.start for part in parts if part.run.staged)
-        if len(self._staging) < staged_size:
-            self._staging = np.empty(staged_size, np.uint8)
-        buffers = []
-        used = 0
-        for part in parts:
-            size = part.stop - part.start
-            if part.run.staged:
-                buffers.append(self._staging.data[used : used + size])
-                used += size
-            else:
-                begin = part.start - part.run.start
-                buffers.append(self._receiver(part.run).data[begin : begin + size])
-        shard = self._shards[parts[0].run.shard]
-        shard.read_into(
-            [ByteRange(part.start, part.stop) for part in parts], buffers, parts[0].run.items[0].tensor
-        )
-        for part, buffer in zip(parts, buffers, strict=True):
-            if part.run.staged:
-                start = part.start
-                for _, item_start, item_stop, _, request in part.run.items:
-                    raw = bytes(buffer[item_start - start : item_stop - start])
-                    self._place(self._jobs[request], raw, shard)
-            else:
-                self._advance(part, buffer, shard)
+    def _requests(self, run: ReadRun) -> Iterator[Request]:
+        shard = self._shards[run.shard]
+        job = self._jobs[run.items[0].request]
+        if run.staged:
+            take = partial(self._take_staged, run, shard)
+            yield Request(shard, job.tensor, [ByteRange(run.start, run.stop)], [None], take)
+        elif job.target.dtype.hasobject:
+            yield from self._strings_requests(job, run, shard)
+        elif job.target.flags.c_contiguous:
+            yield from self._direct_requests(job, run, shard)
+        else:
+            yield from self._scattered_requests(job, run, shard)
 
-    def _receiver(self, run: ReadRun) -> npt.NDArray[np.uint8]:
-        """Return the memory for a run that is not staged: the target's own where its layout allows."""
-        request = run.items[0].request
-        found = self._receivers.get(request)
-        if found is None:
-            job = self._jobs[request]
-            if _is_direct(job):
-                found = dtypes.as_bytes_view(job.target)
-            else:
-                found = np.empty(run.stop - run.start, np.uint8)
-            self._receivers[request] = found
-        return found
+    def _strings_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+        """Read the bytes of many or long strings into memory of their own."""
+        received = np.empty(run.stop - run.start, np.uint8)
+        ranges = list(split(run.start, run.stop, self._download.size_bytes))
+        parts = PartSums(len(ranges))
 
-    def _advance(self, part: _Part, buffer: memoryview, shard: ShardFile) -> None:
-        """Take in one part of a run that is not staged."""
-        request = part.run.items[0].request
-        job = self._jobs[request]
-        if not job.target.dtype.hasobject:
-            self._crcs[request] = crc32c(buffer, self._crcs.get(request, 0))
-        if part.stop < part.run.stop:
-            return
-        received = self._receivers.pop(request)
-        if job.target.dtype.hasobject:
-            self._place(job, received, shard)
-            return
-        shard.check_crc32c(job.entry, self._crcs.pop(request), job.tensor)
-        unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
-        if unit > 1:
-            received.view(f"u{unit}").byteswap(inplace=True)
-        if not _is_direct(job):
-            _assign(job, received.view(_NATIVE[job.dtype.as_datatype_enum]))
+        def take(number: int, buffers: Sequence[memoryview]) -> None:
+            if parts.add(number, 0, 0):
+                self._place_bytes(job, received.data, shard)
+            self._advance(len(buffers[0]))
 
-    def _place(self, job: Job, raw: bytes | npt.NDArray[np.uint8], shard: ShardFile) -> None:
-        """Verify the bytes of one piece, decode them, and put the values into its target."""
-        entry = job.entry
-        if job.target.dtype.hasobject:
-            decode = decode_strings if job.dtype == dtypes.STRING else decode_variants
-            values = np.empty(element_count(entry.shape), object)
-            values[:] = decode(
-                raw if isinstance(raw, bytes) else raw.data,
-                len(values),
-                big_endian=self._big_endian,
-                masked_crc32c=entry.masked_crc32c,
-                source=shard.url,
-                tensor=job.tensor,
-                offset=entry.offset,
-            )
-            _assign(job, values)
-            return
-        crc = crc32c(raw)
-        if mask(crc) != entry.masked_crc32c:
-            shard.check_crc32c(entry, crc, job.tensor)
-        native = np.frombuffer(raw, _NATIVE[entry.dtype_enum])
-        if self._is_foreign:
-            unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
+        for number, (start, stop) in enumerate(ranges):
+            buffer = received.data[start - run.start : stop - run.start]
+            yield Request(shard, job.tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
+
+    def _direct_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+        """Read straight into the target."""
+        memory = dtypes.as_bytes_view(job.target)
+        ranges = list(split(run.start, run.stop, self._download.size_bytes))
+        parts = PartSums(len(ranges))
+        unit = self._unit(job, shard, _is_big_endian(job.target.dtype))
+
+        def take(number: int, buffers: Sequence[memoryview]) -> None:
+            self._count(job, shard, parts, number, buffers[0])
             if unit > 1:
-                native = native.view(f"u{unit}").byteswap().view(native.dtype)
-        _assign(job, native)
+                reverse_bytes(buffers[0], unit)
+
+        for number, (start, stop) in enumerate(ranges):
+            buffer = memory.data[start - run.start : stop - run.start]
+            yield Request(shard, job.tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
+
+    def _scattered_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+        """Read box by box into a block, and from there into a target of any strides."""
+        native = NATIVE[job.entry.dtype_enum]
+        chunks = list(cut(job.target.shape, native.itemsize, self._download.size_bytes))
+        parts = PartSums(len(chunks))
+        unit = self._unit(job, shard, _IS_BIG_MACHINE)
+
+        def take(number: int, where: tuple[slice, ...], buffers: Sequence[memoryview]) -> None:
+            self._count(job, shard, parts, number, buffers[0])
+            if unit > 1:
+                reverse_bytes(buffers[0], unit)
+            place = view_of(job.target, where)
+            place[...] = np.ndarray(place.shape, native, buffers[0])
+
+        for number, (start, stop, where) in enumerate(chunks):
+            wanted = ByteRange(run.start + start, run.start + stop)
+            yield Request(shard, job.tensor, [wanted], [None], partial(take, number, where))
+
+    def _unit(self, job: Job, shard: ShardFile, to_big_endian: bool) -> int:
+        """Return the size of the unit to reverse between file and memory."""
+        unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
+        if to_big_endian != _IS_BIG_MACHINE:
+            unit = 1 if self._is_foreign else dtypes.swap_unit_bytes(job.dtype) or 1
+        return unit
+
+    def _count(self, job: Job, shard: ShardFile, parts: PartSums, number: int, buffer: memoryview) -> None:
+        """Take in the checksum of one part, and compare that of the whole when it is the last."""
+        if parts.add(number, crc32c(buffer), len(buffer)):
+            shard.check_crc32c(job.entry, parts.crc32c(), job.tensor)
+        self._advance(len(buffer))
+
+    def _advance(self, size_bytes: int) -> None:
+        if self._transfer is not None:
+            self._transfer.advance(size_bytes)
+
+    def _take_staged(self, run: ReadRun, shard: ShardFile, buffers: Sequence[memoryview]) -> None:
+        """Verify and place the pieces of a run that was read into a block."""
+        block = buffers[0]
+        origin = run.start
+        starts = [item[1] - origin for item in run.items]
+        stops = [item[2] - origin for item in run.items]
+        crcs = crc32c_of_ranges(block, starts, stops)
+        jobs, is_foreign, native_of, make = self._jobs, self._is_foreign, NATIVE, np.ndarray
+        for item, start, crc, found in zip(run.items, starts, crcs, mask_many(crcs).tolist(), strict=True):
+            job = jobs[item[4]]
+            _, entry, _, target, _ = job
+            native = native_of[entry[0]]
+            if native is _OBJECT:
+                self._place_bytes(job, bytes(block[start : start + entry[4]]), shard)
+                continue
+            if found != entry[5]:
+                shard.check_crc32c(entry, crc, job.tensor)
+            values = make(target.shape, native, block, start)
+            if is_foreign:
+                values = values.copy()
+                unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
+                reverse_bytes(dtypes.as_bytes_view(values).data, unit)
+            target[...] = values
+        if self._transfer is not None:
+            self._transfer.advance(sum(stops) - sum(starts))
+
+    def _place_bytes(self, job: Job, raw: bytes | memoryview, shard: ShardFile) -> None:
+        """Verify the bytes of one piece that are strings, or none at all; put the values into the target."""
+        entry = job.entry
+        if not job.target.dtype.hasobject:
+            shard.check_crc32c(entry, crc32c(raw), job.tensor)
+            return
+        decode = decode_strings if job.dtype == dtypes.STRING else decode_variants
+        values = np.empty(element_count(entry.shape), object)
+        values[:] = decode(
+            raw,
+            len(values),
+            big_endian=self._big_endian,
+            masked_crc32c=entry.masked_crc32c,
+            source=shard.url,
+            tensor=job.tensor,
+            offset=entry.offset,
+        )
+        if job.select is None:
+            job.target[...] = values.reshape(job.target.shape)
+        else:
+            job.target[...] = values.reshape(entry.shape)[job.select]
 
 
-def _is_direct(job: Job) -> bool:
-    target = job.target
-    native = _NATIVE[job.entry.dtype_enum]
-    return (
-        job.select is None and target.flags.c_contiguous and not native.hasobject and target.dtype == native
-    )
+def _is_big_endian(dtype: np.dtype[Any]) -> bool:
+    return dtype.isnative == _IS_BIG_MACHINE
 
 
-def _assign(job: Job, values: npt.NDArray[Any]) -> None:
-    values = values.reshape(job.entry.shape)
-    job.target[...] = values if job.select is None else values[job.select]
-
-
-def fetch_box(
-    tensor: str,
-    entry: BundleEntry,
-    dtype: DType,
-    axes: Sequence[Axis],
-    target: npt.NDArray[Any],
-    shard: ShardFile,
-    *,
-    big_endian: bool,
-) -> None:
-    """Read a part of one piece, and only the bytes near it.
-
-    There is no checksum for a part: nothing is verified.
-
-    Parameters
-    ----------
-    axes : sequence of Axis
-        What of each dimension; no element type of varying size.
-    target : ndarray
-        One dimension for each axis.
-    """
-    unit = byte_order_unit(dtype, big_endian, source=shard.url, tensor=tensor)
-    native = _NATIVE[dtype.as_datatype_enum]
-
-    def flush(reads: list[tuple[BoxRead, npt.NDArray[Any], npt.NDArray[np.uint8] | None]]) -> None:
-        ranges, buffers = [], []
-        for read, place, staging in reads:
-            ranges.append(ByteRange(entry.offset + read.start, entry.offset + read.stop))
-            buffers.append((dtypes.as_bytes_view(place) if staging is None else staging).data)
-        shard.read_into(ranges, buffers, tensor)
-        for read, place, staging in reads:
-            if staging is not None:
-                values = np.ndarray(place.shape, native, staging, read.first, read.strides)
-                place[...] = _swapped(values.copy(), unit) if unit > 1 else values
-            elif unit > 1:
-                _swapped(place, unit)
-
-    waiting: list[tuple[BoxRead, npt.NDArray[Any], npt.NDArray[np.uint8] | None]] = []
-    staged_size = 0
-    for read in split_box(axes, entry.shape, native.itemsize):
-        size = read.stop - read.start
-        place = view_of(target, read.where)
-        direct = read.is_contiguous and place.flags.c_contiguous and place.dtype == native
-        if waiting and (len(waiting) == _BATCH_RANGES or staged_size + size > _BATCH_SIZE_BYTES):
-            flush(waiting)
-            waiting, staged_size = [], 0
-        waiting.append((read, place, None if direct else np.empty(size, np.uint8)))
-        staged_size += 0 if direct else size
-    if waiting:
-        flush(waiting)
-
-
-def _swapped(array: npt.NDArray[Any], unit: int) -> npt.NDArray[Any]:
-    """Reverse the bytes of every unit of a C-contiguous array, in place."""
-    array.reshape(-1).view(f"u{unit}").byteswap(inplace=True)
-    return array
+def reverse_bytes(memory: memoryview, unit: int) -> None:
+    """Reverse the bytes of every unit, in place."""
+    if unit > 1:
+        np.frombuffer(memory, f"u{unit}").byteswap(inplace=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
+from ckptstore.format.block import BlockRows
 from ckptstore.format.entry import (
     HEADER_KEY,
     BundleEntry,
@@ -15,12 +17,13 @@ from ckptstore.format.entry import (
     decode_header,
     key_to_name,
 )
+from ckptstore.format.entry_columns import EntryColumns
 from ckptstore.format.slices import decode_slice_key, format_slice
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location, SuffixRange
 from ckptstore.types import ByteRange
 
-__all__ = ["IndexFile", "TableFile", "shown_name"]
+__all__ = ["IndexFile", "IndexRows", "TableFile", "shown_name"]
 
 # Holds the whole index of some 4 000 tensors, and footer and index block of one with a million; on an
 # object store it takes as long to ask for as for the 48 bytes of the footer.
@@ -78,41 +81,7 @@ class TableFile:
         self.version = tail.version
         self.size_bytes = tail.size_bytes
         self._tail = tail.data
-        self._lock = threading.Lock()
-        self._lookups = 0
-        self._items: Mapping[bytes, bytes] | None = None
         self.table = Table(self._read, tail.size_bytes, source=self.url)
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value of `key`, or None; reads at most one block, until many keys were asked for."""
-        if self._items is None and self._lookups < _MANY_LOOKUPS:
-            self._lookups += 1
-            if self._lookups == _MANY_LOOKUPS:
-                # A block that is damaged somewhere else must not hide this key.
-                with contextlib.suppress(CorruptError):
-                    self.items()
-        if self._items is not None:
-            return self._items.get(key)
-        return self.table.get(key)
-
-    def items(self) -> Mapping[bytes, bytes]:
-        """Return every key and value, ascending by key; the first call reads what is missing of the file.
-
-        Raises
-        ------
-        TruncatedFileError, FormatError, ChecksumError
-            If any block is damaged.
-        """
-        with self._lock:
-            if self._items is None:
-                head_size = self.size_bytes - len(self._tail)
-                # Blocks lie side by side. A file with a hole between them is read block by block: the hole
-                # may have any size.
-                if 0 < head_size <= 2 * self.table.blocks_size_bytes:
-                    self._tail = self._read(0, head_size) + self._tail
-                self._items = dict(self.table.items())
-                self._tail = b""
-            return self._items
 
     def is_current(self) -> bool:
         """Ask the storage whether the file there is still the one that is being read."""
@@ -134,6 +103,55 @@ class TableFile:
         return found.data
 
 
+class IndexRows:
+    """The whole of an index, one row an item, ascending by key; the first row is the header's.
+
+    Attributes
+    ----------
+    keys : list of bytes
+    row_of : dict
+        Key → row.
+    columns : EntryColumns
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    __slots__ = ("_blocks", "_entries", "_firsts", "_url", "columns", "keys", "row_of")
+
+    def __init__(self, blocks: Iterable[BlockRows], url: str) -> None:
+        self._url = url
+        self._blocks: list[BlockRows] = []
+        self._firsts: list[int] = []
+        self._entries: dict[int, BundleEntry] = {}
+        self.keys: list[bytes] = []
+        self.columns = EntryColumns()
+        for block in blocks:
+            self._firsts.append(len(self.keys))
+            self._blocks.append(block)
+            self.keys += block.keys
+            self.columns.extend(block)
+        self.row_of = dict(zip(self.keys, range(len(self.keys)), strict=True))
+
+    def value(self, row: int) -> bytes:
+        """Return the bytes that stand under the key of a row."""
+        number = bisect.bisect_right(self._firsts, row) - 1
+        contents, _, starts, stops = self._blocks[number]
+        at = row - self._firsts[number]
+        return contents[starts[at] : stops[at]]
+
+    def entry(self, row: int) -> BundleEntry:
+        """Return the decoded entry of a row; `FormatError` if it is malformed."""
+        found = self.columns.entry(row)
+        if found is None:
+            found = self._entries.get(row)
+        if found is None:
+            tensor = shown_name(self.keys[row])
+            found = self._entries[row] = decode_entry(self.value(row), source=self._url, tensor=tensor)
+        return found
+
+
 class IndexFile(TableFile):
     """The ``.index`` of a bundle.
 
@@ -144,7 +162,11 @@ class IndexFile(TableFile):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
-        value = self.get(HEADER_KEY)
+        self._lock = threading.Lock()
+        self._rows: IndexRows | None = None
+        self._entries: dict[bytes, BundleEntry] = {}
+        self._lookups = 0
+        value = self.table.get(HEADER_KEY)
         if value is None:
             raise FormatError(
                 "the table has no header entry, so it is not the index of a checkpoint",
@@ -152,14 +174,64 @@ class IndexFile(TableFile):
                 hint="Pass the prefix of a checkpoint; if this is one, the index was damaged.",
             )
         self.header: BundleHeader = decode_header(value, source=self.url)
-        self._entries: dict[bytes, BundleEntry] = {}
+
+    def rows(self) -> IndexRows:
+        """Return every key and entry; the first call reads what is missing of the file, and decodes it.
+
+        Raises
+        ------
+        TruncatedFileError, FormatError, ChecksumError
+            If any block is damaged.
+        """
+        with self._lock:
+            if self._rows is None:
+                head_size = self.size_bytes - len(self._tail)
+                # Blocks lie side by side. A file with a hole between them is read block by block: the hole
+                # may have any size.
+                if 0 < head_size <= 2 * self.table.blocks_size_bytes:
+                    self._tail = self._read(0, head_size) + self._tail
+                self._rows = IndexRows(self.table.rows(), self.url)
+                self._tail = b""
+                self._entries.clear()
+            return self._rows
+
+    def has(self, key: bytes) -> bool:
+        """Tell whether the index has an entry `key`; reads as much as `entry`."""
+        if key == HEADER_KEY:
+            return False
+        rows = self._rows_after_many()
+        return self.table.get(key) is not None if rows is None else key in rows.row_of
 
     def entry(self, key: bytes) -> BundleEntry | None:
-        """Return the decoded entry of `key`, or None if the index has none."""
+        """Return the decoded entry of `key`, or None if the index has none.
+
+        Reads at most one block, until many keys were asked for.
+
+        Raises
+        ------
+        FormatError
+            If it is malformed.
+        """
+        if key == HEADER_KEY:
+            return None
+        rows = self._rows_after_many()
+        if rows is not None:
+            row = rows.row_of.get(key)
+            return None if row is None else rows.entry(row)
         found = self._entries.get(key)
         if found is None:
-            value = self.get(key)
-            if value is None or key == HEADER_KEY:
-                return None
-            found = self._entries[key] = decode_entry(value, source=self.url, tensor=shown_name(key))
+            value = self.table.get(key)
+            if value is not None:
+                found = decode_entry(value, source=self.url, tensor=shown_name(key))
+                self._entries[key] = found
         return found
+
+    def _rows_after_many(self) -> IndexRows | None:
+        """Return all rows if they were read, or this is one lookup of many."""
+        if self._rows is None and self._lookups <= _MANY_LOOKUPS:
+            self._lookups += 1
+            if self._lookups > _MANY_LOOKUPS:
+                # A block that is damaged somewhere else must not hide this key.
+                with contextlib.suppress(CorruptError):
+                    return self.rows()
+        return self._rows

@@ -7,15 +7,19 @@ destination exists.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, slices
-from ckptstore.format.entry import name_to_key
+from ckptstore.format.entry import BundleEntry, name_to_key
+from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES, coalesce
 from ckptstore.types import ByteRange, DType, Slice
 
 __all__ = [
@@ -28,11 +32,13 @@ __all__ = [
     "ReadRun",
     "SavePlan",
     "ShardPlan",
+    "StoredShard",
     "WriteItem",
     "plan_reads",
     "plan_save",
     "stored_size_bytes",
     "write_item",
+    "write_items",
 ]
 
 # A tensor of this size or more is received in its own memory; smaller ones travel together and are copied
@@ -40,17 +46,16 @@ __all__ = [
 # takes longer.
 DIRECT_SIZE_BYTES = 256 * 1024
 
-# Bytes between two wanted ranges that are read along with them. At 100 MB/s a gap of this size costs under a
-# millisecond, one more request to an object store 10 ms or more; beyond it the wasted memory begins to count.
-GAP_SIZE_BYTES = 64 * 1024
-
 # The longest range that is read into staging memory at once; also a good size for one request to an object
 # store.
-STAGE_SIZE_BYTES = 8 * 1024 * 1024
+STAGE_SIZE_BYTES = REQUEST_SIZE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class WriteItem:
+# A larger array that is not in memory as in the file is converted as it is written, piece by piece.
+_CONVERTED_AT_ONCE_SIZE_BYTES = 256 * 1024
+
+
+class WriteItem(NamedTuple):
     """One tensor, or one box of a partitioned tensor, ready to be written.
 
     Attributes
@@ -67,7 +72,8 @@ class WriteItem:
     size_bytes : int
         Bytes in the data file.
     array : ndarray
-        C order, little-endian; object array of bytes for strings and variants.
+        C order, little-endian; object array of bytes for strings and variants. One of more than 256 KiB may
+        have any strides and byte order.
     """
 
     name: str
@@ -76,16 +82,58 @@ class WriteItem:
     slice: Slice | None
     full_shape: tuple[int, ...]
     size_bytes: int
-    array: npt.NDArray[Any] = field(repr=False, compare=False)
+    array: npt.NDArray[Any]
+
+    def __repr__(self) -> str:
+        fields = zip(self._fields[:-1], self[:-1], strict=True)
+        return f"WriteItem({', '.join(f'{name}={value!r}' for name, value in fields)})"
+
+    def __eq__(self, other: object) -> bool:
+        # Arrays have no truth; what is planned is all that they are compared by.
+        return isinstance(other, WriteItem) and self[:-1] == other[:-1]
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShard:
+    """A data file that a checkpoint has, with nothing in it but whole tensors.
+
+    Attributes
+    ----------
+    name : str
+        Of the file, in the directory of the checkpoint.
+    entries : tuple of (bytes, BundleEntry)
+        Keys of the index and what they say, ascending by offset.
+    size_bytes : int
+    version : str or None
+        None if it is not known.
+    """
+
+    name: str
+    entries: tuple[tuple[bytes, BundleEntry], ...] = field(repr=False)
+    size_bytes: int
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """The tensors of one data file, in the order in which they are written."""
+    """The tensors of one data file, in the order in which they are written.
+
+    Attributes
+    ----------
+    label : str
+    items : tuple of WriteItem
+    size_bytes : int
+    source : StoredShard or None
+        A file of the same directory that has these very bytes.
+    """
 
     label: str
     items: tuple[WriteItem, ...]
     size_bytes: int
+    source: StoredShard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +234,17 @@ def write_item(
         If the name is empty or not text, if the values cannot be stored, or if the box does not fit the
         shape or the array.
     """
+    if dtype is None and shape is None and spec is None and isinstance(name, str):
+        plain = _plain_item(name, array)
+        if plain is not None:
+            name_to_key(name)
+            return plain
     if not isinstance(name, str):
         raise UsageError("a tensor's name must be text", expected="str", actual=type(name).__name__)
     name_to_key(name)
-    stored, dtype = dtypes.to_storage_array(array, dtype, tensor=name)
+    stored, dtype = dtypes.to_storage_array(
+        array, dtype, tensor=name, most_bytes=_CONVERTED_AT_ONCE_SIZE_BYTES
+    )
     if (shape is None) != (spec is None):
         raise UsageError(
             "shape and spec belong together", tensor=name, hint="Give both for a slice, none for a tensor."
@@ -216,6 +271,28 @@ def write_item(
     return WriteItem(name, dtype, stored.shape, box, full_shape, stored_size_bytes(stored, dtype), stored)
 
 
+def write_items(tensors: Iterable[tuple[str, npt.ArrayLike]]) -> list[WriteItem]:
+    """Convert and check many whole tensors; errors as for `write_item`, at the first that has one."""
+    items: list[WriteItem] = []
+    for name, array in tensors:
+        # Of text in ASCII only the empty name is no name.
+        plain = _plain_item(name, array) if isinstance(name, str) and name and name.isascii() else None
+        items.append(write_item(name, array) if plain is None else plain)
+    return items
+
+
+def _plain_item(name: str, array: npt.ArrayLike) -> WriteItem | None:
+    """Return the item of an array that is written as it lies in memory, else None; `name` is not checked."""
+    # Subclasses may have a memory of their own kind.
+    if type(array) is not np.ndarray:
+        return None
+    dtype = dtypes.STORED_AS_IS.get(array.dtype)
+    if dtype is None or not array.flags.c_contiguous:
+        return None
+    shape = array.shape
+    return tuple.__new__(WriteItem, (name, dtype, shape, None, shape, array.nbytes, array))
+
+
 class ClaimedNames:
     """The keys of the tensors and slices planned or written so far.
 
@@ -227,6 +304,15 @@ class ClaimedNames:
     def __init__(self) -> None:
         self._whole: set[str] = set()
         self._boxes: dict[str, tuple[DType, tuple[int, ...], set[Slice]]] = {}
+
+    def claim_all(self, items: Sequence[WriteItem]) -> None:
+        """Take the keys of many items; errors as for `claim`, at the first item that has one."""
+        names = {item.name for item in items if item.slice is None}
+        if len(names) == len(items) and self._whole.isdisjoint(names) and not self._boxes:
+            self._whole |= names
+            return
+        for item in items:
+            self.claim(item)
 
     def claim(self, item: WriteItem) -> None:
         """Take the key of `item`.
@@ -280,12 +366,10 @@ def plan_save(
         If any tensor cannot be stored, or one name comes twice. Nothing was written then.
     """
     if isinstance(tensors, Mapping):
-        items = [write_item(name, array) for name, array in tensors.items()]
+        items = write_items(tensors.items())
     else:
         items = list(tensors)
-    names = ClaimedNames()
-    for item in items:
-        names.claim(item)
+    ClaimedNames().claim_all(items)
     by_label: dict[str, list[WriteItem]] = {}
     if shard_of is None:
         by_label[""] = items
@@ -294,7 +378,7 @@ def plan_save(
             by_label.setdefault(shard_of(item.name), []).append(item)
     return SavePlan(
         tuple(
-            ShardPlan(label, tuple(by_label[label]), sum(item.size_bytes for item in by_label[label]))
+            ShardPlan(label, tuple(by_label[label]), sum([item.size_bytes for item in by_label[label]]))
             for label in sorted(by_label)
         )
     )
@@ -321,31 +405,20 @@ def plan_reads(
         No staged run is longer.
     """
     runs: list[ReadRun] = []
-    staged: list[ReadItem] = []
-    shard = start = stop = -1
-
-    def close() -> None:
-        if staged:
-            runs.append(ReadRun(shard, start, stop, True, tuple(staged)))
-            staged.clear()
-
-    for item in sorted(items):
-        item_shard, item_start, item_stop = item[:3]
-        if item_start == item_stop:
-            continue
-        if item_stop - item_start >= direct_size_bytes:
-            runs.append(ReadRun(item_shard, item_start, item_stop, False, (item,)))
-            continue
-        if staged and (
-            item_shard != shard
-            or item_start - stop > gap_size_bytes
-            or max(item_stop, stop) - start > stage_size_bytes
+    wanted = sorted([item for item in items if item[1] < item[2]])
+    for shard, of_shard in itertools.groupby(wanted, operator.itemgetter(0)):
+        small: list[ReadItem] = []
+        for item in of_shard:
+            if item[2] - item[1] < direct_size_bytes:
+                small.append(item)
+            else:
+                runs.append(ReadRun(shard, item[1], item[2], False, (item,)))
+        starts = [item[1] for item in small]
+        stops = [item[2] for item in small]
+        for first, end in coalesce(
+            starts, stops, gap_size_bytes=gap_size_bytes, most_size_bytes=stage_size_bytes
         ):
-            close()
-        if not staged:
-            shard, start, stop = item_shard, item_start, item_stop
-        stop = max(stop, item_stop)
-        staged.append(item)
-    close()
+            members = tuple(small[first:end])
+            runs.append(ReadRun(shard, starts[first], max(stops[first:end]), True, members))
     runs.sort(key=lambda run: run[:2])
     return ReadPlan(tuple(runs))

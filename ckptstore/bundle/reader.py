@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 _MAX_OPENINGS = 5
 
 
-def open_bundle(location: Location) -> BundleReader:
+def open_bundle(location: Location, *, memory_budget: int | None = None) -> BundleReader:
     """Open the checkpoint with this prefix, V2 or V1.
 
     Parameters
@@ -36,6 +36,8 @@ def open_bundle(location: Location) -> BundleReader:
     location : Location
         The prefix. For a V1 checkpoint: the file itself, the prefix of its shards, or TensorFlow's text
         ``PREFIX-?????-of-00003``.
+    memory_budget : int, optional
+        Becomes the reader's.
 
     Returns
     -------
@@ -51,6 +53,12 @@ def open_bundle(location: Location) -> BundleReader:
     TruncatedFileError, FormatError, ChecksumError
         If the index is damaged.
     """
+    reader = _open(location)
+    reader.memory_budget = memory_budget
+    return reader
+
+
+def _open(location: Location) -> BundleReader:
     try:
         return ReaderV2(location, IndexFile(location.suffixed(index_name(""))))
     except NotFoundError as error:
@@ -158,7 +166,7 @@ def reopening(reader: BundleReader, action: Callable[[BundleReader], _T]) -> tup
     """
     for attempt in range(_MAX_OPENINGS):
         if attempt:
-            reader = open_bundle(reader.location)
+            reader = open_bundle(reader.location, memory_budget=reader.memory_budget)
         try:
             return reader, action(reader)
         except TensorNotFoundError:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +23,13 @@ from ckptstore.format.dtypes import check_array_shape
 from ckptstore.format.entry import BundleEntry, BundleHeader, name_to_key
 from ckptstore.format.slices import find_overlap, format_slice
 from ckptstore.storage.base import Location
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType, Slice, TensorSpec
 
 __all__ = ["BundleReader", "StoredTensor", "check_destination", "check_partition", "key_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """A tensor of the bundle whose entries were checked; nothing was read of its bytes.
 
     Attributes
@@ -71,6 +70,8 @@ class BundleReader(abc.ABC):
     header : BundleHeader
     index_version : str
         Version of that file, as the storage gives it.
+    memory_budget : int or None
+        Bytes that a read without a transfer of its own may hold beyond its result.
 
     Threads
     -------
@@ -81,6 +82,7 @@ class BundleReader(abc.ABC):
     url: str
     header: BundleHeader
     index_version: str
+    memory_budget: int | None = None
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -122,13 +124,26 @@ class BundleReader(abc.ABC):
             If the index contradicts itself, or numpy has no array for it.
         """
 
+    def stored_many(self, names: Iterable[str]) -> list[StoredTensor | None]:
+        """Return for each name its tensor, checked, or None if there is none.
+
+        Raises
+        ------
+        FormatError, UnsupportedError
+            As `stored`, for the first name that has an entry with an error.
+        """
+        return [self.stored(name) if self.has(name) else None for name in names]
+
     @abc.abstractmethod
     def spec(self, name: str) -> TensorSpec:
         """Return what the index says of a tensor; errors as for `entry`."""
 
     @abc.abstractmethod
-    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int]) -> None:
-        """Raise unless the files have the bytes of these pieces: before memory is taken for them."""
+    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int], box: Box | None = None) -> None:
+        """Raise unless the files have the bytes of these pieces: before memory is taken for them.
+
+        With `box`, memory is only taken for that part of the tensor.
+        """
 
     @abc.abstractmethod
     def _read_piece(
@@ -192,7 +207,7 @@ class BundleReader(abc.ABC):
         tensor = self.stored(name)
         box = parse_index(index, tensor.shape, tensor=name)
         overlaps = list(self._overlaps(tensor, box))
-        self._check_present(tensor, [overlap.piece for overlap in overlaps])
+        self._check_present(tensor, [overlap.piece for overlap in overlaps], box)
         check_array_shape(box.shape, tensor.dtype, source=self.url, tensor=name)
         result = np.empty(box.shape, tensor.dtype.dtype) if out is None else out
         check_destination(result, box.shape, tensor.dtype, tensor=name)
@@ -225,15 +240,29 @@ class BundleReader(abc.ABC):
         return self.read_stored([(self.stored(name), out) for name, out in requests])
 
     def read_stored(
-        self, requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]]
+        self,
+        requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
+        *,
+        transfer: Transfer | None = None,
     ) -> list[npt.NDArray[Any]]:
-        """Do what `read_many` does, for tensors that were looked up already."""
+        """Do what `read_many` does, for tensors that were looked up already.
+
+        A tensor in one piece may have been given another `shape` with as many elements, that of its array: it
+        is filled in C order. `transfer` is what the reads belong to.
+        """
         for tensor, out in requests:
             self._check_covered(tensor)
             self._check_present(tensor, range(len(tensor.entries)))
             if out is not None:
                 check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
-        return [self.read(tensor.name, out=out) for tensor, out in requests]
+        results: list[npt.NDArray[Any]] = []
+        for tensor, out in requests:
+            if out is None or out.shape == self.stored(tensor.name).shape:
+                results.append(self.read(tensor.name, out=out))
+            else:
+                out[...] = self.read(tensor.name).reshape(out.shape)
+                results.append(out)
+        return results
 
     def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[_Overlap]:
         """Yield which pieces hold what of `box`; `FormatError` if together they do not hold all of it."""
@@ -324,9 +353,9 @@ def check_destination(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: DT
 
 def key_of(name: object) -> bytes:
     """Return the key for `name`, or one that no index has, if it is no possible name."""
-    if isinstance(name, bytes):
-        return name
     try:
-        return name_to_key(name) if isinstance(name, str) else b""
+        if isinstance(name, str):
+            return name_to_key(name)
+        return name if isinstance(name, bytes) else b""
     except UsageError:
         return b""

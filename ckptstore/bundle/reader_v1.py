@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ckptstore.bundle.boxes import Axis, as_slices
+from ckptstore.bundle.boxes import Axis, Box, as_slices
 from ckptstore.bundle.index_file import TableFile
 from ckptstore.bundle.reader_base import BundleReader, StoredTensor, check_partition
 from ckptstore.errors import FormatError
@@ -138,7 +138,7 @@ class ReaderV1(BundleReader):
         shards = tuple(sorted({number for number, _ in found.homes}))
         return TensorSpec(name, found.shape, dtype, size, shards, self.entry(name).slices)
 
-    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int]) -> None:
+    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int], box: Box | None = None) -> None:
         """Raise `FormatError` if a slice is missing, or has fewer bytes than elements.
 
         Numbers may be packed to one byte each, so eight times the size of the file is what a tensor may take.

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ckptstore.bundle.fetch import NATIVE
 from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.reader_base import BundleReader, StoredTensor
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
 from ckptstore.format.entry import element_count
+from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["keys_by_full_name", "restore_into"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Placement:
+class _Placement(NamedTuple):
     """How one tensor gets to its place.
 
     Attributes
@@ -32,9 +32,11 @@ class _Placement:
     receiver : ndarray or None
         Memory that the bytes are read into; None = a new array.
     convert : callable or None
-        Makes the value for `existing` out of the array that was read; raises `UsageError` if it does not fit.
+        Makes the value for `existing` out of the strings that were read; raises `UsageError` if they do not
+        fit.
     existing : ndarray or None
-        Is filled after `convert`; None = the array that was read goes into the mapping itself.
+        Is filled with a copy, after `convert`, reshaped; None = the array that was read goes into the mapping
+        itself.
     is_cast : bool
         The file's type, in another form.
     """
@@ -46,11 +48,6 @@ class _Placement:
     existing: Array | None = None
     is_cast: bool = False
 
-    @property
-    def is_new(self) -> bool:
-        """Whether the array that is read goes into the mapping itself."""
-        return self.receiver is None and self.existing is None
-
 
 def restore_into(
     reader: BundleReader,
@@ -58,6 +55,7 @@ def restore_into(
     wanted: Mapping[str, str],
     *,
     reshape: bool = False,
+    transfer: Transfer | None = None,
 ) -> tuple[str, ...]:
     """Restore tensors into `values`.
 
@@ -73,6 +71,9 @@ def restore_into(
         Name in `values` → name in the checkpoint.
     reshape : bool
         Fill an array of another shape with as many elements, in C order.
+    transfer : Transfer, optional
+        What the reads belong to: its budget bounds the memory beyond the arrays. Strings may take more, and a
+        partitioned tensor for an array of another shape whose elements lie at no regular distance.
 
     Returns
     -------
@@ -100,7 +101,7 @@ def restore_into(
     except UsageError as error:
         error.url = error.url or reader.url
         raise
-    new = [placement.target for placement in placements if placement.is_new]
+    new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
     if new and not isinstance(values, MutableMapping):
         raise UsageError(
             "a new array cannot be put into this mapping",
@@ -108,25 +109,38 @@ def restore_into(
             expected="a mutable mapping, or an array under every name",
             actual=type(values).__name__,
         )
-    # What has to be converted comes first: it can still turn out not to fit.
+    if transfer is not None:
+        transfer.restart(
+            sum([entry.size_bytes for placement in placements for entry in placement.tensor.entries])
+        )
+    # Strings of fixed width come first: they can still turn out not to fit.
     converted: list[tuple[Array, Array]] = []
     indirect = [placement for placement in placements if placement.convert is not None]
-    for placement, array in zip(indirect, _read(reader, indirect), strict=True):
+    for placement, array in zip(indirect, _read(reader, indirect, transfer), strict=True):
         assert placement.convert is not None
         assert placement.existing is not None
         converted.append((placement.existing, placement.convert(array)))
-    direct = [placement for placement in placements if placement.convert is None]
-    arrays = _read(reader, direct)
+    copied = [placement for placement in placements if placement.existing is not None]
+    direct = [placement for placement in placements if placement.existing is None] if copied else placements
+    arrays = _read(reader, direct, transfer)
     for existing, value in converted:
         existing[...] = value
-    for placement, array in zip(direct, arrays, strict=True):
-        if placement.is_new and isinstance(values, MutableMapping):
-            values[placement.target] = array
-    return tuple(placement.target for placement in placements if placement.is_cast)
+    for placement in copied:
+        if placement.convert is None and placement.existing is not None:
+            (array,) = _read(reader, [placement], transfer)
+            placement.existing[...] = array.reshape(placement.existing.shape)
+    if new and isinstance(values, MutableMapping):
+        for placement, array in zip(direct, arrays, strict=True):
+            if placement.receiver is None:
+                values[placement.target] = array
+    return tuple([placement.target for placement in placements if placement.is_cast])
 
 
-def _read(reader: BundleReader, placements: list[_Placement]) -> list[Array]:
-    return reader.read_stored([(placement.tensor, placement.receiver) for placement in placements])
+def _read(reader: BundleReader, placements: list[_Placement], transfer: Transfer | None) -> list[Array]:
+    if not placements:
+        return []
+    pairs = [(tensor, receiver) for _, tensor, receiver, _, _, _ in placements]
+    return reader.read_stored(pairs, transfer=transfer)
 
 
 def _plan(
@@ -136,16 +150,25 @@ def _plan(
     placements: list[_Placement] = []
     absent: list[str] = []
     misfits: list[UsageError] = []
-    for target, source in wanted.items():
-        if not reader.has(source):
+    for (target, source), tensor in zip(wanted.items(), reader.stored_many(wanted.values()), strict=True):
+        if tensor is None:
             absent.append(source)
             continue
-        tensor = reader.stored(source)
-        if target not in values or values[target] is None:
-            placements.append(_Placement(target, tensor))
+        existing = values.get(target)
+        if existing is None:
+            placements.append(tuple.__new__(_Placement, (target, tensor, None, None, None, False)))
+            continue
+        if (
+            type(existing) is np.ndarray
+            and existing.dtype is NATIVE[tensor[1].as_datatype_enum]
+            and existing.shape == tensor[2]
+            and existing.flags.writeable
+        ):
+            # What nearly all are; the longer way finds nothing else about them.
+            placements.append(tuple.__new__(_Placement, (target, tensor, existing, None, None, False)))
             continue
         try:
-            placements.append(_placement(target, tensor, values[target], reshape))
+            placements.append(_placement(target, tensor, existing, reshape))
         except UsageError as error:
             misfits.append(error)
     if absent:
@@ -187,32 +210,39 @@ def _placement(target: str, tensor: StoredTensor, existing: object, reshape: boo
     if native == tensor.dtype.dtype:
         if is_same:
             return _Placement(target, tensor, existing, is_cast=not is_native)
-        if existing.flags.c_contiguous:
-            return _Placement(target, tensor, existing.reshape(tensor.shape), is_cast=not is_native)
-        shape = existing.shape
+        return _reshaped(target, tensor, existing, is_cast=not is_native)
+    if existing.dtype.names == (tensor.dtype.name,) and existing.dtype[0] == tensor.dtype.dtype:
+        field = existing[tensor.dtype.name]
+        if is_same:
+            return _Placement(target, tensor, field, is_cast=True)
+        return _reshaped(target, tensor, field, is_cast=True)
+    if tensor.dtype == dtypes.STRING and existing.dtype.kind in "SUT":
         return _Placement(
-            target, tensor, None, lambda array: array.reshape(shape), existing, is_cast=not is_native
-        )
-    convert = _conversion(target, tensor, existing)
-    if convert is None:
-        raise _misfit(
-            "the array does not have the type of the tensor in the checkpoint",
             target,
             tensor,
-            tensor.dtype.name,
-            existing.dtype,
+            convert=lambda array: _fixed_width(target, tensor, array, existing.dtype).reshape(existing.shape),
+            existing=existing,
+            is_cast=True,
         )
-    return _Placement(target, tensor, None, convert, existing, is_cast=True)
+    raise _misfit(
+        "the array does not have the type of the tensor in the checkpoint",
+        target,
+        tensor,
+        tensor.dtype.name,
+        existing.dtype,
+    )
 
 
-def _conversion(target: str, tensor: StoredTensor, existing: Array) -> Callable[[Array], Array] | None:
-    """Return what makes values of another dtype out of the tensor's, without loss, if there is such."""
-    dtype, shape = existing.dtype, existing.shape
-    if tensor.dtype == dtypes.STRING and dtype.kind in "SUT":
-        return lambda array: _fixed_width(target, tensor, array, dtype).reshape(shape)
-    if dtype.names == (tensor.dtype.name,) and dtype[0] == tensor.dtype.dtype:
-        return lambda array: array.view(dtype).reshape(shape)
-    return None
+def _reshaped(target: str, tensor: StoredTensor, existing: Array, *, is_cast: bool) -> _Placement:
+    """Return the placement into an array of another shape."""
+    if not tensor.slices:
+        return _Placement(target, tensor._replace(shape=existing.shape), existing, is_cast=is_cast)
+    view = existing.view()
+    try:
+        view.shape = tensor.shape
+    except AttributeError:  # the order of its elements has no strides
+        return _Placement(target, tensor, existing=existing, is_cast=is_cast)
+    return _Placement(target, tensor, view, is_cast=is_cast)
 
 
 def _fixed_width(target: str, tensor: StoredTensor, array: Array, dtype: np.dtype[Any]) -> Array:

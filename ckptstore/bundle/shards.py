@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from ckptstore.errors import ChecksumError, IncompleteBundleError, NotFoundError, TruncatedFileError
 from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import BundleEntry
 from ckptstore.format.naming import data_name
-from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.storage.base import Location
+from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.scope import Scope, current_scope
+from ckptstore.transfer.pool import run_tasks
+from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES
 from ckptstore.types import ByteRange
 
 __all__ = ["ShardFile", "ShardFiles"]
@@ -26,12 +32,21 @@ class ShardFiles:
     index_is_current : callable
         Asked when a shard is missing: whether the index is still the one that names it.
 
+    Attributes
+    ----------
+    parallel_reads : int
+        How many reads at the same time are faster than one.
+    has_views : bool
+        Whether data files can be memory-mapped.
+
     Threads
     -------
     Safe for concurrent use.
     """
 
     def __init__(self, prefix: Location, num_shards: int, index_is_current: Callable[[], bool]) -> None:
+        self.parallel_reads = prefix.storage.parallel_reads
+        self.has_views = prefix.storage.has_views
         self._prefix = prefix
         self._num_shards = num_shards
         self._index_is_current = index_is_current
@@ -45,6 +60,33 @@ class ShardFiles:
                 location = self._prefix.suffixed(data_name("", shard_id, self._num_shards))
                 found = self._files[shard_id] = ShardFile(location, self._prefix.url, self._index_is_current)
             return found
+
+    def look_at(self, wanted: Iterable[tuple[int, str]]) -> None:
+        """Find out about several data files at the same time, each on behalf of a tensor.
+
+        Parameters
+        ----------
+        wanted : iterable of (shard id, tensor)
+
+        Raises
+        ------
+        IncompleteBundleError, NotFoundError
+            As `ShardFile.size_bytes`.
+        """
+        unknown = [
+            partial(self[shard_id].size_bytes, tensor)
+            for shard_id, tensor in wanted
+            if not self[shard_id].is_known
+        ]
+        if len(unknown) > 1 and self.parallel_reads > 1:
+            run_tasks(current_scope() or Scope(), unknown, self.parallel_reads)
+
+
+class _Found(NamedTuple):
+    """What is there under the name of a data file."""
+
+    version: str
+    size_bytes: int
 
 
 class ShardFile:
@@ -60,7 +102,15 @@ class ShardFile:
         self._location = location
         self._prefix_url = prefix_url
         self._index_is_current = index_is_current
-        self._info: ObjectInfo | None = None
+        self._found: _Found | None = None
+        self._looking = ForkSafeLocks()
+        self._view: memoryview | None = None
+        self._was_viewed = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there was a look already: asking for its size costs nothing then."""
+        return self._found is not None
 
     def size_bytes(self, tensor: str) -> int:
         """Return the size of the file; one request, once.
@@ -90,13 +140,47 @@ class ShardFile:
                 hint="It was cut off, or belongs to another save; restore another one or copy it again.",
             )
 
+    def view(self, tensor: str) -> memoryview | None:
+        """Return all of the file as read-only memory, on behalf of `tensor`; None where that is not possible.
+
+        Errors as for `size_bytes`, and those of the storage.
+        """
+        if not self._was_viewed:
+            version = self._look(tensor).version
+            try:
+                self._view = self._location.storage.view(self._location.key, version=version)
+            except NotFoundError as error:
+                raise self._missing(tensor) from error
+            self._was_viewed = True
+        return self._view
+
     def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview], tensor: str) -> None:
-        """Fill `buffers`, on behalf of `tensor`; errors as for `size_bytes`, and those of the storage."""
-        version = self._look(tensor).version
+        """Fill `buffers`, on behalf of `tensor`; errors as for `size_bytes`, and those of the storage.
+
+        A short range is the first look at the file at the same time.
+        """
         try:
+            if self._found is None and len(ranges) == 1 and ranges[0].size_bytes <= REQUEST_SIZE_BYTES:
+                with self._looking[0]:
+                    if self._found is None:
+                        self._read_first(ranges[0], buffers[0])
+                        return
+            version = self._look(tensor).version
             self._location.storage.read_into(self._location.key, ranges, buffers, version=version)
         except NotFoundError as error:
             raise self._missing(tensor) from error
+
+    def _read_first(self, wanted: ByteRange, buffer: memoryview) -> None:
+        """Read what tells version and size of the file as well."""
+        if not wanted.size_bytes:
+            return
+        data, version, size_bytes = self._location.storage.get(self._location.key, wanted)
+        buffer[:] = data
+        self._found = _Found(version, size_bytes)
+
+    def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:
+        """Tell whether `crc`, unmasked, of the bytes in the file is the one of `entry`."""
+        return mask(crc) == entry.masked_crc32c
 
     def check_crc32c(self, entry: BundleEntry, crc: int, tensor: str) -> None:
         """Raise `ChecksumError` unless `crc`, unmasked, of the bytes in the file is the one of `entry`."""
@@ -112,14 +196,18 @@ class ShardFile:
                 hint="It is damaged, or belongs to another save; restore another one or copy it again.",
             )
 
-    def _look(self, tensor: str) -> ObjectInfo:
-        # Two threads may both ask the first time; the answers can only differ if the file is being replaced.
-        if self._info is None:
-            try:
-                self._info = self._location.storage.head(self._location.key)
-            except NotFoundError as error:
-                raise self._missing(tensor) from error
-        return self._info
+    def _look(self, tensor: str) -> _Found:
+        found = self._found
+        if found is None:
+            with self._looking[0]:
+                found = self._found
+                if found is None:
+                    try:
+                        info = self._location.storage.head(self._location.key)
+                    except NotFoundError as error:
+                        raise self._missing(tensor) from error
+                    found = self._found = _Found(info.version, info.size_bytes)
+        return found
 
     def _missing(self, tensor: str) -> IncompleteBundleError | NotFoundError:
         if self._index_is_current():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from ckptstore.bundle.fetch import PartSums
 from ckptstore.bundle.findings import Findings
 from ckptstore.bundle.index_file import IndexFile, shown_name
-from ckptstore.bundle.plan import STAGE_SIZE_BYTES, ReadItem, ReadRun, plan_reads
+from ckptstore.bundle.plan import ReadItem, ReadRun, plan_reads
 from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.shards import ShardFile
 from ckptstore.errors import CorruptError, FormatError, UnsupportedError
@@ -25,12 +27,12 @@ from ckptstore.format.entry import (
     key_to_name,
 )
 from ckptstore.format.strings import decode_strings, decode_variants
+from ckptstore.transfer.download import Download, Request
+from ckptstore.transfer.ranges import split
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["Progress", "verify_v2"]
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the data files checked so far, and those to check in all."""
+__all__ = ["verify_v2"]
 
 
 class _Piece(NamedTuple):
@@ -44,8 +46,8 @@ class _Piece(NamedTuple):
         return self.entry.dtype_enum in (dtypes.STRING.as_datatype_enum, dtypes.VARIANT.as_datatype_enum)
 
 
-def verify_v2(reader: ReaderV2, findings: Findings, *, quick: bool, progress: Progress | None) -> None:
-    """Add everything that is wrong with the bundle to `findings`."""
+def verify_v2(reader: ReaderV2, findings: Findings, transfer: Transfer | None) -> None:
+    """Add everything that is wrong with the bundle to `findings`; without a transfer read no tensor."""
     items, is_whole = _index_items(reader.index, findings)
     pieces, partitioned = _check_entries(reader, items, findings)
     if is_whole:
@@ -66,36 +68,30 @@ def verify_v2(reader: ReaderV2, findings: Findings, *, quick: bool, progress: Pr
         (reader.shards[shard_id], _check_places(reader.shards[shard_id], by_shard[shard_id], findings))
         for shard_id in sorted(by_shard)
     ]
-    if quick:
+    if transfer is None:
         return
-    total = sum(piece.entry.size_bytes for _, inside in readable for piece in inside)
-    done = 0
-
-    def advance(size: int) -> None:
-        nonlocal done
-        done += size
-        findings.bytes_checked += size
-        if progress is not None:
-            progress(done, total)
-
+    transfer.restart(sum(piece.entry.size_bytes for _, inside in readable for piece in inside))
     for shard, inside in readable:
+        bytes_check = _BytesCheck(shard, inside, reader.header.big_endian, transfer)
         try:
-            _check_bytes(shard, inside, reader.header.big_endian, findings, advance)
+            bytes_check.run(reader.shards.parallel_reads)
         except CorruptError as error:
             # The file was cut or removed while it was being read: nothing more to learn from it.
             findings.add(error, shard.url)
+        bytes_check.tell(findings)
+    findings.bytes_checked += transfer.done_bytes
 
 
 def _index_items(index: IndexFile, findings: Findings) -> tuple[list[tuple[bytes, bytes]], bool]:
     """Return the items of the index, and whether these are all: of a damaged one, those before the damage."""
     try:
-        items = list(index.items().items())
+        rows = index.rows()
     except CorruptError as error:
         findings.add(error, index.url)
     else:
         findings.bytes_checked += index.size_bytes
-        return items, True
-    items = []
+        return [(key, rows.value(row)) for row, key in enumerate(rows.keys)], True
+    items: list[tuple[bytes, bytes]] = []
     with contextlib.suppress(CorruptError):  # it was reported above
         items.extend(index.table.items())
     return items, False
@@ -180,77 +176,105 @@ def _check_places(shard: ShardFile, pieces: list[_Piece], findings: Findings) ->
     return inside
 
 
-def _check_bytes(
-    shard: ShardFile,
-    pieces: list[_Piece],
-    big_endian: bool,
-    findings: Findings,
-    advance: Callable[[int], None],
-) -> None:
-    """Read the file once from front to back, in memory of bounded size, and compare every checksum."""
-    items = []
-    for number, (name, entry) in enumerate(pieces):
-        start, size = entry.offset, entry.size_bytes
-        if size:
-            items.append(ReadItem(entry.shard_id, start, start + size, name, number))
-        else:
-            _check_piece(shard, pieces[number], b"", big_endian, findings)
-    buffer = np.empty(min(STAGE_SIZE_BYTES, sum(item.stop - item.start for item in items)), np.uint8)
-    for run in plan_reads(items).runs:
-        size = run.stop - run.start
-        first = pieces[run.items[0].request]
-        if not run.staged and not first.has_varying_size:
-            crc = _crc32c_of(shard, run, buffer)
-            _compare(shard, first, crc, findings)
-            advance(size)
-            continue
+class _BytesCheck:
+    """One data file, read once from front to back in memory of bounded size, and every checksum compared.
+
+    Threads
+    -------
+    One thread calls `run` and then `tell`.
+    """
+
+    def __init__(self, shard: ShardFile, pieces: list[_Piece], big_endian: bool, transfer: Transfer) -> None:
+        self._shard = shard
+        self._pieces = pieces
+        self._big_endian = big_endian
+        self._transfer = transfer
+        self._errors: list[tuple[int, CorruptError]] = []
+        self._notes: list[tuple[int, str]] = []
+
+    def run(self, parallel: int) -> None:
+        """Read and compare."""
+        items = []
+        for number, (name, entry) in enumerate(self._pieces):
+            start, size = entry.offset, entry.size_bytes
+            if size:
+                items.append(ReadItem(entry.shard_id, start, start + size, name, number))
+            else:
+                self._check(number, b"")
+        download = Download(parallel, self._transfer)
+        plan = plan_reads(items, stage_size_bytes=download.size_bytes)
+        requests = (request for run in plan.runs for request in self._requests(run, download.size_bytes))
+        longest = max([run.stop - run.start for run in plan.runs], default=0)
+        download.run(requests, lent_size_bytes=min(longest, download.size_bytes))
+
+    def tell(self, findings: Findings) -> None:
+        """Add what was found, in the order of the file."""
+        for number, error in sorted(self._errors, key=lambda found: found[0]):
+            name, entry = self._pieces[number]
+            findings.add(error, self._shard.url, name, entry)
+        findings.notes += [note for _, note in sorted(self._notes)]
+
+    def _requests(self, run: ReadRun, size_bytes: int) -> Iterator[Request]:
+        number = run.items[0].request
+        name = run.items[0].tensor
+        if run.staged:
+            wanted = ByteRange(run.start, run.stop)
+            yield Request(self._shard, name, [wanted], [None], partial(self._take_run, run))
+            return
+        ranges = list(split(run.start, run.stop, size_bytes))
+        sums = PartSums(len(ranges))
         # Strings are checked in one go: their checksum runs over their lengths, not over the bytes of these.
-        if size > len(buffer):
-            buffer = np.empty(size, np.uint8)
-        view = buffer.data[:size]
-        shard.read_into([ByteRange(run.start, run.stop)], [view], first.name)
+        whole = None
+        if self._pieces[number].has_varying_size:
+            whole = np.empty(run.stop - run.start, np.uint8).data
+        for part, (start, stop) in enumerate(ranges):
+            buffer = None if whole is None else whole[start - run.start : stop - run.start]
+            take = partial(self._take_part, number, part, sums, whole)
+            yield Request(self._shard, name, [ByteRange(start, stop)], [buffer], take)
+
+    def _take_run(self, run: ReadRun, buffers: Sequence[memoryview]) -> None:
         for item in run.items:
-            raw = bytes(view[item.start - run.start : item.stop - run.start])
-            _check_piece(shard, pieces[item.request], raw, big_endian, findings)
-            advance(len(raw))
+            raw = bytes(buffers[0][item.start - run.start : item.stop - run.start])
+            self._check(item.request, raw)
+            self._transfer.advance(len(raw))
 
+    def _take_part(
+        self, number: int, part: int, sums: PartSums, whole: memoryview | None, buffers: Sequence[memoryview]
+    ) -> None:
+        size = len(buffers[0])
+        is_last = sums.add(part, 0 if whole is not None else crc32c(buffers[0]), size)
+        if is_last and whole is not None:
+            self._check(number, whole)
+        elif is_last:
+            self._compare(number, sums.crc32c())
+        self._transfer.advance(size)
 
-def _crc32c_of(shard: ShardFile, run: ReadRun, buffer: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> int:
-    crc = 0
-    for start in range(run.start, run.stop, STAGE_SIZE_BYTES):
-        stop = min(run.stop, start + STAGE_SIZE_BYTES)
-        if len(buffer) < stop - start:
-            buffer = np.empty(stop - start, np.uint8)
-        view = buffer.data[: stop - start]
-        shard.read_into([ByteRange(start, stop)], [view], run.items[0].tensor)
-        crc = crc32c(view, crc)
-    return crc
+    def _check(self, number: int, raw: bytes | memoryview) -> None:
+        """Check the bytes of one piece."""
+        piece = self._pieces[number]
+        if not piece.has_varying_size:
+            self._compare(number, crc32c(raw))
+            return
+        name, entry = piece
+        is_string = entry.dtype_enum == dtypes.STRING.as_datatype_enum
+        try:
+            (decode_strings if is_string else decode_variants)(
+                raw,
+                element_count(entry.shape),
+                big_endian=self._big_endian,
+                masked_crc32c=entry.masked_crc32c,
+                source=self._shard.url,
+                tensor=name,
+                offset=entry.offset,
+            )
+        except UnsupportedError as error:
+            self._notes.append((number, str(error)))
+        except CorruptError as error:
+            self._errors.append((number, error))
 
-
-def _check_piece(shard: ShardFile, piece: _Piece, raw: bytes, big_endian: bool, findings: Findings) -> None:
-    if not piece.has_varying_size:
-        _compare(shard, piece, crc32c(raw), findings)
-        return
-    entry = piece.entry
-    is_string = entry.dtype_enum == dtypes.STRING.as_datatype_enum
-    try:
-        (decode_strings if is_string else decode_variants)(
-            raw,
-            element_count(entry.shape),
-            big_endian=big_endian,
-            masked_crc32c=entry.masked_crc32c,
-            source=shard.url,
-            tensor=piece.name,
-            offset=entry.offset,
-        )
-    except UnsupportedError as error:
-        findings.notes.append(str(error))
-    except CorruptError as error:
-        findings.add(error, shard.url, piece.name, entry)
-
-
-def _compare(shard: ShardFile, piece: _Piece, crc: int, findings: Findings) -> None:
-    try:
-        shard.check_crc32c(piece.entry, crc, piece.name)
-    except CorruptError as error:
-        findings.add(error, shard.url, piece.name, piece.entry)
+    def _compare(self, number: int, crc: int) -> None:
+        name, entry = self._pieces[number]
+        try:
+            self._shard.check_crc32c(entry, crc, name)
+        except CorruptError as error:
+            self._errors.append((number, error))

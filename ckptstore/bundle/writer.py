@@ -2,36 +2,41 @@
 
 Calls
 -----
-``ShardWriter(upload)``; ``add`` or ``add_item`` for every tensor in data order; ``finish``. Committing the
-upload, building the index from the `entries` of all shards (`build_index`) and publishing it is up to the
-caller: nothing here makes a file visible.
+``ShardWriter(upload)``; `write` for planned tensors in data order, or `add` for one after the other;
+`finish`; `close` when the upload is committed or given up. Committing the upload, building the index from the
+`entries` of all shards (`build_index`) and publishing it is up to the caller: nothing here makes a file
+visible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, repeat
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy.typing as npt
 
+from ckptstore.bundle.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
 from ckptstore.bundle.plan import ClaimedNames, WriteItem, write_item
+from ckptstore.bundle.stage import StagedShard
+from ckptstore.checksums import crc32c_of_ranges
 from ckptstore.errors import UsageError
-from ckptstore.format.crc32c import combine, crc32c, mask
-from ckptstore.format.dtypes import as_bytes_view
+from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import (
     HEADER_KEY,
     BundleEntry,
     BundleHeader,
-    encode_entry,
     encode_header,
     key_to_name,
     name_to_key,
 )
+from ckptstore.format.entry_columns import encode_entries
 from ckptstore.format.slices import encode_slice_key
-from ckptstore.format.strings import encode_strings, encode_variants
 from ckptstore.format.table_builder import TableBuilder
-from ckptstore.storage.base import Upload
+from ckptstore.storage.upload import Upload
+from ckptstore.transfer.transfer import Transfer
+from ckptstore.transfer.upload import Checksum, Hold, PartSender
 from ckptstore.types import DType, Slice
 
 __all__ = ["IndexEntry", "ShardWriter", "build_index", "merge_slices", "renumbered"]
@@ -39,12 +44,27 @@ __all__ = ["IndexEntry", "ShardWriter", "build_index", "merge_slices", "renumber
 IndexEntry: TypeAlias = tuple[bytes, BundleEntry]
 """A key of the index and what it says."""
 
-# Smaller tensors are collected and handed over together: one write a tensor would cost more than its bytes.
+# Smaller tensors are collected and handed over together: a piece of its own would cost more than their bytes.
 _BATCHED_BELOW_BYTES = 256 * 1024
 _BATCH_SIZE_BYTES = 4 * 1024 * 1024
 
-# Large tensors go through in pieces that stay in the processor's cache between the checksum and the write.
+# What has to be converted is converted in chunks of this size.
 _CHUNK_SIZE_BYTES = 8 * 1024 * 1024
+
+
+class _Batch:
+    """Small tensors that follow each other, and the checksums of those whose is not that of their bytes."""
+
+    def __init__(self) -> None:
+        self.items: list[WriteItem] = []
+        self.size_bytes = 0
+        self.crcs: dict[int, int] = {}
+
+    def add(self, item: WriteItem, crc: int | None) -> None:
+        if crc is not None:
+            self.crcs[len(self.items)] = crc
+        self.items.append(item)
+        self.size_bytes += item.size_bytes
 
 
 class ShardWriter:
@@ -56,11 +76,10 @@ class ShardWriter:
         Receives the bytes. Committing, aborting and closing it stays with the caller.
     shard_id : int
         What the entries say; see `renumbered` if it is known only later.
-
-    Attributes
-    ----------
-    size_bytes : int
-        Bytes of all tensors added so far.
+    transfer : Transfer, optional
+        Whose threads and memory to use.
+    size_bytes : int, optional
+        How many bytes there will be, if that is known.
 
     Format
     ------
@@ -73,16 +92,25 @@ class ShardWriter:
     One thread at a time.
     """
 
-    def __init__(self, upload: Upload, *, shard_id: int = 0) -> None:
-        self._upload = upload
+    def __init__(
+        self,
+        upload: Upload,
+        *,
+        shard_id: int = 0,
+        transfer: Transfer | None = None,
+        size_bytes: int | None = None,
+    ) -> None:
+        self._sender = PartSender(upload, transfer or Transfer("save", ""), size_bytes)
         self._shard_id = shard_id
+        self._expected_bytes = size_bytes
         self._names = ClaimedNames()
         self._entries: list[IndexEntry] = []
+        self._unproved: dict[int, Checksum] = {}
         self._partitioned: dict[bytes, tuple[DType, tuple[int, ...], list[Slice]]] = {}
-        self._batch: list[bytes] = []
-        self._batch_size_bytes = 0
-        self._crc = 0
-        self.size_bytes = 0
+        self._batch = _Batch()
+        self._raw: list[bytes] = []
+        self._raw_hold: Hold | None = None
+        self._noted_bytes = 0
 
     def add(
         self,
@@ -105,18 +133,77 @@ class ShardWriter:
     def add_item(self, item: WriteItem) -> None:
         """Append what `write_item` made. The array may be changed again when this returns."""
         self._names.claim(item)
-        key = name_to_key(item.name)
-        enum = item.dtype.as_datatype_enum
-        if item.slice is not None:
-            self._partitioned.setdefault(key, (item.dtype, item.full_shape, []))[2].append(item.slice)
-            key = encode_slice_key(item.name, item.slice)
-        offset = self.size_bytes
-        crc, size = self._append(item.array, item.dtype)
-        self._entries.append((key, BundleEntry(enum, item.shape, self._shard_id, offset, size, mask(crc))))
+        self.write((item,))
+        self._sender.settle()
+
+    def write(self, items: Iterable[WriteItem]) -> None:
+        """Append the tensors of a plan. The arrays stay as they are until `finish`, or `close`, returns.
+
+        Raises
+        ------
+        BaseException
+            What the first thread that failed raised. Only `close` may follow.
+        """
+        for item in items:
+            array = item.array
+            size_bytes = item.size_bytes
+            if array.dtype.hasobject:
+                self._write_objects(item)
+            elif not is_as_stored(item):
+                self._write_converted(item)
+            elif size_bytes < _BATCHED_BELOW_BYTES:
+                self._collect(item, array.tobytes())
+            else:
+                self._sender.put(byte_view(array), checksum=self._begin(item))
+
+    def write_staged(self, items: Sequence[WriteItem], staged: StagedShard) -> None:
+        """Append the tensors of a plan, with the bytes that were copied before; errors as `write`."""
+        put, wait_for, take = self._sender.put, self._sender.wait_for, staged.take
+        # Small tensors that lie in one block go together.
+        batch = _Batch()
+        room_bytes = 0
+
+        def put_batch() -> None:
+            nonlocal batch, room_bytes
+            if batch.items:
+                view, hold = take(batch.size_bytes)
+                self._note_batch(batch, view)
+                put(view, hold=hold)
+                room_bytes -= batch.size_bytes
+                batch = _Batch()
+
+        for index, item in enumerate(items):
+            size_bytes = item.size_bytes
+            if size_bytes > room_bytes - batch.size_bytes:
+                put_batch()
+                room_bytes = wait_for(staged.room)
+            crc = staged.crc(index) if item.array.dtype.hasobject else None
+            if size_bytes < _BATCHED_BELOW_BYTES and size_bytes <= room_bytes - batch.size_bytes:
+                batch.add(item, crc)
+                continue
+            put_batch()
+            checksum = self._begin(item, crc)
+            while size_bytes:
+                room_bytes = wait_for(staged.room)
+                view, hold = take(min(size_bytes, room_bytes))
+                put(view, checksum=checksum, hold=hold)
+                size_bytes -= len(view)
+                room_bytes -= len(view)
+        put_batch()
+        staged.end()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors added so far."""
+        return self._noted_bytes + self._batch.size_bytes
+
+    def held_bytes(self) -> int:
+        """Return how much memory it keeps until more tensors come."""
+        return self._sender.held_bytes
 
     @property
     def entries(self) -> list[IndexEntry]:
-        """Key and entry of everything added so far, in no particular order.
+        """Key and entry of everything added, in no particular order; once `finish` returned.
 
         A partitioned tensor has one entry for each slice and one, without bytes, that lists the slices in
         the order in which they were added.
@@ -129,59 +216,122 @@ class ShardWriter:
 
     @property
     def crc32c(self) -> int:
-        """Unmasked CRC32C of the whole data file so far."""
-        return crc32c(b"".join(self._batch), self._crc)
+        """Unmasked CRC32C of the whole data file; once `finish` returned."""
+        return self._sender.crc32c
 
     def finish(self) -> None:
-        """Hand over what is still collected here."""
+        """Send what is still here, and wait until all is sent. Raises as `write`."""
         self._flush()
+        self._sender.finish()
+        for index, checksum in self._unproved.items():
+            key, entry = self._entries[index]
+            self._entries[index] = key, entry._replace(masked_crc32c=mask(checksum.value))
+        self._unproved.clear()
 
-    def _append(self, array: npt.NDArray[Any], dtype: DType) -> tuple[int, int]:
-        """Write the bytes; return the checksum that the entry stores (unmasked) and the size."""
-        if array.dtype == object:
-            encode = encode_strings if dtype.name == "string" else encode_variants
-            payload, crc = encode(array.ravel().tolist())
-            if len(payload) < _BATCHED_BELOW_BYTES:
-                self._collect(payload)
-            else:
-                self._flush()
-                # The checksum of strings runs over their lengths in another form than the file's: not to be
-                # combined.
-                self._crc = crc32c(payload, self._crc)
-                self._upload.write(payload)
-                self.size_bytes += len(payload)
-            return crc, len(payload)
-        size = array.nbytes
-        if size < _BATCHED_BELOW_BYTES:
-            raw = array.tobytes()
-            self._collect(raw)
-            return crc32c(raw), size
+    def close(self) -> None:
+        """Stop what is under way; when this returns nothing runs, and no array is needed any more."""
+        self._sender.close()
+        self._raw.clear()
+        if self._raw_hold is not None:
+            self._raw_hold.let_go()
+            self._raw_hold = None
+
+    def _write_objects(self, item: WriteItem) -> None:
+        if item.size_bytes < _BATCHED_BELOW_BYTES:
+            self._collect(item, *encoded(item))
+            return
         self._flush()
-        view = as_bytes_view(array)
-        crc = 0
-        for start in range(0, size, _CHUNK_SIZE_BYTES):
-            chunk = view[start : start + _CHUNK_SIZE_BYTES]
-            crc = crc32c(chunk, crc)
-            self._upload.write(chunk)
-        self._crc = combine(self._crc, crc, size)
-        self.size_bytes += size
-        return crc, size
+        hold = self._sender.reserve(item.size_bytes)
+        payload, crc = encoded(item)
+        self._begin(item, crc)
+        self._sender.put(memoryview(payload), hold=hold)
+        hold.let_go()
 
-    def _collect(self, raw: bytes) -> None:
-        self._batch.append(raw)
-        self._batch_size_bytes += len(raw)
-        self.size_bytes += len(raw)
-        if self._batch_size_bytes >= _BATCH_SIZE_BYTES:
+    def _write_converted(self, item: WriteItem) -> None:
+        if item.size_bytes < _BATCHED_BELOW_BYTES:
+            self._collect(item, b"".join(map(byte_view, stored_chunks(item, _CHUNK_SIZE_BYTES))))
+            return
+        checksum = self._begin(item)
+        chunks = stored_chunks(item, _CHUNK_SIZE_BYTES)
+        left_bytes = item.size_bytes
+        while left_bytes:
+            hold = self._sender.reserve(min(left_bytes, _CHUNK_SIZE_BYTES))
+            chunk = next(chunks)
+            hold.shrink(chunk.nbytes)
+            self._sender.put(byte_view(chunk), checksum=checksum, hold=hold)
+            hold.let_go()
+            left_bytes -= chunk.nbytes
+
+    def _begin(self, item: WriteItem, crc: int | None = None) -> Checksum | None:
+        """Make the entry of the tensor whose bytes come next; return what is to get their checksum."""
+        self._flush()
+        if crc is not None:
+            self._note(item, item.size_bytes, crc)
+            return None
+        checksum = self._unproved[len(self._entries)] = Checksum()
+        self._note(item, item.size_bytes, 0)
+        return checksum
+
+    def _key(self, item: WriteItem) -> bytes:
+        """Return the key of the entry; of a slice, also note it for the entry that lists the slices."""
+        key = name_to_key(item.name)
+        if item.slice is None:
+            return key
+        self._partitioned.setdefault(key, (item.dtype, item.full_shape, []))[2].append(item.slice)
+        return encode_slice_key(item.name, item.slice)
+
+    def _note(self, item: WriteItem, size_bytes: int, crc: int) -> None:
+        enum = item.dtype.as_datatype_enum
+        entry = BundleEntry(enum, item.shape, self._shard_id, self._noted_bytes, size_bytes, mask(crc))
+        self._entries.append((self._key(item), entry))
+        self._noted_bytes += size_bytes
+
+    def _note_batch(self, batch: _Batch, data: bytes | memoryview) -> None:
+        items = batch.items
+        sizes = [item.size_bytes for item in items]
+        stops = list(accumulate(sizes))
+        starts = [0, *stops[:-1]]
+        crcs = crc32c_of_ranges(data, starts, stops)
+        for index, crc in batch.crcs.items():
+            crcs[index] = crc
+        entries = map(
+            BundleEntry._make,
+            zip(
+                [item.dtype.as_datatype_enum for item in items],
+                [item.shape for item in items],
+                repeat(self._shard_id),
+                [self._noted_bytes + start for start in starts],
+                sizes,
+                map(mask, crcs),
+                repeat(()),
+                strict=False,
+            ),
+        )
+        self._entries += zip(map(self._key, items), entries, strict=True)
+        self._noted_bytes += batch.size_bytes
+
+    def _collect(self, item: WriteItem, raw: bytes, crc: int | None = None) -> None:
+        if self._raw_hold is None:
+            self._raw_hold = self._sender.reserve(self._batch_size_bytes())
+        self._batch.add(item, crc)
+        self._raw.append(raw)
+        if self._batch.size_bytes >= _BATCH_SIZE_BYTES:
             self._flush()
 
+    def _batch_size_bytes(self) -> int:
+        most = _BATCH_SIZE_BYTES + _BATCHED_BELOW_BYTES
+        return most if self._expected_bytes is None else min(most, self._expected_bytes - self.size_bytes)
+
     def _flush(self) -> None:
-        if self._batch:
-            joined = b"".join(self._batch)
-            # At 26 GB/s a second checksum over small tensors costs less than combining those of each.
-            self._crc = crc32c(joined, self._crc)
-            self._batch.clear()
-            self._batch_size_bytes = 0
-            self._upload.write(joined)
+        if self._raw_hold is None:
+            return
+        joined = b"".join(self._raw)
+        batch, hold = self._batch, self._raw_hold
+        self._batch, self._raw, self._raw_hold = _Batch(), [], None
+        hold.shrink(len(joined))
+        self._note_batch(batch, joined)
+        self._sender.put(memoryview(joined), hold=hold)
+        hold.let_go()
 
 
 def renumbered(entries: Iterable[IndexEntry], shard_id: int) -> list[IndexEntry]:
@@ -244,17 +394,15 @@ def build_index(
         header = BundleHeader(
             num_shards, header.big_endian, header.producer, header.min_consumer, header.bad_consumers
         )
+    keys: list[bytes] = []
+    merged: list[BundleEntry] = []
+    for key, entry in ordered:
+        if keys and key == keys[-1]:
+            merged[-1] = merge_slices(merged[-1], entry, key)
+            continue
+        keys.append(key)
+        merged.append(entry)
     builder = TableBuilder()
-    add = builder.add
-    add(HEADER_KEY, encode_header(header))
-    last: IndexEntry | None = None
-    for item in ordered:
-        if last is not None:
-            if item[0] == last[0]:
-                last = (last[0], merge_slices(last[1], item[1], last[0]))
-                continue
-            add(last[0], encode_entry(last[1]))
-        last = item
-    if last is not None:
-        add(last[0], encode_entry(last[1]))
+    builder.add(HEADER_KEY, encode_header(header))
+    builder.extend(keys, encode_entries(merged))
     return builder.finish()

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ckptstore.bundle.plan import SavePlan
+from ckptstore.bundle.stage import Stage
 from ckptstore.directory.collect import collect_pending, collect_shards
+from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.graphs import GraphKeeper, is_graph_suffix
 from ckptstore.directory.ownership import Held, Ownership
-from ckptstore.directory.paths import owner_of
-from ckptstore.directory.publish import ShardSet, Standing, publish_index, read_standing
+from ckptstore.directory.paths import inside, owner_of
+from ckptstore.directory.publish import publish_index
 from ckptstore.directory.record_change import RecordChange
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.retention import Entry, Retention
+from ckptstore.directory.standing import Standing, read_standing
 from ckptstore.directory.window import own_entries
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, NotFoundError
 from ckptstore.format.naming import index_name, split_step
@@ -28,12 +33,21 @@ from ckptstore.format.record_protocol import Pending, Record, Superseded
 from ckptstore.storage.base import Committed, Location
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
+from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["CheckpointWriter", "write_checkpoint"]
+__all__ = ["CheckpointWriter", "LastSaved", "write_checkpoint"]
 
 
 def write_checkpoint(
-    directory: Location, prefix: str, plan: SavePlan, *, meta: bytes | None = None, suffix: str = "meta"
+    directory: Location,
+    prefix: str,
+    plan: SavePlan,
+    *,
+    meta: bytes | None = None,
+    suffix: str = "meta",
+    before_commit: Callable[[], None] | None = None,
+    transfer: Transfer | None = None,
+    stage: Stage | None = None,
 ) -> None:
     """Write one checkpoint and nothing else: no record, no retention, no owner.
 
@@ -46,10 +60,15 @@ def write_checkpoint(
         If another writer saves the same prefix at the same time.
     """
     standing = read_standing(directory, prefix)
-    with ShardSet(directory, prefix) as files:
+    with (
+        _entered(transfer, directory, prefix) as transfer,
+        ShardSet(directory, prefix, transfer=transfer, stage=stage) as files,
+    ):
         files.write(plan, None if standing is None else standing.counts)
         if meta is not None:
             files.put_graph(meta, suffix, is_there=standing is not None)
+        if before_commit is not None:
+            before_commit()
         outcome = publish_index(files, standing)
         if not isinstance(outcome, Committed):
             raise ConflictError(
@@ -60,6 +79,13 @@ def write_checkpoint(
     collect_replaced(files, standing)
 
 
+def _entered(transfer: Transfer | None, directory: Location, prefix: str) -> AbstractContextManager[Transfer]:
+    """Return `transfer`, which whoever began it has entered, or one to be entered here."""
+    if transfer is not None:
+        return nullcontext(transfer)
+    return Transfer("save", directory.child(prefix).url, step=split_step(prefix)[1])
+
+
 @dataclass(slots=True)
 class _Unlisted:
     """A checkpoint that is published, or may be, while the record does not list it yet."""
@@ -67,6 +93,23 @@ class _Unlisted:
     files: ShardSet
     time_s: float
     replaced: list[Superseded]
+
+
+class LastSaved(NamedTuple):
+    """The checkpoint that was saved last.
+
+    Attributes
+    ----------
+    prefix : str
+        Without the directory.
+    index_bytes : bytes
+    versions : dict
+        Number of the data file → its version, where that is known.
+    """
+
+    prefix: str
+    index_bytes: bytes
+    versions: dict[int, str]
 
 
 class CheckpointWriter:
@@ -117,6 +160,24 @@ class CheckpointWriter:
         self._known: dict[str, Standing] = {}
         self._done: set[Pending | Superseded] = set()
         self._unlisted: dict[str, _Unlisted] = {}
+        self._last: LastSaved | None = None
+
+    def last_saved(self) -> LastSaved | None:
+        """Return what is known of the checkpoint saved last; None if there is none.
+
+        The record and the storage are asked until this writer has saved one itself.
+        """
+        if self._last is not None:
+            return self._last
+        state = read_record(self._record).record.state
+        latest = None if state is None else inside(self.directory, state.model_checkpoint_path)
+        if latest is None:
+            return None
+        location = self.directory.child(index_name(latest))
+        try:
+            return LastSaved(latest, location.storage.get(location.key).data, {})
+        except NotFoundError:
+            return None
 
     def set_window(self, window: tuple[Entry, ...]) -> None:
         """Let the next save start from `window` instead of from what the record lists."""
@@ -130,7 +191,16 @@ class CheckpointWriter:
         self.window = tuple(entries)
 
     def save(
-        self, prefix: str, plan: SavePlan, *, run: str, meta: bytes | None, suffix: str = "meta"
+        self,
+        prefix: str,
+        plan: SavePlan,
+        *,
+        run: str,
+        meta: bytes | None,
+        suffix: str = "meta",
+        before_commit: Callable[[], None] | None = None,
+        transfer: Transfer | None = None,
+        stage: Stage | None = None,
     ) -> None:
         """Save one checkpoint, make it the latest, and collect what retention lets go.
 
@@ -145,6 +215,12 @@ class CheckpointWriter:
             The graph; None writes none.
         suffix : str
             Of the graph's file.
+        before_commit : callable, optional
+            Called when everything but the index is written; what it raises ends the save.
+        transfer : Transfer, optional
+            Entered already; without it this is a transfer of its own.
+        stage : Stage, optional
+            A copy of `plan` to write instead of the arrays.
 
         Raises
         ------
@@ -160,10 +236,20 @@ class CheckpointWriter:
         When it returns, the checkpoint exists and is the latest. Files that could not be deleted are a
         warning.
         """
-        with self._locks[0]:
-            self._save(prefix, plan, run, meta, suffix)
+        with self._locks[0], _entered(transfer, self.directory, prefix) as transfer:
+            self._save(prefix, plan, run, meta, suffix, before_commit, transfer, stage)
 
-    def _save(self, prefix: str, plan: SavePlan, run: str, meta: bytes | None, suffix: str) -> None:
+    def _save(
+        self,
+        prefix: str,
+        plan: SavePlan,
+        run: str,
+        meta: bytes | None,
+        suffix: str,
+        before_commit: Callable[[], None] | None,
+        transfer: Transfer,
+        stage: Stage | None,
+    ) -> None:
         if run != self._run:
             self._begin(run)
         basename, step = split_step(prefix)
@@ -177,7 +263,7 @@ class CheckpointWriter:
             and (held.highest_step is None or step > held.highest_step)
         )
         standing = None if fresh else read_standing(self.directory, prefix)
-        with ShardSet(self.directory, prefix) as files:
+        with ShardSet(self.directory, prefix, transfer=transfer, stage=stage) as files:
             before = self._write(files, plan, None if fresh else self._taken(prefix, standing, held))
             change = RecordChange(
                 self._ownership,
@@ -213,6 +299,8 @@ class CheckpointWriter:
                 claim()
             if meta is not None:
                 files.put_graph(meta, suffix, is_there=standing is not None)
+            if before_commit is not None:
+                before_commit()
             self._unlisted[prefix] = unlisted = _Unlisted(files, change.now_s, replaced)
             try:
                 self._publish(unlisted, standing, run, claim)
@@ -225,6 +313,7 @@ class CheckpointWriter:
         self._done.clear()
         self._forced = None
         self.window = change.window
+        self._last = LastSaved(prefix, files.index, files.versions)
         self._collect(record, before.record, prefix)
 
     def _write(self, files: ShardSet, plan: SavePlan, taken: set[int] | None) -> RecordSnapshot:

@@ -11,6 +11,8 @@ leveldb `doc/table_format.md` and `table/block.cc`.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ __all__ = [
     "TRAILER_SIZE_BYTES",
     "Block",
     "BlockHandle",
+    "BlockRows",
     "decode_handle",
     "read_block",
 ]
@@ -61,6 +64,25 @@ class BlockHandle(NamedTuple):
 
     offset: int
     size_bytes: int
+
+
+class BlockRows(NamedTuple):
+    """All entries of a block, the values not yet cut out.
+
+    Attributes
+    ----------
+    contents : bytes
+        The block.
+    keys : list of bytes
+        Ascending.
+    starts, stops : list of int
+        Where the value of each key lies in `contents`. At least four bytes follow the last one.
+    """
+
+    contents: bytes
+    keys: list[bytes]
+    starts: list[int]
+    stops: list[int]
 
 
 def decode_handle(data: BytesLike, pos: int, *, source: str) -> tuple[BlockHandle, int]:
@@ -185,6 +207,41 @@ class Block:
             If an entry does not fit into the block, or its key is not above the one before.
         """
         return self._items_at(0)
+
+    def rows(self) -> BlockRows:
+        """Return all entries at once; errors as for `items`."""
+        data, end = self._contents, self._end
+        budget = _MAX_KEY_EXPANSION * len(data)
+        keys: list[bytes] = []
+        starts: list[int] = []
+        stops: list[int] = []
+        key = b""
+        pos = 0
+        while pos < end:
+            shared, unshared, value_size = data[pos], data[pos + 1], data[pos + 2]
+            if (shared | unshared | value_size) < 128:
+                pos += 3
+            else:
+                shared, pos = decode_varint(data, pos, source=self._source)
+                unshared, pos = decode_varint(data, pos, source=self._source)
+                value_size, pos = decode_varint(data, pos, source=self._source)
+            start = pos + unshared
+            stop = start + value_size
+            budget -= shared + unshared
+            if stop > end or shared > len(key) or budget < 0:
+                break
+            key = key[:shared] + data[pos:start]
+            pos = stop
+            keys.append(key)
+            starts.append(start)
+            stops.append(stop)
+        else:
+            if all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
+                return BlockRows(data, keys, starts, stops)
+        # The other way says what is wrong.
+        for _ in self.items():
+            pass
+        raise self._error("the entries of a block do not fit together", f"{pos} of {end} bytes")
 
     def items_from(self, key: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield ``(key, value)`` from the first entry on whose key is not below `key`."""

@@ -12,11 +12,18 @@ Mirrors leveldb `table/block_builder.cc` and `doc/table_format.md`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from ckptstore.format.coding import encode_fixed32, encode_varint
 from ckptstore.format.crc32c import crc32c, mask
 
-__all__ = ["BlockBuilder", "shared_prefix_length", "with_trailer"]
+__all__ = ["BlockBuilder", "shared_prefix_length", "shared_prefix_lengths", "with_trailer"]
+
+_Integers: TypeAlias = npt.NDArray[np.int64]
 
 _NO_COMPRESSION = b"\x00"
 
@@ -29,10 +36,44 @@ def shared_prefix_length(a: bytes, b: bytes) -> int:
     return size - (difference.bit_length() + 7) // 8
 
 
+def shared_prefix_lengths(last: bytes, keys: Sequence[bytes]) -> _Integers:
+    """Return for each key how many leading bytes it has in common with the one before it.
+
+    Parameters
+    ----------
+    last : bytes
+        The key before the first one.
+    keys : sequence of bytes
+        Takes memory for as many keys of the longest one's size.
+
+    Returns
+    -------
+    ndarray of int64, shape (len(keys),)
+    """
+    rows = [last, *keys]
+    sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+    width = max(int(sizes.max()), 1)
+    # Shorter keys end in zeros, which may equal zeros of the next one: hence the comparison with the sizes.
+    table = np.array(rows, f"S{width}").view(np.uint8).reshape(len(rows), width)
+    differs = table[1:] != table[:-1]
+    first = differs.argmax(axis=1)
+    first[~differs[np.arange(len(keys)), first]] = width
+    shared: _Integers = np.minimum(first, np.minimum(sizes[1:], sizes[:-1]))
+    return shared
+
+
 def with_trailer(block: bytes) -> bytes:
     """Return an uncompressed block as it is stored, with type and checksum."""
     masked_crc32c = mask(crc32c(_NO_COMPRESSION, crc32c(block)))
     return block + _NO_COMPRESSION + encode_fixed32(masked_crc32c)
+
+
+def _varint_sizes(numbers: npt.NDArray[Any]) -> _Integers:
+    """Return how many bytes each number takes as a varint; for lengths of keys and values only."""
+    sizes = np.ones(numbers.shape, np.int64)
+    for shift in (7, 14, 21, 28):
+        sizes += numbers >> shift > 0
+    return sizes
 
 
 class BlockBuilder:
@@ -89,6 +130,58 @@ class BlockBuilder:
         self._parts += (head, key[shared:], value)
         self._size_bytes += len(head) + unshared + value_size
         self._last_key = key
+
+    def add_many(
+        self,
+        keys: Sequence[bytes],
+        values: Sequence[bytes],
+        shared: _Integers,
+        sizes: tuple[_Integers, _Integers],
+        size_limit: int,
+    ) -> int:
+        """Append entries until the block has `size_limit` bytes or more; return how many it took.
+
+        Parameters
+        ----------
+        keys, values : sequence of bytes
+            At least one; the caller sees to it that keys ascend.
+        shared : ndarray of int64
+            What `shared_prefix_lengths` says of the keys.
+        sizes : tuple of two ndarrays of int64
+            Bytes of each key and of each value.
+        size_limit : int, bytes
+            In terms of `size_bytes`.
+        """
+        key_sizes, value_sizes = sizes
+        # How many entries stand since the last restart when an entry comes; none before the very first.
+        since = np.arange(self._since_restart, self._since_restart + len(keys))
+        is_restart = (since % self._restart_interval == 0) & (since > 0)
+        kept = np.where(is_restart, 0, shared)
+        if self._since_restart == 0:
+            kept[0] = 0
+        unshared = key_sizes - kept
+        heads = np.stack((kept, unshared, value_sizes), axis=1)
+        record_sizes = _varint_sizes(heads).sum(axis=1) + unshared + value_sizes
+        ends = self._size_bytes + np.cumsum(record_sizes)
+        totals = ends + 4 * (len(self._restarts) + np.cumsum(is_restart)) + 4
+        count = min(int(np.searchsorted(totals, size_limit)) + 1, len(keys))
+        heads, kept, is_restart = heads[:count], kept[:count], is_restart[:count]
+        starts = ends[:count] - record_sizes[:count]
+        self._restarts += starts[is_restart].tolist()
+        if heads.max() < 128:
+            packed = heads.astype(np.uint8).tobytes()
+            encoded = [packed[at : at + 3] for at in range(0, 3 * count, 3)]
+        else:
+            encoded = [b"".join(map(encode_varint, head)) for head in heads.tolist()]
+        parts = [b""] * (3 * count)
+        parts[0::3] = encoded
+        parts[1::3] = [key[size:] for key, size in zip(keys, kept.tolist(), strict=False)]
+        parts[2::3] = values[:count]
+        self._parts += parts
+        self._size_bytes = int(ends[count - 1])
+        self._since_restart = (int(since[count - 1]) % self._restart_interval) + 1
+        self._last_key = keys[count - 1]
+        return count
 
     def finish(self) -> bytes:
         """Return the block, without trailer, and start a new one."""

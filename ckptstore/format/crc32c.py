@@ -8,9 +8,14 @@ its own checksum is a bad one. What is continued over more bytes is always the u
 
 from __future__ import annotations
 
-from ckptstore.checksums import combine, crc32c
+from collections.abc import Sequence
 
-__all__ = ["combine", "crc32c", "mask", "unmask"]
+import numpy as np
+import numpy.typing as npt
+
+from ckptstore.checksums import combine, crc32c, crc32c_of_each, crc32c_of_ranges
+
+__all__ = ["combine", "crc32c", "crc32c_of_each", "crc32c_of_ranges", "mask", "mask_many", "unmask"]
 
 _MASK_DELTA = 0xA282EAD8
 
@@ -18,6 +23,12 @@ _MASK_DELTA = 0xA282EAD8
 def mask(crc: int) -> int:
     """Return the form of `crc` that is stored in files: rotated right by 15 bits, plus a constant."""
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def mask_many(crcs: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """Return `mask` of each."""
+    plain = np.array(crcs, np.uint32)
+    return (plain >> np.uint32(15) | plain << np.uint32(17)) + np.uint32(_MASK_DELTA)
 
 
 def unmask(masked: int) -> int:

@@ -23,6 +23,7 @@ from ckptstore.types import DType
 
 __all__ = [
     "ALL",
+    "STORED_AS_IS",
     "STRING",
     "VARIANT",
     "as_bytes_view",
@@ -96,6 +97,11 @@ _QUANTIZED = {dtype.name for dtype in ALL if dtype.name.startswith(("qint", "qui
 _BY_NUMPY: dict[np.dtype[Any], DType] = {
     np.dtype(d.as_numpy_dtype): d for d in ALL if d.name not in _QUANTIZED and d != VARIANT
 }
+
+STORED_AS_IS: dict[np.dtype[Any], DType] = {
+    _STORAGE[dtype.as_datatype_enum]: dtype for dtype in _BY_NUMPY.values() if dtype != STRING
+}
+"""numpy dtype → type, for arrays whose bytes in memory are those of the file."""
 
 
 def by_enum(number: int, *, source: str, tensor: str | None = None) -> DType:
@@ -223,7 +229,11 @@ def as_bytes_view(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def to_storage_array(
-    value: npt.ArrayLike, dtype: DType | str | None = None, *, tensor: str | None = None
+    value: npt.ArrayLike,
+    dtype: DType | str | None = None,
+    *,
+    tensor: str | None = None,
+    most_bytes: int | None = None,
 ) -> tuple[npt.NDArray[Any], DType]:
     """Return `value` in the form in which it is written, and its type.
 
@@ -238,6 +248,8 @@ def to_storage_array(
         ``VariantTensorDataProto`` and must be asked for.
     tensor : str, optional
         Name for error messages.
+    most_bytes : int, optional
+        A larger array keeps its strides and its byte order: whoever writes it converts it piece by piece.
 
     Returns
     -------
@@ -274,6 +286,8 @@ def to_storage_array(
     stored = storage_dtype(found)
     if array.dtype.names is not None:
         array = array.view(stored)
+    if most_bytes is not None and array.nbytes > most_bytes:
+        return array, found
     if array.dtype != stored:
         array = array.astype(stored)
     return np.asarray(array, order="C"), found

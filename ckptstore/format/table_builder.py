@@ -14,9 +14,20 @@ before it.
 
 from __future__ import annotations
 
+import itertools
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+
 from ckptstore.errors import UsageError
 from ckptstore.format.block import FOOTER_SIZE_BYTES, TABLE_MAGIC, BlockHandle
-from ckptstore.format.block_builder import BlockBuilder, shared_prefix_length, with_trailer
+from ckptstore.format.block_builder import (
+    BlockBuilder,
+    shared_prefix_length,
+    shared_prefix_lengths,
+    with_trailer,
+)
 from ckptstore.format.coding import encode_fixed64, encode_varint
 
 __all__ = ["TableBuilder"]
@@ -25,6 +36,15 @@ _BLOCK_SIZE_BYTES = 262_144
 _OVERSIZE_BYTES = 2 * _BLOCK_SIZE_BYTES
 _DATA_RESTART_INTERVAL = 16
 _INDEX_RESTART_INTERVAL = 1
+
+# Entries laid out at a time, and the most bytes for which that is done: a chunk then ends few blocks, and the
+# table of its keys stays small.
+_CHUNK_ENTRIES = 4096
+_CHUNK_SIZE_BYTES = 4 * _BLOCK_SIZE_BYTES
+_CHUNK_KEYS_SIZE_BYTES = 2 * 1024 * 1024
+
+# Fewer are added faster one by one.
+_MANY = 32
 
 
 class TableBuilder:
@@ -77,6 +97,56 @@ class TableBuilder:
         self._data.add(key, value)
         if self._data.size_bytes >= _BLOCK_SIZE_BYTES:
             self._close_block()
+
+    def extend(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Append many items: the bytes and the errors of as many calls of `add`, several times faster.
+
+        Parameters
+        ----------
+        keys, values : sequence of bytes
+            Of one length.
+        """
+        ascending = all(map(operator.lt, keys, itertools.islice(keys, 1, None)))
+        for start in range(0, len(keys), _CHUNK_ENTRIES):
+            some_keys, some_values = (
+                keys[start : start + _CHUNK_ENTRIES],
+                values[start : start + _CHUNK_ENTRIES],
+            )
+            if not ascending or len(some_keys) < _MANY or not self._extend(some_keys, some_values):
+                for key, value in zip(some_keys, some_values, strict=True):
+                    self.add(key, value)
+
+    def _extend(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool:
+        """Append ascending items; False if that is for `add`: there is an error, or long items."""
+        last_key = self._last_key
+        key_sizes = np.fromiter(map(len, keys), np.int64, len(keys))
+        value_sizes = np.fromiter(map(len, values), np.int64, len(keys))
+        if (
+            self._finished
+            or last_key is None
+            or keys[0] <= last_key
+            or len(last_key) + int(key_sizes.sum() + value_sizes.sum()) > _CHUNK_SIZE_BYTES
+            or max(len(last_key), int(key_sizes.max())) * len(keys) > _CHUNK_KEYS_SIZE_BYTES
+            or int((key_sizes + value_sizes).max()) >= _OVERSIZE_BYTES
+        ):
+            return False
+        shared = shared_prefix_lengths(last_key, keys)
+        done = 0
+        while done < len(keys):
+            if self._closed_block is not None:
+                self._add_index_entry(_shortest_separator(last_key, keys[done]))
+            rest = slice(done, None)
+            done += self._data.add_many(
+                keys[rest],
+                values[rest],
+                shared[rest],
+                (key_sizes[rest], value_sizes[rest]),
+                _BLOCK_SIZE_BYTES,
+            )
+            last_key = self._last_key = keys[done - 1]
+            if self._data.size_bytes >= _BLOCK_SIZE_BYTES:
+                self._close_block()
+        return True
 
     def finish(self) -> bytes:
         """Return the whole table."""

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ckptstore.storage.findings import Finding
+    from ckptstore.storage.upload import Upload
     from ckptstore.types import ByteRange
 
     Buffer: TypeAlias = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
@@ -38,7 +38,6 @@ __all__ = [
     "PutOutcome",
     "Storage",
     "SuffixRange",
-    "Upload",
 ]
 
 
@@ -111,50 +110,6 @@ class Capabilities:
         return not (self.create_if_absent and self.compare_and_swap)
 
 
-class Upload(ABC):
-    """One large object under way: invisible until `commit`, gone after `abort`.
-
-    Calls
-    -----
-    ``write`` any number of times, then ``commit`` or ``abort``, then ``close``. Leaving the ``with`` block
-    aborts what was not committed, and closes.
-
-    Until ``close`` the storage can tell that the writer of the object is alive (local disk: a lock on the
-    file), so keep the upload open until the index that names the object is published.
-
-    Threads
-    -------
-    One thread at a time.
-    """
-
-    @abstractmethod
-    def write(self, data: Buffer) -> None:
-        """Append `data`; the caller may change it again when this returns."""
-
-    @abstractmethod
-    def commit(self) -> PutOutcome:
-        """Make the object visible under its key if nothing is there; durable when it returns `Committed`."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Throw away what was written. No effect after `commit` answered `Committed`."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what proves that the writer is alive."""
-
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self.abort()
-        finally:
-            self.close()
-
-
 class Storage(ABC):
     """Named bytes under one root.
 
@@ -163,6 +118,10 @@ class Storage(ABC):
     capabilities : Capabilities
     knows_writers : bool
         Whether `is_in_use` can tell. Where it cannot, only age says that a file is left over.
+    parallel_reads : int
+        How many `read_into` calls at the same time are faster than one.
+    has_views : bool
+        Whether `view` is worth asking; where it is not, nobody asks for the version that it needs.
 
     Raises
     ------
@@ -176,6 +135,8 @@ class Storage(ABC):
 
     capabilities: Capabilities
     knows_writers: bool = False
+    parallel_reads: int = 1
+    has_views: bool = False
 
     @abstractmethod
     def url_of(self, key: str) -> str:
@@ -221,6 +182,14 @@ class Storage(ABC):
         Ranges may be empty, in any order, and overlap. Raises as `get`.
         """
 
+    def view(self, key: str, *, version: str) -> memoryview | None:
+        """Return all bytes of `key` as read-only memory, without reading them now.
+
+        None where there is no such way, or none that is safe: use `read_into`. The memory stays as long as
+        the view, or a slice of it or an array over it. Raises as `get`.
+        """
+        return None
+
     @abstractmethod
     def head(self, key: str) -> ObjectInfo:
         """Return size, version and what the store keeps beside them. Raises `NotFoundError`."""
@@ -235,7 +204,34 @@ class Storage(ABC):
 
     @abstractmethod
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
-        """Begin a large object; `size_bytes` is a hint. Missing directories are made."""
+        """Begin a large object; `size_bytes` is what it will have, if that is known.
+
+        Missing directories are made.
+        """
+
+    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        """Create `target_key` with the bytes of `source_key` without moving them, if nothing is there.
+
+        Parameters
+        ----------
+        source_key : str
+            A file that a published index names, not one under way.
+        target_key : str
+            Nobody can tell whether its writer lives.
+        version : str
+            Of the source.
+
+        Returns
+        -------
+        Committed, Lost, Ambiguous or None
+            None where it cannot be done: write the bytes.
+
+        Raises
+        ------
+        NotFoundError
+            If the source is missing or has another version by now.
+        """
+        return None
 
     @abstractmethod
     def delete_if(self, key: str, version: str) -> bool:
@@ -261,6 +257,13 @@ class Storage(ABC):
         int
             How many were dropped.
         """
+
+    def relaxed(self) -> Storage:
+        """Return the same place, written to without waiting until it survives a power cut.
+
+        Itself where that makes no difference.
+        """
+        return self
 
     def now_s(self) -> float:
         """Return the time by the storage's clock, the one of `mtime_s`; seconds since 1970."""

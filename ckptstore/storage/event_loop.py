@@ -48,6 +48,7 @@ class LoopThread:
         # Not epoll: what the kernel watches for it belongs to parent and child together, and the child would
         # take the parent's connections out.
         self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        self.loop.set_default_executor(_ThreadEach())
         self.pid = os.getpid()
         self.kept: list[object] = []
         _threads.add(self)
@@ -110,6 +111,28 @@ def _inherit() -> None:
 
 # Held from before the fork on: the child's first garbage collection must not find them.
 os.register_at_fork(before=_hold, after_in_parent=_held.clear, after_in_child=_inherit)
+
+
+class _ThreadEach(concurrent.futures.ThreadPoolExecutor):
+    """A thread for each call, such as asyncio makes to look up the name of a host.
+
+    A pool takes no work any more once the interpreter is exiting, while saves in the background still are to
+    finish.
+    """
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
+        answer: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+        def work() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
+                answer.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - raised where the answer is awaited
+                answer.set_exception(error)
+
+        threading.Thread(target=work, name="ckptstore-lookup", daemon=True).start()
+        return answer
 
 
 class _Call:

@@ -163,6 +163,10 @@ _ERRORS: dict[Kind, tuple[type[CkptStoreError], str]] = {
         TransientError,
         "Check the endpoint, the network, and that the server runs.",
     ),
+    Kind.GARBLED: (
+        TransientError,
+        "Check that the endpoint is the object store, and that no proxy answers for it.",
+    ),
 }
 
 
@@ -180,14 +184,13 @@ def error_of(fault: Fault, what: str, url: str, operation: Operation | None = No
         Says how often it was tried, and whether time ran out.
     """
     kind, hint = _ERRORS.get(
-        fault.kind, (TransientError, "Try again; if it stays, check network and server.")
+        fault.kind,
+        (TransientError, "Try again; if it stays, check the endpoint, the network and the server."),
     )
     hint = fault.hint or hint
     text = f"{what}: {fault}"
     if operation is not None and operation.tries > 1:
         text += f" (after {operation.tries} attempts)"
     if operation is not None and operation.is_over and kind is TransientError:
-        return DeadlineError(
-            text, url=url, expected=f"progress within {operation.policy.deadline_s:g} s", hint=hint
-        )
+        return DeadlineError(text, url=url, expected=operation.allowed, hint=hint)
     return kind(text, url=url, hint=hint)

@@ -41,11 +41,12 @@ from ckptstore.storage.transport import (
     Page,
     Place,
     Precondition,
-    Receiver,
     Session,
+    Sink,
     StaleUpload,
     Stored,
     Transport,
+    Way,
 )
 
 __all__ = ["GcsTransport", "open_gcs"]
@@ -68,7 +69,8 @@ def open_gcs(**options: Any) -> ObjectStorage:
     Parameters
     ----------
     **options
-        Parameters of gcsfs's file system; ``allow_http=True`` lets credentials travel over plain http.
+        Parameters of gcsfs's file system; ``allow_http=True`` lets credentials travel over plain http,
+        ``direct=False`` sends large bodies through gcsfs as well.
 
     Raises
     ------
@@ -84,7 +86,7 @@ class GcsTransport(Transport):
     Parameters
     ----------
     options : mapping
-        Parameters of ``gcsfs.core.GCSFileSystem``, and ``allow_http``.
+        Parameters of ``gcsfs.core.GCSFileSystem``, ``allow_http`` and ``direct``.
     """
 
     scheme = "gs"
@@ -101,9 +103,13 @@ class GcsTransport(Transport):
     bogus_version = "1"
     part_unit_bytes = 256 * 1024
     most_parts = 1_000_000
+    # Chunks go one after the other, each for the price of a round trip.
+    part_size_bytes = 32 * 1024 * 1024
+    parallel_reads = 4
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options, self._endpoint = resolve_options(options)
+        self._wants_direct = bool(options.get("direct", True))
         self._locks = ForkSafeLocks()
         self._client: GcsClient | None = None
         self._client_pid = 0
@@ -138,14 +144,14 @@ class GcsTransport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Receiver],
+        accept: Callable[[Heading], Sink],
     ) -> None:
         # The bytes as they are stored: a compressed answer has another length.
         headers = {"Accept-Encoding": "identity"}
         if byte_range is not None:
             headers["Range"] = byte_range
 
-        def take(status: int, head: Mapping[str, str]) -> Receiver:
+        def take(status: int, head: Mapping[str, str]) -> Sink:
             self._note(place.bucket)
             length = head.get("Content-Length", "")
             return accept(
@@ -186,7 +192,7 @@ class GcsTransport(Transport):
     def put(
         self,
         place: Place,
-        data: memoryview,
+        pieces: Sequence[memoryview],
         operation: Operation,
         *,
         crc32c: int,
@@ -195,7 +201,7 @@ class GcsTransport(Transport):
     ) -> Stored:
         # no-store: what anybody may read is cached for an hour otherwise, the record too.
         description = resource(place.name, write_id, crc32c=crc32c, cache_control="no-store")
-        content_type, body = related_body(description, data)
+        content_type, body = related_body(description, pieces)
         query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **_condition(precondition)}
         answer = self._ask(
             "POST",
@@ -242,6 +248,48 @@ class GcsTransport(Transport):
 
         return ResumableSession(url, self._of_process().exchange, self._stored)
 
+    def copy(
+        self,
+        source: ObjectInfo,
+        target: Place,
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        bucket, _, name = source.key.partition("/")
+        url = (
+            _object_url(_JSON_API, Place(bucket, name))
+            + "/rewriteTo"
+            + object_path(target.bucket, target.name)
+        )
+        body = (_json_bytes(resource(target.name, write_id)),)
+        query = {
+            "ifSourceGenerationMatch": source.version,
+            "fields": f"done,rewriteToken,resource({RESOURCE_FIELDS})",
+            **_condition(precondition),
+        }
+        headers = {"Content-Type": "application/json; charset=UTF-8"}
+        token: str | None = None
+        while True:
+            # A large one between places takes several requests, each of which goes on where the last ended.
+            answer = self._ask("POST", url, operation, {**query, "rewriteToken": token}, headers, body)
+            if answer.status != 200:
+                fault = self._fault(answer, target.bucket, operation)
+                if fault.kind in (Kind.ABSENT, Kind.BAD_REQUEST, Kind.FORBIDDEN):
+                    raise Fault(Kind.UNSUPPORTED, fault.text, code=fault.code)
+                raise fault
+            fields = json_of(answer.body)
+            if not isinstance(fields, dict):
+                raise _garbled(answer.status)
+            if fields.get("done", True):
+                return _stored_of(fields.get("resource"), answer.status)
+            token = str(fields.get("rewriteToken"))
+            operation.progress()
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        return self._of_process().way
+
     def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
         answer = self._ask("DELETE", _object_url(_JSON_API, place), operation, {"ifGenerationMatch": version})
         if answer.status not in (200, 204):
@@ -287,7 +335,7 @@ class GcsTransport(Transport):
                 if self._client is not None:
                     self._inherited.append(self._client)
                 self._client = None
-                self._client = GcsClient(self._options)
+                self._client = GcsClient(self._options, self._wants_direct)
                 self._client_pid = os.getpid()
             return self._client
 
@@ -339,11 +387,7 @@ class GcsTransport(Transport):
         return None
 
     def _stored(self, answer: Answer) -> Stored:
-        fields = json_of(answer.body)
-        try:
-            return Stored(str(int(fields["generation"])), crc32c_value(fields.get("crc32c")))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise _garbled(answer.status) from None
+        return _stored_of(json_of(answer.body), answer.status)
 
     @staticmethod
     def _info(bucket: str, fields: Any) -> ObjectInfo:
@@ -351,6 +395,13 @@ class GcsTransport(Transport):
             return info_of(bucket, fields)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise _garbled(200) from None
+
+
+def _stored_of(fields: Any, status: int) -> Stored:
+    try:
+        return Stored(str(int(fields["generation"])), crc32c_value(fields.get("crc32c")))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise _garbled(status) from None
 
 
 def _garbled(status: int) -> Fault:

@@ -21,12 +21,15 @@ from google.auth import exceptions as google_errors
 from yarl import URL
 
 from ckptstore.errors import CkptStoreError
+from ckptstore.storage.direct import DIRECT_FROM_BYTES
+from ckptstore.storage.direct_gcs import GcsDirect
 from ckptstore.storage.event_loop import LoopThread
 from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.gcs_errors import redacted
 from ckptstore.storage.gcs_messages import Accept, Answer, Request, slices, with_query
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.server_clock import skew_of
+from ckptstore.storage.transport import Way, pour
 
 __all__ = ["GcsClient"]
 
@@ -64,6 +67,8 @@ class GcsClient:
     ----------
     options : mapping
         Parameters of ``gcsfs.core.GCSFileSystem``.
+    wants_direct : bool
+        False: large bodies go through gcsfs's session as well.
 
     Raises
     ------
@@ -75,7 +80,7 @@ class GcsClient:
     Safe for concurrent use.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], wants_direct: bool = True) -> None:
         self._thread = LoopThread()
         self._session: aiohttp.ClientSession | None = None
         self.skew_s = 0.0
@@ -89,9 +94,13 @@ class GcsClient:
                     "skip_instance_cache": True,
                 }
             )
+            fault = None
         except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
             self._thread.close()
-            raise _credential_fault(error, "the credentials cannot be loaded") from None
+            fault = _credential_fault(error, "the credentials cannot be loaded")
+        if fault is not None:
+            # Not from there: what they raise may hold what they were given.
+            raise fault
         # The operation sees bytes move and notices stalls; a bound on the whole would cut off slow transfers.
         timeout = options.get("requests_timeout")
         if not isinstance(timeout, aiohttp.ClientTimeout):
@@ -99,7 +108,18 @@ class GcsClient:
         self._timeout = timeout
         self._root = self._fs._location.rstrip("/")
         self._origin = URL(self._root).origin()
+        self.way = self._find_way(options, wants_direct)
+        self._direct = GcsDirect()
         _OPEN.add(self)
+
+    def _find_way(self, options: Mapping[str, Any], wants_direct: bool) -> Way:
+        if not wants_direct:
+            return Way(False, "through gcsfs: direct=False in the storage options")
+        if options.get("session_kwargs"):
+            return Way(False, "through gcsfs: session_kwargs ask for a session of their own", is_wanted=False)
+        if getattr(self._fs, "_use_client_cert", False):
+            return Way(False, "through gcsfs: it shows a certificate of this machine", is_wanted=False)
+        return Way(True, f"over {self._origin.scheme.upper()}")
 
     @property
     def is_anonymous(self) -> bool:
@@ -126,7 +146,34 @@ class GcsClient:
         Fault
             If there is no answer, or only a part of it.
         """
+        size_bytes = sum(map(len, request.body))
+        if self.way.is_direct and (accept is not None or size_bytes >= DIRECT_FROM_BYTES):
+            return self._send_directly(request, operation, accept)
         return self._thread.call(lambda: self._attempt(request, operation, accept), operation)
+
+    def _send_directly(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        url, is_ours = self._target(request)
+        headers: Mapping[str, str] = request.headers
+        fault = None
+        if is_ours:
+            try:
+                headers = self._fs._get_headers(headers)
+            except Exception as error:  # noqa: BLE001 - as below
+                fault = _credential_fault(error, "the credentials cannot be renewed")
+        if fault is not None:
+            raise fault
+        reply = self._direct.send(url, request, headers, operation, accept)
+        self.skew_s = skew_of(reply.headers.get("Date"), self.skew_s)
+        return Answer(*reply)
+
+    def _target(self, request: Request) -> tuple[str, bool]:
+        """Return the whole URL, and whether it leads to the service itself.
+
+        A session may be on another host, and its URL is all that it needs: no token to strangers.
+        """
+        url = request.url if "://" in request.url else self._root + request.url
+        url = with_query(url, self.parameters(request.query))
+        return url, URL(url, encoded=True).origin() == self._origin
 
     async def _attempt(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
         try:
@@ -134,15 +181,14 @@ class GcsClient:
         except (Fault, CkptStoreError):
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _transport_fault(error) from None
+            fault = _transport_fault(error)
+        # Not from there: a URL in it may be as good as a token.
+        raise fault
 
     async def _send(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
-        url = request.url if "://" in request.url else self._root + request.url
-        target = URL(with_query(url, self.parameters(request.query)), encoded=True)
-        # A session may be on another host, and its URL is all that it needs: no token to strangers.
-        headers = (
-            await self._signed(request.headers) if target.origin() == self._origin else dict(request.headers)
-        )
+        url, is_ours = self._target(request)
+        target = URL(url, encoded=True)
+        headers = await self._signed(request.headers) if is_ours else dict(request.headers)
         body = None
         if request.body or request.method in ("POST", "PUT"):
             headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
@@ -159,10 +205,10 @@ class GcsClient:
             self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
             if accept is None or response.status not in (200, 206):
                 return Answer(response.status, response.headers, await response.read())
-            receive = accept(response.status, response.headers)
+            sink = accept(response.status, response.headers)
             async for piece in response.content.iter_any():
                 operation.progress()
-                receive(memoryview(piece))
+                pour(piece, sink)
             return Answer(response.status, response.headers, b"")
 
     def close(self) -> None:
@@ -209,7 +255,8 @@ class GcsClient:
             # In a thread: it may fetch a new token, and waits for it with all that runs on its thread.
             return await asyncio.to_thread(self._fs._get_headers, headers)
         except Exception as error:  # noqa: BLE001 - Google's, gcsfs's, requests': many libraries meet here
-            raise _credential_fault(error, "the credentials cannot be renewed") from None
+            fault = _credential_fault(error, "the credentials cannot be renewed")
+        raise fault
 
 
 @atexit.register

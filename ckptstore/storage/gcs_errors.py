@@ -76,7 +76,8 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     retry_after_s = _retry_after(headers)
     if kind is Kind.THROTTLED and status != 503:
         retry_after_s = max(retry_after_s, _THROTTLED_PAUSE_S)
-    return Fault(kind, text, code=code, retry_after_s=retry_after_s)
+    hint = "Renew the credentials." if status == 401 else None
+    return Fault(kind, text, code=code, retry_after_s=retry_after_s, hint=hint)
 
 
 def redacted(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urlencode
 
 from ckptstore.storage.base import ObjectInfo
-from ckptstore.storage.transport import WRITE_ID, Receiver
+from ckptstore.storage.transport import WRITE_ID, Sink
 
 __all__ = [
     "RESOURCE_FIELDS",
@@ -30,6 +30,7 @@ __all__ = [
     "batch_body",
     "crc32c_text",
     "crc32c_value",
+    "cut",
     "info_of",
     "json_of",
     "next_byte",
@@ -78,7 +79,7 @@ class Request:
     body: Sequence[bytes | memoryview] = ()
 
 
-Accept: TypeAlias = Callable[[int, Mapping[str, str]], Receiver]
+Accept: TypeAlias = Callable[[int, Mapping[str, str]], Sink]
 """Takes status and headers of a good answer, returns what takes the body."""
 
 
@@ -112,8 +113,10 @@ def resource(
     return fields
 
 
-def related_body(description: Mapping[str, Any], data: memoryview) -> tuple[str, list[bytes | memoryview]]:
-    """Return content type and pieces of a ``uploadType=multipart`` request; `data` is not copied."""
+def related_body(
+    description: Mapping[str, Any], pieces: Sequence[memoryview]
+) -> tuple[str, list[bytes | memoryview]]:
+    """Return content type and pieces of a ``uploadType=multipart`` request; nothing is copied."""
     boundary = uuid.uuid4().hex
     head = (
         f"--{boundary}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n"
@@ -122,7 +125,7 @@ def related_body(description: Mapping[str, Any], data: memoryview) -> tuple[str,
     )
     return f'multipart/related; boundary="{boundary}"', [
         head.encode(),
-        data,
+        *pieces,
         f"\r\n--{boundary}--\r\n".encode(),
     ]
 
@@ -233,6 +236,17 @@ def next_byte(received: str | None) -> int:
     if found is None:
         raise ValueError(f"a session answered Range: {received}")
     return int(found[1]) + 1
+
+
+def cut(pieces: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """Return the bytes ``[start, stop)`` of all `pieces` together, as views."""
+    found = []
+    for piece in pieces:
+        if start < len(piece) and stop > 0:
+            found.append(piece[max(start, 0) : stop])
+        start -= len(piece)
+        stop -= len(piece)
+    return found
 
 
 def slices(pieces: Sequence[bytes | memoryview], size_bytes: int) -> Iterator[bytes | memoryview]:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ckptstore.config import gcs_environment
 from ckptstore.errors import UsageError
+from ckptstore.storage.url import is_loopback
 
 __all__ = ["GCS_OPTIONS", "resolve_options"]
 
@@ -25,9 +26,7 @@ _WITHOUT_EFFECT = frozenset(
         *("max_paths", "skip_instance_cache", "use_listings_cache", "version_aware"),
     )
 )
-GCS_OPTIONS = _PASSED_ON | _WITHOUT_EFFECT | {"allow_http"}
-
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+GCS_OPTIONS = _PASSED_ON | _WITHOUT_EFFECT | {"allow_http", "direct"}
 
 
 def resolve_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -55,11 +54,12 @@ def resolve_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         # Otherwise gcsfs looks for credentials where they are usually kept, which takes seconds off Google's
         # machines, and shows them to a server that is not Google's.
         kept["token"] = "anon"
-    may_be_plain = kept.get("token") == "anon" or urlsplit(endpoint).hostname in _LOOPBACK
+    may_be_plain = kept.get("token") == "anon" or is_loopback(urlsplit(endpoint).hostname or "")
     if is_plain and not may_be_plain and not options.get("allow_http"):
         raise UsageError(
             "credentials would travel over plain http",
             url=endpoint,
+            expected="https, or an endpoint on this machine",
             hint="Use https, or pass allow_http=True in the storage options.",
         )
     return kept, endpoint

@@ -9,11 +9,11 @@ that. The last request names the total, and is answered with the object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.gcs_errors import fault_of
-from ckptstore.storage.gcs_messages import Answer, Request, crc32c_text, next_byte
+from ckptstore.storage.gcs_messages import Answer, Request, crc32c_text, cut, next_byte
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.transport import Session, Stored
 
@@ -39,7 +39,6 @@ class ResumableSession(Session):
     One thread at a time.
     """
 
-    parallel = 1
     sends_last_part = False
 
     def __init__(
@@ -60,26 +59,36 @@ class ResumableSession(Session):
         """Empty: nobody can list sessions."""
         return ""
 
-    def send(self, number: int, offset: int, data: memoryview, crc32c: int, operation: Operation) -> None:
-        answer = self._deliver(offset, data, "*", {}, operation)
+    def send(
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+    ) -> None:
+        answer = self._deliver(offset, pieces, "*", {}, operation)
         if answer is not None:
             # Only a server that takes a question for the end of the upload does this.
             raise Fault(Kind.UPLOAD_GONE, "the server ended the upload before its last part")
 
-    def complete(self, last: memoryview, size_bytes: int, crc32c: int, operation: Operation) -> Stored:
+    def complete(
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
+    ) -> Stored:
         # The service compares it before the object becomes visible; others ignore the header, and the
         # checksum in the answer is compared by whoever called.
         headers = {"X-Goog-Hash": f"crc32c={crc32c_text(crc32c)}"}
-        answer = self._deliver(size_bytes - len(last), last, str(size_bytes), headers, operation)
+        offset = size_bytes - sum(map(len, last))
+        answer = self._deliver(offset, last, str(size_bytes), headers, operation)
         if answer is None:
             raise Fault(Kind.GARBLED, "the server has all of the object and does not end the upload")
         return self._stored(answer)
 
     def _deliver(
-        self, offset: int, data: memoryview, total: str, headers: Mapping[str, str], operation: Operation
+        self,
+        offset: int,
+        pieces: Sequence[memoryview],
+        total: str,
+        headers: Mapping[str, str],
+        operation: Operation,
     ) -> Answer | None:
-        """Send what the server lacks of `data`; return the answer that shows the object, if one did."""
-        start, stop = offset, offset + len(data)
+        """Send what the server lacks of `pieces`; return the answer that shows the object, if one did."""
+        start, stop = offset, offset + sum(map(len, pieces))
         if operation.tries > 1:
             # A request that failed may have left any part of its bytes. Sent twice they can be stored twice
             # (googleapis/google-cloud-cpp#2980).
@@ -89,7 +98,8 @@ class ResumableSession(Session):
             start = self._kept(answer, offset, stop)
         while start < stop or total != "*":
             extent = f"{start}-{stop - 1}" if start < stop else "*"
-            answer = self._ask(f"bytes {extent}/{total}", (data[start - offset :],), headers, operation)
+            missing = cut(pieces, start - offset, stop - offset)
+            answer = self._ask(f"bytes {extent}/{total}", missing, headers, operation)
             if answer.status != 308:
                 return answer
             kept = self._kept(answer, offset, stop)
@@ -101,7 +111,7 @@ class ResumableSession(Session):
     def _ask(
         self,
         content_range: str,
-        body: tuple[memoryview, ...],
+        body: Sequence[memoryview],
         headers: Mapping[str, str],
         operation: Operation,
     ) -> Answer:

@@ -41,13 +41,13 @@ from ckptstore.storage.base import (
     PutOutcome,
     Storage,
     SuffixRange,
-    Upload,
 )
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.generic_files import Files
 from ckptstore.storage.generic_upload import GenericUpload
 from ckptstore.storage.object_tasks import run_tasks
 from ckptstore.storage.retry import Cancellation, pause
+from ckptstore.storage.upload import Upload
 
 if TYPE_CHECKING:
     from ckptstore.storage.base import Buffer

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import IO
 
 from ckptstore.errors import TransientError, UsageError, from_os_error
-from ckptstore.storage.base import PutOutcome, Upload
-from ckptstore.storage.checks import byte_view
-
-if TYPE_CHECKING:
-    from ckptstore.storage.base import Buffer
+from ckptstore.storage.base import PutOutcome
+from ckptstore.storage.upload import Upload
 
 __all__ = ["GenericUpload"]
 
@@ -42,6 +39,7 @@ class GenericUpload(Upload):
         put: Callable[[bytes | None, str], PutOutcome],
         forget: Callable[[GenericUpload], object],
     ) -> None:
+        super().__init__()
         self.key = key
         self.started_s = time.monotonic()
         self._url = url
@@ -53,18 +51,20 @@ class GenericUpload(Upload):
         self._is_open = True
         self._was_dropped = False
 
-    def write(self, data: Buffer) -> None:
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         self._check_open()
-        view = byte_view(data)
-        if self._file is None and len(self._data) + len(view) <= _IN_MEMORY_BYTES:
-            self._data += view
+        size_bytes = len(self._data) + sum(map(len, pieces))
+        if self._file is None and size_bytes <= _IN_MEMORY_BYTES:
+            for piece in pieces:
+                self._data += piece
             return
         try:
             if self._file is None:
                 self._file = tempfile.NamedTemporaryFile(prefix="ckptstore-")  # noqa: SIM115 - closed at the end
                 self._file.write(self._data)
                 self._data = bytearray()
-            self._file.write(view)
+            for piece in pieces:
+                self._file.write(piece)
         except OSError as error:
             self.abort()
             raise from_os_error(error, "cannot collect the upload", tempfile.gettempdir()) from error
@@ -73,8 +73,7 @@ class GenericUpload(Upload):
             self.abort()
             raise
 
-    def commit(self) -> PutOutcome:
-        self._check_open()
+    def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         self._is_open = False
         try:
             if self._file is None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ckptstore.errors import CkptStoreError, StorageFullError, UnsupportedError, UsageError, from_os_error
 from ckptstore.storage.findings import Finding, failed
+from ckptstore.storage.local_direct import DirectWriter, direct_rules
 from ckptstore.storage.local_directory import Directory, translated
 from ckptstore.storage.local_locks import hold, is_held, mark_upload, release, upload_mark
 
@@ -211,6 +212,7 @@ def _try_out(directory: Directory) -> Iterator[Finding]:
         yield _sync(fd, directory)
         yield _locks(fd, directory)
         yield _links(directory)
+        yield _large_files(fd)
         mark_upload(fd)
         if upload_mark(fd):
             yield Finding("extended attributes", "ok", "files can be marked as ours")
@@ -236,6 +238,20 @@ def _sync(fd: int, directory: Directory) -> Finding:
         hint = "After a power cut a checkpoint that was saved shortly before may be missing."
         return Finding("fsync", "degraded", f"files in {took}; directories cannot be synced", hint=hint)
     return Finding("fsync", "ok", took)
+
+
+def _large_files(fd: int) -> Finding:
+    rules = direct_rules(fd)
+    if isinstance(rules, str):
+        return Finding("large files", "ok", f"written through the page cache: direct I/O is {rules}")
+    writer = DirectWriter(fd, rules, "trial")
+    writer.write_at(0, (memoryview(bytes(rules.block_bytes)),))
+    is_direct = writer.is_direct
+    writer.finish()
+    if not is_direct:
+        return Finding("large files", "ok", "written through the page cache: direct I/O is refused")
+    detail = f"written past the page cache; memory aligned to {rules.memory_bytes} bytes is not copied"
+    return Finding("large files", "ok", detail)
 
 
 def _locks(fd: int, directory: Directory) -> Finding:

@@ -43,22 +43,30 @@ def translated(what: str, url: str) -> Iterator[None]:
 
 
 class Directory:
-    """An open directory: names in it keep their meaning when it is moved meanwhile. Close it."""
+    """An open directory: names in it keep their meaning when it is moved meanwhile. Close it.
+
+    Parameters
+    ----------
+    path : str
+    is_synced : bool
+        Whether what is done in it waits for the disk.
+    """
 
     fd = -1
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, is_synced: bool = True) -> None:
         self.path = path
+        self.is_synced = is_synced
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @classmethod
-    def made(cls, path: str) -> Directory:
+    def made(cls, path: str, *, is_synced: bool = True) -> Directory:
         """Open the directory; where it is missing, make it first, durably."""
         try:
-            return cls(path)
+            return cls(path, is_synced=is_synced)
         except FileNotFoundError:
-            _make_directories(path)
-            return cls(path)
+            _make_directories(path, is_synced=is_synced)
+            return cls(path, is_synced=is_synced)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -102,6 +110,8 @@ class Directory:
 
     def sync(self) -> None:
         """Make the names in it durable."""
+        if not self.is_synced:
+            return
         try:
             os.fsync(self.fd)
         except OSError as error:
@@ -109,7 +119,7 @@ class Directory:
                 raise
 
 
-def _make_directories(path: str) -> None:
+def _make_directories(path: str, *, is_synced: bool) -> None:
     # Not os.makedirs: each new name must be durable in its parent before anything relies on it.
     pending = [path]
     visited: set[str] = set()
@@ -130,5 +140,5 @@ def _make_directories(path: str) -> None:
             pass
         pending.pop()
         # A directory above that we may enter but not read is not ours; its owner sees to it.
-        with suppress(PermissionError), Directory(parent) as holder:
+        with suppress(PermissionError), Directory(parent, is_synced=is_synced) as holder:
             holder.sync()

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ckptstore.config import host_id
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.storage.base import Ambiguous, Committed, Lost
+from ckptstore.storage.local_direct import DirectWriter, direct_rules, write_all
 from ckptstore.storage.local_directory import Directory, version_of
 from ckptstore.storage.local_locks import (
     file_system_type,
@@ -33,9 +34,6 @@ __all__ = ["TempFile", "drop_if_stale", "parse_temp_name"]
 _TEMP_NAME = re.compile(r"(?P<final>.+)\.tmp-(?P<host>[0-9a-f]{8})-[0-9a-f]{16}", re.DOTALL)
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
-
-# Linux moves at most 2 GiB in one call.
-_MAX_WRITE_BYTES = 1 << 30
 
 _RESERVES = frozenset({"btrfs", "ext4", "f2fs", "tmpfs", "xfs"})
 _WORTH_RESERVING_BYTES = 1 << 20
@@ -56,7 +54,7 @@ class TempFile:
 
     Threads
     -------
-    One thread at a time.
+    One thread at a time, but for `write_at`.
     """
 
     fd = -1
@@ -64,6 +62,7 @@ class TempFile:
     def __init__(self, directory: Directory, final: str, *, is_upload: bool = False) -> None:
         self.version = ""
         self._reserved_bytes = 0
+        self._direct: DirectWriter | None = None
         self._directory = directory
         self._final = final
         self._pid = os.getpid()
@@ -110,21 +109,43 @@ class TempFile:
             os.posix_fallocate(self.fd, 0, size_bytes)
             self._reserved_bytes = size_bytes
 
-    def write(self, data: memoryview) -> None:
-        """Append all of `data`, a flat view of bytes."""
-        done = 0
-        while done < len(data):
-            done += os.write(self.fd, data[done : done + _MAX_WRITE_BYTES])
+    def use_direct_io(self) -> str | None:
+        """Have `write_at` go past the page cache, from now on; return why that is not done, if so.
 
-    def seal(self, *, replaces: os.stat_result | None = None) -> None:
-        """Make the bytes durable and settle the version; nothing is written after that.
+        Every offset is then a multiple of a large power of two.
+        """
+        rules = direct_rules(self.fd)
+        if isinstance(rules, str):
+            return rules
+        self._direct = DirectWriter(self.fd, rules, f"{self._directory.path}/{self._final}")
+        return None
+
+    def write_at(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        """Write all of `pieces`, flat views of bytes, one behind the other from byte `offset` on.
+
+        Threads
+        -------
+        Several at the same time, at different offsets.
+        """
+        if self._direct is None:
+            write_all(self.fd, offset, pieces)
+        else:
+            self._direct.write_at(offset, pieces)
+
+    def seal(self, size_bytes: int, *, replaces: os.stat_result | None = None) -> None:
+        """Make the bytes durable, where the directory is synced, and settle the version.
+
+        Nothing is written after that.
 
         Parameters
         ----------
+        size_bytes : int
+            How many were written.
         replaces : os.stat_result, optional
             The file that this one is to replace: its mode is kept, and its version will never come back.
         """
-        size_bytes = os.lseek(self.fd, 0, os.SEEK_CUR)
+        if self._direct is not None:
+            self._direct.finish()
         if size_bytes < self._reserved_bytes:
             os.ftruncate(self.fd, size_bytes)
         stamp_ns = time.time_ns()
@@ -138,7 +159,8 @@ class TempFile:
         # for A would destroy C.
         with suppress(OSError):
             os.utime(self.fd, ns=(stamp_ns, stamp_ns))
-        os.fsync(self.fd)
+        if self._directory.is_synced:
+            os.fsync(self.fd)
         self.version = version_of(os.fstat(self.fd))
 
     def publish(self) -> PutOutcome:

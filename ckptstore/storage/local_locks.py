@@ -22,9 +22,12 @@ from ckptstore.storage.retry import Backoff
 __all__ = [
     "LOCK_NAME",
     "file_system_type",
+    "has_one_kernel",
     "hold",
     "is_held",
+    "is_shared",
     "locked_directory",
+    "mark_shared",
     "mark_upload",
     "release",
     "upload_mark",
@@ -37,6 +40,7 @@ LOCK_NAME = ".ckptstore.lock"
 # be one that TensorFlow writes, or a checkpoint that somebody copies at this moment, data first: no writer of
 # ours, so none that we could call dead. The inode is in it because some copies keep the attributes.
 _MARK = "user.ckptstore.upload"
+_SHARED = b"shared"  # its other value: the names of the file belong to several checkpoints
 
 # Only one kernel at a time can have these mounted, so a lock that is free here is free everywhere.
 _ONE_KERNEL = frozenset(
@@ -187,6 +191,32 @@ def upload_mark(fd: int) -> str | None:
     return host if inode == str(os.fstat(fd).st_ino) else None
 
 
+def mark_shared(fd: int) -> None:
+    """Note on the file that it gets a second name, and no more that an upload made it.
+
+    Raises
+    ------
+    OSError
+        If that cannot be noted.
+    """
+    if not hasattr(os, "setxattr"):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+    os.setxattr(fd, _MARK, _SHARED)
+
+
+def is_shared(path: str) -> bool:
+    """Tell whether `mark_shared` was called for the file."""
+    try:
+        return os.getxattr(path, _MARK) == _SHARED
+    except (OSError, AttributeError):
+        return False
+
+
+def has_one_kernel(fd: int) -> bool:
+    """Tell whether the file system of `fd` is one that only this machine can change."""
+    return file_system_type(fd) in _ONE_KERNEL
+
+
 @contextmanager
 def writer_is_dead(fd: int, host: str) -> Iterator[bool]:
     """Tell whether whoever held this file is provably gone; while the block runs, nobody can take it up.
@@ -204,7 +234,7 @@ def writer_is_dead(fd: int, host: str) -> Iterator[bool]:
         yield False
         return
     try:
-        yield host == host_id() or file_system_type(fd) in _ONE_KERNEL
+        yield host == host_id() or has_one_kernel(fd)
     finally:
         release(fd)
 

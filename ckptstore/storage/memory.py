@@ -25,10 +25,10 @@ from ckptstore.storage.base import (
     PutOutcome,
     Storage,
     SuffixRange,
-    Upload,
 )
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
 from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.upload import Upload
 
 if TYPE_CHECKING:
     from fsspec.implementations.memory import MemoryFile
@@ -116,6 +116,11 @@ class MemoryStorage(Storage):
         for start, stop, buffer in resolve_reads(ranges, buffers, len(data), url):
             buffer[:] = data[start:stop]
 
+    def view(self, key: str, *, version: str) -> memoryview | None:
+        seen = self._look(key)
+        check_pin(version, seen.version, self.url_of(key))
+        return memoryview(seen.data)
+
     def head(self, key: str) -> ObjectInfo:
         return _info(key, self._look(key))
 
@@ -134,6 +139,11 @@ class MemoryStorage(Storage):
         with _LOCKS[0]:
             self._check_place(key)
         return _MemoryUpload(self, key)
+
+    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        seen = self._look(source_key)
+        check_pin(version, seen.version, self.url_of(source_key))
+        return self._create(target_key, seen.data)
 
     def delete_if(self, key: str, version: str) -> bool:
         with _LOCKS[0]:
@@ -249,18 +259,19 @@ class MemoryStorage(Storage):
 
 class _MemoryUpload(Upload):
     def __init__(self, storage: MemoryStorage, key: str) -> None:
+        super().__init__()
         self._storage = storage
         self._unfinished = _Unfinished(key, bytearray(), time.monotonic())
         self._is_open = True
         with _LOCKS[0]:
             _UNFINISHED.add(self._unfinished)
 
-    def write(self, data: Buffer) -> None:
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         self._check_open()
-        self._unfinished.data += byte_view(data)
+        for piece in pieces:
+            self._unfinished.data += piece
 
-    def commit(self) -> PutOutcome:
-        self._check_open()
+    def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         self._is_open = False
         data, self._unfinished.data = bytes(self._unfinished.data), bytearray()
         return self._storage._create(self._unfinished.key, data, self._unfinished)

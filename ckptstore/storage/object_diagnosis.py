@@ -39,6 +39,7 @@ def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Find
     yield finding
     if finding.state == "failed":
         return
+    yield from _way(storage, directory_key.partition("/")[0])
     try:
         verdicts = storage.verdicts(storage.place(f"{directory_key}/.ckptstore-doctor"), url)
     except CkptStoreError as error:
@@ -66,6 +67,23 @@ def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
     except CkptStoreError as error:
         return failed("bucket", error)
     return Finding("bucket", "ok", "is there, and the credentials are accepted")
+
+
+def _way(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
+    """Yield how the bytes of large objects travel."""
+    try:
+        way = storage.operation().run(lambda op: storage.transport.way(bucket, op))
+    except Fault:
+        return  # what was asked before it has told
+    if way.is_wanted:
+        yield Finding("large objects", "ok", f"{'directly ' if way.is_direct else ''}{way.reason}")
+    else:
+        yield Finding(
+            "large objects",
+            "degraded",
+            way.reason,
+            hint="It works, and is slower; see storage option direct.",
+        )
 
 
 def _conditions(verdicts: Verdicts) -> Finding:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from bisect import bisect_right
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import NamedTuple
 
 from ckptstore.errors import CkptStoreError, NotFoundError, TruncatedFileError
 from ckptstore.storage.base import Got, SuffixRange
 from ckptstore.storage.checks import check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.faults import Fault, Kind, error_of
-from ckptstore.storage.object_tasks import run_tasks
-from ckptstore.storage.retry import Cancellation, Operation
-from ckptstore.storage.transport import Heading, Place, Receiver, Transport
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.transport import Heading, Place, Sink, Transport
 from ckptstore.types import ByteRange
 
 __all__ = ["ObjectReader"]
@@ -23,19 +21,21 @@ __all__ = ["ObjectReader"]
 # A request costs 10 to 50 ms on a real service: as much as 64 KiB of a slow connection.
 _GAP_SIZE_BYTES = 64 * 1024
 
-# One request, and what is fetched again at most when it fails in a way that cannot be resumed.
-_REQUEST_SIZE_BYTES = 8 * 1024 * 1024
-
-_PARALLEL_READS = 8
-
 # An attempt that brought so much was a good one: a proxy that cuts every body can be outlasted.
 _GOOD_PIECE_BYTES = 64 * 1024
+
+# Of an object whose size only its sender tells, no more than this is allocated ahead.
+_BLOCK_BYTES = 8 * 1024 * 1024
+
+# Pieces smaller than this are received many at a time, and copied.
+_SMALL_BYTES = 64 * 1024
+_SCRATCH_BYTES = 256 * 1024
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(-?\d+)/(\d+)")
 
 
 class ObjectReader:
-    """The reads of one object.
+    """The reads of one object, one request after the other in the caller's thread.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class ObjectReader:
     version : str or None
         The one that is wanted; without it, the one that the first answer shows.
     new_operation : callable
-        ``new_operation(cancellation)`` begins an operation.
+        Begins an operation.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ObjectReader:
         place: Place,
         url: str,
         version: str | None,
-        new_operation: Callable[[Cancellation | None], Operation],
+        new_operation: Callable[[], Operation],
     ) -> None:
         self._transport = transport
         self._place = place
@@ -67,41 +67,20 @@ class ObjectReader:
         """Return bytes; see `Storage.get`."""
         if byte_range is not None:
             resolve_range(byte_range, sys.maxsize, self._url)  # an empty range is never sent
-        pieces: list[bytes] = []
-        download = _Download(self, byte_range, lambda piece: pieces.append(bytes(piece)))
-        download.run(None)
-        return Got(b"".join(pieces), download.version, download.size_bytes)
+        blocks = _Blocks()
+        download = _Download(self, byte_range, blocks)
+        download.run()
+        return Got(b"".join(blocks.filled_blocks), download.version, download.size_bytes)
 
-    def read_into(
-        self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview], pool: Callable[[], Executor]
-    ) -> None:
+    def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
         """Fill buffers; see `Storage.read_into`."""
-        reads = resolve_reads(ranges, buffers, sys.maxsize, self._url)
-        pieces = [_Piece(*read) for read in reads]
-        requests = _requests(pieces)
-        if not requests:
-            return
-        if self._version is None:
+        pieces = [_Piece(*read) for read in resolve_reads(ranges, buffers, sys.maxsize, self._url)]
+        for group in _groups(pieces):
+            wanted = ByteRange(group[0].start, group[-1].stop)
+            download = _Download(self, wanted, _Pieces(group), group)
+            download.run()
             # The first answer pins the version for all others.
-            first = requests.pop(0)
-            self._version = self._fetch(first, None).version
-        if len(requests) == 1:
-            self._fetch(requests[0], None)
-        elif requests:
-            run_tasks(
-                pool(),
-                [
-                    lambda cancellation, request=request: self._fetch(request, cancellation)  # type: ignore[misc]
-                    for request in requests
-                ],
-                _PARALLEL_READS,
-            )
-
-    def _fetch(self, request: _Request, cancellation: Cancellation | None) -> _Download:
-        wanted = ByteRange(request.start, request.stop)
-        download = _Download(self, wanted, request.scatter(), request.pieces)
-        download.run(cancellation)
-        return download
+            self._version = download.version
 
 
 class _Piece(NamedTuple):
@@ -112,68 +91,91 @@ class _Piece(NamedTuple):
     buffer: memoryview
 
 
-class _Request(NamedTuple):
-    """One range to ask for, and the pieces that lie in it, ascending by start."""
-
-    start: int
-    stop: int
-    pieces: Sequence[_Piece]
-
-    def scatter(self) -> Receiver:
-        """Return what puts a body that begins at `start` into the buffers."""
-        position = self.start
-        first = 0
-        pieces = self.pieces
-        # Of overlapping pieces a short one may end before a long one that begins earlier.
-        ends: list[int] = []
-        longest = 0
-        for piece in pieces:
-            longest = max(longest, piece.stop)
-            ends.append(longest)
-
-        def receive(data: memoryview) -> None:
-            nonlocal position, first
-            end = position + len(data)
-            first = bisect_right(ends, position, lo=first)
-            for number in range(first, len(pieces)):
-                start, stop, buffer = pieces[number]
-                if start >= end:
-                    break
-                low, high = max(start, position), min(stop, end)
-                if low < high:
-                    buffer[low - start : high - start] = data[low - position : high - position]
-            position = end
-
-        return receive
-
-
-def _requests(pieces: list[_Piece]) -> list[_Request]:
-    """Put neighbours into one request and long pieces into several; ascending by start."""
-    requests: list[_Request] = []
-    group: list[_Piece] = []
-    start = stop = 0
+def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
+    """Put neighbours together, of `pieces` ascending by start; what overlaps has requests of its own."""
+    groups: list[list[_Piece]] = []
     for piece in pieces:
-        if piece.stop - piece.start > _REQUEST_SIZE_BYTES:
-            for low in range(piece.start, piece.stop, _REQUEST_SIZE_BYTES):
-                high = min(low + _REQUEST_SIZE_BYTES, piece.stop)
-                part = piece.buffer[low - piece.start : high - piece.start]
-                requests.append(_Request(low, high, [_Piece(low, high, part)]))
-            continue
-        grown = max(stop, piece.stop)
-        if group and (piece.start - stop > _GAP_SIZE_BYTES or grown - start > _REQUEST_SIZE_BYTES):
-            requests.append(_Request(start, stop, group))
-            group = []
-        if not group:
-            start, stop = piece.start, piece.stop
-        group.append(piece)
-        stop = max(stop, piece.stop)
-    if group:
-        requests.append(_Request(start, stop, group))
-    requests.sort(key=lambda request: request.start)
-    return requests
+        if groups and 0 <= piece.start - groups[-1][-1].stop <= _GAP_SIZE_BYTES:
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return groups
 
 
-class _Download:
+class _Target(ABC):
+    """Where the bytes of one range go, in order."""
+
+    @abstractmethod
+    def window(self, left_bytes: int) -> memoryview:
+        """Return memory for the next bytes, of which so many are to come, at least one; may be longer."""
+
+    @abstractmethod
+    def filled(self, size_bytes: int) -> None:
+        """Hear that so many bytes were put at the beginning of the window."""
+
+
+class _Blocks(_Target):
+    """New memory, which grows with what comes."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytearray] = []
+        self._room = memoryview(b"")
+
+    @property
+    def filled_blocks(self) -> Sequence[bytearray]:
+        """What came; only where all of it did."""
+        return self._blocks
+
+    def window(self, left_bytes: int) -> memoryview:
+        if not self._room:
+            self._blocks.append(bytearray(min(left_bytes, _BLOCK_BYTES)))
+            self._room = memoryview(self._blocks[-1])
+        return self._room
+
+    def filled(self, size_bytes: int) -> None:
+        self._room = self._room[size_bytes:]
+
+
+class _Pieces(_Target):
+    """The buffers of neighbouring pieces; what lies between them goes nowhere."""
+
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
+        self._pieces = pieces
+        self._first = 0
+        self._position = pieces[0].start
+        self._scratch = memoryview(b"")
+        self._is_scratch = False
+
+    def window(self, left_bytes: int) -> memoryview:
+        start, stop, buffer = self._pieces[self._first]
+        is_large = stop - max(start, self._position) >= min(_SMALL_BYTES, left_bytes)
+        gap_bytes = start - self._position
+        self._is_scratch = gap_bytes > 0 or not is_large
+        if not self._is_scratch:
+            return buffer[self._position - start :]
+        if not self._scratch:
+            self._scratch = memoryview(bytearray(min(left_bytes, _SCRATCH_BYTES)))
+        # The large piece behind a gap is worth a window of its own.
+        return self._scratch[:gap_bytes] if is_large else self._scratch
+
+    def filled(self, size_bytes: int) -> None:
+        end = self._position + size_bytes
+        while self._first < len(self._pieces):
+            start, stop, buffer = self._pieces[self._first]
+            if start >= end:
+                break
+            if self._is_scratch:
+                low, high = max(start, self._position), min(stop, end)
+                buffer[low - start : high - start] = self._scratch[
+                    low - self._position : high - self._position
+                ]
+            if stop > end:
+                break
+            self._first += 1
+        self._position = end
+
+
+class _Download(Sink):
     """One range of one object, in as many attempts as it takes; each goes on where the last one broke off.
 
     Attributes
@@ -187,7 +189,7 @@ class _Download:
         self,
         reader: ObjectReader,
         byte_range: ByteRange | SuffixRange | None,
-        receiver: Receiver,
+        target: _Target,
         pieces: Sequence[_Piece] = (),
     ) -> None:
         self._transport = reader._transport
@@ -196,22 +198,23 @@ class _Download:
         self._new_operation = reader._new_operation
         self._wanted_version = reader._version
         self._range = byte_range
-        self._receiver = receiver
+        self._target = target
         self._pieces = pieces
         self._received = 0
         self._expected = -1  # bytes of the whole range, once an answer told
+        self._is_too_long = False
         self._start = byte_range.start if isinstance(byte_range, ByteRange) else 0
         self.version = ""
         self.size_bytes = 0
 
-    def run(self, cancellation: Cancellation | None) -> None:
+    def run(self) -> None:
         """Read all of it.
 
         Raises
         ------
         CkptStoreError
         """
-        operation = self._new_operation(cancellation)
+        operation = self._new_operation()
         try:
             operation.run(self._attempt)
         except Fault as fault:
@@ -221,6 +224,8 @@ class _Download:
                 raise self._error_of(fault, operation) from None
 
     def _attempt(self, operation: Operation) -> None:
+        if self._is_too_long:
+            raise self._too_long()
         if self._received == self._expected:
             return  # the connection broke after the last byte
         before = self._received
@@ -259,25 +264,37 @@ class _Download:
             return f"bytes=-{self._range.size_bytes}"
         return None if self._range is None else f"bytes={self._range.start}-{self._range.stop - 1}"
 
-    def _accept(self, heading: Heading) -> Receiver:
+    def _accept(self, heading: Heading) -> Sink:
         """Judge an answer by its headers, before any byte of its body is taken."""
         if not heading.version:
             raise Fault(Kind.GARBLED, "the answer names no version: this is not the object store")
         check_pin(self.version or self._wanted_version, heading.version, self._url)
         start, stop, total = self._extent(heading)
+        if heading.size_bytes not in (None, stop - start):
+            raise Fault(Kind.GARBLED, f"{heading.size_bytes} bytes are announced, and {stop - start}")
         if self._received and start != self._start + self._received:
             raise Fault(Kind.GARBLED, f"the answer begins at byte {start}")
         if not self._received:
             self._check_extent(start, stop, total)
             self.version, self.size_bytes = heading.version, total
             self._start, self._expected = start, stop - start
-        return self._receive
+        return self
 
-    def _receive(self, data: memoryview) -> None:
-        if self._received + len(data) > self._expected:
-            raise Fault(Kind.GARBLED, f"the body is longer than the {self._expected} bytes announced")
-        self._receiver(data)
-        self._received += len(data)
+    def window(self) -> memoryview:
+        left_bytes = self._expected - self._received
+        if not left_bytes:
+            return memoryview(bytearray(1))  # for the byte that must not come
+        return self._target.window(left_bytes)[:left_bytes]
+
+    def filled(self, size_bytes: int) -> None:
+        if self._received == self._expected:
+            self._is_too_long = True
+            raise self._too_long()
+        self._target.filled(size_bytes)
+        self._received += size_bytes
+
+    def _too_long(self) -> Fault:
+        return Fault(Kind.GARBLED, f"the body is longer than the {self._expected} bytes announced")
 
     def _extent(self, heading: Heading) -> tuple[int, int, int]:
         """Return first byte, end and size of the whole object that an answer announces."""

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import UsageError
-from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange, Upload
-from ckptstore.storage.checks import byte_view
+from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange
+from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.faults import Fault, Kind, error_of
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.object_deletes import ObjectDeleter
@@ -31,8 +31,9 @@ from ckptstore.storage.object_reads import ObjectReader
 from ckptstore.storage.object_upload import ObjectUpload
 from ckptstore.storage.object_writes import ConditionalWrite, new_write_id
 from ckptstore.storage.probe import Verdicts, capabilities_of, verdicts_for, verdicts_known
-from ckptstore.storage.retry import Cancellation, Operation, RetryBudget, RetryPolicy
-from ckptstore.storage.transport import Heading, Place, Precondition, Receiver, Session, Stored, Transport
+from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.transport import Heading, Place, Precondition, Session, Sink, Stored, Transport
+from ckptstore.storage.upload import Upload
 from ckptstore.types import ByteRange
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ __all__ = ["ObjectStorage"]
 
 _T = TypeVar("_T")
 
-# Threads cost nothing until they are used: eight reads and, besides, the parts of an upload or two.
-_THREADS = 16
+# For what nobody waits for.
+_THREADS = 2
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAX_NAME_BYTES = 1024
@@ -80,6 +81,10 @@ class ObjectStorage(Storage):
         raise TypeError(
             "a storage holds credentials and is not pickled: pass the URL and the options instead"
         )
+
+    @property
+    def parallel_reads(self) -> int:  # type: ignore[override]
+        return self.transport.parallel_reads
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]
@@ -121,7 +126,7 @@ class ObjectStorage(Storage):
         *,
         version: str | None = None,
     ) -> None:
-        self._reader(key, version).read_into(ranges, buffers, self.pool)
+        self._reader(key, version).read_into(ranges, buffers)
 
     def _reader(self, key: str, version: str | None) -> ObjectReader:
         return ObjectReader(self.transport, self.place(key), self.url_of(key), version, self.operation)
@@ -157,33 +162,38 @@ class ObjectStorage(Storage):
         return self.transport.head(place, operation)
 
     def put_new(self, key: str, data: Buffer) -> PutOutcome:
-        return self.create(self.place(key), self.url_of(key), byte_view(data), new_write_id())
+        view = byte_view(data)
+        return self.create(self.place(key), self.url_of(key), (view,), crc32c(view), new_write_id())
 
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
         place, url = self.place(key), self.url_of(key)
+        view = byte_view(data)
         is_honoured = self.verdicts(place, url).can_swap
-        return self._put(place, url, byte_view(data), new_write_id(), Precondition(version), is_honoured)
+        condition = Precondition(version)
+        return self._put(place, url, (view,), crc32c(view), new_write_id(), condition, is_honoured)
 
-    def create(self, place: Place, url: str, data: memoryview, write_id: str) -> PutOutcome:
+    def create(
+        self, place: Place, url: str, pieces: Sequence[memoryview], checksum: int, write_id: str
+    ) -> PutOutcome:
         """Create an object in one request; for `put_new` and small uploads."""
         is_honoured = self.verdicts(place, url).create == "yes"
-        return self._put(place, url, data, write_id, Precondition(None), is_honoured)
+        return self._put(place, url, pieces, checksum, write_id, Precondition(None), is_honoured)
 
     def _put(
         self,
         place: Place,
         url: str,
-        data: memoryview,
+        pieces: Sequence[memoryview],
+        checksum: int,
         write_id: str,
         precondition: Precondition,
         is_honoured: bool,
     ) -> PutOutcome:
-        checksum = crc32c(data)
         self._deleter.forget(place.key)
 
         def send(operation: Operation, condition: Precondition | None) -> Stored:
             return self.transport.put(
-                place, data, operation, crc32c=checksum, write_id=write_id, precondition=condition
+                place, pieces, operation, crc32c=checksum, write_id=write_id, precondition=condition
             )
 
         write = ConditionalWrite(
@@ -193,10 +203,41 @@ class ObjectStorage(Storage):
             precondition=precondition,
             is_honoured=is_honoured,
             write_id=write_id,
-            size_bytes=len(data),
+            size_bytes=sum(map(len, pieces)),
             crc32c=checksum,
         )
         return write.run(send, self.operation())
+
+    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        place, url = self.place(target_key), self.url_of(target_key)
+        found = self.head(source_key)
+        check_pin(version, found.version, self.url_of(source_key))
+        verdicts, write_id = self.verdicts(place, url), new_write_id()
+
+        def send(operation: Operation, condition: Precondition | None) -> Stored:
+            try:
+                return self.transport.copy(found, place, operation, write_id=write_id, precondition=condition)
+            except Fault as fault:
+                if fault.kind is Kind.UNSUPPORTED:
+                    raise _CannotCopy from None
+                raise
+
+        write = ConditionalWrite(
+            self.transport,
+            place,
+            url,
+            precondition=Precondition(None),
+            is_honoured=verdicts.create == "yes",
+            write_id=write_id,
+            size_bytes=found.size_bytes,
+            crc32c=found.crc32c,
+            doubts_repeats=True,
+        )
+        self._deleter.forget(place.key)
+        try:
+            return write.run(send, self.operation())
+        except _CannotCopy:
+            return None
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         upload = ObjectUpload(self, self.place(key), self.url_of(key), size_bytes)
@@ -241,29 +282,23 @@ class ObjectStorage(Storage):
         # What the last answer said; before the first one nobody can want to compare.
         return time.time() + self.transport.skew_s
 
-    def operation(self, cancellation: Cancellation | None = None) -> Operation:
+    def operation(self) -> Operation:
         """Begin an operation."""
-        return Operation(self.policy, self.budget, cancellation)
+        return Operation(self.policy, self.budget)
 
-    def run(
-        self,
-        call: Callable[[Operation], _T],
-        what: str,
-        url: str,
-        cancellation: Cancellation | None = None,
-    ) -> _T:
+    def run(self, call: Callable[[Operation], _T], what: str, url: str) -> _T:
         """Make a request that may simply be repeated; translate what it does not overcome."""
-        operation = self.operation(cancellation)
+        operation = self.operation()
         try:
             return operation.run(call)
         except Fault as fault:
             raise error_of(fault, what, url, operation) from None
 
     def pool(self) -> ThreadPoolExecutor:
-        """Return the threads for requests that go on at the same time."""
+        """Return the threads for what nobody waits for."""
         with self._locks[0]:
             if self._pool is None or self._pool[0] != os.getpid():
-                pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ckptstore-transfer")
+                pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="ckptstore-tidy")
                 self._pool = os.getpid(), pool
             return self._pool[1]
 
@@ -313,7 +348,11 @@ class _ItIsThere(Exception):  # noqa: N818 - a message from inside a call, not a
     pass
 
 
-def _stop_reading(heading: Heading) -> Receiver:
+class _CannotCopy(Exception):  # noqa: N818 - likewise
+    pass
+
+
+def _stop_reading(heading: Heading) -> Sink:
     raise _ItIsThere
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 from ckptstore.errors import ChecksumError
 from ckptstore.storage.base import Ambiguous, Committed, Lost, ObjectInfo, PutOutcome
@@ -46,7 +47,7 @@ class ConditionalWrite:
         Whether the server keeps it. If not, it is checked beforehand, and only one writer is safe.
     write_id : str
     size_bytes, crc32c : int
-        Of the object as it shall be.
+        Of the object as it shall be; None: nobody knows its CRC32C, and its size has to be enough.
     doubts_repeats : bool
         Whether the success of a repeated request proves nothing until the object was looked at: a server
         that lost an upload in a crash acknowledges its completion all the same.
@@ -62,7 +63,7 @@ class ConditionalWrite:
         is_honoured: bool,
         write_id: str,
         size_bytes: int,
-        crc32c: int,
+        crc32c: int | None,
         doubts_repeats: bool = False,
     ) -> None:
         self._transport = transport
@@ -102,6 +103,9 @@ class ConditionalWrite:
                 operation.begin()
                 stored = send(operation, condition)
             except Fault as fault:
+                if not operation.tries:
+                    # Given up before anything was sent: nothing is in doubt.
+                    raise error_of(fault, "cannot write the object", self._url, operation) from None
                 outcome = self._judge(fault, operation)
             else:
                 outcome = self._prove(stored, operation)
@@ -126,7 +130,7 @@ class ConditionalWrite:
             seen = self._look(operation)
             if isinstance(seen, Fault):
                 return Ambiguous(f"{fault}, and it could not be read back: {seen}")
-            outcome = self._compare(seen)
+            outcome = self._compare(seen, operation)
             if outcome is not None:
                 return outcome
         if not is_late and fault.kind is not Kind.UPLOAD_GONE and operation.again(fault):
@@ -148,10 +152,10 @@ class ConditionalWrite:
             # A 404 is enough here: where the whole bucket is missing the next request says so.
             return None if fault.kind in (Kind.ABSENT, Kind.UNPROVED) else fault
 
-    def _compare(self, seen: ObjectInfo | None) -> PutOutcome | None:
+    def _compare(self, seen: ObjectInfo | None, operation: Operation) -> PutOutcome | None:
         """Return the outcome that shows in what is there, None if nothing happened yet."""
         if seen is not None and seen.write_id == self._write_id:
-            self._check(seen.size_bytes, seen.crc32c)
+            self._check(seen.size_bytes, seen.crc32c, seen.version, operation)
             return Committed(seen.version)
         wanted = self._precondition.version
         found = None if seen is None else seen.version
@@ -159,25 +163,37 @@ class ConditionalWrite:
 
     def _prove(self, stored: Stored, operation: Operation) -> PutOutcome | None:
         """Compare what the server took with what was sent; look at it where the answer proves nothing."""
-        self._check(self._size_bytes, stored.crc32c)
+        self._check(self._size_bytes, stored.crc32c, stored.version, operation)
         is_doubtful = operation.tries > 1 or stored.is_repeated or stored.crc32c is None
         if not (self._doubts_repeats and is_doubtful):
             return Committed(stored.version)
         seen = self._look(operation)
         if isinstance(seen, Fault):
             return Ambiguous(f"acknowledged, but it could not be looked at: {seen}")
-        outcome = self._compare(seen)
+        outcome = self._compare(seen, operation)
         if outcome is not None:
             return outcome
         lost = Fault(Kind.UPLOAD_GONE, "the server acknowledged the object, and does not have it")
         raise error_of(lost, "cannot write the object", self._url, operation)
 
-    def _check(self, size_bytes: int, crc32c: int | None) -> None:
-        if size_bytes != self._size_bytes or crc32c not in (None, self._crc32c):
+    def _check(self, size_bytes: int, crc32c: int | None, version: str, operation: Operation) -> None:
+        is_other = None not in (crc32c, self._crc32c) and crc32c != self._crc32c
+        if size_bytes != self._size_bytes or is_other:
+            self._withdraw(version, operation)
             raise ChecksumError(
                 "the object that the server stored is not the one that was sent",
                 url=self._url,
-                expected=f"{self._size_bytes} bytes with crc32c {self._crc32c:#010x}",
-                actual=f"{size_bytes} bytes" + ("" if crc32c is None else f" with crc32c {crc32c:#010x}"),
+                expected=_described(self._size_bytes, self._crc32c),
+                actual=_described(size_bytes, crc32c),
                 hint="Save again; if it stays, look at the network and the server.",
             )
+
+    def _withdraw(self, version: str, operation: Operation) -> None:
+        """Delete what this write created, if that is what it did: it has a good name and wrong bytes."""
+        if self._precondition.version is None and self._is_honoured:
+            with suppress(Fault):
+                operation.child().run(lambda op: self._transport.delete(self._place, op, version=version))
+
+
+def _described(size_bytes: int, crc32c: int | None) -> str:
+    return f"{size_bytes} bytes" + ("" if crc32c is None else f" with crc32c {crc32c:#010x}")

@@ -182,7 +182,7 @@ def _put(
         try:
             return transport.put(
                 place,
-                _CONTENT,
+                (_CONTENT,),
                 op,
                 crc32c=crc32c(_CONTENT),
                 write_id=uuid.uuid4().hex,

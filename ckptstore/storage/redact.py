@@ -18,6 +18,13 @@ _URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGN
 _URL_QUERY = re.compile(r"(?P<url>\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+", re.IGNORECASE)
 _BEARER = re.compile(r"\b(?P<word>Bearer|Signature=|Credential=)\s*[^\s,'\"]+", re.IGNORECASE)
 
+# Of what a server or a proxy repeats: a header, or a field of a form.
+_FIELD = re.compile(
+    r"\b(?P<name>x-amz-security-token|assertion|client_secret|refresh_token|access_token)"
+    r"(?P<sign>['\"]?\s*[:=]\s*['\"]?)[^\s,;&'\"<>]+",
+    re.IGNORECASE,
+)
+
 # Shorter than this a value would be found inside ordinary words.
 _SHORTEST = 4
 
@@ -41,6 +48,7 @@ class Redactor:
             text = self._values.sub(_SHOWN, text)
         text = _URL_USER.sub(rf"\g<scheme>{_SHOWN}@", text)
         text = _URL_QUERY.sub(rf"\g<url>?{_SHOWN}", text)
+        text = _FIELD.sub(rf"\g<name>\g<sign>{_SHOWN}", text)
         return _BEARER.sub(rf"\g<word> {_SHOWN}", text)
 
     def __repr__(self) -> str:

@@ -57,11 +57,12 @@ def _open_generic(protocol: str, /, **options: Any) -> Storage:
     return GenericStorage(protocol, **options)
 
 
-# Those of s3fs.S3FileSystem that mean something here, and allow_http.
+# Those of s3fs.S3FileSystem that mean something here, allow_http, and direct.
 _S3_OPTIONS = frozenset(
     {
         *("anon", "key", "secret", "token", "username", "password", "profile", "session"),
         *("endpoint_url", "use_ssl", "client_kwargs", "config_kwargs", "cache_regions", "allow_http"),
+        *("direct",),
         *("requester_pays", "s3_additional_kwargs"),
     }
 )

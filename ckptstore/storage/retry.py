@@ -6,8 +6,8 @@ were made, how long they may take, and what a failed one means (`faults.RULES`).
 
 from __future__ import annotations
 
+import math
 import random
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from ckptstore.storage.faults import RULES, Fault, Kind
 from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.scope import Cancellation, current_scope
 
 __all__ = ["Backoff", "Cancellation", "Operation", "RetryBudget", "RetryPolicy", "pause"]
 
@@ -26,7 +27,7 @@ _SLOW_BYTES_PER_S = 256 * 1024
 
 
 class Backoff:
-    """Full jitter between 1 ms and `longest_s`, until a deadline.
+    """Full jitter between 1 ms and `longest_s`, until a deadline, that of the current scope included.
 
     Full jitter, because with a fixed growth eight writers of one record needed up to 45 tries, with it 16.
 
@@ -43,6 +44,9 @@ class Backoff:
     """
 
     def __init__(self, timeout_s: float, *, shortest_s: float = 0.01, longest_s: float = 1.0) -> None:
+        self._scope = scope = current_scope()
+        if scope is not None:
+            timeout_s = min(timeout_s, scope.remaining_s())
         self._deadline_s = time.monotonic() + timeout_s
         self._bound_s = shortest_s
         self._longest_s = longest_s
@@ -52,6 +56,8 @@ class Backoff:
         """Sleep a little and return True, or return False at once when the deadline would pass."""
         pause_s = random.uniform(0.0, self._bound_s)
         if time.monotonic() + pause_s > self._deadline_s:
+            return False
+        if self._scope is not None and self._scope.cancellation.is_cancelled:
             return False
         self._bound_s = min(self._bound_s * 2, self._longest_s)
         self.attempts += 1
@@ -131,49 +137,6 @@ class RetryBudget:
         self._filled_s = now_s
 
 
-class Cancellation:
-    """Ends several operations at once: no further attempt, no further pause, the running requests dropped.
-
-    Threads
-    -------
-    Safe for concurrent use.
-    """
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._lock = threading.Lock()
-        self._running: set[Callable[[], object]] = set()
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._event.is_set()
-
-    def cancel(self) -> None:
-        """End everything."""
-        self._event.set()
-        with self._lock:
-            running = list(self._running)
-        for drop in running:
-            drop()
-
-    def watch(self, drop: Callable[[], object]) -> None:
-        """Have `drop` called when it is cancelled, also when it is already."""
-        with self._lock:
-            self._running.add(drop)
-        if self.is_cancelled:
-            drop()
-
-    def unwatch(self, drop: Callable[[], object]) -> None:
-        """Forget `drop`."""
-        with self._lock:
-            self._running.discard(drop)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep that long, or until it is cancelled."""
-        self._event.wait(seconds)
-
-
 class Operation:
     """One primitive under way: its attempts, its deadline, and what may be tried again.
 
@@ -183,8 +146,13 @@ class Operation:
     calls `progress` for those that came and `sent` for those that went, and asks `remaining_s` how long it
     may wait for the next one.
 
+    Where a scope is current (`scope.current_scope`) it is given up with it, ends with it at the latest, and
+    counts there.
+
     Attributes
     ----------
+    cancellation : Cancellation
+        The one it was given, otherwise that of the scope.
     tries : int
         Attempts so far.
     is_over : bool
@@ -204,21 +172,40 @@ class Operation:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.policy = policy
-        self.cancellation = cancellation or Cancellation()
+        self._scope = scope = current_scope()
+        if cancellation is None:
+            cancellation = Cancellation() if scope is None else scope.cancellation
+        self.cancellation = cancellation
         self.tries = 0
         self.is_over = False
         self._budget = budget
         self._clock = clock
         self._strikes = 0
         self._furthest = 0
-        self._ends_s = clock() + policy.deadline_s
+        now_s = clock()
+        self._limit_s = math.inf if scope is None else now_s + scope.remaining_s()
+        self._ends_s = min(now_s + policy.deadline_s, self._limit_s)
         self._attempt_ends_s = self._ends_s
 
     def child(self) -> Operation:
         """Return an operation inside this one: same deadline, its own attempts."""
         child = Operation(self.policy, self._budget, self.cancellation, clock=self._clock)
         child._ends_s = self._ends_s
+        child._limit_s = self._limit_s
         return child
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it was cancelled, by itself or with its scope."""
+        scope = self._scope
+        return self.cancellation.is_cancelled or (scope is not None and scope.cancellation.is_cancelled)
+
+    @property
+    def allowed(self) -> str:
+        """What time it had, for messages."""
+        if self._scope is not None and self._scope.deadline_s is not None and self._ends_s >= self._limit_s:
+            return f"an end within {self._scope.deadline_s:g} s"
+        return f"progress within {self.policy.deadline_s:g} s"
 
     def begin(self) -> None:
         """Begin an attempt.
@@ -226,19 +213,25 @@ class Operation:
         Raises
         ------
         Fault
-            If the operation was cancelled.
+            If the operation was cancelled, or the time of its scope is over.
         """
-        if self.cancellation.is_cancelled:
+        if self.is_given_up:
             raise Fault(Kind.CANCELLED, "the operation was given up")
+        now_s = self._clock()
+        if now_s >= self._limit_s:
+            self.is_over = True
+            raise Fault(Kind.STALLED, "there is no time left")
         self.tries += 1
         self._strikes += 1
-        self._attempt_ends_s = min(self._clock() + self.policy.attempt_s, self._ends_s)
+        self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._ends_s)
+        if self._scope is not None:
+            self._scope.count(requests=1, retries=int(self.tries > 1))
 
     def progress(self) -> None:
         """Note that bytes moved: deadlines count from here."""
         now_s = self._clock()
-        self._ends_s = now_s + self.policy.deadline_s
-        self._attempt_ends_s = now_s + self.policy.attempt_s
+        self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
+        self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._limit_s)
 
     def sent(self, position: int) -> None:
         """Note that the bytes of a request's body up to `position` went into the network.
@@ -249,7 +242,7 @@ class Operation:
         now_s = self._clock()
         if position > self._furthest:
             self._furthest = position
-            self._ends_s = now_s + self.policy.deadline_s
+            self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
         drain_s = min(position, _BUFFER_BYTES) / _SLOW_BYTES_PER_S
         self._attempt_ends_s = min(now_s + self.policy.attempt_s + drain_s, self._ends_s)
 
@@ -264,7 +257,7 @@ class Operation:
     def again(self, fault: Fault) -> bool:
         """Sleep and return True if another attempt is due, False if the operation is to give up."""
         rule = RULES[fault.kind]
-        if self._strikes >= rule.tries or self.cancellation.is_cancelled:
+        if self._strikes >= rule.tries or self.is_given_up:
             # A stall is a matter of time, however many attempts the time was good for.
             self.is_over = fault.kind is Kind.STALLED
             return False
@@ -276,7 +269,7 @@ class Operation:
         if not self._budget.take():
             return False
         self.cancellation.sleep(pause_s)
-        return not self.cancellation.is_cancelled
+        return not self.is_given_up
 
     def run(self, call: Callable[[Operation], _T]) -> _T:
         """Return what `call` returns, after as many attempts as its faults allow.

@@ -1,4 +1,4 @@
-"""S3 and what speaks its language, through s3fs: single requests, tried once.
+"""S3 and what speaks its language: single requests, tried once; large bodies directly, the rest through s3fs.
 
 *version* is the ETag, quotes included. It is a hash of the content on most servers: equal bytes have equal
 versions, and A, B, A gives the first one back. Whoever swaps makes the bytes unique.
@@ -9,27 +9,33 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ckptstore.storage.base import Capabilities, ObjectInfo
+from ckptstore.storage.direct import DIRECT_FROM_BYTES
+from ckptstore.storage.direct_s3 import NotDirect, S3Direct
 from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.object_store import ObjectStorage
 from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.s3_client import S3Client, SentBody
+from ckptstore.storage.s3_copy import copied
 from ckptstore.storage.s3_errors import fault_of_code
 from ckptstore.storage.s3_upload import MultipartUpload, begin_multipart
-from ckptstore.storage.s3_values import encoded_crc32c, is_repeated, whole_crc32c
+from ckptstore.storage.s3_values import answer_of, encoded_crc32c, is_repeated, whole_crc32c
 from ckptstore.storage.transport import (
     WRITE_ID,
     Heading,
     Page,
     Place,
     Precondition,
-    Receiver,
     Session,
+    Sink,
     StaleUpload,
     Stored,
     Transport,
+    Way,
+    pour,
 )
 
 __all__ = ["S3Transport", "open_s3"]
@@ -59,11 +65,15 @@ class S3Transport(Transport):
     bogus_version = '"00000000000000000000000000000000"'
     part_unit_bytes = 1
     most_parts = 10_000
+    part_size_bytes = 16 * 1024 * 1024
+    parallel_parts = 4
+    parallel_reads = 4
     object_hides_directory = True
     explains_head = False
 
     def __init__(self, client: S3Client) -> None:
         self._client = client
+        self._direct = S3Direct(client, client.wants_direct)
         self._checksum_mode = 0
 
     @property
@@ -94,19 +104,32 @@ class S3Transport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Receiver],
+        accept: Callable[[Heading], Sink],
     ) -> None:
+        headers: dict[str, str] = {}
         arguments: dict[str, Any] = {"Bucket": place.bucket, "Key": place.name}
         if byte_range is not None:
-            arguments["Range"] = byte_range
+            headers["Range"] = arguments["Range"] = byte_range
         if version is not None:
-            arguments["IfMatch"] = version
+            headers["If-Match"] = arguments["IfMatch"] = version
+        try:
+            self._direct.request(
+                "get_object",
+                place.bucket,
+                place.name,
+                operation,
+                headers=headers,
+                accept=lambda status, head: accept(_heading(status, head)),
+            )
+            return
+        except NotDirect:
+            pass
 
         async def use(fs: Any) -> None:
             answer = await fs._call_s3("get_object", **arguments)
             # The body is read outside of s3fs's care: what breaks here is ours to repeat.
             async with answer["Body"] as body:
-                receive = accept(
+                sink = accept(
                     Heading(
                         answer["ResponseMetadata"]["HTTPStatusCode"],
                         answer.get("ETag", ""),
@@ -116,7 +139,7 @@ class S3Transport(Transport):
                 )
                 operation.progress()
                 while piece := await body.read(_READ_BYTES):
-                    receive(memoryview(piece))
+                    pour(piece, sink)
                     operation.progress()
 
         self._client.call(use, operation, place.bucket)
@@ -124,30 +147,53 @@ class S3Transport(Transport):
     def put(
         self,
         place: Place,
-        data: memoryview,
+        pieces: Sequence[memoryview],
         operation: Operation,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
     ) -> Stored:
+        encoded = encoded_crc32c(crc32c)
+        headers = {"x-amz-checksum-crc32c": encoded, f"x-amz-meta-{WRITE_ID}": write_id}
         arguments: dict[str, Any] = {}
         if precondition is not None:
             if precondition.version is None:
-                arguments["IfNoneMatch"] = "*"
+                headers["If-None-Match"] = arguments["IfNoneMatch"] = "*"
             else:
-                arguments["IfMatch"] = precondition.version
+                headers["If-Match"] = arguments["IfMatch"] = precondition.version
+        if sum(map(len, pieces)) >= DIRECT_FROM_BYTES:
+            with suppress(NotDirect):
+                reply = self._direct.request(
+                    "put_object", place.bucket, place.name, operation, headers=headers, body=pieces
+                )
+                answer = answer_of(reply.headers)
+                return Stored(_version_of(answer), whole_crc32c(answer))
         answer = self._client.request(
             "put_object",
             operation,
             Bucket=place.bucket,
             Key=place.name,
-            Body=SentBody(data, operation),
-            ChecksumCRC32C=encoded_crc32c(crc32c),
+            Body=SentBody(pieces, operation),
+            ChecksumCRC32C=encoded,
             Metadata={WRITE_ID: write_id},
             **arguments,
         )
         return Stored(_version_of(answer), whole_crc32c(answer), is_repeated(answer))
+
+    def copy(
+        self,
+        source: ObjectInfo,
+        target: Place,
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        return copied(self._client, self._direct, source, target, operation, write_id, precondition)
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        return self._direct.way(bucket, operation)
 
     def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
         arguments = {} if version is None else {"IfMatch": version}
@@ -192,7 +238,7 @@ class S3Transport(Transport):
         precondition: Precondition | None,
     ) -> Session:
         session, self._checksum_mode = begin_multipart(
-            self._client, place, operation, write_id, precondition, self._checksum_mode
+            self._client, self._direct, place, operation, write_id, precondition, self._checksum_mode
         )
         return session
 
@@ -230,7 +276,17 @@ class S3Transport(Transport):
             }
 
     def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
-        MultipartUpload(self._client, place, upload_id, None, 0).abort(operation)
+        MultipartUpload(self._client, self._direct, place, upload_id, None, 0).abort(operation)
+
+
+def _heading(status: int, headers: Mapping[str, str]) -> Heading:
+    length = headers.get("Content-Length", "")
+    return Heading(
+        status,
+        headers.get("ETag", ""),
+        int(length) if length.isdecimal() else None,
+        headers.get("Content-Range"),
+    )
 
 
 def _version_of(answer: Mapping[str, Any]) -> str:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sized
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from botocore.credentials import RefreshableCredentials
 from s3fs import S3FileSystem
 
 from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.event_loop import LoopThread
-from ckptstore.storage.faults import Fault
+from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.redact import Redactor
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.s3_errors import fault_of
 from ckptstore.storage.server_clock import skew_of
+from ckptstore.storage.url import is_loopback
 
-__all__ = ["S3Client", "SentBody"]
+__all__ = ["Blueprint", "S3Client", "SentBody"]
 
 _T = TypeVar("_T")
 
@@ -57,16 +59,17 @@ class SentBody:
     aiohttp iterates.
     """
 
-    def __init__(self, data: memoryview, operation: Operation) -> None:
-        self._data = data
+    def __init__(self, pieces: Sequence[memoryview], operation: Operation) -> None:
+        self._pieces = pieces
+        self._size_bytes = sum(map(len, pieces))
         self._operation = operation
         self._position = 0
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._size_bytes
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        base = (0, self._position, len(self._data))[whence]
+        base = (0, self._position, self._size_bytes)[whence]
         self._position = base + offset
         return self._position
 
@@ -74,17 +77,65 @@ class SentBody:
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        stop = len(self._data) if size < 0 else min(len(self._data), self._position + size)
-        piece = bytes(self._data[self._position : stop])
+        whole = b"".join(self._pieces)
+        stop = self._size_bytes if size < 0 else min(self._size_bytes, self._position + size)
+        piece = whole[self._position : stop]
         self._position = stop
         return piece
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         # Each pass from the start: whoever repeats a request iterates anew.
-        for start in range(0, len(self._data), _PIECE_BYTES):
-            piece = self._data[start : start + _PIECE_BYTES]
-            yield piece
-            self._operation.sent(start + len(piece))
+        position = 0
+        for whole in self._pieces:
+            for start in range(0, len(whole), _PIECE_BYTES):
+                piece = whole[start : start + _PIECE_BYTES]
+                yield piece
+                position += len(piece)
+                self._operation.sent(position)
+
+
+class Blueprint(NamedTuple):
+    """One request as the client prepared and signed it, and what it would be sent with.
+
+    Attributes
+    ----------
+    name : str
+        Of the object in it, which stands at the end of the URL's path.
+    credentials : object
+        The client's own; None if it does not show them.
+    verify : str, bool or None
+        Whose certificates are trusted, as botocore says it; None if the client does not say.
+    certificate : tuple of str
+        Files of the certificate that the client shows, and of its key; empty if it shows none.
+    has_proxy : bool
+    """
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+    credentials: Any
+    verify: Any
+    certificate: tuple[str, ...]
+    has_proxy: bool
+    connect_timeout_s: float
+
+    def __repr__(self) -> str:
+        return "Blueprint()"
+
+
+class _Captured(Exception):  # noqa: N818 - carries a request out of the client, instead of sending it
+    def __init__(self, request: Any) -> None:
+        super().__init__()
+        self.request = request
+
+
+_NAME = "ckptstore-blueprint"
+_NEEDED: dict[str, dict[str, Any]] = {
+    "get_object": {},
+    "put_object": {"Body": b""},
+    "upload_part": {"Body": b"", "PartNumber": 1, "UploadId": "x"},
+}
+_is_capturing: ContextVar[bool] = ContextVar("ckptstore_is_capturing", default=False)
 
 
 class S3Client:
@@ -93,7 +144,7 @@ class S3Client:
     Parameters
     ----------
     options : mapping
-        Those of `s3fs.S3FileSystem`, and ``allow_http``.
+        Those of `s3fs.S3FileSystem`, and ``allow_http`` and ``direct``.
 
     Attributes
     ----------
@@ -101,6 +152,8 @@ class S3Client:
         How far the server's clock is ahead of ours, by its last answer.
     redact : Redactor
         Of the secrets in the options.
+    wants_direct : bool
+        False if the options say ``direct=False``.
 
     Threads
     -------
@@ -109,13 +162,16 @@ class S3Client:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
-        self._allow_http = bool(self._options.pop("allow_http", False))
+        # Without credentials there is nothing that could be overheard.
+        self._allow_http = bool(self._options.pop("allow_http", False)) or bool(options.get("anon"))
+        self.wants_direct = bool(self._options.pop("direct", True))
         self.redact = Redactor(options)
         self._locks = ForkSafeLocks()
         self._thread: LoopThread | None = None
         self._fs: _FileSystem | None = None
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._endpoint = ""
+        self._frozen: dict[int, tuple[Any, Any]] = {}
         self.skew_s = 0.0
 
     def call(
@@ -150,10 +206,53 @@ class S3Client:
         async def use(fs: _FileSystem) -> dict[str, Any]:
             answer: dict[str, Any] = await fs._call_s3(method, **arguments)
             headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
-            self.skew_s = skew_of(headers.get("date"), self.skew_s)
+            self.note_date(headers.get("date"))
             return answer
 
         return self.call(use, operation, arguments.get("Bucket"))
+
+    def note_date(self, date: str | None) -> None:
+        """Take note of the server's clock, from the ``Date`` of an answer that just came."""
+        self.skew_s = skew_of(date, self.skew_s)
+
+    def blueprint(self, kind: str, bucket: str, operation: Operation) -> Blueprint:
+        """Have the client prepare and sign a request of that kind, and return it instead of sending it."""
+
+        async def use(fs: _FileSystem) -> Blueprint:
+            client = await fs.get_s3(bucket)
+            method = getattr(client, kind)
+            arguments = fs._get_s3_method_kwargs(method, Bucket=bucket, Key=_NAME, **_NEEDED[kind])
+            token = _is_capturing.set(True)
+            try:
+                await method(**arguments)
+            except _Captured as captured:
+                return _blueprint(client, captured.request)
+            finally:
+                _is_capturing.reset(token)
+            raise Fault(Kind.GARBLED, "the client sent nothing")
+
+        return self.call(use, operation, bucket)
+
+    def frozen(self, credentials: Any, operation: Operation) -> Any:
+        """Return what `credentials` of a blueprint are now, renewed if it is time.
+
+        Raises
+        ------
+        Fault
+            If they cannot be renewed.
+        """
+        known = self._frozen.get(id(credentials))
+        if known is not None and known[0] is credentials:
+            is_refreshable = isinstance(credentials, RefreshableCredentials)
+            if not is_refreshable or not credentials.refresh_needed():
+                return known[1]
+
+        async def use(fs: _FileSystem) -> Any:
+            return await credentials.get_frozen_credentials()
+
+        frozen = self.call(use, operation)
+        self._frozen[id(credentials)] = credentials, frozen
+        return frozen
 
     def endpoint(self, operation: Operation) -> str:
         """Return the URL that requests go to, as options, environment and profile say."""
@@ -178,6 +277,7 @@ class S3Client:
                 thread.kept.append(fs)
                 self._fs, self._thread = fs, thread
                 self._hooked = weakref.WeakSet()
+                self._frozen = {}
                 weakref.finalize(self, _close, fs, thread)
             return self._fs, self._thread
 
@@ -212,17 +312,18 @@ class S3Client:
         endpoint = str(client.meta.endpoint_url)
         self._check_endpoint(endpoint)
         client.meta.events.register_last("before-call.s3", _drop_expect)
+        client.meta.events.register_first("before-send.s3", _capture)
         self._endpoint = self.redact(endpoint)
         self._hooked.add(client)
 
     def _check_endpoint(self, endpoint: str) -> None:
         parts = urlsplit(endpoint)
-        if parts.scheme == "http" and not self._allow_http and not _is_loopback(parts.hostname or ""):
+        if parts.scheme == "http" and not self._allow_http and not is_loopback(parts.hostname or ""):
             raise UsageError(
-                "the endpoint is not encrypted and not on this machine",
+                "credentials would travel over plain http",
                 url=self.redact(endpoint),
-                expected="https",
-                hint="Where the network in between is trusted, say so: storage option allow_http=True.",
+                expected="https, or an endpoint on this machine",
+                hint="Use https, or pass allow_http=True in the storage options.",
             )
 
 
@@ -259,10 +360,27 @@ def _drop_expect(params: dict[str, Any], model: Any = None, **_: Any) -> None:
         params["headers"].pop("Expect", None)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _capture(request: Any, **_: Any) -> None:
+    if _is_capturing.get():
+        raise _Captured(request)
+
+
+def _blueprint(client: Any, request: Any) -> Blueprint:
+    """Put together what is known of a prepared request; most of it is in no public place."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    proxies = getattr(getattr(session, "_proxy_config", None), "proxy_url_for", lambda url: None)
+    certificate = (getattr(session, "_cert_file", None), getattr(session, "_key_file", None))
+    headers = {
+        name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        for name, value in request.headers.items()
+    }
+    return Blueprint(
+        _NAME,
+        request.url,
+        headers,
+        getattr(getattr(client, "_request_signer", None), "_credentials", None),
+        getattr(session, "_verify", None),
+        tuple(str(file) for file in certificate if file),
+        bool(proxies(request.url)),
+        float(client.meta.config.connect_timeout),
+    )

@@ -16,7 +16,7 @@ from botocore.parsers import ResponseParserError
 
 from ckptstore.storage.faults import Fault, Kind
 
-__all__ = ["fault_of", "fault_of_code"]
+__all__ = ["fault_of", "fault_of_code", "fault_of_response"]
 
 # The server's own code. AWS: the list of error responses; XMinio…: MinIO; the rest: versitygw.
 _CODES = {
@@ -100,6 +100,9 @@ _NO_CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or the storage options key and secret."
 )
 
+_LONGEST_TEXT = 65_536
+_LONGEST_LINE = 500
+
 # The order matters: the first class that fits.
 _CLASSES: tuple[tuple[type[BaseException], Kind], ...] = (
     (boto.NoCredentialsError, Kind.FORBIDDEN),
@@ -139,22 +142,23 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
     for candidate in (error.__cause__, error):
         response = getattr(candidate, "response", None)
         if isinstance(response, Mapping):
-            return _fault_of_response(response, redact)
+            return fault_of_response(response, redact)
     kind = _kind_of(error)
     if kind is None:
         return None
     # What botocore says of a connection is always the same sentence; the reason lies below.
     reason = getattr(error, "kwargs", {}).get("error") or error
     hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else None
-    return Fault(kind, redact(_line(str(reason))) or type(reason).__name__, hint=hint)
+    return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
 
 
 def fault_of_code(code: str, text: str, redact: Callable[[str], str]) -> Fault:
     """Return the fault for one entry of an answer that lists several."""
-    return Fault(_CODES.get(code, Kind.SERVER), redact(_line(text)), code=code)
+    return Fault(_CODES.get(code, Kind.SERVER), _line(text, redact), code=code)
 
 
-def _fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str]) -> Fault:
+def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str]) -> Fault:
+    """Return the fault that a refusal means, as botocore parsed it."""
     error = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     code = str(error.get("Code") or "")
@@ -175,7 +179,7 @@ def _fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str]
         retry_after_s = 0.0
     return Fault(
         kind,
-        redact(_line(text) or "no further words"),
+        _line(text, redact) or "no further words",
         code=code or str(status),
         retry_after_s=retry_after_s,
         hint=_HINTS.get(code),
@@ -193,5 +197,6 @@ def _kind_of(error: BaseException) -> Kind | None:
     return next((kind for known, kind in _CLASSES if isinstance(error, known)), None)
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())[:500]
+def _line(text: str, redact: Callable[[str], str]) -> str:
+    # Cut short last: half a secret would not be recognised.
+    return redact(" ".join(text[:_LONGEST_TEXT].split()))[:_LONGEST_LINE]

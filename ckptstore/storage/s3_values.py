@@ -6,7 +6,17 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["encoded_crc32c", "is_repeated", "whole_crc32c"]
+__all__ = ["answer_of", "encoded_crc32c", "is_repeated", "whole_crc32c"]
+
+
+def answer_of(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the headers of an answer to a PUT say, by the names that botocore gives it."""
+    named = {
+        "ETag": headers.get("ETag"),
+        "ChecksumCRC32C": headers.get("x-amz-checksum-crc32c"),
+        "ChecksumType": headers.get("x-amz-checksum-type"),
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def encoded_crc32c(crc32c: int) -> str:

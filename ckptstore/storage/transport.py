@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from ckptstore.storage.base import Capabilities, ObjectInfo
-from ckptstore.storage.faults import Fault
+from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.retry import Operation
 
 __all__ = [
@@ -20,11 +20,13 @@ __all__ = [
     "Page",
     "Place",
     "Precondition",
-    "Receiver",
     "Session",
+    "Sink",
     "StaleUpload",
     "Stored",
     "Transport",
+    "Way",
+    "pour",
 ]
 
 WRITE_ID = "ckptstore_write_id"
@@ -85,8 +87,50 @@ class Heading(NamedTuple):
     content_range: str | None
 
 
-Receiver: TypeAlias = Callable[[memoryview], None]
-"""Takes the body piece by piece; the memory is the transport's again when it returns."""
+class Sink(ABC):
+    """Where the body of an answer goes: memory of the caller's, window by window.
+
+    Calls
+    -----
+    ``window``, then ``filled``, until the body ends.
+    """
+
+    @abstractmethod
+    def window(self) -> memoryview:
+        """Return memory for the bytes that come next; never empty."""
+
+    @abstractmethod
+    def filled(self, size_bytes: int) -> None:
+        """Hear that so many bytes were put at the beginning of the window. May raise."""
+
+
+def pour(data: bytes | memoryview, sink: Sink) -> None:
+    """Copy `data` into `sink`, for a client that has the bytes in memory of its own."""
+    view = memoryview(data)
+    while view:
+        window = sink.window()
+        size_bytes = min(len(window), len(view))
+        window[:size_bytes] = view[:size_bytes]
+        sink.filled(size_bytes)
+        view = view[size_bytes:]
+
+
+class Way(NamedTuple):
+    """How bulk bytes travel to a bucket.
+
+    Attributes
+    ----------
+    is_direct : bool
+        Over connections of our own; otherwise through the service's client.
+    reason : str
+        Why not, or over what.
+    is_wanted : bool
+        Whether it is as the caller asked for.
+    """
+
+    is_direct: bool
+    reason: str
+    is_wanted: bool = True
 
 
 class Page(NamedTuple):
@@ -109,14 +153,10 @@ class Session(ABC):
 
     Attributes
     ----------
-    parallel : int
-        How many parts may be sent at the same time.
     sends_last_part : bool
-        True: every part goes through `send`, in any order. False: the parts come in order, one at a time, and
-        `complete` brings the last one.
+        True: every part goes through `send`. False: `complete` brings the last one.
     """
 
-    parallel: int = 1
     sends_last_part: bool = False
 
     @property
@@ -125,17 +165,21 @@ class Session(ABC):
         """The id under which `Transport.list_uploads` lists it."""
 
     @abstractmethod
-    def send(self, number: int, offset: int, data: memoryview, crc32c: int, operation: Operation) -> None:
+    def send(
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+    ) -> None:
         """Send a part, numbered from 0; called again after a fault, with ``operation.tries`` above 1."""
 
     @abstractmethod
-    def complete(self, last: memoryview, size_bytes: int, crc32c: int, operation: Operation) -> Stored:
+    def complete(
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
+    ) -> Stored:
         """Make the object visible if the precondition given at its begin holds.
 
         Parameters
         ----------
-        last : memoryview
-            The bytes not sent yet; empty where `sends_last_part`.
+        last : sequence of memoryview
+            The bytes not sent yet; none where `sends_last_part`.
         size_bytes, crc32c : int
             Of the whole object.
         """
@@ -165,6 +209,12 @@ class Transport(ABC):
         Parts are multiples of this, except the last one.
     most_parts : int
         In one session.
+    part_size_bytes : int
+        Of an object whose size is known, if `most_parts` suffice.
+    parallel_parts : int
+        How many parts of a session may be sent at the same time; 1: in order.
+    parallel_reads : int
+        How many reads at the same time are faster than one.
     object_hides_directory : bool
         Whether a server may show an empty listing below a name that is an object itself.
     explains_head : bool
@@ -183,6 +233,9 @@ class Transport(ABC):
     bogus_version: str
     part_unit_bytes: int
     most_parts: int
+    part_size_bytes: int = 8 * 1024 * 1024
+    parallel_parts: int = 1
+    parallel_reads: int = 1
     object_hides_directory: bool = False
     explains_head: bool = True
     skew_s: float = 0.0
@@ -207,9 +260,9 @@ class Transport(ABC):
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Receiver],
+        accept: Callable[[Heading], Sink],
     ) -> None:
-        """Read an object, or a range of it, into the receiver that `accept` returns for the answer's heading.
+        """Read an object, or a range of it, into the sink that `accept` returns for the answer's heading.
 
         Parameters
         ----------
@@ -225,7 +278,7 @@ class Transport(ABC):
     def put(
         self,
         place: Place,
-        data: memoryview,
+        pieces: Sequence[memoryview],
         operation: Operation,
         *,
         crc32c: int,
@@ -233,6 +286,35 @@ class Transport(ABC):
         precondition: Precondition | None,
     ) -> Stored:
         """Write an object in one request, with its checksum, so that the server refuses other bytes."""
+
+    def copy(
+        self,
+        source: ObjectInfo,
+        target: Place,
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        """Copy an object inside the service, with the condition that it still has its version.
+
+        Parameters
+        ----------
+        source : ObjectInfo
+            What a `head` said of it just now.
+        precondition : Precondition or None
+            Of the target.
+
+        Raises
+        ------
+        Fault
+            `Kind.UNSUPPORTED` where the service does not do it for this object; nothing happened then.
+        """
+        raise Fault(Kind.UNSUPPORTED, "there are no copies inside this service")
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        """Return how bulk bytes travel to and from `bucket`."""
+        return Way(False, "through the client of the service")
 
     @abstractmethod
     def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:

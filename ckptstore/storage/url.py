@@ -7,19 +7,27 @@ the file systems that fsspec knows, without those that are built around another 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from typing import NamedTuple, TypeAlias
 
 from ckptstore.errors import UsageError
+from ckptstore.storage.redact import Redactor
 
-__all__ = ["ParsedUrl", "UrlLike", "parse_url"]
+__all__ = ["ParsedUrl", "UrlLike", "is_loopback", "parse_url"]
 
 UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
 _SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):/(?!/)", re.IGNORECASE)
+
+# What the services, and some of those that speak their language, sign a URL with.
+_SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
+
+# Of a URL that is refused, what may be shown.
+_shown = Redactor({})
 
 _ALIASES = {"gcs": "gs"}
 _SCHEMES = ("file", "memory", "s3", "gs")
@@ -64,7 +72,7 @@ def parse_url(path: UrlLike) -> ParsedUrl:
         scheme = squashed["scheme"]
         raise UsageError(
             "this is a URL that lost a slash, as in a pathlib.Path",
-            url=text,
+            url=_shown(text),
             expected=f"{scheme}://…",
             hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:/",
         )
@@ -72,7 +80,7 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     if _CHAINED.match(text) or (match and "::" in text):
         raise UsageError(
             "chained URLs are not supported",
-            url=text,
+            url=_shown(text),
             hint="Pass the URL of the files themselves; a local directory of that name is written ./name",
         )
     if not match:
@@ -83,11 +91,12 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     if scheme == "file":
         if not rest.startswith("/"):
             raise UsageError(
-                "a file URL must hold an absolute path and no host", url=text, expected="file:///path"
+                "a file URL must hold an absolute path and no host", url=_shown(text), expected="file:///path"
             )
         return ParsedUrl(scheme, _local_key(rest), text)
+    _check_that_it_tells_no_secret(scheme, rest, text)
     if scheme not in _SCHEMES:
-        _check_foreign(scheme, rest, text)
+        _check_foreign(scheme, text)
     name = rest.rstrip("/")
     if scheme == "memory":
         # As fsspec: memory://a, memory:///a and /a are one file.
@@ -96,21 +105,40 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     return ParsedUrl(scheme, name, text)
 
 
-def _check_foreign(scheme: str, rest: str, text: str) -> None:
-    # Lazily: it asks fsspec.
-    from ckptstore.storage.generic_files import is_served
+def is_loopback(host: str) -> bool:
+    """Return whether `host` is this machine, to which credentials may go in the clear."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
-    user, at, host = rest.partition("/")[0].rpartition("@")
+
+def _check_that_it_tells_no_secret(scheme: str, rest: str, text: str) -> None:
+    user, at, _ = rest.partition("/")[0].rpartition("@")
     if at and ":" in user:
         raise UsageError(
             "the URL holds a password, which would end up in messages and records",
-            url=f"{scheme}://***@{host}",
+            url=_shown(text),
             hint="Pass it in storage_options.",
         )
+    if scheme != "memory" and _SIGNED.search(rest):
+        raise UsageError(
+            "this is a signed URL: it is good for one file, and whoever reads it can use it",
+            url=_shown(text),
+            hint="Pass the URL without its query, and credentials in storage_options.",
+        )
+
+
+def _check_foreign(scheme: str, text: str) -> None:
+    # Lazily: it asks fsspec.
+    from ckptstore.storage.generic_files import is_served
+
     if not is_served(scheme):
         raise UsageError(
             f"unknown URL scheme {scheme!r}",
-            url=text,
+            url=_shown(text),
             expected=f"a local path or one of {', '.join(f'{known}://' for known in _SCHEMES)}",
             hint="Write s3://." if scheme == "s3a" else None,
         )

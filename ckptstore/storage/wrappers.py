@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange, Upload
+from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange
+from ckptstore.storage.upload import Upload
 
 if TYPE_CHECKING:
     from ckptstore.storage.base import Buffer
@@ -39,7 +40,7 @@ class StorageWrapper(Storage):
         Parameters
         ----------
         primitive : str
-            The method's name; for those of an upload ``"upload.write"``, ``"upload.commit"``,
+            The method's name; for those of an upload ``"upload.send"``, ``"upload.commit"``,
             ``"upload.abort"``, ``"upload.close"``.
         keys : sequence of str
             The key or prefix concerned; several for ``"delete_many"``.
@@ -72,6 +73,9 @@ class StorageWrapper(Storage):
     ) -> None:
         self.called("read_into", [key], lambda: self.inner.read_into(key, ranges, buffers, version=version))
 
+    def view(self, key: str, *, version: str) -> memoryview | None:
+        return self.called("view", [key], lambda: self.inner.view(key, version=version))
+
     def head(self, key: str) -> ObjectInfo:
         return self.called("head", [key], lambda: self.inner.head(key))
 
@@ -88,6 +92,11 @@ class StorageWrapper(Storage):
             return upload
 
         return _WrappedUpload(self, key, self.called("upload", [key], begin))
+
+    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        return self.called(
+            "copy_from", [target_key], lambda: self.inner.copy_from(source_key, target_key, version)
+        )
 
     def delete_if(self, key: str, version: str) -> bool:
         return self.called("delete_if", [key], lambda: self.inner.delete_if(key, version))
@@ -107,11 +116,24 @@ class StorageWrapper(Storage):
         return self.called("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
 
     @property
+    def parallel_reads(self) -> int:  # type: ignore[override]
+        return self.inner.parallel_reads
+
+    @property
+    def has_views(self) -> bool:  # type: ignore[override]
+        return self.inner.has_views
+
+    @property
     def knows_writers(self) -> bool:  # type: ignore[override]
         return self.inner.knows_writers
 
     def is_in_use(self, key: str) -> bool:
         return self.called("is_in_use", [key], lambda: self.inner.is_in_use(key))
+
+    def relaxed(self) -> Storage:
+        """Return the relaxed `inner`, every call to which passes through `called` of this one."""
+        inner = self.inner.relaxed()
+        return self if inner is self.inner else _Relaxed(self, inner)
 
     def now_s(self) -> float:
         return self.inner.now_s()
@@ -123,16 +145,38 @@ class StorageWrapper(Storage):
         return self.inner.scratch(directory_key)
 
 
+class _Relaxed(StorageWrapper):
+    """Another storage inside, and all that the outer wrapper knows: what it counts, or that it died."""
+
+    def __init__(self, outer: StorageWrapper, inner: Storage) -> None:
+        super().__init__(inner)
+        self._outer = outer
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        return self._outer.called(primitive, keys, call)
+
+    def opened(self, upload: Upload) -> None:
+        self._outer.opened(upload)
+
+
 class _WrappedUpload(Upload):
     def __init__(self, storage: StorageWrapper, key: str, inner: Upload) -> None:
+        super().__init__()
         self._storage = storage
         self._keys = [key]
         self._inner = inner
+        self.part_size_bytes = inner.part_size_bytes
+        self.parallel = inner.parallel
 
-    def write(self, data: Buffer) -> None:
-        self._storage.called("upload.write", self._keys, lambda: self._inner.write(data))
+    def _check_open(self) -> None:
+        self._inner._check_open()
 
-    def commit(self) -> PutOutcome:
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
+        self._storage.called(
+            "upload.send", self._keys, lambda: self._inner.send(number, pieces, crc32c, is_last=is_last)
+        )
+
+    def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         return self._storage.called("upload.commit", self._keys, self._inner.commit)
 
     def abort(self) -> None:

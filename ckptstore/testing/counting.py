@@ -29,7 +29,7 @@ class CountingStorage(StorageWrapper):
     ----------
     calls : list of Call
         In order; a ``delete_many`` is one call for each of its keys here, and the methods of an upload are
-        ``"upload.write"``, ``"upload.commit"``, ``"upload.abort"`` and ``"upload.close"``.
+        ``"upload.send"``, ``"upload.commit"``, ``"upload.abort"`` and ``"upload.close"``.
     counts : Counter
         Calls of each primitive; a ``delete_many`` counts once, whatever the number of its keys.
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.storage.base import Storage, Upload
+from ckptstore.storage.base import Storage
+from ckptstore.storage.upload import Upload
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing.counting import Call
 

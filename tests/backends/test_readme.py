@@ -1,4 +1,4 @@
-"""The README's example on S3 does on a MinIO what the README says."""
+"""The README's example on an object store does on a MinIO, and on a GCS server, what the README says."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import pytest
 
 from tests.backends.conftest import names_in
 from tests.meta.source import ROOT
-from tests.servers.s3 import S3Server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BUCKET = "checkpoints"
 
 
-def test_the_example_on_s3_prints_what_the_local_one_prints(
-    minio: S3Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("scheme", "server"), [("s3", "minio"), ("gs", "gcs_server")])
+def test_the_example_on_an_object_store_prints_what_the_local_one_prints(
+    scheme: str, server: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example = re.search(r"^```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     promised = re.search(r"^```python\n.*?^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert example
     assert promised
-    for name, value in minio.environment.items():
+    running = request.getfixturevalue(server)
+    for name, value in running.environment.items():
         monkeypatch.setenv(name, value)
-    minio.raw.create_bucket(Bucket=BUCKET)
+    running.make_bucket(BUCKET)
+    code = example[1].replace("s3://", f"{scheme}://")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(example[1], "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert printed.getvalue() == promised[1]
-    names = names_in(f"s3://{BUCKET}/run")
+    names = names_in(f"{scheme}://{BUCKET}/run")
     assert [name for name in names if name.endswith(".index")] == [
         f"my-model-{n}000.index" for n in (2, 3, 4, 5)
     ]

@@ -1,7 +1,8 @@
-"""How many requests each operation costs, counted at the seam; the numbers are part of the design."""
+"""How many requests each operation costs, counted at the seam and by a server; part of the design."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,12 @@ import ckptstore as ck
 from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.testing import CountingStorage
+from tests.servers.s3 import S3Server
 
 VALUES = {"w": np.arange(6.0), "b": np.float32(1)}
 
 # The parts of an upload that never leave the process.
-_LOCAL = {"upload", "upload.write", "upload.abort", "upload.close"}
+_LOCAL = {"upload", "upload.send", "upload.abort", "upload.close"}
 
 
 class Counter:
@@ -90,3 +92,56 @@ def test_each_operation_costs_what_the_design_says(run_url: str) -> None:
 
         ck.list_variables(prefix)
         assert counter.take() == ["get m-2.index"]
+
+
+class Server:
+    """What a MinIO counted since the last look, whoever asked."""
+
+    def __init__(self, server: S3Server) -> None:
+        self._server = server
+        self._before = server.counted()
+
+    def check(self, **expected: int) -> None:
+        """Check that it was exactly so many requests of each kind, in S3's own names."""
+        stop_s = time.monotonic() + 5.0
+        # It counts a request when its answer is out, which the client may have heard of first.
+        while (now := self._server.counted()) - self._before != expected and time.monotonic() < stop_s:
+            time.sleep(0.02)
+        assert now - self._before == expected
+        self._before = now
+
+
+@pytest.mark.parametrize("backend", ["minio"], indirect=True)
+def test_a_server_counts_the_same(run_url: str, minio: S3Server) -> None:
+    saver = ck.Saver(max_to_keep=2)
+    server = Server(minio)
+    saver.save(VALUES, f"{run_url}/m", 1)
+    # Six of the probe, five of the save, and who begins looks around: the record, a listing, and because that
+    # is empty whether an object has the directory's own name.
+    server.check(
+        PutObject=4 + 4,
+        DeleteObject=1,
+        DeleteMultipleObjects=1,
+        GetObject=1 + 1,
+        ListObjectsV2=1,
+        HeadObject=1,
+    )
+    saver.save(VALUES, f"{run_url}/m", 2)
+    server.check(PutObject=4, GetObject=1)
+    saver.save(VALUES, f"{run_url}/m", 3)
+    server.check(PutObject=4, GetObject=1, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
+    saver.save(VALUES, f"{run_url}/m", 4)
+    server.check(PutObject=4, GetObject=1, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
+    saver.save(VALUES, f"{run_url}/m", 4)
+    server.check(PutObject=3, GetObject=2, HeadObject=1)
+    saver.save(VALUES, f"{run_url}/m", 4)
+    # One old data file: no need for a request that can delete many.
+    server.check(PutObject=3, GetObject=2, HeadObject=1, DeleteObject=1)
+    assert ck.latest_checkpoint(run_url) is not None
+    server.check(GetObject=2, HeadObject=1)
+    ck.Saver().restore({}, f"{run_url}/m-4")
+    server.check(GetObject=2, HeadObject=1)
+    ck.list_variables(f"{run_url}/m-4")
+    server.check(GetObject=1)
+    ck.get_checkpoint_state(run_url)
+    server.check(GetObject=1)

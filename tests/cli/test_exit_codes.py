@@ -30,6 +30,7 @@ from ckptstore.storage.wrappers import StorageWrapper
         (errors.AmbiguousOutcomeError, 6),
         (errors.ConflictError, 7),
         (errors.FencedError, 7),
+        (errors.SaveCancelledError, 7),
     ],
 )
 def test_every_class_of_errors_has_its_code(kind, code):

@@ -13,6 +13,8 @@ from tests.servers.s3 import S3Server
 
 
 class S3Contract(StorageContract):
+    direct = True
+
     @pytest.fixture
     def server(self) -> S3Server:
         raise NotImplementedError
@@ -21,9 +23,11 @@ class S3Contract(StorageContract):
     def directory(self, server: S3Server) -> Iterator[Location]:
         self.raw = server
         bucket = server.make_bucket()
-        directory = locate(f"s3://{bucket}/some run", server.options)
+        directory = locate(f"s3://{bucket}/some run", server.options | {"direct": self.direct})
         # What the server does is known only after it was asked, and decides which tests there are.
         directory.storage.probe(directory.child("x").key)
+        transport = directory.storage.transport
+        assert transport.way(bucket, directory.storage.operation()).is_direct is self.direct
         yield directory
         keys = server.keys(bucket)
         assert not [key for key in keys if "probe" in key], "the probe left something behind"

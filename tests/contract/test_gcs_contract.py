@@ -13,6 +13,8 @@ from tests.servers.gcs import GcsServer
 
 
 class _OnGcs(StorageContract):
+    direct = True
+
     @pytest.fixture
     def server(self) -> GcsServer:
         raise NotImplementedError
@@ -21,9 +23,11 @@ class _OnGcs(StorageContract):
     def directory(self, server: GcsServer) -> Iterator[Location]:
         self.raw = server
         bucket = server.make_bucket()
-        directory = locate(f"gs://{bucket}/some run", server.options)
+        directory = locate(f"gs://{bucket}/some run", server.options | {"direct": self.direct})
         # What the server does is known only after it was asked, and decides which tests there are.
         directory.storage.probe(directory.child("x").key)
+        transport = directory.storage.transport
+        assert transport.way(bucket, directory.storage.operation()).is_direct is self.direct
         yield directory
         assert not [key for key in server.keys(bucket) if "probe" in key], "the probe left something behind"
 
@@ -51,6 +55,12 @@ class TestGcs(_OnGcs):
         assert claimed.checksum_proved_by_store
         assert claimed.several_hosts
         assert not claimed.single_writer
+
+
+class TestGcsThroughGcsfs(TestGcs):
+    """The other way for large bodies."""
+
+    direct = False
 
 
 class TestBareGcs(_OnGcs):

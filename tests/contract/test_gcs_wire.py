@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,14 +43,22 @@ QUICK = RetryPolicy(deadline_s=60.0, attempt_s=20.0, pause_scale=0.0)
 CHUNK = 8 * 1024 * 1024
 
 
+def storage_of(options: dict[str, Any]) -> ObjectStorage:
+    """Return a storage that does not pause, and sends large objects in chunks of `CHUNK`."""
+    transport = GcsTransport(options)
+    transport.part_size_bytes = CHUNK
+    return ObjectStorage(transport, QUICK)
+
+
 class Scene:
     """A storage behind the proxy, in a bucket of its own whose probe is over."""
 
-    def __init__(self, proxy: WireProxy, server: GcsServer) -> None:
+    def __init__(self, proxy: WireProxy, server: GcsServer, *, direct: bool = True) -> None:
         self.proxy = proxy
         self.server = server
         self.bucket = server.make_bucket()
-        self.storage = ObjectStorage(GcsTransport(server.options | {"endpoint_url": proxy.url}), QUICK)
+        options = server.options | {"endpoint_url": proxy.url, "direct": direct}
+        self.storage = storage_of(options)
         self.directory = Location(self.storage, f"{self.bucket}/run", f"gs://{self.bucket}/run")
         self.storage.probe(self.directory.child("x").key)
 
@@ -71,9 +80,9 @@ def proxy(gcs_server: GcsServer) -> Iterator[WireProxy]:
         yield proxy
 
 
-@pytest.fixture
-def scene(proxy: WireProxy, gcs_server: GcsServer) -> Scene:
-    return Scene(proxy, gcs_server)
+@pytest.fixture(params=[True, False], ids=["direct", "gcsfs"])
+def scene(proxy: WireProxy, gcs_server: GcsServer, request: pytest.FixtureRequest) -> Scene:
+    return Scene(proxy, gcs_server, direct=request.param)
 
 
 def first_only(deed: Deed, of: Callable[[Seen], bool] = lambda seen: True) -> Callable[[Seen], Deed]:
@@ -229,12 +238,13 @@ def test_a_pin_travels_as_a_generation(scene: Scene) -> None:
 
 
 def test_all_reads_after_the_first_are_pinned_to_its_generation(scene: Scene) -> None:
-    data = os.urandom(CHUNK * 3)
+    data = os.urandom(1 << 20)
     key = scene.put("shard", data)
-    buffer = bytearray(len(data))
+    ranges = [ByteRange(start, start + 1000) for start in (0, 300_000, 600_000)]
+    buffers = [bytearray(1000) for _ in ranges]
     with scene.proxy.noting() as seen:
-        scene.storage.read_into(key, [ByteRange(0, len(data))], [memoryview(buffer)])
-    assert bytes(buffer) == data
+        scene.storage.read_into(key, ranges, [memoryview(buffer) for buffer in buffers])
+    assert [bytes(buffer) for buffer in buffers] == [data[extent.start : extent.stop] for extent in ranges]
     assert len(seen) == 3
     assert "generation" not in seen[0].query
     assert len({one.query["generation"] for one in seen[1:]}) == 1
@@ -608,6 +618,8 @@ def test_bytes_that_change_on_their_way_are_noticed(scene: Scene) -> None:
 
     with scene.proxy.doing(spoil), pytest.raises(ChecksumError):
         upload_to(scene.storage, scene.key("shard"), data)
+    # This server notices it only when asked; what it has stored by then goes again.
+    assert scene.raw("shard") is None
 
     def spoil_end(seen: Seen) -> Deed:
         if not is_post(seen):
@@ -630,6 +642,88 @@ def test_an_upload_that_is_dropped_or_left_by_an_exception_publishes_nothing(sce
     except ValueError:
         pass
     assert scene.server.keys(scene.bucket) == []
+
+
+# ------------------------------------------------------------------------------------ the way of the bytes
+
+
+def is_direct(seen: Seen) -> bool:
+    """Whether the request came over a connection of ours: the client's library says what it accepts."""
+    return "Accept" not in seen.headers
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_large_bodies_go_the_way_that_was_asked_for(
+    proxy: WireProxy, gcs_server: GcsServer, direct: bool
+) -> None:
+    scene = Scene(proxy, gcs_server, direct=direct)
+    data = os.urandom(2 * CHUNK + 5)
+    with proxy.noting() as seen:
+        assert isinstance(upload_to(scene.storage, scene.key("shard"), data), Committed)
+        assert isinstance(scene.storage.put_new(scene.key("middle"), data[:CHUNK]), Committed)
+        assert scene.storage.get(scene.key("shard")).data == data
+        scene.storage.head(scene.key("shard"))
+    large = [one for one in seen if len(one.body) > 1000 or "alt" in one.query]
+    assert len(large) == 4
+    assert {is_direct(one) for one in large} == {direct}
+    assert not any(is_direct(one) for one in seen if one not in large)
+    way = scene.storage.transport.way(scene.bucket, scene.storage.operation())
+    assert (way.is_direct, way.is_wanted) == (direct, True)
+
+
+def test_a_session_of_ones_own_is_left_to_the_client(proxy: WireProxy, gcs_server: GcsServer) -> None:
+    options = gcs_server.options | {"endpoint_url": proxy.url, "session_kwargs": {"trust_env": True}}
+    storage = storage_of(options)
+    way = storage.transport.way("bucket", storage.operation())
+    assert (way.is_direct, way.is_wanted) == (False, False)
+    assert "session_kwargs" in way.reason
+
+
+def test_a_copy_is_made_only_where_nothing_is_and_of_the_version_asked_for(scene: Scene) -> None:
+    data = os.urandom(1_000_000)
+    source, copy = scene.put("source", data), scene.key("copy")
+    version = scene.storage.head(source).version
+    with scene.proxy.noting() as seen:
+        done = scene.storage.copy_from(source, copy, version)
+    assert lines(seen) == ["GET", "POST"]
+    assert seen[1].query["ifGenerationMatch"] == "0"
+    assert seen[1].query["ifSourceGenerationMatch"] == version
+    assert isinstance(done, Committed)
+    found = scene.storage.head(copy)
+    assert (found.version, found.size_bytes, found.crc32c) == (done.version, len(data), crc32c(data))
+    assert scene.raw("copy") == data
+    assert scene.storage.copy_from(source, copy, version) == Lost(done.version)
+    for missing, wanted in ((source, "1"), (scene.key("nothing"), version)):
+        with pytest.raises(NotFoundError):
+            scene.storage.copy_from(missing, scene.key("other"), wanted)
+    assert scene.raw("other") is None
+
+
+def test_a_copy_in_several_requests_goes_on_where_it_stopped(scene: Scene) -> None:
+    source = scene.put("source", b"0123456789")
+    version = scene.storage.head(source).version
+    part = Reply(200, b'{"done": false, "rewriteToken": "more&="}')
+    with scene.proxy.doing(first_only(part, is_post)) as seen:
+        assert isinstance(scene.storage.copy_from(source, scene.key("copy"), version), Committed)
+    assert [one.query.get("rewriteToken") for one in seen if is_post(one)] == [None, "more&="]
+
+
+@pytest.mark.parametrize("status", [400, 403, 501])
+def test_a_copy_that_the_service_refuses_is_none(scene: Scene, status: int) -> None:
+    source = scene.put("source", b"0123456789")
+    version = scene.storage.head(source).version
+    with scene.proxy.doing(lambda seen: Reply(status) if is_post(seen) else None):
+        assert scene.storage.copy_from(source, scene.key("copy"), version) is None
+    assert scene.raw("copy") is None
+
+
+def test_a_copy_whose_answer_is_lost_is_read_back(scene: Scene) -> None:
+    source = scene.put("source", b"0123456789")
+    version = scene.storage.head(source).version
+    with scene.proxy.doing(first_only(Lose(), is_post)):
+        done = scene.storage.copy_from(source, scene.key("copy"), version)
+    assert isinstance(done, Committed)
+    assert done.version == scene.storage.head(scene.key("copy")).version
 
 
 # --------------------------------------------------------------------------- threads, loops, processes
@@ -680,7 +774,7 @@ def test_no_token_goes_to_another_host_or_into_a_message(
     monkeypatch.setenv("FETCH_RAW_TOKEN_EXPIRY", "false")
     token = "ya29.tops3cret-token"
     options = scene.server.options | {"endpoint_url": scene.proxy.url, "token": token}
-    storage = ObjectStorage(GcsTransport(options), QUICK)
+    storage = storage_of(options)
     with scene.proxy.noting() as seen:
         storage.put_new(scene.key("checkpoint"), b"x")
     assert {one.headers["Authorization"] for one in seen} == {f"Bearer {token}"}
@@ -715,7 +809,7 @@ def test_a_token_that_ran_out_is_renewed_and_one_that_cannot_be_is_no_access(sce
     )
     key = scene.put("model.index", b"x")
     is_token = lambda seen: seen.path == "/token"  # noqa: E731
-    storage = ObjectStorage(GcsTransport(options), QUICK)
+    storage = storage_of(options)
     with scene.proxy.doing(lambda seen: granted if is_token(seen) else None) as seen:
         assert storage.get(key).data == b"x"
         assert storage.get(key).data == b"x"

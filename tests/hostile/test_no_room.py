@@ -64,7 +64,7 @@ def test_no_room_at_any_call_of_a_save_is_storage_full(tmp_path: Path) -> None:
     with use_wrapper(lambda storage: counting):
         save(tmp_path / "count", 3)
     assert len(counting.calls) > 10
-    writes = {"put_new", "put_if", "upload", "upload.write", "upload.commit"}
+    writes = {"put_new", "put_if", "upload", "upload.send", "upload.commit"}
     failed = 0
     for number, call in enumerate(counting.calls, 1):
         if call.primitive not in writes:

@@ -19,7 +19,7 @@ NAMES = {
     *("BundleWriter", "merge_bundles", "DType", "TensorSpec", "CheckpointReader"),
     *("load_checkpoint", "load_variable", "list_variables", "inspect_checkpoint"),
     # TensorFlow's shapes
-    *("Saver", "CheckpointManager", "Checkpoint", "Optimizer", "CheckpointState"),
+    *("Saver", "SaveHandle", "CheckpointManager", "Checkpoint", "Optimizer", "CheckpointState", "Event"),
     *("latest_checkpoint", "checkpoint_exists", "remove_checkpoint", "get_checkpoint_mtimes"),
     *("get_checkpoint_state", "update_checkpoint_state", "checkpoints_iterator", "wait_for_new_checkpoint"),
     # the short modern API
@@ -30,13 +30,14 @@ NAMES = {
     *("CkptStoreError", "UsageError", "NotFoundError", "TensorNotFoundError", "CorruptError", "FormatError"),
     *("TruncatedFileError", "ChecksumError", "IncompleteBundleError", "ConflictError", "FencedError"),
     *("AccessError", "StorageFullError", "TransientError", "DeadlineError", "AmbiguousOutcomeError"),
-    *("UnsupportedError", "CkptStoreWarning"),
+    *("UnsupportedError", "SaveCancelledError", "CkptStoreWarning"),
     "__version__",
 }
 
 REQUIRED = inspect.Parameter.empty
 ANY_NAME = None
 URL = {"storage_options": None}
+EACH_SAVE = {"deadline_s": None, "memory_budget": None, "durability": "disk", "progress": None}
 
 # Dotted name → (what may be given by position: (name, default) in order; keyword-only: name → default).
 # A trailing Ellipsis in the first part: more may follow.
@@ -113,7 +114,7 @@ SIGNATURES = {
             ("save_relative_paths", False),
             ("filename", None),
         ],
-        {"clock": time.time, "run": None},
+        {"clock": time.time, "run": None, **EACH_SAVE, "reuse_unchanged": False, "queue": "wait"},
     ),
     "Saver.save": (
         [
@@ -129,6 +130,25 @@ SIGNATURES = {
         ],
         URL,
     ),
+    "Saver.save_async": (
+        [
+            ("values", REQUIRED),
+            ("save_path", REQUIRED),
+            ("global_step", None),
+            ("latest_filename", None),
+            ("meta_graph_suffix", "meta"),
+            ("write_meta_graph", True),
+            ("write_state", True),
+            ("strip_default_attrs", False),
+            ("save_debug_info", False),
+        ],
+        {"snapshot": True, **URL},
+    ),
+    "Saver.close": ([], {}),
+    "SaveHandle.wait_staged": ([("timeout_s", None)], {}),
+    "SaveHandle.result": ([("timeout_s", None)], {}),
+    "SaveHandle.cancel": ([], {}),
+    "SaveHandle.add_done_callback": ([("fn", REQUIRED)], {}),
     "Saver.restore": ([("values", REQUIRED), ("save_path", REQUIRED)], URL),
     "Saver.export_meta_graph": ([("filename", None), ...], URL),
     "Saver.as_saver_def": ([], {}),
@@ -148,13 +168,13 @@ SIGNATURES = {
             ("init_fn", None),
             ("last_checkpoint_step", None),
         ],
-        {"clock": time.time, "run": None, **URL},
+        {"clock": time.time, "run": None, **URL, **EACH_SAVE, "reuse_unchanged": False},
     ),
     "CheckpointManager.save": ([("checkpoint_number", None), ("check_interval", True), ...], {}),
     "CheckpointManager.restore_or_initialize": ([], {}),
     "Checkpoint": ([("root", None)], {}),
-    "Checkpoint.write": ([("prefix", REQUIRED), ...], URL),
-    "Checkpoint.save": ([("prefix", REQUIRED), ...], URL),
+    "Checkpoint.write": ([("prefix", REQUIRED), ...], URL | EACH_SAVE),
+    "Checkpoint.save": ([("prefix", REQUIRED), ...], URL | EACH_SAVE),
     "Checkpoint.read": ([("prefix", REQUIRED), ...], URL),
     "Checkpoint.restore": ([("prefix", REQUIRED), ...], URL),
     "import_meta_graph": (
@@ -197,6 +217,7 @@ MEMBERS = {
     "OpenCheckpoint": ("__getitem__", "__iter__", "__len__", "__contains__", "__enter__", "__exit__"),
     "BundleWriter": ("__enter__", "__exit__"),
     "Saver": ("last_checkpoints",),
+    "SaveHandle": ("prefix", "staged", "committed"),
     "CheckpointManager": ("checkpoints", "latest_checkpoint", "directory"),
     "CheckpointState": (
         "model_checkpoint_path",

@@ -169,7 +169,10 @@ def test_no_file_holds_a_path_of_the_machine_it_was_written_on():
     report(rows)
 
 
-@pytest.mark.parametrize("name", ["uv", "dev", "tensorflow"])
+BENCHMARKS = ("bench", "bench-clients", "bench-tensorflow", "bench-torch", "bench-jax")
+
+
+@pytest.mark.parametrize("name", ["uv", "dev", "tensorflow", *BENCHMARKS])
 def test_locks_are_versions_and_hashes_only(name):
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     rows = [

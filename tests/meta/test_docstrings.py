@@ -19,6 +19,7 @@ HANDED_OUT = {
     "CheckpointReader": "load_checkpoint",
     "OpenCheckpoint": "open_checkpoint",
     "Graph": "import_meta_graph",
+    "SaveHandle": "Saver.save_async",
 }
 
 

@@ -1,4 +1,4 @@
-"""A certificate authority of one test, and a certificate for this machine."""
+"""Keys of one test: a certificate authority, a certificate for this machine, an account of Google's kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ipaddress
 import ssl
 from pathlib import Path
 
-__all__ = ["make_certificates"]
+__all__ = ["make_certificates", "make_service_account"]
 
 
 def make_certificates(directory: Path) -> tuple[Path, ssl.SSLContext]:
@@ -58,3 +58,20 @@ def make_certificates(directory: Path) -> tuple[Path, ssl.SSLContext]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(server_file)
     return authority_file, context
+
+
+def make_service_account(token_uri: str) -> dict[str, str]:
+    """Return the key file of a service account that gets its tokens at `token_uri`."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    pem = rsa.generate_private_key(65537, 2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {
+        "type": "service_account",
+        "client_email": "somebody@project.example",
+        "private_key": pem.decode(),
+        "private_key_id": "a0s3cret-key-id",
+        "token_uri": token_uri,
+    }

@@ -98,6 +98,18 @@ class _When:
 
         self._do(act, times)
 
+    def echo(self, status: int, code: str) -> None:
+        """Refuse, and repeat every header and the body in the reason, as some proxies do."""
+
+        def act(handler: _Handler, request: Request) -> None:
+            said = "; ".join(f"{name}: {value}" for name, value in request.headers.items())
+            said += f"; {request.body[:2000].decode('latin-1')}"
+            message = said.replace("&", "&amp;").replace("<", "&lt;")
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+            handler.reply((status, [("Content-Type", "application/xml")], text.encode()), request)
+
+        self._do(act, None)
+
     def reset(self, *, times: int | None = None) -> None:
         """Break the connection before the server hears of it."""
         self._do(lambda handler, request: handler.reset(), times)
@@ -255,6 +267,8 @@ class FaultProxy:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        # A client that speaks no TLS, or breaks off, is what some tests are about.
+        self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]
         if self.tls is not None:
             # The handshake belongs into the thread of the connection, not into the one that accepts.
             self._server.socket = self.tls.wrap_socket(

@@ -54,9 +54,9 @@ class GcsServer:
         for process in reversed(self.processes):
             process.stop()
 
-    def make_bucket(self) -> str:
-        """Make a bucket that no other test has, and return its name."""
-        name = f"bucket-{os.getpid()}-{next(_numbers)}"
+    def make_bucket(self, name: str | None = None) -> str:
+        """Make a bucket, by default one that no other test has, and return its name."""
+        name = name or f"bucket-{os.getpid()}-{next(_numbers)}"
         self._call("POST", "/storage/v1/b?project=p", json.dumps({"name": name}).encode())
         return name
 
@@ -73,6 +73,10 @@ class GcsServer:
         """Put an object."""
         name = urllib.parse.quote(key, safe="")
         self._call("POST", f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}", data)
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Remove an object."""
+        self._call("DELETE", self._object(bucket, key))
 
     def keys(self, bucket: str, prefix: str = "") -> list[str]:
         """Return every key there is, ascending."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,9 +75,9 @@ class S3Server:
             )
         return self._clients[os.getpid()]
 
-    def make_bucket(self) -> str:
-        """Make a bucket that no other test has, and return its name."""
-        name = f"bucket-{os.getpid()}-{next(_numbers)}"
+    def make_bucket(self, name: str | None = None) -> str:
+        """Make a bucket, by default one that no other test has, and return its name."""
+        name = name or f"bucket-{os.getpid()}-{next(_numbers)}"
         self.raw.create_bucket(Bucket=name)
         return name
 
@@ -95,6 +100,60 @@ class S3Server:
     def put(self, bucket: str, key: str, data: bytes) -> None:
         """Put an object."""
         self.raw.put_object(Bucket=bucket, Key=key, Body=data)
+
+    def remove(self, bucket: str, key: str) -> None:
+        """Remove an object."""
+        self.raw.delete_object(Bucket=bucket, Key=key)
+
+    def user_with(self, actions: Sequence[str], bucket: str, below: str = "*") -> dict[str, str]:
+        """Return the credentials of a user who may do these actions of S3 in a bucket, and nothing else.
+
+        Parameters
+        ----------
+        actions : sequence of str
+            Without ``s3:``.
+        bucket : str
+        below : str
+            Pattern of the names that they hold for.
+
+        Returns
+        -------
+        dict
+            ``key``, ``secret`` and ``token`` of the storage options.
+        """
+        import boto3
+
+        place = f"arn:aws:s3:::{bucket}"
+        allowed = {
+            "Effect": "Allow",
+            "Action": [f"s3:{action}" for action in actions],
+            "Resource": [place, f"{place}/{below}"],
+        }
+        tokens = boto3.client(
+            "sts",
+            endpoint_url=self.process.url,
+            aws_access_key_id=_KEY,
+            aws_secret_access_key=_SECRET,
+            region_name="us-east-1",
+        )
+        given = tokens.assume_role(
+            RoleArn="arn:aws:iam::123456789012:role/x",
+            RoleSessionName="test",
+            Policy=json.dumps({"Version": "2012-10-17", "Statement": [allowed]}),
+        )["Credentials"]
+        names = {"key": "AccessKeyId", "secret": "SecretAccessKey", "token": "SessionToken"}
+        return {option: str(given[name]) for option, name in names.items()}
+
+    def counted(self) -> Counter[str]:
+        """Return how many requests of each kind MinIO itself has counted since its start."""
+        with urllib.request.urlopen(
+            f"{self.process.url}/minio/metrics/v3/api/requests", timeout=10
+        ) as answer:
+            text = answer.read().decode()
+        found = re.findall(
+            r'^minio_api_requests_total\{name="(\w+)".*type="s3".*\} (\d+)$', text, re.MULTILINE
+        )
+        return Counter({name: int(number) for name, number in found})
 
     def uploads(self, bucket: str, key: str = "") -> list[str]:
         """Return the keys of unfinished uploads; some servers take only a whole key."""
@@ -124,6 +183,7 @@ def minio(directory: Path, program: str = "minio") -> S3Server | None:
                 "MINIO_ROOT_PASSWORD": _SECRET,
                 "MINIO_BROWSER": "off",
                 "MINIO_UPDATE": "off",
+                "MINIO_PROMETHEUS_AUTH_TYPE": "public",
             },
         )
     )

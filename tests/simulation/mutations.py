@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import ckptstore.directory.publish
 import ckptstore.directory.save
+from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.ownership import Ownership
-from ckptstore.directory.publish import ShardSet, publish_index
+from ckptstore.directory.publish import publish_index
 from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name

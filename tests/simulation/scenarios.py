@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +14,20 @@ from unittest import mock
 
 import numpy as np
 
-import ckptstore.directory.publish
 import ckptstore.directory.record_update
+import ckptstore.directory.standing
 import ckptstore.management
 import ckptstore.saver
+import ckptstore.saver_arguments
 import ckptstore.storage.retry
+import ckptstore.storage.scope
 from ckptstore.bundle.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
 from ckptstore.management import latest_checkpoint
 from ckptstore.saver import Saver
+from ckptstore.saver_graph import SaverGraph
 from ckptstore.storage.base import Location
 from ckptstore.testing.invariants import (
     InvariantViolation,
@@ -35,8 +39,8 @@ from ckptstore.testing.invariants import (
 )
 from tests.simulation.bucket import SimulatedBucket
 from tests.simulation.history import DIRECTORY, RECORD, History, Save
-from tests.simulation.memory import every_copy_of, pure_functions_remember
-from tests.simulation.storage import ActorStorage, Uncancelled
+from tests.simulation.memory import every_copy_of, no_threads, pure_functions_remember
+from tests.simulation.storage import ActorStorage
 from tests.simulation.world import Actor, Endless, Step, World
 
 __all__ = ["SCENARIOS", "Run", "Scenario", "simulation"]
@@ -363,17 +367,31 @@ def simulation() -> Iterator[None]:
     """Give the code under test the scheduler's time, chance and storage, for as many runs as wanted."""
     with (
         pure_functions_remember(),
+        no_threads(),
         mock.patch.object(ckptstore.storage.retry, "time", _Time),
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
         mock.patch.object(ckptstore.storage.object_deletes, "time", _Time),
-        mock.patch.object(ckptstore.storage.object_upload, "Cancellation", Uncancelled),
-        mock.patch.object(ckptstore.directory.publish, "random", _Random),
+        mock.patch.object(ckptstore.storage.scope, "time", _Time),
+        mock.patch.object(ckptstore.directory.standing, "random", _Random),
         every_copy_of("new_write_id", lambda: _world.new_id()),
         mock.patch.object(ckptstore.saver, "locate", _locate),
+        mock.patch.object(ckptstore.saver_arguments, "locate", _locate),
         mock.patch.object(ckptstore.management, "locate", _locate),
         mock.patch.object(Saver, "_plan", _plan_from_memory),
-        mock.patch.object(Saver, "_meta_graph", lambda *_: b"the same graph"),
+        mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),
+        _rare_collections(),
     ):
         warnings.simplefilter("ignore", CkptStoreWarning)
         yield
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector look seldom: a run leaves little, and looking took a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(200_000, 10, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

@@ -16,11 +16,12 @@ from ckptstore.storage.transport import (
     Page,
     Place,
     Precondition,
-    Receiver,
     Session,
+    Sink,
     StaleUpload,
     Stored,
     Transport,
+    pour,
 )
 from tests.simulation.bucket import NoSuchKey, PreconditionFailed
 from tests.simulation.world import Actor, LostAnswer
@@ -84,7 +85,7 @@ class SimulatedTransport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Receiver],
+        accept: Callable[[Heading], Sink],
     ) -> None:
         key = place.key
         found = self._send("GET", key, lambda: self.bucket.get(key))
@@ -92,7 +93,7 @@ class SimulatedTransport(Transport):
             raise Fault(Kind.PRECONDITION, "another version is there")
         data = found.data
         if byte_range is None:
-            accept(Heading(200, found.etag, len(data), None))(memoryview(data))
+            pour(data, accept(Heading(200, found.etag, len(data), None)))
             return
         first, _, last = byte_range.removeprefix("bytes=").partition("-")
         start = int(first) if first else max(0, len(data) - int(last))
@@ -100,19 +101,19 @@ class SimulatedTransport(Transport):
         if start >= len(data):
             raise Fault(Kind.BAD_RANGE, "behind the end")
         content_range = f"bytes {start}-{stop - 1}/{len(data)}"
-        accept(Heading(206, found.etag, stop - start, content_range))(memoryview(data)[start:stop])
+        pour(data[start:stop], accept(Heading(206, found.etag, stop - start, content_range)))
 
     def put(
         self,
         place: Place,
-        data: memoryview,
+        pieces: Sequence[memoryview],
         operation: Operation,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
     ) -> Stored:
-        key, content = place.key, bytes(data)
+        key, content = place.key, b"".join(pieces)
         version = None if precondition is None else precondition.version
         if_absent = precondition is not None and version is None
         stored = self._send(

@@ -37,6 +37,7 @@ TREE = {
     "IncompleteBundleError": ("incomplete", (errors.CorruptError,)),
     "ConflictError": ("conflict", (CkptStoreError, FileExistsError)),
     "FencedError": ("fenced", (errors.ConflictError,)),
+    "SaveCancelledError": ("cancelled", (errors.ConflictError,)),
     "AccessError": ("access", (CkptStoreError, PermissionError)),
     "StorageFullError": ("storage-full", (CkptStoreError, OSError)),
     "TransientError": ("transient", (CkptStoreError, OSError)),

@@ -382,3 +382,15 @@ def test_an_optimizer_with_nothing_is_an_object_without_values(url):
     checkpoint.write(url)
     checkpoint.read(url).assert_consumed()
     assert repr(checkpoint.t.opt) == "Optimizer(values=[], slots=[])"
+
+
+def test_a_restore_tells_its_progress_and_keeps_to_a_budget(tmp_path):
+    tree = {"w": np.arange(1000.0)}
+    prefix = Checkpoint(**tree).write(tmp_path / "m")
+    events = []
+    into = {"w": np.zeros(1000)}
+    Checkpoint(**into).read(prefix, memory_budget=1 << 20, progress=events.append).assert_consumed()
+    np.testing.assert_array_equal(into["w"], tree["w"])
+    assert (events[-1].kind, events[-1].done_bytes, events[-1].is_over) == ("restore", 8000, True)
+    with pytest.raises(UsageError, match="memory_budget"):
+        Checkpoint(**into).restore(prefix, memory_budget=0)

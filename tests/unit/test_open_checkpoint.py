@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import logging
 import pickle
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 
+import ckptstore
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.checkpoint import OpenCheckpoint, open_checkpoint, restore_values
+from ckptstore.checkpoint_reader import load_checkpoint
 from ckptstore.errors import (
     ChecksumError,
     IncompleteBundleError,
@@ -17,6 +20,7 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.transfer import Transfer
 from tests.unit.bundle.helpers import data_file, put, save, take, tracked
 
 W = np.arange(6, dtype="f4").reshape(2, 3)
@@ -300,3 +304,86 @@ def test_restore_values_maps_names_of_the_checkpoint_to_those_of_the_values(plac
     flat = {"w": np.zeros(6, "f4")}
     restore_values(place, flat, {"w": "w"}, reshape=True)
     np.testing.assert_array_equal(flat["w"], W.ravel())
+
+
+def test_on_a_local_disk_its_arrays_are_the_file(ckpt, place):
+    w, b = ckpt["w"], ckpt["b"]
+    assert not w.flags.owndata
+    assert np.shares_memory(w, ckpt["w"])
+    assert ckpt["far/v"].tolist() == [0, 1, 2]
+    copied = ckpt.read("w")
+    assert copied.flags.writeable
+    assert not np.shares_memory(w, copied)
+    ckpt.close()
+    place.storage.delete_many([data_file(place, number, 2).key for number in range(2)])
+    np.testing.assert_array_equal(w, W)
+    assert b == 2.5
+
+
+def test_after_a_restore_found_the_checkpoint_replaced_its_arrays_are_the_new_ones(place):
+    ckpt = open_checkpoint(place.url)
+    place.storage.delete_many([data_file(place, number, 2).key for number in range(2)])
+    save(place, {"w": W + 1})
+    assert ckpt.restore(names=["w"]).restored["w"][0, 0] == 1
+    np.testing.assert_array_equal(ckpt["w"], W + 1)
+
+
+def test_damage_is_an_error_at_each_access_also_of_all(place):
+    raw = bytearray(take(data_file(place, 0, 2)))
+    raw[12] ^= 1
+    put(data_file(place, 0, 2), bytes(raw))
+    ckpt = open_checkpoint(place.url)
+    for action in (lambda: ckpt["w"], lambda: ckpt["w"], lambda: dict(ckpt), lambda: list(ckpt.values())):
+        with pytest.raises(ChecksumError) as caught:
+            action()
+        assert caught.value.tensor in ("b", "w")
+
+
+@pytest.mark.parametrize("opened", [open_checkpoint, load_checkpoint])
+@pytest.mark.parametrize("budget", [0, -1, 1.5, "16MB", True])
+def test_a_budget_that_is_none_is_refused(place, opened, budget):
+    with pytest.raises(UsageError, match="memory_budget"):
+        opened(place.url, memory_budget=budget)
+    with pytest.raises(UsageError, match="progress"):
+        opened(place.url, progress="often")
+
+
+def test_progress_is_told_up_to_the_last_byte(place):
+    events = []
+    with open_checkpoint(place.url, memory_budget=np.int64(1 << 20), progress=events.append) as ckpt:
+        ckpt.restore()
+    size = sum(spec.nbytes for spec in ckpt._reader.specs().values())
+    assert {event.kind for event in events} == {"restore"}
+    assert (events[-1].done_bytes, events[-1].total_bytes, events[-1].is_over) == (size, size, True)
+    assert [event.done_bytes for event in events] == sorted(event.done_bytes for event in events)
+    events.clear()
+    np.testing.assert_array_equal(load_checkpoint(place.url, progress=events.append).get_tensor("w"), W)
+    assert (events[-1].done_bytes, events[-1].total_bytes, events[-1].is_over) == (24, 24, True)
+
+
+def test_one_line_of_the_log_tells_of_a_restore_and_none_of_a_look(place, caplog):
+    caplog.set_level(logging.INFO, "ckptstore")
+    with open_checkpoint(place.url) as ckpt:
+        ckpt.specs()
+        assert len(ckpt["w"]) == 2
+        ckpt.read("w", 1)
+        assert not caplog.records
+        ckpt.restore(names=["w"])
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [f"restore of {place.url}"]
+    assert "24 bytes" in caplog.text
+
+
+def test_the_transfer_of_the_caller_is_used_for_restoring_values(place):
+    values = {"w": np.zeros((2, 3), "f4")}
+    with Transfer("restore", place.url, memory_budget=1 << 20) as transfer:
+        restore_values(place, values, {"w": "w"}, transfer=transfer)
+    np.testing.assert_array_equal(values["w"], W)
+    assert (transfer.done_bytes, transfer.total_bytes) == (24, 24)
+
+
+def test_a_saver_restores_with_its_own_budget_and_progress(place):
+    events = []
+    values = {"w": np.zeros((2, 3), "f4")}
+    ckptstore.Saver(["w"], memory_budget=1 << 20, progress=events.append).restore(values, place.url)
+    np.testing.assert_array_equal(values["w"], W)
+    assert (events[-1].kind, events[-1].done_bytes, events[-1].is_over) == ("restore", 24, True)

@@ -7,28 +7,46 @@ from typing import Any
 
 from ckptstore.bundle.reader import BundleReader, open_bundle
 from ckptstore.bundle.writer import ShardWriter, build_index
+from ckptstore.checksums import crc32c as checksum
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.naming import data_name
-from ckptstore.storage.base import Committed, Got, Location, Storage, SuffixRange, Upload
+from ckptstore.storage.base import Committed, Got, Location, Storage, SuffixRange
+from ckptstore.storage.upload import Upload
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.types import ByteRange
 
 
 class Sink(Upload):
-    """Keeps what is written, call by call."""
+    """Keeps what is sent, part by part."""
 
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
+    def __init__(self, part_size_bytes: int = Upload.part_size_bytes, parallel: int = 1) -> None:
+        super().__init__()
+        self.part_size_bytes = part_size_bytes
+        self.parallel = parallel
+        self.parts: dict[int, bytes] = {}
+        self.pieces: dict[int, int] = {}
+        self.last: int | None = None
 
-    def write(self, data: Any) -> None:
-        self.writes.append(bytes(memoryview(data).cast("B")))
+    def _check_open(self) -> None:
+        pass
+
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
+        data = b"".join(pieces)
+        assert number not in self.parts
+        assert crc32c == checksum(data)
+        self.parts[number] = data
+        self.pieces[number] = len(pieces)
+        if is_last:
+            self.last = number
+
+    def _commit(self, size_bytes: int, crc32c: int) -> Committed:
+        assert (size_bytes, crc32c) == (len(self.data), checksum(self.data))
+        return Committed("sink")
 
     @property
     def data(self) -> bytes:
-        return b"".join(self.writes)
-
-    def commit(self) -> Committed:
-        return Committed("sink")
+        assert self.last == len(self.parts) - 1
+        return b"".join(self.parts[number] for number in range(len(self.parts)))
 
     def abort(self) -> None:
         pass

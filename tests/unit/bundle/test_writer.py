@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,9 @@ from ckptstore.bundle.writer import ShardWriter, build_index, renumbered
 from ckptstore.errors import UsageError
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader, decode_header
+from ckptstore.format.strings import encode_strings
 from ckptstore.format.table import Table
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Slice
 from tests.unit.bundle.helpers import Sink, add_all
 
@@ -65,64 +69,114 @@ def test_an_empty_string_tensor_stores_its_checksum():
     assert sink.data == bytes.fromhex("d8ea82a2")
 
 
+def _array(value: int | list[bytes], number: int) -> np.ndarray:
+    if isinstance(value, int):
+        return np.full(value, number, np.uint8)
+    return np.array([*value, None], object)[:-1]
+
+
 @given(
     st.lists(st.one_of(st.integers(0, 200), st.lists(st.binary(max_size=60), max_size=4)), max_size=12),
     st.integers(1, 64),
     st.integers(1, 100),
     st.integers(1, 90),
+    st.integers(1, 3),
+    st.booleans(),
 )
-def test_sizes_and_checksums_hold_whatever_the_batching(arrays, below, batch, chunk):
-    kept = (
-        writer_module._BATCHED_BELOW_BYTES,
-        writer_module._BATCH_SIZE_BYTES,
-        writer_module._CHUNK_SIZE_BYTES,
-    )
-    writer_module._BATCHED_BELOW_BYTES, writer_module._BATCH_SIZE_BYTES = below, batch
-    writer_module._CHUNK_SIZE_BYTES = chunk
-    try:
-        sink, writer = Sink(), None
-        writer = ShardWriter(sink)
-        raw = []
-        for number, value in enumerate(arrays):
-            array = (
-                np.full(value, number, np.uint8)
-                if isinstance(value, int)
-                else np.array([*value, None], object)[:-1]
-            )
-            writer.add(f"t{number}", array)
-            raw.append(array.tobytes() if isinstance(value, int) else None)
-            assert writer.size_bytes == sum(entry.size_bytes for _, entry in writer.entries)
-        before = writer.crc32c
+def test_sizes_and_checksums_hold_however_it_is_cut(arrays, below, batch, part, parallel, is_planned):
+    with (
+        mock.patch.object(writer_module, "_BATCHED_BELOW_BYTES", below),
+        mock.patch.object(writer_module, "_BATCH_SIZE_BYTES", batch),
+    ):
+        items = [write_item(f"t{number}", _array(value, number)) for number, value in enumerate(arrays)]
+        sink = Sink(part, parallel)
+        if is_planned:
+            writer = ShardWriter(sink, size_bytes=sum(item.size_bytes for item in items))
+            writer.write(items)
+        else:
+            writer = ShardWriter(sink)
+            for item in items:
+                writer.add_item(item)
+        assert writer.size_bytes == sum(item.size_bytes for item in items)
         writer.finish()
-    finally:
-        (
-            writer_module._BATCHED_BELOW_BYTES,
-            writer_module._BATCH_SIZE_BYTES,
-            writer_module._CHUNK_SIZE_BYTES,
-        ) = kept
-    assert writer.crc32c == before == crc32c(sink.data)
+        writer.close()
+    assert writer.crc32c == crc32c(sink.data)
     assert writer.size_bytes == len(sink.data)
-    for (_, entry), bytes_ in zip(writer.entries, raw, strict=True):
-        if bytes_ is not None:
-            assert sink.data[entry.offset : entry.offset + entry.size_bytes] == bytes_
-            assert entry.masked_crc32c == mask(crc32c(bytes_))
+    offset = 0
+    for (_, entry), item, value in zip(writer.entries, items, arrays, strict=True):
+        stored = sink.data[entry.offset : entry.offset + entry.size_bytes]
+        assert (entry.offset, entry.size_bytes) == (offset, item.size_bytes)
+        offset += item.size_bytes
+        if isinstance(value, int):
+            assert stored == item.array.tobytes()
+            assert entry.masked_crc32c == mask(crc32c(stored))
+        else:
+            payload, crc = encode_strings(value)
+            assert (stored, entry.masked_crc32c) == (payload, mask(crc))
 
 
-def test_small_tensors_share_writes_and_large_ones_come_in_chunks():
+def test_small_tensors_share_a_piece_and_large_ones_are_not_copied():
     sink, _ = written(*({"name": f"t{n}", "array": np.zeros(256, "f4")} for n in range(3000)))
-    assert len(sink.writes) == 1
-    sink, _ = written({"name": "big", "array": np.zeros(20 << 20, np.uint8)})
-    assert [len(chunk) for chunk in sink.writes] == [8 << 20, 8 << 20, 4 << 20]
-
-
-def test_the_array_may_change_as_soon_as_it_was_added():
+    assert sink.pieces == {0: 1}
     sink = Sink()
-    writer = ShardWriter(sink)
-    array = np.arange(4, dtype=np.uint8)
-    writer.add("w", array)
-    array[:] = 9
+    writer = ShardWriter(sink, size_bytes=20 << 20, transfer=(transfer := Transfer("save", "x")))
+    writer.write([write_item("big", np.zeros(20 << 20, np.uint8))])
     writer.finish()
-    assert sink.data == bytes([0, 1, 2, 3])
+    assert [len(sink.parts[number]) for number in range(3)] == [8 << 20, 8 << 20, 4 << 20]
+    assert transfer.budget.high_water_bytes == 0
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+@pytest.mark.parametrize("size_bytes", [1000, 300_000, 3 << 20])
+def test_an_array_that_was_added_may_change_at_once(size_bytes, parallel):
+    sink = Sink(1 << 20, parallel)
+    writer = ShardWriter(sink)
+    array = np.empty(size_bytes, np.uint8)
+    for value in range(4):
+        array[:] = value
+        writer.add(f"t{value}", array)
+    array[:] = 99
+    writer.finish()
+    writer.close()
+    assert sink.data == b"".join(bytes([value]) * size_bytes for value in range(4))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        np.arange(600_000, dtype=">i4").reshape(300, 2000),
+        np.arange(600_000, dtype="<i4").reshape(2000, 300).T,
+        np.arange(1_200_000, dtype="<i4").reshape(600, 2000)[::-2],
+        np.asfortranarray(np.arange(600_000, dtype=">i4").reshape(2, 3, 100_000)),
+    ],
+    ids=["byte order", "transposed", "strided", "both"],
+)
+def test_what_is_converted_stays_within_its_chunks(odd, monkeypatch):
+    monkeypatch.setattr(writer_module, "_CHUNK_SIZE_BYTES", 64 * 1024)
+    transfer = Transfer("save", "x", memory_budget=200 * 1024)
+    sink = Sink(100_000, 2)
+    writer = ShardWriter(sink, transfer=transfer, size_bytes=2_400_000)
+    writer.write([write_item("odd", odd)])
+    writer.finish()
+    writer.close()
+    ((_, entry),) = writer.entries
+    assert sink.data == odd.astype("<i4").tobytes()
+    assert entry.masked_crc32c == mask(crc32c(sink.data))
+    assert 0 < transfer.budget.high_water_bytes <= 200 * 1024
+    assert transfer.budget.used_bytes == 0
+
+
+def test_a_budget_below_one_part_still_gets_everything_through():
+    transfer = Transfer("save", "x", memory_budget=1000)
+    sink = Sink(100_000, 2)
+    items = [write_item(f"t{n}", np.full(300, n % 250, np.uint8)) for n in range(3000)]
+    items.append(write_item("s", np.array([b"x" * 400_000], object)))
+    writer = ShardWriter(sink, transfer=transfer, size_bytes=sum(item.size_bytes for item in items))
+    writer.write(items)
+    writer.finish()
+    writer.close()
+    assert len(sink.data) == writer.size_bytes
+    assert transfer.budget.used_bytes == 0
 
 
 def test_the_caller_s_layout_does_not_matter():
@@ -167,6 +221,7 @@ def test_slices_of_one_tensor_meet_from_several_shards():
             writer.add("w", np.zeros(2), shape=(4,), spec=[(4 - 2 * number, 2)])
         else:
             writer.add("a", 1.0)
+        writer.finish()
         shards += writer.entries
     items = dict(Table.from_bytes(build_index(shards, 3), source="x").items())
     # float64, shape [4], shard 1 (the first that mentions it), slices 2,2 then 0,2

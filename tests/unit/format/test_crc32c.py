@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import UsageError
-from ckptstore.format.crc32c import combine, crc32c, mask, unmask
+from ckptstore.format.crc32c import combine, crc32c, crc32c_of_each, crc32c_of_ranges, mask, mask_many, unmask
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,26 @@ def test_combine_takes_lengths_beyond_any_memory():
 def test_combine_refuses_a_negative_length():
     with pytest.raises(ValueError, match="negative"):
         combine(1, 2, -1)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8)])
+def test_ranges_of_one_buffer_each_have_their_own_checksum(kind):
+    data = bytes(range(256)) * 4
+    starts, stops = [0, 7, 1000, 5, 1024], [1024, 7, 1024, 300, 1024]
+    expected = [crc32c(data[start:stop]) for start, stop in zip(starts, stops, strict=True)]
+    assert crc32c_of_ranges(kind(data), starts, stops) == expected
+    with pytest.raises(ValueError, match="zip"):
+        crc32c_of_ranges(kind(data), starts, stops[1:])
+
+
+def test_arrays_and_bytes_each_have_their_own_checksum():
+    buffers = [np.arange(6.0).reshape(2, 3), np.array(True), np.empty((0, 3), "i2"), b"123456789"]
+    assert crc32c_of_each(buffers) == [crc32c(np.asarray(buffer).tobytes()) for buffer in buffers[:3]] + [
+        0xE3069283
+    ]
+
+
+def test_many_masks_are_the_single_ones():
+    crcs = [0, 1, 0x7FFF, 0x8000, 0xE3069283, 0xFFFFFFFF]
+    assert mask_many(crcs).tolist() == [mask(crc) for crc in crcs]
+    assert mask_many([]).tolist() == []

@@ -154,7 +154,7 @@ class TestEntry:
         for _ in range(data.draw(st.integers(0, 3))):
             raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         try:
-            fast = entry_module._decode_usual_layout(bytes(raw))
+            fast = entry_module.decode_usual_entry(bytes(raw))
         except FormatError:
             with pytest.raises(FormatError):
                 entry_module._decode_any_layout(bytes(raw))
@@ -168,7 +168,7 @@ class TestEntry:
                 if key:
                     entry = decode(value)
                     assert encode_entry(entry) == value
-                    assert (entry_module._decode_usual_layout(value) is None) == bool(entry.slices)
+                    assert (entry_module.decode_usual_entry(value) is None) == bool(entry.slices)
                     check_entry(entry, source="s", tensor="w")
 
     def test_fields_in_another_order_and_unknown_ones_are_understood(self):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import ChecksumError, CorruptError, FormatError, TruncatedFileError, UnsupportedError
-from ckptstore.format.block import Block, BlockHandle, read_block
+from ckptstore.format.block import Block, BlockHandle, BlockRows, read_block
 from ckptstore.format.block_builder import with_trailer
 from ckptstore.format.coding import encode_fixed32, encode_fixed64, encode_varint
 from ckptstore.format.crc32c import crc32c, mask
@@ -58,7 +58,25 @@ def craft(blocks: list[bytes], index: bytes, *, metaindex: bytes = block(b"")) -
 
 
 def read_all(data: bytes) -> list[tuple[bytes, bytes]]:
-    return list(Table.from_bytes(data, source="bad.index").items())
+    """Return every item, read in both ways; they must agree, errors included."""
+    table = Table.from_bytes(data, source="bad.index")
+    items, message = outcome(lambda: list(table.items()))
+    rows, same_message = outcome(lambda: [item for rows in table.rows() for item in items_of(rows)])
+    assert (rows, same_message) == (items, message)
+    return list(table.items())
+
+
+def outcome(read):
+    """Return what `read` returns, or the kind and text of its error."""
+    try:
+        return read(), None
+    except CorruptError as error:
+        return None, (type(error), str(error))
+
+
+def items_of(rows: BlockRows) -> list[tuple[bytes, bytes]]:
+    values = [rows.contents[start:stop] for start, stop in zip(rows.starts, rows.stops, strict=True)]
+    return list(zip(rows.keys, values, strict=True))
 
 
 class TestReading:
@@ -312,6 +330,9 @@ class TestHostile:
             for use in (lambda b: list(b.items()), lambda b: b.get(key), lambda b: list(b.items_from(key))):
                 with contextlib.suppress(CorruptError):
                     use(Block(contents, source="s"))
+            assert outcome(lambda c=contents: items_of(Block(c, source="s").rows())) == outcome(
+                lambda c=contents: list(Block(c, source="s").items())
+            )
 
     @given(st.data())
     def test_a_table_changed_under_good_checksums_ends_in_entries_or_a_typed_error(self, fixtures_dir, data):

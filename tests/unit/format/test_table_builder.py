@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ckptstore.errors import UsageError
-from ckptstore.format.block_builder import BlockBuilder, shared_prefix_length
+from ckptstore.format.block_builder import BlockBuilder, shared_prefix_length, shared_prefix_lengths
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptstore.format.table import Table
@@ -211,3 +215,72 @@ def test_a_finished_table_takes_nothing_more():
 )
 def test_shared_prefix_length(a, b, shared):
     assert shared_prefix_length(a, b) == shared == shared_prefix_length(b, a)
+
+
+def extended(keys: list[bytes], values: list[bytes], cuts: list[int]) -> bytes:
+    """Return the table of items that are handed over in several calls."""
+    builder = TableBuilder()
+    for start, stop in pairwise([0, *sorted(cuts), len(keys)]):
+        builder.extend(keys[start:stop], values[start:stop])
+    return builder.finish()
+
+
+ALPHABETS = [b"\x00", b"\x00\xff", b"ab", bytes(range(256)), "aé/\U0001f600".encode()]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_many_items_at_once_give_the_bytes_of_single_ones(seed):
+    rng = random.Random(seed)
+    alphabet = rng.choice(ALPHABETS)
+
+    def text(longest: int) -> bytes:
+        return bytes(rng.choices(alphabet, k=rng.randrange(longest)))
+
+    prefixes = [text(rng.choice([2, 40, 300])) for _ in range(5)]
+    longest = rng.choice([3, 12, 200])
+    count = rng.choice([0, 1, 2, 16, 17, 31, 33, 100, 1000, 9000])
+    keys = sorted({rng.choice(prefixes) + text(longest) for _ in range(count)})
+    values = [bytes(rng.randrange(rng.choice([30, 200, 3000]))) for _ in keys]
+    if keys and rng.random() < 0.3:
+        for _ in range(3):
+            values[rng.randrange(len(keys))] = bytes(rng.choice([524_288, 524_200, 262_144, 300_000]))
+    cuts = [rng.randrange(len(keys) + 1) for _ in range(rng.randrange(4))]
+    assert extended(keys, values, cuts) == build(zip(keys, values, strict=True))
+
+
+@pytest.mark.parametrize("size", range(50, 62))
+def test_many_items_at_once_close_blocks_where_single_ones_do(size):
+    keys = [b"%07d" % number for number in range(20_000)]
+    values = [bytes(size)] * len(keys)
+    data = extended(keys, values, [1])
+    assert data == build(zip(keys, values, strict=True))
+    assert Table.from_bytes(data, source="s").block_count > 3
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 50, 4096, 4999])
+def test_many_items_that_do_not_ascend_are_refused_like_single_ones(wrong):
+    keys = [b"%05d" % number for number in range(1, 5001)]
+    keys[wrong] = b"00000" if wrong else b""
+    single, bulk = TableBuilder(), TableBuilder()
+    for builder in (single, bulk):
+        builder.add(b"", b"")
+    with pytest.raises(UsageError) as found:
+        bulk.extend(keys, [b""] * len(keys))
+    for key in keys[:wrong]:
+        single.add(key, b"")
+    with pytest.raises(UsageError) as expected:
+        single.add(keys[wrong], b"")
+    assert str(found.value) == str(expected.value)
+
+
+def test_nothing_can_be_extended_after_the_end():
+    builder = TableBuilder()
+    builder.finish()
+    with pytest.raises(UsageError, match="finished"):
+        builder.extend([b"%05d" % number for number in range(100)], [b""] * 100)
+
+
+@given(st.lists(st.binary(max_size=6), max_size=12), st.binary(max_size=6))
+def test_shared_prefixes_of_many_keys_are_those_of_each_pair(keys, last):
+    expected = [shared_prefix_length(a, b) for a, b in pairwise([last, *keys])]
+    assert shared_prefix_lengths(last, keys).tolist() == expected

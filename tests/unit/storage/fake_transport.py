@@ -25,11 +25,12 @@ from ckptstore.storage.transport import (
     Page,
     Place,
     Precondition,
-    Receiver,
     Session,
+    Sink,
     StaleUpload,
     Stored,
     Transport,
+    pour,
 )
 
 _endpoints = itertools.count(1)
@@ -153,7 +154,7 @@ class FakeTransport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Receiver],
+        accept: Callable[[Heading], Sink],
     ) -> None:
         step = self._step("get", f"{place.name} {byte_range or ''}".strip())
         stone = self._find(place.name)
@@ -171,16 +172,16 @@ class FakeTransport(Transport):
                 raise Fault(Kind.BAD_RANGE, "416")
             body = stone.data[start:stop]
             heading = Heading(206, stone.version, len(body), f"bytes {start}-{stop - 1}/{size}")
-        receive = accept(heading)
+        sink = accept(heading)
         if step is not None:
-            receive(memoryview(body[: len(body) // 2]))
+            pour(body[: len(body) // 2], sink)
             step.fire()
-        receive(memoryview(body))
+        pour(body, sink)
 
     def put(
         self,
         place: Place,
-        data: memoryview,
+        pieces: Sequence[memoryview],
         operation: Operation,
         *,
         crc32c: int,
@@ -189,7 +190,7 @@ class FakeTransport(Transport):
     ) -> Stored:
         step = self._step("put", place.name)
         self._check(place.name, precondition)
-        version = self.place_raw(place.name, bytes(data), write_id)
+        version = self.place_raw(place.name, b"".join(pieces), write_id)
         self._end(step)
         return Stored(version, self.objects[place.name].crc32c if self.tells_checksum else None)
 
@@ -267,7 +268,6 @@ class FakeTransport(Transport):
 
 
 class FakeSession(Session):
-    parallel = 2
     sends_last_part = True
 
     def __init__(
@@ -290,19 +290,23 @@ class FakeSession(Session):
     def upload_id(self) -> str:
         return f"upload-{self._number}"
 
-    def send(self, number: int, offset: int, data: memoryview, crc32c: int, operation: Operation) -> None:
+    def send(
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+    ) -> None:
         step = self._transport._step("send", f"{self.place.name} {number}")
         if not self.is_open:
             raise Fault(Kind.UPLOAD_GONE, "no such upload")
-        self.parts[number] = bytes(data)
+        self.parts[number] = b"".join(pieces)
         self._transport._end(step)
 
-    def complete(self, last: memoryview, size_bytes: int, crc32c: int, operation: Operation) -> Stored:
+    def complete(
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
+    ) -> Stored:
         step = self._transport._step("complete", self.place.name)
         if not self.is_open:
             raise Fault(Kind.UPLOAD_GONE, "no such upload")
         self._transport._check(self.place.name, self._precondition)
-        data = b"".join(self.parts[number] for number in sorted(self.parts)) + bytes(last)
+        data = b"".join(self.parts[number] for number in sorted(self.parts)) + b"".join(last)
         version = self._transport.place_raw(self.place.name, data, self._write_id)
         self.is_open = False
         self._transport._end(step)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,24 @@ class TestTrial:
             self.run(Interrupted)
 
 
+class TestPromises:
+    """What a power cut or the end of the process may take."""
+
+    @pytest.mark.parametrize(
+        ("backend", "said"),
+        [
+            ("memory", "nothing here outlives this process"),
+            # Whatever lies behind it, a file server or a disk, it is not this process.
+            ("sftp", "a power cut may take what was acknowledged"),
+        ],
+    )
+    def test_what_is_not_durable_is_told_as_it_is(self, backend: str, said: str) -> None:
+        class Named(StorageWrapper):
+            capabilities = replace(MemoryStorage.capabilities, backend=backend)  # type: ignore[assignment]
+
+        assert of(diagnose(Named(MemoryStorage()), "/promises"), "durable").detail == said
+
+
 class TestObjectStores:
     def storage(self, **transport: Any) -> tuple[FakeTransport, ObjectStorage]:
         fake = FakeTransport(**transport)
@@ -236,7 +255,7 @@ class TestObjectStores:
     def test_endpoint_bucket_and_conditions(self) -> None:
         fake, storage = self.storage()
         findings = diagnose(storage, "bucket/run")
-        assert list(states(findings))[:3] == ["endpoint", "bucket", "conditions"]
+        assert list(states(findings))[:4] == ["endpoint", "bucket", "large objects", "conditions"]
         assert of(findings, "endpoint").detail == fake.endpoint
         assert of(findings, "conditions").detail == (
             "create honoured, swap honoured (of nothing: 404), delete honoured"
@@ -325,6 +344,7 @@ class TestLocal:
             "fsync",
             "locks",
             "hard links",
+            "large files",
             "extended attributes",
         ]
         assert list(states(findings)) == [*checks, *TRIED, "delete", "several writers", "durable"]

@@ -40,7 +40,7 @@ def test_a_query_leaves_out_what_is_not_given() -> None:
 @given(st.binary(max_size=200))
 def test_a_related_body_has_two_parts_with_crlf(data: bytes) -> None:
     fields = messages.resource("run/é", "w1", crc32c=1, cache_control="no-store")
-    content_type, pieces = messages.related_body(fields, memoryview(data))
+    content_type, pieces = messages.related_body(fields, (memoryview(data),))
     body = b"".join(pieces)
     boundary = re.fullmatch(r'multipart/related; boundary="(\w+)"', content_type)
     assert boundary is not None

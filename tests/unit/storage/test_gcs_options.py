@@ -66,6 +66,7 @@ def test_credentials_do_not_travel_in_the_clear() -> None:
     with pytest.raises(UsageError, match="plain http"):
         resolve_options(options)
     assert resolve_options(options | {"allow_http": True})[1] == "http://storage.example"
+    assert resolve_options(options | {"token": "anon"})[1] == "http://storage.example"
 
 
 @pytest.mark.parametrize(

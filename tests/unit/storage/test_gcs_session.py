@@ -91,8 +91,8 @@ def send_all(session: ResumableSession, data: bytes, chunk: int) -> Stored:
     whole = (len(data) - 1) // chunk * chunk if data else 0
     for number, offset in enumerate(range(0, whole, chunk)):
         piece = view[offset : offset + chunk]
-        attempts(lambda op, n=number, o=offset, p=piece: session.send(n, o, p, crc32c(p), op))
-    return attempts(lambda op: session.complete(view[whole:], len(data), crc32c(data), op))
+        attempts(lambda op, n=number, o=offset, p=piece: session.send(n, o, (p,), crc32c(p), op))
+    return attempts(lambda op: session.complete((view[whole:],), len(data), crc32c(data), op))
 
 
 DATA = bytes(range(37))
@@ -125,9 +125,9 @@ def test_after_a_fault_only_what_is_missing_is_sent(
 def test_a_lost_answer_to_the_last_chunk_is_asked_for(
     server: Server, session: ResumableSession, kept: int
 ) -> None:
-    attempts(lambda op: session.send(0, 0, memoryview(DATA[:32]), 0, op))
+    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:32]),), 0, op))
     server.faults = [(kept, Fault(Kind.CUT, "gone"))]
-    assert attempts(lambda op: session.complete(memoryview(DATA[32:]), 37, crc32c(DATA), op)) == Stored(
+    assert attempts(lambda op: session.complete((memoryview(DATA[32:]),), 37, crc32c(DATA), op)) == Stored(
         "7", 1
     )
     assert server.kept == DATA
@@ -144,14 +144,14 @@ def test_a_server_that_keeps_little_at_a_time_gets_the_rest_without_being_asked(
 
 
 def test_an_empty_last_chunk_ends_the_session(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.send(0, 0, memoryview(DATA[:32]), 0, op))
-    attempts(lambda op: session.complete(memoryview(b""), 32, 0, op))
+    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:32]),), 0, op))
+    attempts(lambda op: session.complete((), 32, 0, op))
     assert server.seen == ["bytes 0-31/*", "bytes */32"]
     assert server.is_finished
 
 
 def test_an_empty_object_is_one_request(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.complete(memoryview(b""), 0, 0, op))
+    attempts(lambda op: session.complete((), 0, 0, op))
     assert server.seen == ["bytes */0"]
     assert server.is_finished
 
@@ -164,7 +164,7 @@ def test_the_checksum_goes_with_the_end() -> None:
         return Answer(200, {}, b"")
 
     session = ResumableSession("http://host/", exchange, lambda answer: Stored("7"))
-    attempts(lambda op: session.complete(memoryview(b"0123456789"), 10, crc32c(b"0123456789"), op))
+    attempts(lambda op: session.complete((memoryview(b"0123456789"),), 10, crc32c(b"0123456789"), op))
     assert seen == ["crc32c=KAwGng=="]
 
 
@@ -189,15 +189,15 @@ def test_other_answers_to_a_chunk(
 ) -> None:
     server.answers[1] = answer
     with pytest.raises(Fault) as caught:
-        attempts(lambda op: session.send(0, 0, memoryview(DATA[:16]), 0, op))
+        attempts(lambda op: session.send(0, 0, (memoryview(DATA[:16]),), 0, op))
     assert caught.value.kind is kind
 
 
 def test_bytes_that_were_acknowledged_and_are_gone_end_it(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.send(0, 0, memoryview(DATA[:16]), 0, op))
+    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:16]),), 0, op))
     server.answers[2] = Answer(308, {"Range": "bytes=0-7"}, b"")
     with pytest.raises(Fault) as caught:
-        attempts(lambda op: session.send(1, 16, memoryview(DATA[16:32]), 0, op))
+        attempts(lambda op: session.send(1, 16, (memoryview(DATA[16:32]),), 0, op))
     assert caught.value.kind is Kind.UPLOAD_GONE
 
 

@@ -422,7 +422,7 @@ def test_what_does_not_fit_into_memory_waits_in_a_file_that_goes_away(
     here: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    data = os.urandom(1 << 20) * 20
+    data = os.urandom(1 << 20) * 25
     with here.storage.upload(here.key) as upload:
         for start in range(0, len(data), 3_000_000):
             upload.write(data[start : start + 3_000_000])
@@ -445,7 +445,7 @@ def test_a_full_temporary_directory_is_a_full_storage(
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     with pytest.raises(StorageFullError), here.storage.upload(here.key) as upload:
-        upload.write(bytes(17 << 20))
+        upload.write(bytes(25 << 20))
 
 
 def test_clients_that_wait_by_themselves_are_called_one_at_a_time(here: Location) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from ckptstore.checksums import crc32c
 from ckptstore.errors import NotFoundError, TruncatedFileError, UsageError
 from ckptstore.storage import local
 from ckptstore.storage.base import Committed, Lost, Storage
@@ -309,7 +311,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_truncated(
 def test_the_unfinished_file_lies_beside_the_final_one(storage: LocalStorage, tmp_path: Path) -> None:
     # Another directory could be another disk, from which nothing can be linked.
     with storage.upload(str(tmp_path / "model.data-00000-of-00001")) as handle:
-        handle.write(b"x")
+        handle.send(0, (memoryview(b"x"),), crc32c(b"x"), is_last=True)
         (name,) = os.listdir(tmp_path)
         assert re.fullmatch(r"model\.data-00000-of-00001\.tmp-[0-9a-f]{8}-[0-9a-f]{16}", name)
         # Not by Python's buffers, but on its way to the disk.
@@ -365,3 +367,61 @@ def test_the_size_of_an_upload_is_a_hint_only(tmp_path: Path, hint: int) -> None
         assert isinstance(upload.commit(), Committed)
     assert (tmp_path / "file").read_bytes() == data
     assert (tmp_path / "file").stat().st_blocks * 512 < len(data) + (1 << 20)
+
+
+def test_many_threads_read_into_their_own_memory(storage: LocalStorage, tmp_path: Path) -> None:
+    key = str(tmp_path / "shard")
+    data = os.urandom(6 << 20)
+    storage.put_new(key, data)
+    version = storage.head(key).version
+    found = bytearray(len(data))
+    step = 1_500_000
+    starts = list(range(0, len(data), step))
+
+    def read() -> None:
+        while True:
+            try:
+                start = starts.pop()
+            except IndexError:
+                return
+            stop = min(start + step, len(data))
+            middle = min(start + 200_001, stop)
+            view = memoryview(found)
+            storage.read_into(
+                key,
+                [ByteRange(middle, stop), ByteRange(start, middle)],
+                [view[middle:stop], view[start:middle]],
+                version=version,
+            )
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert found == data
+
+
+def test_only_large_reads_ask_for_more_and_may_be_refused_it(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = str(tmp_path / "shard")
+    data = os.urandom(2 << 20)
+    storage.put_new(key, data)
+    asked: list[int] = []
+
+    def refuse(fd: int, offset: int, size_bytes: int, advice: int) -> None:
+        asked.append(advice)
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    found = bytearray(len(data))
+    storage.read_into(key, [ByteRange(0, 1000)], [memoryview(found)[:1000]])
+    assert asked == []
+    storage.read_into(key, [ByteRange(0, len(data))], [memoryview(found)])
+    assert asked == [os.POSIX_FADV_SEQUENTIAL]
+    assert found == data
+
+
+def test_several_reads_at_a_time_are_worth_it(storage: LocalStorage) -> None:
+    assert 1 <= storage.parallel_reads <= 4

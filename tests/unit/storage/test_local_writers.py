@@ -150,9 +150,9 @@ def test_an_upload_that_was_dropped_leaves_nothing(storage: LocalStorage, tmp_pa
 
 def test_small_writes_under_way_are_no_leftovers(storage: LocalStorage, tmp_path: Path) -> None:
     with Directory(str(tmp_path)) as directory, TempFile(directory, "checkpoint") as temp:
-        temp.write(memoryview(b"under way"))
+        temp.write_at(0, (memoryview(b"under way"),))
         assert storage.abort_stale_uploads(f"{tmp_path}/", NEVER) == 0
-        temp.seal()
+        temp.seal(9)
         assert isinstance(temp.publish(), Committed)
 
 

@@ -35,6 +35,9 @@ def test_everything_else_stays() -> None:
     [
         ("GET https://h/b/k?X-Amz-Signature=abc&X-Amz-Credential=x failed", "GET https://h/b/k?*** failed"),
         ("cannot reach http://user:password@host:9000/b", "cannot reach http://***@host:9000/b"),
+        ("X-Amz-Security-Token: FwoG/YXd+zEB==; Range: 1", "X-Amz-Security-Token: ***; Range: 1"),
+        ('{"refresh_token": "1//0e-x", "a": 1}', '{"refresh_token": "***", "a": 1}'),
+        ("assertion=eyJhbGci.Oi.J9&grant_type=x", "assertion=***&grant_type=x"),
         ("sent Authorization: Bearer ya29.abc-def, refused", "sent Authorization: Bearer ***, refused"),
     ],
 )

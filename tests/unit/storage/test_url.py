@@ -134,7 +134,7 @@ def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
     with pytest.raises(UsageError, match="password") as caught:
         parse_url("sftp://me:tops3cret@host/run")
     assert "tops3cret" not in str(caught.value)
-    assert caught.value.url == "sftp://***@host"
+    assert caught.value.url == "sftp://***@host/run"
     assert parse_url("abfs://container@account.example/run").key == "container@account.example/run"
 
 

@@ -50,7 +50,7 @@ EVERY_PRIMITIVE = [
     "read_into",
     "head",
     "upload",
-    "upload.write",
+    "upload.send",
     "upload.commit",
     "upload.abort",
     "upload.close",
@@ -68,7 +68,7 @@ def test_every_call_is_counted(key: str) -> None:
     assert dict(storage.counts) == dict.fromkeys(EVERY_PRIMITIVE, 1)
     assert storage.calls[0] == Call("put_new", key)
     assert storage.keys("delete_many") == [key + ".data", key + ".meta"]
-    assert storage.keys("upload.write") == [key + ".data"]
+    assert storage.keys("upload.send") == [key + ".data"]
     storage.reset()
     assert storage.calls == []
     assert storage.counts.total() == 0
@@ -117,12 +117,16 @@ def test_without_faults_everything_passes(key: str) -> None:
 
 def test_the_dead_do_not_clean_up(key: str, tmp_path: Path) -> None:
     storage = FaultyStorage(LocalStorage(), crash_before=3)
+    sent = b""
 
     def save() -> None:
+        nonlocal sent
         try:
             with storage.upload(key) as upload:
-                upload.write(b"half")
-                upload.write(b"other half")
+                sent = b"h" * upload.part_size_bytes
+                half = memoryview(sent)
+                upload.send(0, (half,), 0)
+                upload.send(1, (half,), 0)
         finally:
             storage.delete_many([key])
 
@@ -138,7 +142,7 @@ def test_the_dead_do_not_clean_up(key: str, tmp_path: Path) -> None:
         with pytest.raises(SimulatedCrash):
             call()
     (left,) = tmp_path.iterdir()
-    assert left.read_bytes() == b"half"
+    assert left.read_bytes() == sent
 
 
 @pytest.mark.parametrize("after_commit", [False, True])

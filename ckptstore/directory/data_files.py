@@ -1,0 +1,331 @@
+"""The data files of one save, written but named by no index yet."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack, suppress
+from types import TracebackType
+
+from ckptstore.bundle.plan import SavePlan, ShardPlan
+from ckptstore.bundle.stage import Stage
+from ckptstore.bundle.writer import IndexEntry, ShardWriter, build_index, renumbered
+from ckptstore.directory.collect import collect_graph, collect_shards
+from ckptstore.directory.publish import put_graph
+from ckptstore.directory.standing import choose_count, name_is_taken, read_standing
+from ckptstore.errors import (
+    AmbiguousOutcomeError,
+    CkptStoreError,
+    FencedError,
+    IncompleteBundleError,
+    NotFoundError,
+)
+from ckptstore.format.naming import data_name, meta_name
+from ckptstore.format.record_protocol import ShardName
+from ckptstore.storage.base import Ambiguous, Committed, Location, PutOutcome
+from ckptstore.storage.scope import Scope
+from ckptstore.storage.upload import Upload
+from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import ByteRange
+
+__all__ = ["ShardSet"]
+
+_COPY_SIZE_BYTES = 8 * 1024 * 1024
+
+# Whoever leaves a save that failed is not held up for longer; what then stays is left to ``gc``.
+_CLEAN_UP_S = 10.0
+
+
+class ShardSet:
+    """The data files of one save, written but named by no index yet.
+
+    Leaving the ``with`` block before `publish_index` succeeded deletes them again, unless its answer was
+    lost: then an index may name them.
+
+    Parameters
+    ----------
+    directory : Location
+    prefix : str
+        Direct child of `directory`.
+    transfer : Transfer, optional
+        The save that this belongs to.
+    stage : Stage, optional
+        Holds, or will hold, the bytes of the plan that is written.
+    """
+
+    def __init__(
+        self,
+        directory: Location,
+        prefix: str,
+        *,
+        transfer: Transfer | None = None,
+        stage: Stage | None = None,
+    ) -> None:
+        self.directory = directory
+        self.prefix = prefix
+        self._transfer = transfer or Transfer("save", directory.child(prefix).url)
+        self._stage = stage
+        self.index = b""
+        self.versions: dict[int, str] = {}
+        self.named = False
+        self._uploads = ExitStack()
+        self._upload: Upload | None = None
+        self._writer: ShardWriter | None = None
+        self._name: ShardName = (0, 0)
+        self._entries: list[IndexEntry] = []
+        self._committed: list[ShardName] = []
+        self._canonical_count = 0
+        self._in_doubt: ShardName | None = None
+        self._graph: tuple[Location, bytes] | None = None
+
+    @property
+    def shards(self) -> tuple[ShardName, ...]:
+        """Shard number and count of each file."""
+        return tuple(self._committed)
+
+    def write(self, plan: SavePlan, taken: Collection[int] | None) -> None:
+        """Write every shard of `plan` in one pass, and build the index bytes.
+
+        Parameters
+        ----------
+        taken : collection of int or None
+            See `choose_count`.
+        """
+        refused = taken
+        shards = self._canonical_count = len(plan.shards)
+        if refused is None and self._stage is not None and not self._stage.is_whole:
+            # What is staged piece by piece cannot be written twice.
+            refused = set() if name_is_taken(self.directory, self.prefix, shards, shards) else None
+        self._transfer.restart(plan.size_bytes)
+        while not self._write(plan, choose_count(shards, refused)):
+            refused = refused or set()
+            self._transfer.restart(plan.size_bytes)
+
+    def _write(self, plan: SavePlan, count: int) -> bool:
+        for number, shard in enumerate(plan.shards):
+            is_new = self._take(number, count, shard)
+            if is_new is None:
+                writer = self.begin(number, count, shard.size_bytes)
+                if self._stage is None:
+                    writer.write(shard.items)
+                else:
+                    writer.write_staged(shard.items, self._stage.shard(number, writer.held_bytes))
+                is_new = self.seal()
+            if not is_new:
+                # The leftover of a save that died: its name stays taken, whoever it belonged to.
+                self.drop()
+                return False
+        self.finish(count)
+        return True
+
+    def _take(self, number: int, count: int, shard: ShardPlan) -> bool | None:
+        """Copy the data file that has the bytes of `shard` already.
+
+        Returns
+        -------
+        bool or None
+            False if a file of the new name is there already; None if the bytes have to be written.
+        """
+        source = shard.source
+        if source is None:
+            return None
+        storage = self.directory.storage
+        source_key = self.directory.child(source.name).key
+        self._name = (number, count)
+        try:
+            version = source.version
+            if version is None:
+                info = storage.head(source_key)
+                if info.size_bytes != source.size_bytes:
+                    return None
+                version = info.version
+            self._in_doubt = self._name
+            outcome = storage.copy_from(
+                source_key, self.directory.child(data_name(self.prefix, number, count)).key, version
+            )
+        except NotFoundError:
+            # Retention or another program was there.
+            outcome = None
+        if outcome is None:
+            self._in_doubt = None
+            return None
+        is_new = self._settled(outcome)
+        if is_new:
+            self._entries.extend(renumbered(source.entries, number))
+            if self._stage is not None:
+                self._stage.shard(number, lambda: 0).skip(shard.size_bytes)
+            self._transfer.advance(shard.size_bytes)
+        return is_new
+
+    def begin(self, number: int, count: int, size_bytes: int | None = None) -> ShardWriter:
+        """Begin data file `number` of `count`; add its tensors, then `seal`."""
+        self._name = (number, count)
+        location = self.directory.child(data_name(self.prefix, number, count))
+        self._upload = self._uploads.enter_context(location.storage.upload(location.key, size_bytes))
+        self._writer = ShardWriter(
+            self._upload, shard_id=number, transfer=self._transfer, size_bytes=size_bytes
+        )
+        # Before the upload is closed nothing may be under way to it.
+        self._uploads.callback(self._writer.close)
+        return self._writer
+
+    def seal(self) -> bool:
+        """Make the data file begun last visible; False if one of that name is there already.
+
+        Raises
+        ------
+        AmbiguousOutcomeError
+            If the answer was lost.
+        """
+        assert self._writer is not None
+        assert self._upload is not None
+        self._writer.finish()
+        # Where no request is made, nothing else would notice.
+        self._transfer.scope.check()
+        is_new = self._commit(self._upload)
+        self._writer.close()
+        if not is_new:
+            return False
+        self._entries.extend(self._writer.entries)
+        return True
+
+    def _commit(self, upload: Upload) -> bool:
+        self._in_doubt = self._name
+        return self._settled(upload.commit())
+
+    def _settled(self, outcome: PutOutcome) -> bool:
+        if isinstance(outcome, Ambiguous):
+            raise AmbiguousOutcomeError(
+                "a data file may or may not have been written",
+                url=self.directory.child(data_name(self.prefix, *self._name)).url,
+                actual=outcome.reason,
+                hint="No index names it; save again.",
+            )
+        if isinstance(outcome, Committed):
+            self._committed.append(self._name)
+            self.versions[self._name[0]] = outcome.version
+        self._in_doubt = None
+        return isinstance(outcome, Committed)
+
+    def copy(self, number: int, count: int, source: Location) -> bool:
+        """Copy a whole data file from another bundle; False if a file of the new name is there already.
+
+        Raises
+        ------
+        IncompleteBundleError
+            If `source` is missing.
+        """
+        storage = source.storage
+        try:
+            info = storage.head(source.key)
+        except NotFoundError:
+            raise IncompleteBundleError(
+                "a data file is missing",
+                url=source.url,
+                hint="Bring it back from a copy, or leave this bundle out.",
+            ) from None
+        self._name = (number, count)
+        location = self.directory.child(data_name(self.prefix, number, count))
+        upload = self._uploads.enter_context(location.storage.upload(location.key, info.size_bytes))
+        window = memoryview(bytearray(min(_COPY_SIZE_BYTES, info.size_bytes)))
+        for start in range(0, info.size_bytes, _COPY_SIZE_BYTES):
+            stop = min(start + _COPY_SIZE_BYTES, info.size_bytes)
+            part = window[: stop - start]
+            storage.read_into(source.key, [ByteRange(start, stop)], [part], version=info.version)
+            upload.write(part)
+        return self._commit(upload)
+
+    def finish(self, count: int) -> None:
+        """Build the index of all shards."""
+        self.index = build_index(self._entries, count)
+
+    def put_graph(self, data: bytes, suffix: str, *, is_there: bool) -> None:
+        """Put the graph beside the checkpoint, to be dropped with it; `is_there` as for the function.
+
+        Raises
+        ------
+        ConflictError
+            If another writer keeps changing it.
+        """
+        location = self.directory.child(meta_name(self.prefix, suffix))
+        self._graph = (location, data)
+        put_graph(location, data, is_there=is_there)
+
+    def drop(self, *, fenced: bool = False) -> None:
+        """Delete what was written so far.
+
+        Parameters
+        ----------
+        fenced : bool
+            Another run saves here now. Its files may have the canonical names as soon as ours are gone, and
+            a delete that a client sends twice would take them: those are left to ``gc``, unless a file of
+            ours can be told from another's.
+        """
+        # A scope of its own: also after a save that was given up, or ran out of time.
+        with Scope(_CLEAN_UP_S, what="cannot clean up", url=self.directory.child(self.prefix).url):
+            self._drop(fenced)
+
+    def _drop(self, fenced: bool) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        committed, self._committed = self._committed, []
+        self._entries.clear()
+        doubtful = [] if self._in_doubt is None else [self._in_doubt]
+        if fenced:
+            doubtful += [name for name in committed if name[1] == self._canonical_count]
+            committed = [name for name in committed if name not in doubtful]
+        try:
+            if committed:
+                collect_shards(self.directory, self.prefix, committed)
+        finally:
+            self._uploads.close()
+        if doubtful or self._graph is not None:
+            self._drop_unnamed(doubtful)
+
+    def look_again(self) -> bool:
+        """Tell whether the index was published after all, once the call that should do it has failed.
+
+        If not, the files are dropped where it is certain that no index will name them.
+        """
+        return self._drop_unnamed(self._committed)
+
+    def _drop_unnamed(self, shards: Collection[ShardName]) -> bool:
+        """Delete those of `shards` that are ours and in no index, and a graph that is alone."""
+        storage = self.directory.storage
+        keys = {shard: self.directory.child(data_name(self.prefix, *shard)).key for shard in shards}
+        # Our uploads are closed by now: a file of such a name whose writer lives is another's. And asked
+        # before the index is read, which that writer has published by then or never will.
+        abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
+        standing = read_standing(self.directory, self.prefix)
+        named = () if standing is None else standing.shards
+        unnamed = [shard for shard in abandoned if shard not in named]
+        if unnamed:
+            collect_shards(self.directory, self.prefix, unnamed)
+        if standing is None and self._graph is not None and len(abandoned) == len(shards):
+            self._drop_graph(*self._graph)
+        return bool(shards) and set(shards) <= set(named)
+
+    def _drop_graph(self, location: Location, data: bytes) -> None:
+        try:
+            there = location.storage.get(location.key)
+        except NotFoundError:
+            return
+        if there.data == data:
+            collect_graph(location, there.version)
+
+    def __enter__(self) -> ShardSet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.named:
+            # Of committed uploads only handles are left. The checkpoint exists, whatever they say.
+            with suppress(CkptStoreError):
+                self._uploads.close()
+            return
+        try:
+            self.drop(fenced=isinstance(error, FencedError))
+        except CkptStoreError as second:
+            if error is None:
+                raise
+            error.add_note(f"Its files could not be removed either: {second}")

@@ -1,0 +1,113 @@
+"""Which tensors of a checkpoint go where, and the report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from ckptstore.bundle.names import tensor_not_found
+from ckptstore.bundle.reader import BundleReader
+from ckptstore.bundle.restore import restore_into
+from ckptstore.errors import UsageError
+from ckptstore.transfer.transfer import Transfer
+
+__all__ = ["RestoreReport", "checked_names", "restore_wanted"]
+
+
+@dataclass(frozen=True, eq=False)
+class RestoreReport:
+    """What `OpenCheckpoint.restore` did.
+
+    Attributes
+    ----------
+    restored : dict of name to ndarray
+        What was restored, by the names in `into` (without `into`: after renaming): the arrays that were
+        filled in place, or new writable ones.
+    missing : tuple of str
+        Names that were wanted and are not in the checkpoint, as `into` calls them.
+    unexpected : tuple of str
+        Names of the checkpoint that nothing wanted.
+    cast : tuple of str
+        Names of those restored whose array holds the file's type in another form: another byte order, text
+        of fixed width. Nothing is lost; a type that differs in any other way is an error.
+    """
+
+    restored: dict[str, npt.NDArray[Any]]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"RestoreReport(restored={sorted(self.restored)!r}, missing={self.missing!r}, "
+            f"unexpected={self.unexpected!r}, cast={self.cast!r})"
+        )
+
+
+def checked_names(names: Iterable[str]) -> list[str]:
+    """Return each name once; `UsageError` if `names` is one name."""
+    if isinstance(names, str):
+        raise UsageError("names must be a list of names, not one name", actual=repr(names))
+    return list(dict.fromkeys(names))
+
+
+def restore_wanted(
+    reader: BundleReader,
+    into: Mapping[str, Any] | None,
+    names: list[str] | None,
+    rename: Mapping[str, str],
+    *,
+    raise_missing: bool,
+    raise_unexpected: bool,
+    transfer: Transfer,
+) -> RestoreReport:
+    """Do what `OpenCheckpoint.restore` says, once, with one reader; `names` has each once."""
+    available = dict.fromkeys(reader.names())
+    source_of = _inverted(rename)
+    if names is not None:
+        wanted = {rename.get(name, name): name for name in names}
+        if len(wanted) < len(names):
+            raise UsageError("two tensors would be restored under one name", actual=", ".join(names))
+    elif into is None:
+        wanted = {
+            rename.get(name, name): name for name in available if rename.get(name, name) not in source_of
+        }
+        wanted |= source_of
+    else:
+        # What was renamed away is no longer known by its old name.
+        wanted = {target: source_of.get(target, "" if target in rename else target) for target in into}
+    absent = {target: source for target, source in wanted.items() if source not in available}
+    if absent and raise_missing:
+        target, source = next(iter(absent.items()))
+        error = tensor_not_found(source or target, list(available), reader.url)
+        if len(absent) > 1:
+            error.hint = f"{error.hint} In all, {len(absent)} names are missing."
+        raise error
+    present = {target: source for target, source in wanted.items() if target not in absent}
+    used = set(present.values())
+    left = () if names is not None else tuple(name for name in available if name not in used)
+    if left and raise_unexpected:
+        raise UsageError(
+            f"the checkpoint has {len(left)} tensors that nothing wants",
+            url=reader.url,
+            tensor=left[0],
+            actual=", ".join(left[:10]),
+            hint="Name them in `into`, or pass unexpected='ignore'.",
+        )
+    destination = {} if into is None else into
+    cast = restore_into(reader, destination, present, transfer=transfer)
+    return RestoreReport({target: destination[target] for target in present}, tuple(absent), left, cast)
+
+
+def _inverted(rename: Mapping[str, str]) -> dict[str, str]:
+    source_of: dict[str, str] = {}
+    for source, target in rename.items():
+        other = source_of.setdefault(target, source)
+        if other != source:
+            raise UsageError(
+                "two tensors are renamed to the same name", tensor=target, actual=f"{other} and {source}"
+            )
+    return source_of

@@ -1,0 +1,88 @@
+"""How a Saver, a manager or a checkpoint saves: the options beside what is saved, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from ckptstore.errors import UsageError
+from ckptstore.transfer.progress import Progress, reporter
+from ckptstore.transfer.transfer import Transfer
+
+if TYPE_CHECKING:
+    from ckptstore.storage.base import Location
+
+__all__ = ["Durability", "QueuePolicy", "SaveOptions"]
+
+Durability: TypeAlias = Literal["disk", "cache"]
+QueuePolicy: TypeAlias = Literal["wait", "skip", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOptions:
+    """Options of each save; see `Saver` for what they mean.
+
+    Raises
+    ------
+    UsageError
+        If one of them is wrong.
+    """
+
+    deadline_s: float | None = None
+    memory_budget: int | None = None
+    durability: Durability = "disk"
+    progress: Progress = None
+    reuse_unchanged: bool = False
+    queue: QueuePolicy = "wait"
+
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None:
+            _check_positive("deadline_s", self.deadline_s, "a number of seconds", int | float | np.number)
+            object.__setattr__(self, "deadline_s", float(self.deadline_s))
+        if self.memory_budget is not None:
+            _check_positive("memory_budget", self.memory_budget, "a number of bytes", int | np.integer)
+            object.__setattr__(self, "memory_budget", int(self.memory_budget))
+        _check_one_of("durability", self.durability, get_args(Durability))
+        _check_one_of("queue", self.queue, get_args(QueuePolicy))
+        reporter(self.progress)
+        if not isinstance(self.reuse_unchanged, bool | np.bool_):
+            raise UsageError(
+                "reuse_unchanged must be True or False", expected="a bool", actual=repr(self.reuse_unchanged)
+            )
+
+    def place(self, location: Location) -> Location:
+        """Return `location` in a storage that is as durable as these options ask for."""
+        if self.durability == "disk":
+            return location
+        return replace(location, storage=location.storage.relaxed())
+
+    def transfer(self, url: str, step: int | None) -> Transfer:
+        """Return a save of `url` that keeps to these options; its deadline begins now."""
+        return Transfer(
+            "save",
+            url,
+            step=step,
+            memory_budget=self.memory_budget,
+            deadline_s=self.deadline_s,
+            report=reporter(self.progress),
+        )
+
+
+def _check_positive(name: str, value: Any, unit: str, kinds: Any) -> None:
+    # numpy's comparison of a NaN is false, as Python's.
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        raise UsageError(
+            f"{name} must be {unit} above 0, or None for no limit", expected=unit, actual=repr(value)
+        )
+
+
+def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise UsageError(
+            f"{name} is none of those there are",
+            expected=" or ".join(repr(one) for one in known),
+            actual=repr(value),
+        )

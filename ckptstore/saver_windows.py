@@ -1,0 +1,78 @@
+"""The directories that a Saver saves into, and the checkpoints that its retention counts in each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from ckptstore.directory.retention import Entry, Retention
+from ckptstore.directory.save import CheckpointWriter
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+
+__all__ = ["SaverWindows"]
+
+_Key: TypeAlias = tuple[Any, str, str]
+
+
+class SaverWindows:
+    """One `CheckpointWriter` for each directory and record.
+
+    Parameters
+    ----------
+    retention : Retention
+    clock : callable
+        Seconds since 1970.
+
+    Threads
+    -------
+    One thread at a time; `paths` also while the writers save.
+    """
+
+    def __init__(self, retention: Retention, clock: Callable[[], float]) -> None:
+        self._retention = retention
+        self._clock = clock
+        self._writers: dict[_Key, CheckpointWriter] = {}
+        self._pid = os.getpid()
+        self._set: list[tuple[str, float]] = []
+        self._awaiting_set: set[_Key] | None = None
+
+    def writer(self, prefix: Location, record: Location) -> CheckpointWriter:
+        """Return the writer for the directory of `prefix`."""
+        if self._pid != os.getpid():
+            # Those of the parent, which goes on with them.
+            self._pid = os.getpid()
+            self._writers.clear()
+        key = (prefix.storage, prefix.parent.key, record.name)
+        writer = self._writers.get(key)
+        if writer is None:
+            writer = CheckpointWriter(prefix.parent, record.name, self._retention, self._clock)
+            self._writers[key] = writer
+        if self._awaiting_set is not None and key not in self._awaiting_set:
+            self._awaiting_set.add(key)
+            places = [(locate(path), time_s) for path, time_s in self._set]
+            here = [(place.name, time_s) for place, time_s in places if place.parent.key == prefix.parent.key]
+            writer.set_window(tuple(Entry(name, time_s) for name, time_s in here))
+            names = {name for name, _ in here}
+            self._set = [
+                item
+                for item, (place, _) in zip(self._set, places, strict=True)
+                if place.parent.key != prefix.parent.key or place.name not in names
+            ]
+        return writer
+
+    @property
+    def paths(self) -> list[str]:
+        """Prefixes that retention counts, oldest first in each directory."""
+        paths = [path for path, _ in self._set]
+        for writer in list(self._writers.values()):
+            paths += [writer.directory.child(entry.prefix).url for entry in writer.window]
+        return paths
+
+    def set(self, checkpoints: Sequence[tuple[str, float]]) -> None:
+        """Count these ``(prefix, seconds since 1970)`` and nothing else; no save is under way."""
+        self._set = [(os.fsdecode(path), float(time_s)) for path, time_s in checkpoints]
+        self._awaiting_set = set()
+        for writer in self._writers.values():
+            writer.set_window(())

@@ -1,0 +1,182 @@
+"""What all requests of one save or restore share: when they must have ended, how to give them up, a count.
+
+A scope is current while its ``with`` block runs, in the context of that thread (`contextvars`), and an
+`Operation` finds it without being told. Threads that work for a scope run in a copy of that context.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import TypeVar
+
+from ckptstore.errors import DeadlineError, TransientError
+
+__all__ = ["Cancellation", "Scope", "current_scope"]
+
+_T = TypeVar("_T")
+
+
+class Cancellation:
+    """Ends several operations at once: no further attempt, no further pause, the running requests dropped.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        # A signal handler may cancel while its own thread is in here.
+        self._lock = threading.RLock()
+        self._running: set[Callable[[], object]] = set()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """End everything."""
+        self._event.set()
+        with self._lock:
+            running = list(self._running)
+        for drop in running:
+            drop()
+
+    def watch(self, drop: Callable[[], object]) -> None:
+        """Have `drop` called when it is cancelled, also when it is already."""
+        with self._lock:
+            self._running.add(drop)
+        if self.is_cancelled:
+            drop()
+
+    def unwatch(self, drop: Callable[[], object]) -> None:
+        """Forget `drop`."""
+        with self._lock:
+            self._running.discard(drop)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep that long, or until it is cancelled."""
+        self._event.wait(seconds)
+
+
+class Scope:
+    """What the requests of one save or restore have in common.
+
+    A scope inside another one takes nothing over from it, neither its end nor its cancellation: this is how a
+    save that was given up gets the time to clean up. Only what it asks is counted outside as well. See
+    `branch` for a part of the same thing.
+
+    Parameters
+    ----------
+    deadline_s : float, optional
+        Seconds from now after which no request is made and no answer waited for; see `Operation`.
+    what : str
+        What fails when it ends too early, for messages: ``"cannot save"``.
+    url : str
+        And where.
+
+    Attributes
+    ----------
+    cancellation : Cancellation
+    deadline_s : float or None
+    requests, retries : int
+        How many requests were made, repetitions included, and how many of these were repetitions.
+
+    Threads
+    -------
+    Safe for concurrent use, except that one ``with`` block at a time belongs to it.
+    """
+
+    def __init__(self, deadline_s: float | None = None, *, what: str = "cannot go on", url: str = "") -> None:
+        self.deadline_s = deadline_s
+        self.cancellation = Cancellation()
+        self.requests = 0
+        self.retries = 0
+        self._what = what
+        self._url = url
+        self._ends_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
+        self._outer: Scope | None = None
+        self._lock = threading.Lock()
+        self._token: Token[Scope | None] | None = None
+
+    def branch(self) -> Scope:
+        """Return a scope that ends with this one, is given up with it, and also by itself: see `detach`."""
+        branch = Scope(what=self._what, url=self._url)
+        branch.deadline_s, branch._ends_s = self.deadline_s, self._ends_s
+        branch._outer = self
+        self.cancellation.watch(branch.cancellation.cancel)
+        return branch
+
+    def detach(self) -> None:
+        """Take this branch off the scope that it belongs to, which outlives it."""
+        if self._outer is not None:
+            self._outer.cancellation.unwatch(self.cancellation.cancel)
+
+    def remaining_s(self) -> float:
+        """Return the seconds that are left, infinity without a deadline."""
+        return max(0.0, self._ends_s - time.monotonic()) if self._ends_s < math.inf else math.inf
+
+    def check(self) -> None:
+        """Raise if it is over.
+
+        Raises
+        ------
+        DeadlineError
+            If its deadline has passed.
+        TransientError
+            If it was cancelled.
+        """
+        if self.cancellation.is_cancelled:
+            raise TransientError(
+                f"{self._what}: it was given up", url=self._url or None, hint="Start again when it suits."
+            )
+        if self.remaining_s() <= 0.0:
+            raise DeadlineError(
+                f"{self._what}: there is no time left",
+                url=self._url or None,
+                expected=f"an end within {self.deadline_s:g} s",
+                hint="Allow more time, or look why the storage is slow.",
+            )
+
+    def count(self, requests: int = 0, retries: int = 0) -> None:
+        """Add to the counts, also to those of the scopes around it."""
+        scope: Scope | None = self
+        while scope is not None:
+            with scope._lock:
+                scope.requests += requests
+                scope.retries += retries
+            scope = scope._outer
+
+    def run(self, call: Callable[[], _T]) -> _T:
+        """Return what `call` returns, with this scope current; several threads may do so."""
+        token = _CURRENT.set(self)
+        try:
+            return call()
+        finally:
+            _CURRENT.reset(token)
+
+    def __enter__(self) -> Scope:
+        if self._outer is None:
+            self._outer = _CURRENT.get()
+        self._token = _CURRENT.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._token is not None
+        _CURRENT.reset(self._token)
+
+
+_CURRENT: ContextVar[Scope | None] = ContextVar("ckptstore_scope", default=None)
+
+
+def current_scope() -> Scope | None:
+    """Return the scope whose block is running here, None outside of any."""
+    return _CURRENT.get()

@@ -1,0 +1,128 @@
+"""How much memory a transfer may hold beyond the caller's own arrays."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ckptstore.errors import UsageError
+from ckptstore.storage.scope import Scope, current_scope
+
+__all__ = ["MemoryBudget"]
+
+
+class MemoryBudget:
+    """Bytes to be taken before memory is, and to be given back after it.
+
+    First come, first served: a large request is not overtaken by small ones for ever. One that is larger than
+    the whole limit is granted when nothing else is out.
+
+    Parameters
+    ----------
+    limit_bytes : int, optional
+        None: as much as is asked for, only counted.
+
+    Attributes
+    ----------
+    limit_bytes : int or None
+    used_bytes : int
+        Out at the moment.
+    high_water_bytes : int
+        Most that was out at a time.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, limit_bytes: int | None = None) -> None:
+        if limit_bytes is not None and limit_bytes <= 0:
+            raise UsageError("a memory budget is a number of bytes above 0", actual=limit_bytes)
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self.high_water_bytes = 0
+        # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: deque[object] = deque()
+
+    def acquire(
+        self, size_bytes: int, *, scope: Scope | None = None, beside: int | Callable[[], int] = 0
+    ) -> None:
+        """Take `size_bytes`, as soon as there is room for them.
+
+        Parameters
+        ----------
+        size_bytes : int
+        scope : Scope, optional
+            Bounds the wait; without it the current one does.
+        beside : int or callable
+            What the caller holds already, and does not give back before it has this: whoever waits for
+            himself would wait for ever. A function is asked again after `wake`.
+
+        Raises
+        ------
+        TransientError, DeadlineError
+            If `scope` ended before.
+        """
+        if self._take_at_once(size_bytes, beside):
+            return
+        scope = scope or current_scope() or Scope()
+        place = object()
+        scope.cancellation.watch(self.wake)
+        try:
+            with self._lock:
+                self._queue.append(place)
+                while self._queue[0] is not place or not self._has_room(size_bytes, beside):
+                    scope.check()
+                    remaining_s = scope.remaining_s()
+                    self._changed.wait(min(remaining_s, threading.TIMEOUT_MAX))
+                self._take(size_bytes)
+        finally:
+            scope.cancellation.unwatch(self.wake)
+            with self._lock:
+                if place in self._queue:
+                    self._queue.remove(place)
+                self._changed.notify_all()
+
+    def _take_at_once(self, size_bytes: int, beside: int | Callable[[], int]) -> bool:
+        with self._lock:
+            if self._queue or not self._has_room(size_bytes, beside):
+                return False
+            self._take(size_bytes)
+            return True
+
+    def _has_room(self, size_bytes: int, beside: int | Callable[[], int]) -> bool:
+        limit = self.limit_bytes
+        if limit is None or self.used_bytes + size_bytes <= limit:
+            return True
+        return self.used_bytes <= (beside() if callable(beside) else beside)
+
+    def _take(self, size_bytes: int) -> None:
+        self.used_bytes += size_bytes
+        self.high_water_bytes = max(self.high_water_bytes, self.used_bytes)
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what was acquired."""
+        with self._lock:
+            self.used_bytes -= size_bytes
+            if self._queue:
+                self._changed.notify_all()
+
+    @contextmanager
+    def hold(
+        self, size_bytes: int, *, scope: Scope | None = None, beside: int | Callable[[], int] = 0
+    ) -> Iterator[None]:
+        """Take `size_bytes` while the block runs; parameters and errors as `acquire`."""
+        self.acquire(size_bytes, scope=scope, beside=beside)
+        try:
+            yield
+        finally:
+            self.release(size_bytes)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        with self._lock:
+            self._changed.notify_all()

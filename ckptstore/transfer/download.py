@@ -1,0 +1,156 @@
+"""Many ranges of several objects into memory: in parallel, within the budget, each handled on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ckptstore.storage.scope import Scope, current_scope
+from ckptstore.transfer.budget import MemoryBudget
+from ckptstore.transfer.pool import run_tasks
+from ckptstore.transfer.ranges import fair_size_bytes
+from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import ByteRange
+
+__all__ = ["Download", "Request", "Source"]
+
+
+class Source(Protocol):
+    """What is read from: one object, of one version.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview], tensor: str) -> None:
+        """Fill `buffers`; `tensor` is for messages."""
+
+
+class Request(NamedTuple):
+    """What one thread reads at once.
+
+    Attributes
+    ----------
+    source : Source
+    tensor : str
+        On whose behalf, for messages.
+    ranges : sequence of ByteRange
+        One; or several that are too short to be work for more than one thread.
+    buffers : sequence of memoryview or None
+        Where the bytes of each range go; None: into a block that is lent while `take` runs.
+    take : callable
+        Called with the bytes of each range, in the thread that read them, to verify and place them.
+    """
+
+    source: Source
+    tensor: str
+    ranges: Sequence[ByteRange]
+    buffers: Sequence[memoryview | None]
+    take: Callable[[Sequence[memoryview]], object]
+
+
+class Download:
+    """How requests are made: how many at a time, and how long ones.
+
+    Parameters
+    ----------
+    parallel : int
+        Requests at the same time; 1: one after the other, in the thread of the caller.
+    transfer : Transfer, optional
+        What they belong to. Without one they belong to the current scope, if there is any.
+    memory_budget : int, optional
+        Without a transfer: bytes of the blocks that are lent.
+
+    Attributes
+    ----------
+    size_bytes : int
+        The longest request to make, and the most that one may have lent.
+    parallel : int
+        Fewer than were asked for if the budget is small.
+
+    Threads
+    -------
+    One thread calls `run`.
+    """
+
+    def __init__(
+        self, parallel: int, transfer: Transfer | None = None, memory_budget: int | None = None
+    ) -> None:
+        self._scope = None if transfer is None else transfer.scope
+        self._budget = MemoryBudget(memory_budget) if transfer is None else transfer.budget
+        limit = self._budget.limit_bytes
+        self.size_bytes = fair_size_bytes(limit, parallel)
+        self.parallel = parallel if limit is None else max(1, min(parallel, limit // self.size_bytes))
+        self._block_size_bytes = 0
+        self._idle: list[memoryview] = []
+        self._held_bytes: list[int] = []
+
+    def run(self, requests: Iterable[Request], *, lent_size_bytes: int | None = None) -> None:
+        """Make all requests, begun in this order, as many at a time as is allowed.
+
+        Parameters
+        ----------
+        requests : iterable of Request
+            Asked for the next one when there is a thread for it, and let go of when that is done.
+        lent_size_bytes : int, optional
+            The most that one of them has lent, if that is less than `size_bytes`.
+
+        Raises
+        ------
+        BaseException
+            What the first request that failed raised, in reading or in `take`. When it comes no request is
+            under way any more, and no buffer is written to.
+        """
+        self._block_size_bytes = self.size_bytes if lent_size_bytes is None else lent_size_bytes
+        pulled = iter(requests)
+        first = list(islice(pulled, 2))
+        try:
+            if len(first) == 1 and self._scope is None:
+                self._carry_out(first[0])
+            elif first:
+                tasks = (partial(self._carry_out, request) for request in chain(first, pulled))
+                first = []
+                run_tasks(self._scope or current_scope() or Scope(), tasks, self.parallel)
+        finally:
+            self._idle.clear()
+            self._budget.release(sum(self._held_bytes))
+            self._held_bytes.clear()
+
+    def _carry_out(self, request: Request) -> None:
+        source, tensor, ranges, buffers, take = request
+        if None not in buffers:
+            received = [buffer for buffer in buffers if buffer is not None]
+            source.read_into(ranges, received, tensor)
+            take(received)
+            return
+        with self._block() as block:
+            received = []
+            used = 0
+            for wanted, buffer in zip(ranges, buffers, strict=True):
+                if buffer is None:
+                    size = wanted.stop - wanted.start
+                    buffer = block[used : used + size]
+                    used += size
+                received.append(buffer)
+            source.read_into(ranges, received, tensor)
+            take(received)
+
+    @contextmanager
+    def _block(self) -> Iterator[memoryview]:
+        # There are never more blocks than requests at a time; what a list does is safe from several threads.
+        try:
+            block = self._idle.pop()
+        except IndexError:
+            self._budget.acquire(self._block_size_bytes)
+            self._held_bytes.append(self._block_size_bytes)
+            block = np.empty(self._block_size_bytes, np.uint8).data
+        try:
+            yield block
+        finally:
+            self._idle.append(block)

@@ -1,0 +1,78 @@
+"""Memory for copies: page-aligned blocks that are used again from one save to the next.
+
+New memory is dear: touching 1 GiB of it for the first time takes 0.16 s with huge pages and 0.8 s to 1.4 s
+without, copying into memory that was touched before 0.06 s.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from contextlib import suppress
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["BLOCK_SIZE_BYTES", "Block", "give_blocks", "release_blocks", "take_block"]
+
+Block: TypeAlias = npt.NDArray[np.uint8]
+"""Memory of `BLOCK_SIZE_BYTES` that begins with a page; what is in it is anything."""
+
+# As large as a part of most uploads, and a multiple of every page size: it can be written around the page
+# cache as it is.
+BLOCK_SIZE_BYTES = 8 * 1024 * 1024
+
+
+class _Blocks:
+    """The idle blocks of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.idle: list[Block] = []
+
+
+_blocks = _Blocks()
+
+
+def _renew() -> None:
+    global _blocks
+    _blocks = _Blocks()
+
+
+# A forked child gives the memory back to the system; the lock may be held by a thread that stayed behind.
+os.register_at_fork(after_in_child=_renew)
+
+
+def take_block() -> Block:
+    """Return a block that nobody uses; taking it from a budget is up to the caller.
+
+    Threads
+    -------
+    Safe for concurrent use, as all functions here.
+    """
+    with _blocks.lock:
+        if _blocks.idle:
+            return _blocks.idle.pop()
+    # Private: what mmap makes by default is shared with children, and then takes a fault a page.
+    memory = mmap.mmap(-1, BLOCK_SIZE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Kernels without huge pages refuse the advice.
+    with suppress(AttributeError, OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
+
+
+def give_blocks(blocks: list[Block], most_idle: int) -> None:
+    """Take blocks back; keep up to `most_idle` for the next save, give the others to the system."""
+    with _blocks.lock:
+        _blocks.idle += blocks
+        del _blocks.idle[most_idle:]
+
+
+def release_blocks() -> int:
+    """Give all idle blocks back to the system; return how many bytes they were."""
+    with _blocks.lock:
+        size_bytes = len(_blocks.idle) * BLOCK_SIZE_BYTES
+        _blocks.idle.clear()
+    return size_bytes

@@ -1,0 +1,291 @@
+"""From a stream of bytes to the parts of an upload: cut, checked and sent, several at a time.
+
+Every byte goes through the checksum once, piece by piece, in the thread that sends it; the checksums of parts
+and of whatever else the pieces belong to are combined from those.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+from ckptstore.checksums import combine, crc32c
+from ckptstore.errors import UsageError
+from ckptstore.storage.upload import Upload
+from ckptstore.transfer.budget import MemoryBudget
+from ckptstore.transfer.transfer import Transfer
+
+__all__ = ["Checksum", "Hold", "PartSender", "part_sizes"]
+
+_T = TypeVar("_T")
+
+
+def part_sizes(size_bytes: int, part_size_bytes: int) -> list[int]:
+    """Return the sizes of the parts of an object: all alike, but for the last. An empty object has one."""
+    whole, rest = divmod(size_bytes, part_size_bytes)
+    return [part_size_bytes] * whole + ([rest] if rest or not whole else [])
+
+
+class Checksum:
+    """The CRC32C of bytes that are cut into pieces, each of which may be calculated by another thread."""
+
+    __slots__ = ("_crcs", "_sizes")
+
+    def __init__(self) -> None:
+        self._crcs: list[int] = []
+        self._sizes: list[int] = []
+
+    def expect(self, size_bytes: int) -> int:
+        """Add a piece behind the others, and return its number."""
+        self._crcs.append(-1)
+        self._sizes.append(size_bytes)
+        return len(self._sizes) - 1
+
+    def tell(self, number: int, crc: int) -> None:
+        """Note the checksum of a piece."""
+        self._crcs[number] = crc
+
+    @property
+    def value(self) -> int:
+        """Unmasked, of all pieces; each was told."""
+        whole = 0
+        for crc, size_bytes in zip(self._crcs, self._sizes, strict=True):
+            assert crc >= 0, "a piece was not sent"
+            whole = combine(whole, crc, size_bytes)
+        return whole
+
+
+class Hold:
+    """Memory of a budget, given back when the last who shares it has let go.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(
+        self, budget: MemoryBudget, size_bytes: int, on_free: Callable[[], object] | None = None
+    ) -> None:
+        self.size_bytes = size_bytes
+        self._budget = budget
+        self._on_free = on_free
+        self._sharers = 1
+        self.lock = threading.Lock()
+
+    def share(self) -> Hold:
+        """Return this, for somebody else to let go as well."""
+        with self.lock:
+            self._sharers += 1
+        return self
+
+    def shrink(self, size_bytes: int) -> None:
+        """Give back what is more than `size_bytes`; nobody shares it yet."""
+        self._budget.release(self.size_bytes - size_bytes)
+        self.size_bytes = size_bytes
+
+    def let_go(self) -> None:
+        """Need it no more."""
+        with self.lock:
+            self._sharers -= 1
+            is_free = not self._sharers
+        if is_free:
+            if self._on_free is not None:
+                self._on_free()
+            self._budget.release(self.size_bytes)
+
+
+class _Piece(NamedTuple):
+    view: memoryview
+    checksum: Checksum | None
+    number: int
+    is_lent: bool
+
+
+class _Part:
+    """A part that is being put together."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pieces: list[_Piece] = []
+        self.size_bytes = 0
+        self.holds: dict[int, Hold] = {}
+
+    def share(self, hold: Hold) -> None:
+        if id(hold) not in self.holds:
+            self.holds[id(hold)] = hold.share()
+
+    def let_go(self) -> None:
+        self.pieces.clear()
+        while self.holds:
+            self.holds.popitem()[1].let_go()
+
+
+class PartSender:
+    """Feeds one upload.
+
+    Calls
+    -----
+    `put` for all bytes in order, `finish`, then `commit` of the upload, then `close`; or `close` at any time.
+
+    Parameters
+    ----------
+    upload : Upload
+        Committing, aborting and closing it stays with the caller.
+    transfer : Transfer
+        Threads, memory, and where to tell of bytes that are done.
+    size_bytes : int, optional
+        How many there will be. Where that is not known, a full part waits for the byte behind it.
+
+    Attributes
+    ----------
+    size_bytes : int
+        Put so far.
+
+    Threads
+    -------
+    One thread at a time. `upload.parallel` of one leaves everything in that thread.
+    """
+
+    def __init__(self, upload: Upload, transfer: Transfer, size_bytes: int | None = None) -> None:
+        self._upload = upload
+        self._transfer = transfer
+        self._part_size_bytes = upload.part_size_bytes
+        self._expected_bytes = size_bytes
+        parallel = upload.parallel
+        if size_bytes is not None:
+            # One part is not worth a thread.
+            parallel = max(1, min(parallel, -(-size_bytes // self._part_size_bytes)))
+        self._group = transfer.group(parallel)
+        self._part = _Part(0)
+        self._last: _Part | None = None
+        self._under_way: dict[int, _Part] = {}
+        self._whole = Checksum()
+        self._sends_lent = False
+        self.size_bytes = 0
+
+    @property
+    def crc32c(self) -> int:
+        """Unmasked CRC32C of all bytes, once `finish` returned."""
+        return self._whole.value
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the part which is not full yet keeps."""
+        return sum(hold.size_bytes for hold in self._part.holds.values())
+
+    def reserve(self, size_bytes: int) -> Hold:
+        """Take memory for bytes to put, when there is room for it. Raises as `put`."""
+        with self._guarded():
+            self._transfer.budget.acquire(size_bytes, scope=self._group.scope, beside=self.held_bytes)
+        return Hold(self._transfer.budget, size_bytes)
+
+    def wait_for(self, call: Callable[[], _T]) -> _T:
+        """Return what `call` returns; its scope ends when a part fails. Raises as `put`."""
+        with self._guarded():
+            return self._group.scope.run(call)
+
+    def put(self, view: memoryview, *, checksum: Checksum | None = None, hold: Hold | None = None) -> None:
+        """Append bytes.
+
+        Parameters
+        ----------
+        view : memoryview
+            Flat. Its memory stays unchanged until `settle`, `finish` or `close` says otherwise.
+        checksum : Checksum, optional
+            Gets the checksums of the pieces into which the bytes are cut, once they are sent.
+        hold : Hold, optional
+            Shared until the bytes are sent; of those in the last part, until `close`. Without it the memory
+            is that of the caller, see `settle`.
+
+        Raises
+        ------
+        BaseException
+            What the first thread that failed raised. Nothing runs any more then.
+        """
+        with self._guarded():
+            while view:
+                room = self._part_size_bytes - self._part.size_bytes
+                if not room:
+                    self._send(is_last=False)
+                    continue
+                piece, view = view[:room], view[room:]
+                size_bytes = len(piece)
+                number = -1 if checksum is None else checksum.expect(size_bytes)
+                part = self._part
+                part.pieces.append(_Piece(piece, checksum, number, hold is None))
+                part.size_bytes += size_bytes
+                if hold is not None:
+                    part.share(hold)
+                self.size_bytes += size_bytes
+                if self._expected_bytes is not None and part.size_bytes == self._part_size_bytes:
+                    self._send(is_last=self.size_bytes == self._expected_bytes)
+
+    def settle(self) -> None:
+        """Make what was put so far independent of the caller's memory: sent, or copied. Raises as `put`."""
+        with self._guarded():
+            if self._sends_lent:
+                self._group.wait()
+                self._sends_lent = False
+            part = self._part
+            for index, piece in enumerate(part.pieces):
+                if piece.is_lent:
+                    hold = self.reserve(len(piece.view))
+                    part.pieces[index] = piece._replace(view=memoryview(bytes(piece.view)), is_lent=False)
+                    part.share(hold)
+                    hold.let_go()
+
+    def finish(self) -> None:
+        """Send what is left, and wait until all parts are sent. Raises as `put`."""
+        with self._guarded():
+            if self._expected_bytes is not None and self.size_bytes != self._expected_bytes:
+                raise UsageError(
+                    "the data file came out with another size than planned",
+                    expected=f"{self._expected_bytes} bytes",
+                    actual=f"{self.size_bytes} bytes",
+                    hint="The arrays must not change while they are saved.",
+                )
+            if self._last is None:
+                self._send(is_last=True)
+            self._group.finish()
+
+    def close(self) -> None:
+        """Stop what is not finished; when this returns no thread works for it, and it holds no memory."""
+        self._group.stop()
+        self._part.let_go()
+        for part in self._under_way.values():
+            part.let_go()
+        self._under_way.clear()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            # What failed first counts, not that the wait for it was broken off.
+            self._group.__exit__(type(error), error, None)
+            raise
+
+    def _send(self, *, is_last: bool) -> None:
+        part, self._part = self._part, _Part(self._part.number + 1)
+        number = self._whole.expect(part.size_bytes)
+        self._under_way[part.number] = part
+        if is_last:
+            self._last = part
+
+        def send() -> None:
+            crc = 0
+            for view, checksum, piece_number, _ in part.pieces:
+                own = crc32c(view)
+                if checksum is not None:
+                    checksum.tell(piece_number, own)
+                crc = combine(crc, own, len(view))
+            self._whole.tell(number, crc)
+            self._upload.send(part.number, [piece.view for piece in part.pieces], crc, is_last=is_last)
+            self._transfer.advance(part.size_bytes)
+            if not is_last:
+                self._under_way.pop(part.number).let_go()
+
+        self._sends_lent = self._sends_lent or any(piece.is_lent for piece in part.pieces)
+        self._group.submit(send)

@@ -1,0 +1,80 @@
+"""A storage that stops at a door until a test opens it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ckptstore.storage.base import Storage
+from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.wrappers import StorageWrapper
+
+_T = TypeVar("_T")
+
+# No test waits so long unless it fails.
+WATCHDOG_S = 10.0
+
+
+class Gate:
+    """A door for the calls of one primitive whose key holds `part`.
+
+    Attributes
+    ----------
+    reached : threading.Event
+        Set when a call stands before it.
+    error : BaseException or None
+        Raised by the calls that went through, instead of being made.
+    """
+
+    def __init__(self, primitive: str, part: str = "", *, is_open: bool = False) -> None:
+        self.primitive = primitive
+        self.part = part
+        self.reached = threading.Event()
+        self.error: BaseException | None = None
+        self._door = threading.Event()
+        if is_open:
+            self._door.set()
+
+    def open(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self._door.set()
+
+    def close(self) -> None:
+        self.error = None
+        self._door.clear()
+        self.reached.clear()
+
+    def wait_reached(self) -> None:
+        assert self.reached.wait(WATCHDOG_S), f"no call of {self.primitive} came"
+
+    def pass_through(self, primitive: str, keys: Sequence[str]) -> None:
+        if primitive == self.primitive and any(self.part in key for key in keys):
+            self.reached.set()
+            assert self._door.wait(WATCHDOG_S), "nobody opened the door"
+            if self.error is not None:
+                raise self.error
+
+
+class GatedStorage(StorageWrapper):
+    def __init__(self, inner: Storage, gate: Gate) -> None:
+        super().__init__(inner)
+        self.gate = gate
+        self.calls: list[tuple[str, str]] = []
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        self.calls.append((primitive, keys[0] if keys else ""))
+        self.gate.pass_through(primitive, keys)
+        return call()
+
+
+@contextmanager
+def gated(primitive: str, part: str = "", *, is_open: bool = False) -> Iterator[Gate]:
+    """Put a door into every storage while the block runs; it is opened at the end."""
+    gate = Gate(primitive, part, is_open=is_open)
+    with use_wrapper(lambda inner: GatedStorage(inner, gate)):
+        try:
+            yield gate
+        finally:
+            gate.open()
