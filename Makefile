@@ -22,14 +22,16 @@ IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta conformance cli hostile crash simulation contract backends races lifecycle
+LANES := unit meta conformance cli lifecycle scale crash hostile simulation contract backends races
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal
-FLAGS_hostile := $(WORKERS)
-FLAGS_crash   := $(WORKERS)
-FLAGS_unit    := $(WORKERS)
+FLAGS_hostile    := $(WORKERS)
+FLAGS_crash      := $(WORKERS)
+FLAGS_unit       := $(WORKERS)
 FLAGS_simulation := $(WORKERS)
+FLAGS_contract   := $(WORKERS)
+FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
 .PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench bench-setup bench-quick bench-page docs lock clean clean-all
@@ -107,7 +109,7 @@ $(LANES): $(VENV)/.ready
 	@echo '== $@'
 	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
 
-contract backends races lifecycle: servers
+contract backends races lifecycle scale: servers
 
 # A skipped comparison proves nothing, so here a skip is a failure.
 interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFlow itself; a skipped one fails

@@ -7,12 +7,14 @@ the handle's `result`, the Saver's next save, or its `close`.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, wait
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from ckptstore import pending_saves
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from ckptstore.saver_options import QueuePolicy
 
 __all__ = ["SaveHandle", "SaveQueue"]
+
+_LOG = logging.getLogger("ckptstore")
+
+# The queue whose save runs in this context, the threads that work for it included.
+_AT_WORK: ContextVar[SaveQueue | None] = ContextVar("ckptstore_save_queue", default=None)
 
 # A thread whose work is done ends within microseconds; this bounds the wait where a callback keeps it.
 _SETTLE_S = 1.0
@@ -97,11 +104,15 @@ class SaveHandle:
             `deadline_s`; nothing of it stays.
         SaveCancelledError
             If it was cancelled, or a newer save took its place (``queue="skip"``). Nothing of it stays.
+        UsageError
+            If this save cannot go on before the caller does: from a callback, or a report of progress.
         CkptStoreError
             Whatever made it fail, as `Saver.save`; as often as it is asked.
         """
         self._check_process()
         if self._pid == os.getpid():
+            if not self._is_over:
+                self._queue.check_may_wait(self.prefix)
             if not wait([self._future], timeout_s).done:
                 raise self._not_yet("the save is still under way", timeout_s)
             self._queue.tell(self)
@@ -125,11 +136,21 @@ class SaveHandle:
     def add_done_callback(self, fn: Callable[[SaveHandle], object]) -> None:
         """Have `fn` called with this handle when the save is over; at once if it is.
 
-        It is called in the thread that saves, and must not wait for another save of this Saver. What it
-        raises is logged.
+        It is called in the thread that saves, and cannot wait for another save of this Saver: that raises
+        `UsageError`. What it raises is logged.
         """
         self._check_process()
-        self._future.add_done_callback(lambda _: fn(self))
+
+        def call(_: Future[None]) -> None:
+            try:
+                fn(self)
+            except BaseException as error:
+                # Not even SystemExit ends the thread that has other saves to make.
+                if not isinstance(error, Exception) and not self._queue.is_own_thread:
+                    raise
+                _LOG.exception("a callback of the save of %s failed", self.prefix)
+
+        self._future.add_done_callback(call)
 
     def __await__(self) -> Generator[object, None, str | None]:
         import asyncio
@@ -199,7 +220,8 @@ class SaveQueue:
         self._waiting: deque[SaveHandle] = deque()
         self._running: SaveHandle | None = None
         self._thread: threading.Thread | None = None
-        self._is_working = False
+        # Stands for the one call of `_work` that may make saves.
+        self._worker: object | None = None
         self._untold: dict[SaveHandle, BaseException] = {}
         self._has_owner = True
 
@@ -214,9 +236,24 @@ class SaveQueue:
         self._check_process()
         return self._running is None and not self._waiting
 
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller is in the thread that makes the saves."""
+        return threading.current_thread() is self._thread
+
+    def check_may_wait(self, url: str | None = None) -> None:
+        """Raise `UsageError` where waiting for a save would never end."""
+        if self.is_own_thread or _AT_WORK.get() is self:
+            raise UsageError(
+                "a save was waited for in a thread that it needs itself",
+                url=url,
+                hint="Do not save, close or wait in a callback, or a report of progress, of the same Saver.",
+            )
+
     def wait(self) -> None:
         """Wait until every save is over; how they ended does not matter here."""
-        self._check_process()
+        if not self.is_idle:
+            self.check_may_wait()
         with self._changed:
             self._changed.wait_for(lambda: self._running is None and not self._waiting)
         self.settle()
@@ -244,6 +281,8 @@ class SaveQueue:
         ------
         ConflictError
             With the policy ``"refuse"``, if a save is in flight.
+        UsageError
+            In a callback or a report of progress, if it would have to wait there.
         CkptStoreError
             The failure of an earlier save that nobody was told of. Nothing is saved then.
         """
@@ -263,6 +302,8 @@ class SaveQueue:
             return handle
         task.begin_snapshot()
         try:
+            if not task.is_staged_whole:
+                self.check_may_wait(task.url)
             self._append(handle)
             task.stage()
         except BaseException:
@@ -292,37 +333,65 @@ class SaveQueue:
                     skipped = list(self._waiting)
                     self._waiting.clear()
                 self._waiting.append(handle)
-            pending_saves.enter(handle)
-            if not self._is_working:
-                self._thread = threading.Thread(target=self._work, name="ckptstore-save", daemon=True)
-                self._is_working = True
-                try:
-                    self._thread.start()
-                except RuntimeError:
-                    # No new thread when the interpreter is ending: then in this one.
-                    self._thread = None
+            try:
+                pending_saves.enter(handle)
+                if self._worker is None:
+                    self._begin_work()
+            except BaseException:
+                # Ctrl-C: nobody may wait for a save that nobody makes.
+                if self._running is handle:
+                    self._running = None
+                else:
+                    self._waiting.remove(handle)
+                    self._waiting.extend(skipped)
+                pending_saves.leave(handle)
+                raise
         for older in skipped:
             older._task.cancel()
             self._end(older, _given_up(older, "a newer save of this Saver took its place"))
         if self._thread is None:
             handle._task.skip_snapshot()
-            self._work()
+            self._work(self._worker)
 
-    def _work(self) -> None:
-        while True:
+    def _begin_work(self) -> None:
+        self._worker = worker = object()
+        self._thread = threading.Thread(target=self._work, args=(worker,), name="ckptstore-save", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # No new thread when the interpreter is ending: then in this one.
+            self._thread = None
+        except BaseException:
+            # Should it run after all, it has nothing to do.
+            self._thread = self._worker = None
+            raise
+
+    def _work(self, worker: object) -> None:
+        token = _AT_WORK.set(self)
+        try:
+            while True:
+                with self._changed:
+                    if self._worker is not worker:
+                        return
+                    if self._running is None and not self._waiting:
+                        self._worker = None
+                        return
+                    handle = self._running = self._running or self._waiting.popleft()
+                error: BaseException | None = None
+                try:
+                    handle._answer = handle._task.run()
+                except BaseException as failure:  # noqa: BLE001 - told by whoever asks first
+                    error = failure
+                if error is not None and handle._task.is_cancelled:
+                    error = _given_up(handle, "it was cancelled", error)
+                self._end(handle, error)
+        except BaseException:
             with self._changed:
-                if self._running is None and not self._waiting:
-                    self._is_working = False
-                    return
-                handle = self._running = self._running or self._waiting.popleft()
-            error: BaseException | None = None
-            try:
-                handle._answer = handle._task.run()
-            except BaseException as failure:  # noqa: BLE001 - told by whoever asks first
-                error = failure
-            if error is not None and handle._task.is_cancelled:
-                error = _given_up(handle, "it was cancelled", error)
-            self._end(handle, error)
+                if self._worker is worker:
+                    self._worker = None
+            raise
+        finally:
+            _AT_WORK.reset(token)
 
     def _end(self, handle: SaveHandle, error: BaseException | None) -> None:
         handle._task.release(error)
@@ -337,8 +406,9 @@ class SaveQueue:
                 self._running = None
             handle._error = error
             handle._is_over = True
-            pending_saves.leave(handle)
             self._changed.notify_all()
+        # Not above: the guard's lock may be held by a thread in which the garbage collector calls `let_go`.
+        pending_saves.leave(handle)
         handle._future.set_result(None)
         if is_missed and not self._has_owner:
             self._warn()
@@ -381,11 +451,12 @@ class SaveQueue:
         with self._changed:
             untold, self._untold = self._untold, {}
         for error in untold.values():
-            warnings.warn(
-                f"a save in the background failed, and nobody asked how it ended: {error}",
-                CkptStoreWarning,
-                stacklevel=2,
-            )
+            text = f"a save in the background failed, and nobody asked how it ended: {error}"
+            try:
+                warnings.warn(text, CkptStoreWarning, stacklevel=2)
+            except CkptStoreWarning:
+                # Where warnings are errors there is nobody to raise it to, and other saves are waiting.
+                _LOG.warning("%s", text)
 
 
 def _given_up(handle: SaveHandle, why: str, cause: BaseException | None = None) -> SaveCancelledError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterable
@@ -34,9 +33,11 @@ def _find_unlocked() -> Callable[[int, int, int], int] | None:
     threads 0.035 s.
     """
     try:
+        import ctypes
+
         library = ctypes.CDLL(sys.modules["google_crc32c._crc32c"].__file__)
         extend = library.crc32c_extend
-    except (KeyError, OSError, AttributeError, TypeError):
+    except (ImportError, KeyError, OSError, AttributeError, TypeError):
         return None
     extend.restype = ctypes.c_uint32
     extend.argtypes = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t)

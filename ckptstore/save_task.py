@@ -98,7 +98,8 @@ class SaveTask:
         self._plan = plan
         self._write = write
         self._options = options
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
+        self._lock = threading.RLock()
         self._phase = _Phase.WAITING
         self._step = step
         self._transfer: Transfer | None = None
@@ -133,6 +134,11 @@ class SaveTask:
         self._arrange_plan()
         self._budget = MemoryBudget(self.memory_budget)
         self._stage = Stage(self._plan, self._budget)
+
+    @property
+    def is_staged_whole(self) -> bool:
+        """Whether `stage` can copy everything before anything is saved."""
+        return self._stage is None or self._stage.is_whole
 
     def skip_snapshot(self) -> None:
         """Forget `begin_snapshot`: the thread that owns the arrays is the one that saves."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ckptstore.bundle.plan import WriteItem, write_item
+from ckptstore.bundle.plan import WriteItem, write_items
 from ckptstore.directory.graphs import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
@@ -174,12 +174,14 @@ def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool)
         names = {name: name for name in sorted(values)}
     if not names and not allow_empty:
         raise UsageError("No variables to save", hint="Give at least one array, or set allow_empty=True.")
-    items: list[WriteItem] = []
+    return write_items(_pairs(values, names))
+
+
+def _pairs(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for stored_name, name in names.items():
         if name not in values:
             raise TensorNotFoundError.among(name, values, "the values to save have no such array")
-        items.append(write_item(stored_name, values[name]))
-    return items
+        yield stored_name, values[name]
 
 
 def check_var_list(var_list: object) -> dict[str, str] | None:

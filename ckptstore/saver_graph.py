@@ -62,16 +62,22 @@ class SaverGraph:
             return export_meta_graph_bytes(
                 graph, saver_def=saver_def, strip_default_attrs=strip_default_attrs
             )
-        specs = [(item.name, item.dtype, item.full_shape) for shard in plan.shards for item in shard.items]
-        if self._generated is None or self._generated[0] != specs:
-            unique = list({name: (name, dtype, shape) for name, dtype, shape in specs}.values())
+        items = [item for shard in plan.shards for item in shard.items]
+        # No object for each of them: most saves only compare.
+        columns = (
+            [item.name for item in items],
+            [item.dtype for item in items],
+            [item.full_shape for item in items],
+        )
+        if self._generated is None or self._generated[0] != columns:
+            unique = list({spec[0]: spec for spec in zip(*columns, strict=True)}.values())
             graph = meta_graph_for_arrays(
                 unique,
                 max_to_keep=self._settings.max_to_keep,
                 keep_checkpoint_every_n_hours=self._settings.keep_hours,
                 sharded=self._settings.sharded,
             )
-            self._generated = (specs, export_meta_graph_bytes(graph))
+            self._generated = (columns, export_meta_graph_bytes(graph))
         return self._generated[1]
 
     def saver_def(self, base: SaverDef | None) -> SaverDef:

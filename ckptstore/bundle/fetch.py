@@ -6,33 +6,34 @@ the memory that it goes to exists; what remains is reading, the checksum, and th
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import operator
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.boxes import view_of
 from ckptstore.bundle.chunks import cut
-from ckptstore.bundle.plan import DIRECT_SIZE_BYTES, ReadItem, ReadRun, plan_reads
+from ckptstore.bundle.jobs import NATIVE, Jobs
+from ckptstore.bundle.plan import DIRECT_SIZE_BYTES, ReadRun, plan_reads
 from ckptstore.bundle.shards import ShardFile, ShardFiles
 from ckptstore.errors import TruncatedFileError, UnsupportedError
 from ckptstore.format import dtypes
-from ckptstore.format.crc32c import combine, crc32c, crc32c_of_ranges, mask_many
-from ckptstore.format.entry import BundleEntry, element_count
+from ckptstore.format.crc32c import combine, crc32c, crc32c_of_ranges, mask_many, unmask
+from ckptstore.format.entry import element_count
 from ckptstore.format.strings import decode_strings, decode_variants
 from ckptstore.transfer.download import Download, Request
 from ckptstore.transfer.ranges import split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange, DType
 
-__all__ = ["NATIVE", "Job", "PartSums", "byte_order_unit", "fetch", "reverse_bytes"]
-
-NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
-"""TensorFlow's number of a type → the numpy dtype of its values."""
+__all__ = ["PartSums", "byte_order_unit", "fetch", "reverse_bytes"]
 
 # How long to look whether strided targets overlap, before it is taken for granted.
 _MOST_OVERLAPS = 16
@@ -40,30 +41,6 @@ _MOST_WORK = 1000
 
 _OBJECT = np.dtype(object)
 _IS_BIG_MACHINE = sys.byteorder == "big"
-
-
-class Job(NamedTuple):
-    """One stored piece (a tensor, or a slice of one) to be read whole and verified.
-
-    Attributes
-    ----------
-    tensor : str
-        Name for messages.
-    entry : BundleEntry
-        Without slices of its own.
-    dtype : DType
-    target : ndarray
-        Receives the values; of the type's numpy dtype in any byte order, of any strides, and of any shape
-        with as many elements, which are filled in C order.
-    select : tuple of slice or None
-        Strings only: what part of the piece `target` receives; None = all of it.
-    """
-
-    tensor: str
-    entry: BundleEntry
-    dtype: DType
-    target: npt.NDArray[Any]
-    select: tuple[slice, ...] | None = None
 
 
 def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str) -> int:
@@ -88,14 +65,14 @@ def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str)
 
 
 def fetch(
-    jobs: Sequence[Job],
+    jobs: Jobs,
     shards: ShardFiles,
     *,
     big_endian: bool,
     transfer: Transfer | None = None,
     memory_budget: int | None = None,
 ) -> None:
-    """Read every piece, verify it, and put it into its target; several at the same time.
+    """Read every piece, verify it, and put it into its target or a new array; several at the same time.
 
     The pieces are read in the order of the files, those near each other together, large ones in parts.
 
@@ -117,33 +94,55 @@ def fetch(
     _Fetch(jobs, shards, big_endian, Download(parallel, transfer, memory_budget), transfer).run()
 
 
-def _may_share_memory(jobs: Sequence[Job]) -> bool:
-    """Tell whether targets of different tensors overlap, as tied weights do: one must wait for the other.
+def _may_share_memory(jobs: Jobs) -> bool:
+    """Tell whether a large target overlaps that of another tensor, as tied weights do: one must wait.
 
-    Small ones are verified elsewhere and filled at one go, and do not count.
+    Large ones are verified where they lie. Of small ones, which are verified elsewhere and filled at one go,
+    only those count that are a part of a large one.
     """
-    large = [number for number, job in enumerate(jobs) if job[1][4] >= DIRECT_SIZE_BYTES]
+    large = [row for row, size in enumerate(jobs.sizes_bytes) if size >= DIRECT_SIZE_BYTES]
     spans = sorted(
-        (*np.lib.array_utils.byte_bounds(jobs[number].target), number)
-        for number in large
-        if not jobs[number].target.dtype.hasobject
+        (*np.lib.array_utils.byte_bounds(jobs.target(row)), row)
+        for row in large
+        if not jobs.target(row).dtype.hasobject
     )
+    if not spans:
+        return False
     open_spans: list[tuple[int, int, int]] = []
     for span in spans:
         open_spans = [other for other in open_spans if other[1] > span[0]]
-        if len(open_spans) >= _MOST_OVERLAPS:
+        if _overlaps_one(jobs, span[2], [row for _, _, row in open_spans]):
             return True
-        tensor, _, _, target, _ = jobs[span[2]]
-        for _, _, number in open_spans:
-            other = jobs[number]
-            if tensor == other.tensor:
-                continue  # slices, which do not overlap
-            try:
-                if np.shares_memory(target, other.target, max_work=_MOST_WORK):  # type: ignore[arg-type]
-                    return True
-            except np.exceptions.TooHardError:
-                return True
         open_spans.append(span)
+    starts = [start for start, _, _ in spans]
+    reached = list(itertools.accumulate((end for _, end, _ in spans), max))
+    for row, (target, size) in enumerate(zip(jobs.targets, jobs.sizes_bytes, strict=True)):
+        # Memory of its own is nobody's part.
+        if target is None or target.base is None or size >= DIRECT_SIZE_BYTES:
+            continue
+        if not target.size or target.dtype.hasobject:
+            continue
+        low, high = np.lib.array_utils.byte_bounds(target)
+        end = bisect.bisect_left(starts, high)
+        first = bisect.bisect_right(reached, low, 0, end)
+        if _overlaps_one(jobs, row, [other for _, stop, other in spans[first:end] if stop > low]):
+            return True
+    return False
+
+
+def _overlaps_one(jobs: Jobs, row: int, others: Sequence[int]) -> bool:
+    """Tell whether the target of `row` may overlap one of `others`, among which it may."""
+    if len(others) >= _MOST_OVERLAPS:
+        return True
+    target, tensor = jobs.target(row), jobs.tensors[row]
+    for other in others:
+        if tensor == jobs.tensors[other]:
+            continue  # slices, which do not overlap
+        try:
+            if np.shares_memory(target, jobs.target(other), max_work=_MOST_WORK):  # type: ignore[arg-type]
+                return True
+        except np.exceptions.TooHardError:
+            return True
     return False
 
 
@@ -180,7 +179,7 @@ class _Fetch:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Jobs,
         shards: ShardFiles,
         big_endian: bool,
         download: Download,
@@ -194,14 +193,13 @@ class _Fetch:
         self._transfer = transfer
 
     def run(self) -> None:
-        items = []
-        for number, (tensor, entry, _, _, _) in enumerate(self._jobs):
-            _, _, shard_id, start, size, _, _ = entry
-            if size:
-                items.append(tuple.__new__(ReadItem, (shard_id, start, start + size, tensor, number)))
-            else:
-                self._place_bytes(self._jobs[number], b"", self._shards[shard_id])
-        plan = plan_reads(items, stage_size_bytes=self._download.size_bytes)
+        jobs = self._jobs
+        stops = list(map(operator.add, jobs.offsets, jobs.sizes_bytes))
+        plan = plan_reads(jobs.shard_ids, jobs.offsets, stops, stage_size_bytes=self._download.size_bytes)
+        if not all(jobs.sizes_bytes):
+            for row, size in enumerate(jobs.sizes_bytes):
+                if not size:
+                    self._place_bytes(row, b"", self._shards[jobs.shard_ids[row]])
         requests = (request for run in plan.runs for request in self._requests(run))
         # The gaps that are read along make no run longer than a request.
         longest = max([run.stop - run.start for run in plan.runs], default=0)
@@ -209,83 +207,93 @@ class _Fetch:
             self._download.run(requests, lent_size_bytes=min(longest, self._download.size_bytes))
         except TruncatedFileError:
             # Said in terms of the tensor, if it was the first look at the file.
-            for tensor, entry, _, _, _ in self._jobs:
-                self._shards[entry.shard_id].check_inside(entry, tensor)
+            for row, (shard_id, tensor) in enumerate(zip(jobs.shard_ids, jobs.tensors, strict=True)):
+                self._shards[shard_id].check_inside(jobs.entry(row), tensor)
             raise
 
     def _requests(self, run: ReadRun) -> Iterator[Request]:
         shard = self._shards[run.shard]
-        job = self._jobs[run.items[0].request]
+        row = run.rows[0]
         if run.staged:
             take = partial(self._take_staged, run, shard)
-            yield Request(shard, job.tensor, [ByteRange(run.start, run.stop)], [None], take)
-        elif job.target.dtype.hasobject:
-            yield from self._strings_requests(job, run, shard)
-        elif job.target.flags.c_contiguous:
-            yield from self._direct_requests(job, run, shard)
+            yield Request(shard, self._jobs.tensors[row], [ByteRange(run.start, run.stop)], [None], take)
+            return
+        target = self._jobs.target(row)
+        if target.dtype.hasobject:
+            yield from self._strings_requests(row, run, shard)
+        elif target.flags.c_contiguous:
+            yield from self._direct_requests(row, target, run, shard)
         else:
-            yield from self._scattered_requests(job, run, shard)
+            yield from self._scattered_requests(row, target, run, shard)
 
-    def _strings_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+    def _strings_requests(self, row: int, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
         """Read the bytes of many or long strings into memory of their own."""
+        tensor = self._jobs.tensors[row]
         received = np.empty(run.stop - run.start, np.uint8)
         ranges = list(split(run.start, run.stop, self._download.size_bytes))
         parts = PartSums(len(ranges))
 
         def take(number: int, buffers: Sequence[memoryview]) -> None:
             if parts.add(number, 0, 0):
-                self._place_bytes(job, received.data, shard)
+                self._place_bytes(row, received.data, shard)
             self._advance(len(buffers[0]))
 
         for number, (start, stop) in enumerate(ranges):
             buffer = received.data[start - run.start : stop - run.start]
-            yield Request(shard, job.tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
+            yield Request(shard, tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
 
-    def _direct_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+    def _direct_requests(
+        self, row: int, target: npt.NDArray[Any], run: ReadRun, shard: ShardFile
+    ) -> Iterator[Request]:
         """Read straight into the target."""
-        memory = dtypes.as_bytes_view(job.target)
+        tensor = self._jobs.tensors[row]
+        memory = dtypes.as_bytes_view(target)
         ranges = list(split(run.start, run.stop, self._download.size_bytes))
         parts = PartSums(len(ranges))
-        unit = self._unit(job, shard, _is_big_endian(job.target.dtype))
+        unit = self._unit(row, shard, _is_big_endian(target.dtype))
 
         def take(number: int, buffers: Sequence[memoryview]) -> None:
-            self._count(job, shard, parts, number, buffers[0])
+            self._count(row, shard, parts, number, buffers[0])
             if unit > 1:
                 reverse_bytes(buffers[0], unit)
 
         for number, (start, stop) in enumerate(ranges):
             buffer = memory.data[start - run.start : stop - run.start]
-            yield Request(shard, job.tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
+            yield Request(shard, tensor, [ByteRange(start, stop)], [buffer], partial(take, number))
 
-    def _scattered_requests(self, job: Job, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
+    def _scattered_requests(
+        self, row: int, target: npt.NDArray[Any], run: ReadRun, shard: ShardFile
+    ) -> Iterator[Request]:
         """Read box by box into a block, and from there into a target of any strides."""
-        native = NATIVE[job.entry.dtype_enum]
-        chunks = list(cut(job.target.shape, native.itemsize, self._download.size_bytes))
+        tensor = self._jobs.tensors[row]
+        native = NATIVE[self._jobs.dtypes[row].as_datatype_enum]
+        chunks = list(cut(target.shape, native.itemsize, self._download.size_bytes))
         parts = PartSums(len(chunks))
-        unit = self._unit(job, shard, _IS_BIG_MACHINE)
+        unit = self._unit(row, shard, _IS_BIG_MACHINE)
 
         def take(number: int, where: tuple[slice, ...], buffers: Sequence[memoryview]) -> None:
-            self._count(job, shard, parts, number, buffers[0])
+            self._count(row, shard, parts, number, buffers[0])
             if unit > 1:
                 reverse_bytes(buffers[0], unit)
-            place = view_of(job.target, where)
+            place = view_of(target, where)
             place[...] = np.ndarray(place.shape, native, buffers[0])
 
         for number, (start, stop, where) in enumerate(chunks):
             wanted = ByteRange(run.start + start, run.start + stop)
-            yield Request(shard, job.tensor, [wanted], [None], partial(take, number, where))
+            yield Request(shard, tensor, [wanted], [None], partial(take, number, where))
 
-    def _unit(self, job: Job, shard: ShardFile, to_big_endian: bool) -> int:
+    def _unit(self, row: int, shard: ShardFile, to_big_endian: bool) -> int:
         """Return the size of the unit to reverse between file and memory."""
-        unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
+        dtype = self._jobs.dtypes[row]
+        unit = byte_order_unit(dtype, self._big_endian, source=shard.url, tensor=self._jobs.tensors[row])
         if to_big_endian != _IS_BIG_MACHINE:
-            unit = 1 if self._is_foreign else dtypes.swap_unit_bytes(job.dtype) or 1
+            unit = 1 if self._is_foreign else dtypes.swap_unit_bytes(dtype) or 1
         return unit
 
-    def _count(self, job: Job, shard: ShardFile, parts: PartSums, number: int, buffer: memoryview) -> None:
+    def _count(self, row: int, shard: ShardFile, parts: PartSums, number: int, buffer: memoryview) -> None:
         """Take in the checksum of one part, and compare that of the whole when it is the last."""
         if parts.add(number, crc32c(buffer), len(buffer)):
-            shard.check_crc32c(job.entry, parts.crc32c(), job.tensor)
+            shard.check_crc32c(self._jobs.entry(row), parts.crc32c(), self._jobs.tensors[row])
         self._advance(len(buffer))
 
     def _advance(self, size_bytes: int) -> None:
@@ -294,51 +302,60 @@ class _Fetch:
 
     def _take_staged(self, run: ReadRun, shard: ShardFile, buffers: Sequence[memoryview]) -> None:
         """Verify and place the pieces of a run that was read into a block."""
-        block = buffers[0]
-        origin = run.start
-        starts = [item[1] - origin for item in run.items]
-        stops = [item[2] - origin for item in run.items]
-        crcs = crc32c_of_ranges(block, starts, stops)
-        jobs, is_foreign, native_of, make = self._jobs, self._is_foreign, NATIVE, np.ndarray
-        for item, start, crc, found in zip(run.items, starts, crcs, mask_many(crcs).tolist(), strict=True):
-            job = jobs[item[4]]
-            _, entry, _, target, _ = job
-            native = native_of[entry[0]]
+        jobs, rows, origin = self._jobs, run.rows, run.start
+        offsets, sizes = jobs.offsets, jobs.sizes_bytes
+        # An array over the block makes views faster than a memoryview does.
+        block = np.frombuffer(buffers[0], np.uint8)
+        starts = [offsets[row] - origin for row in rows]
+        sizes_bytes = [sizes[row] for row in rows]
+        crcs = crc32c_of_ranges(block, starts, map(operator.add, starts, sizes_bytes))
+        found = mask_many(crcs).tolist()
+        types, shapes, targets, expected = jobs.dtypes, jobs.shapes, jobs.targets, jobs.masked_crc32cs
+        is_foreign, native_of, make = self._is_foreign, NATIVE, np.ndarray
+        for row, start, masked in zip(rows, starts, found, strict=True):
+            native = native_of[types[row].as_datatype_enum]
             if native is _OBJECT:
-                self._place_bytes(job, bytes(block[start : start + entry[4]]), shard)
+                self._place_bytes(row, bytes(block[start : start + sizes[row]]), shard)
                 continue
-            if found != entry[5]:
-                shard.check_crc32c(entry, crc, job.tensor)
+            if masked != expected[row]:
+                shard.check_crc32c(jobs.entry(row), unmask(masked), jobs.tensors[row])
+            target = targets[row]
+            if target is None:
+                targets[row] = make(shapes[row], native, block, start).copy()
+                continue
             values = make(target.shape, native, block, start)
             if is_foreign:
                 values = values.copy()
-                unit = byte_order_unit(job.dtype, self._big_endian, source=shard.url, tensor=job.tensor)
+                unit = byte_order_unit(
+                    types[row], self._big_endian, source=shard.url, tensor=jobs.tensors[row]
+                )
                 reverse_bytes(dtypes.as_bytes_view(values).data, unit)
             target[...] = values
-        if self._transfer is not None:
-            self._transfer.advance(sum(stops) - sum(starts))
+        self._advance(sum(sizes_bytes))
 
-    def _place_bytes(self, job: Job, raw: bytes | memoryview, shard: ShardFile) -> None:
+    def _place_bytes(self, row: int, raw: bytes | memoryview, shard: ShardFile) -> None:
         """Verify the bytes of one piece that are strings, or none at all; put the values into the target."""
-        entry = job.entry
-        if not job.target.dtype.hasobject:
-            shard.check_crc32c(entry, crc32c(raw), job.tensor)
+        jobs = self._jobs
+        tensor, target = jobs.tensors[row], jobs.target(row)
+        if not target.dtype.hasobject:
+            shard.check_crc32c(jobs.entry(row), crc32c(raw), tensor)
             return
-        decode = decode_strings if job.dtype == dtypes.STRING else decode_variants
-        values = np.empty(element_count(entry.shape), object)
+        decode = decode_strings if jobs.dtypes[row] == dtypes.STRING else decode_variants
+        values = np.empty(element_count(jobs.shapes[row]), object)
         values[:] = decode(
             raw,
             len(values),
             big_endian=self._big_endian,
-            masked_crc32c=entry.masked_crc32c,
+            masked_crc32c=jobs.masked_crc32cs[row],
             source=shard.url,
-            tensor=job.tensor,
-            offset=entry.offset,
+            tensor=tensor,
+            offset=jobs.offsets[row],
         )
-        if job.select is None:
-            job.target[...] = values.reshape(job.target.shape)
+        select = jobs.selects.get(row)
+        if select is None:
+            target[...] = values.reshape(target.shape)
         else:
-            job.target[...] = values.reshape(entry.shape)[job.select]
+            target[...] = values.reshape(jobs.shapes[row])[select]
 
 
 def _is_big_endian(dtype: np.dtype[Any]) -> bool:

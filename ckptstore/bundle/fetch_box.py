@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ckptstore.bundle.boxes import Axis, BoxRead, split_box, view_of
 from ckptstore.bundle.chunks import cut
-from ckptstore.bundle.fetch import NATIVE, byte_order_unit, reverse_bytes
+from ckptstore.bundle.fetch import byte_order_unit, reverse_bytes
+from ckptstore.bundle.jobs import NATIVE
 from ckptstore.bundle.shards import ShardFile
 from ckptstore.errors import TruncatedFileError
 from ckptstore.format import dtypes

@@ -15,8 +15,9 @@ from ckptstore.bundle.plan import WriteItem
 from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c_of_each, mask_many
 from ckptstore.format.entry import BundleEntry, name_to_key
+from ckptstore.format.slices import encode_slice_key
 
-__all__ = ["Gathered", "gather"]
+__all__ = ["Gathered", "entries_of", "gather", "is_plain"]
 
 
 def _exports_memory(dtype: np.dtype[Any]) -> bool:
@@ -31,6 +32,15 @@ def _exports_memory(dtype: np.dtype[Any]) -> bool:
 _EXPORTS_MEMORY = {
     dtype.as_datatype_enum: _exports_memory(dtypes.storage_dtype(dtype)) for dtype in dtypes.ALL
 }
+
+
+_PLAIN = frozenset(dtypes.STORED_AS_IS)
+
+
+def is_plain(item: WriteItem) -> bool:
+    """Tell whether `gather` takes this."""
+    array = item.array
+    return array.dtype in _PLAIN and item.slice is None and array.flags.c_contiguous
 
 
 class Gathered(NamedTuple):
@@ -53,7 +63,7 @@ def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathere
     Parameters
     ----------
     items : sequence of WriteItem
-        Whole tensors, no strings or variants, whose arrays are C-contiguous and little-endian.
+        That are plain.
     shard_id : int
     offset : int, bytes
         Where the first one begins in its data file.
@@ -63,14 +73,25 @@ def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathere
         for item in items
     ]
     payload = b"".join(cast("list[bytes]", buffers))
+    return Gathered(payload, entries_of(items, crc32c_of_each(buffers), shard_id=shard_id, offset=offset))
+
+
+def entries_of(
+    items: Sequence[WriteItem], crcs: Sequence[int], *, shard_id: int, offset: int
+) -> list[tuple[bytes, BundleEntry]]:
+    """Return key and entry of tensors or slices that lie behind each other from `offset` on.
+
+    `crcs` are not masked.
+    """
     starts = itertools.accumulate([item.size_bytes for item in items], initial=offset)
-    crcs = mask_many(crc32c_of_each(buffers)).tolist()
+    masked = mask_many(crcs).tolist()
     new = tuple.__new__
-    entries = [
+    return [
         (
-            name_to_key(name),
+            name_to_key(name) if box is None else encode_slice_key(name, box),
             new(BundleEntry, (dtype.as_datatype_enum, shape, shard_id, start, size_bytes, crc, ())),
         )
-        for (name, dtype, shape, _, _, size_bytes, _), start, crc in zip(items, starts, crcs, strict=False)
+        for (name, dtype, shape, box, _, size_bytes, _), start, crc in zip(
+            items, starts, masked, strict=False
+        )
     ]
-    return Gathered(payload, entries)

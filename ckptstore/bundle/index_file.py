@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import threading
 from collections.abc import Iterable
 
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
@@ -21,6 +20,7 @@ from ckptstore.format.entry_columns import EntryColumns
 from ckptstore.format.slices import decode_slice_key, format_slice
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location, SuffixRange
+from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.types import ByteRange
 
 __all__ = ["IndexFile", "IndexRows", "TableFile", "shown_name"]
@@ -162,7 +162,7 @@ class IndexFile(TableFile):
 
     def __init__(self, location: Location) -> None:
         super().__init__(location)
-        self._lock = threading.Lock()
+        self._locks = ForkSafeLocks()
         self._rows: IndexRows | None = None
         self._entries: dict[bytes, BundleEntry] = {}
         self._lookups = 0
@@ -183,7 +183,7 @@ class IndexFile(TableFile):
         TruncatedFileError, FormatError, ChecksumError
             If any block is damaged.
         """
-        with self._lock:
+        with self._locks[0]:
             if self._rows is None:
                 head_size = self.size_bytes - len(self._tail)
                 # Blocks lie side by side. A file with a hole between them is read block by block: the hole

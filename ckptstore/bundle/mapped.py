@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.fetch import NATIVE, byte_order_unit
+from ckptstore.bundle.fetch import byte_order_unit
+from ckptstore.bundle.jobs import NATIVE
 from ckptstore.bundle.reader_base import BundleReader, StoredTensor
 from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.shards import ShardFile

@@ -7,8 +7,6 @@ destination exists.
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,14 +18,13 @@ from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, slices
 from ckptstore.format.entry import BundleEntry, name_to_key
 from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES, coalesce
-from ckptstore.types import ByteRange, DType, Slice
+from ckptstore.types import DType, Slice
 
 __all__ = [
     "DIRECT_SIZE_BYTES",
     "GAP_SIZE_BYTES",
     "STAGE_SIZE_BYTES",
     "ClaimedNames",
-    "ReadItem",
     "ReadPlan",
     "ReadRun",
     "SavePlan",
@@ -148,31 +145,18 @@ class SavePlan:
         return sum(shard.size_bytes for shard in self.shards)
 
 
-class ReadItem(NamedTuple):
-    """One stored piece: bytes ``[start, stop)`` of a shard, wanted for the destination numbered `request`."""
-
-    shard: int
-    start: int
-    stop: int
-    tensor: str
-    request: int
-
-    @property
-    def byte_range(self) -> ByteRange:
-        return ByteRange(self.start, self.stop)
-
-
 class ReadRun(NamedTuple):
     """Bytes ``[start, stop)`` of a shard, read at once.
 
-    `staged` runs are read into staging memory and copied out; others hold one item and go straight to it.
+    `rows` are the pieces in it, ascending by where they begin. `staged` runs are read into staging memory and
+    copied out; others hold one piece and go straight to it.
     """
 
     shard: int
     start: int
     stop: int
     staged: bool
-    items: tuple[ReadItem, ...]
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +221,8 @@ def write_item(
     if dtype is None and shape is None and spec is None and isinstance(name, str):
         plain = _plain_item(name, array)
         if plain is not None:
-            name_to_key(name)
+            if not name or not name.isascii():
+                name_to_key(name)
             return plain
     if not isinstance(name, str):
         raise UsageError("a tensor's name must be text", expected="str", actual=type(name).__name__)
@@ -385,18 +370,21 @@ def plan_save(
 
 
 def plan_reads(
-    items: Iterable[ReadItem],
+    shard_ids: Sequence[int],
+    starts: Sequence[int],
+    stops: Sequence[int],
     *,
     gap_size_bytes: int = GAP_SIZE_BYTES,
     direct_size_bytes: int = DIRECT_SIZE_BYTES,
     stage_size_bytes: int = STAGE_SIZE_BYTES,
 ) -> ReadPlan:
-    """Order the pieces by shard and offset and join what lies close together.
+    """Order pieces by shard and offset and join what lies close together.
 
     Parameters
     ----------
-    items : iterable of ReadItem
-        Empty pieces take no part in the plan.
+    shard_ids, starts, stops : sequence of int
+        Piece by piece: it is bytes ``[start, stop)`` of that shard. Empty ones take no part in the plan. The
+        plan names a piece by its row: its position here.
     gap_size_bytes : int
         Unwanted bytes between two pieces that are read rather than asking twice.
     direct_size_bytes : int
@@ -404,21 +392,24 @@ def plan_reads(
     stage_size_bytes : int
         No staged run is longer.
     """
+    shards, begins, ends = (np.asarray(column, np.int64) for column in (shard_ids, starts, stops))
+    order = np.lexsort((ends, begins, shards))
+    order = order[begins[order] < ends[order]]
+    if not len(order):
+        return ReadPlan(())
     runs: list[ReadRun] = []
-    wanted = sorted([item for item in items if item[1] < item[2]])
-    for shard, of_shard in itertools.groupby(wanted, operator.itemgetter(0)):
-        small: list[ReadItem] = []
-        for item in of_shard:
-            if item[2] - item[1] < direct_size_bytes:
-                small.append(item)
-            else:
-                runs.append(ReadRun(shard, item[1], item[2], False, (item,)))
-        starts = [item[1] for item in small]
-        stops = [item[2] for item in small]
-        for first, end in coalesce(
-            starts, stops, gap_size_bytes=gap_size_bytes, most_size_bytes=stage_size_bytes
-        ):
-            members = tuple(small[first:end])
-            runs.append(ReadRun(shard, starts[first], max(stops[first:end]), True, members))
+    for rows in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+        shard = int(shards[rows[0]])
+        is_small = ends[rows] - begins[rows] < direct_size_bytes
+        for row in rows[~is_small].tolist():
+            runs.append(ReadRun(shard, int(begins[row]), int(ends[row]), False, (row,)))
+        small = rows[is_small]
+        groups = coalesce(
+            begins[small], ends[small], gap_size_bytes=gap_size_bytes, most_size_bytes=stage_size_bytes
+        )
+        for first, end in groups:
+            of_run = small[first:end]
+            start, stop = int(begins[of_run[0]]), int(ends[of_run].max())
+            runs.append(ReadRun(shard, start, stop, True, tuple(of_run.tolist())))
     runs.sort(key=lambda run: run[:2])
     return ReadPlan(tuple(runs))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.boxes import Axis, BasicIndex, Box, parse_index, view_of
+from ckptstore.bundle.jobs import Jobs, SmallTensors
 from ckptstore.bundle.names import tensor_not_found
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.dtypes import check_array_shape
@@ -134,6 +135,25 @@ class BundleReader(abc.ABC):
         """
         return [self.stored(name) if self.has(name) else None for name in names]
 
+    def find_small(self, names: Sequence[str]) -> SmallTensors | None:
+        """Look up many tensors at a time, without an object for each.
+
+        Returns
+        -------
+        SmallTensors or None
+            Those that are numbers of less than `plan.DIRECT_SIZE_BYTES`, in one piece and in this machine's
+            byte order, with an entry in which `stored` would find nothing wrong. None: not to be had in bulk.
+            Whether the files have their bytes is not known yet, see `have_small`.
+        """
+        return None
+
+    def have_small(self, small: Jobs, others: Iterable[StoredTensor]) -> bool:
+        """Tell whether the files have the bytes of what `find_small` found, and all claim bytes of their own.
+
+        If not, `read_stored` without them says what is wrong. `others` are read along with them.
+        """
+        return False
+
     @abc.abstractmethod
     def spec(self, name: str) -> TensorSpec:
         """Return what the index says of a tensor; errors as for `entry`."""
@@ -243,13 +263,16 @@ class BundleReader(abc.ABC):
         self,
         requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
         *,
+        small: Jobs | None = None,
         transfer: Transfer | None = None,
     ) -> list[npt.NDArray[Any]]:
         """Do what `read_many` does, for tensors that were looked up already.
 
         A tensor in one piece may have been given another `shape` with as many elements, that of its array: it
-        is filled in C order. `transfer` is what the reads belong to.
+        is filled in C order. `transfer` is what the reads belong to. `small` is read along with them, into
+        its own arrays; it is something that `have_small` said yes to, and arrays that fit.
         """
+        assert small is None
         for tensor, out in requests:
             self._check_covered(tensor)
             self._check_present(tensor, range(len(tensor.entries)))

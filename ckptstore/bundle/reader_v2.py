@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.boxes import Axis, Box, as_slices, view_of
-from ckptstore.bundle.fetch import Job, byte_order_unit, fetch
+from ckptstore.bundle.fetch import byte_order_unit, fetch
 from ckptstore.bundle.fetch_box import fetch_box
 from ckptstore.bundle.index_file import IndexFile
+from ckptstore.bundle.jobs import NATIVE, Jobs, SmallTensors
 from ckptstore.bundle.reader_base import (
     BundleReader,
     StoredTensor,
@@ -22,6 +23,7 @@ from ckptstore.bundle.reader_base import (
     key_of,
 )
 from ckptstore.bundle.shards import ShardFiles
+from ckptstore.bundle.small import find_small, have_small
 from ckptstore.errors import CorruptError, FormatError
 from ckptstore.format import dtypes
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, check_entry, key_to_name, name_to_key
@@ -35,8 +37,6 @@ __all__ = ["ReaderV2"]
 
 # Who asks for so many tensors at a time gets them from the whole index.
 _MANY_NAMES = 64
-
-_NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
 
 
 class ReaderV2(BundleReader):
@@ -60,6 +60,7 @@ class ReaderV2(BundleReader):
         self.header = index.header
         self.index_version = index.version
         self.index = index
+        self._is_foreign = index.header.big_endian != (sys.byteorder == "big")
         self.shards = ShardFiles(location, index.header.num_shards, index.is_current)
         self._partitioned: dict[str, StoredTensor] = {}
         self._names: list[str] | None = None
@@ -168,6 +169,17 @@ class ReaderV2(BundleReader):
             found.append(tuple.__new__(StoredTensor, (name, dtype, shape, (), (entry,))))
         return found
 
+    def find_small(self, names: Sequence[str]) -> SmallTensors | None:
+        if len(names) < _MANY_NAMES or self._is_foreign or len(set(names)) < len(names):
+            return None
+        try:
+            return find_small(self.index.rows(), names)
+        except CorruptError:
+            return None
+
+    def have_small(self, small: Jobs, others: Iterable[StoredTensor]) -> bool:
+        return have_small(self.shards, small, others)
+
     def _slice_entry(self, name: str, whole: BundleEntry, box: Slice) -> BundleEntry:
         entry = self.index.entry(encode_slice_key(name, box))
         if entry is None:
@@ -252,8 +264,9 @@ class ReaderV2(BundleReader):
                 target = view_of(
                     target, tuple(slice(None, None, -1 if axis.step < 0 else 1) for axis in axes)
                 )
-            job = Job(tensor.name, entry, tensor.dtype, target, select)
-            fetch([job], self.shards, big_endian=big_endian, memory_budget=budget)
+            jobs = Jobs()
+            jobs.add(tensor.name, entry, tensor.dtype, target, select)
+            fetch(jobs, self.shards, big_endian=big_endian, memory_budget=budget)
         else:
             fetch_box(
                 tensor.name,
@@ -271,6 +284,7 @@ class ReaderV2(BundleReader):
         self,
         requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
         *,
+        small: Jobs | None = None,
         transfer: Transfer | None = None,
     ) -> list[npt.NDArray[Any]]:
         if not self._are_plain(requests):
@@ -287,17 +301,17 @@ class ReaderV2(BundleReader):
                 self._check_covered(tensor)
             self._check_not_shared({tensor.name: tensor for tensor, _ in requests}.values())
         results: list[npt.NDArray[Any]] = []
-        jobs: list[Job] = []
+        jobs = Jobs() if small is None else small
         for tensor, out in requests:
             name, dtype, shape, slices, entries = tensor
-            result = np.empty(shape, _NATIVE[dtype.as_datatype_enum]) if out is None else out
+            result = np.empty(shape, NATIVE[dtype.as_datatype_enum]) if out is None else out
             results.append(result)
             if not slices:
-                jobs.append(tuple.__new__(Job, (name, entries[0], dtype, result, None)))
+                jobs.add(name, entries[0], dtype, result)
                 continue
             for box, entry in zip(tensor.slices, tensor.entries, strict=True):
                 where = tuple(slice(start, start + length) for start, length in box.resolve(tensor.shape))
-                jobs.append(Job(tensor.name, entry, tensor.dtype, view_of(result, where)))
+                jobs.add(name, entry, dtype, view_of(result, where))
         fetch(
             jobs,
             self.shards,
@@ -317,7 +331,7 @@ class ReaderV2(BundleReader):
         IncompleteBundleError, NotFoundError
             If a data file is missing.
         """
-        if self.header.big_endian != (sys.byteorder == "big"):
+        if self._is_foreign:
             return False
         # For each shard: the first tensor with bytes in it, the bytes of all, and where the last one ends.
         shards: dict[int, list[Any]] = {}
@@ -329,7 +343,7 @@ class ReaderV2(BundleReader):
             if out is not None and not (
                 type(out) is np.ndarray
                 and out.shape == shape
-                and out.dtype == _NATIVE[dtype.as_datatype_enum]
+                and out.dtype == NATIVE[dtype.as_datatype_enum]
                 and out.flags.writeable
             ):
                 return False

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.fetch import NATIVE
 from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.reader_base import BundleReader, StoredTensor
+from ckptstore.bundle.small import SmallRestore
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
 from ckptstore.format.entry import element_count
@@ -97,11 +97,17 @@ def restore_into(
         If the checkpoint was removed or overwritten meanwhile; as for ChecksumError.
     """
     try:
-        placements = _plan(reader, values, wanted, reshape)
+        small = SmallRestore.find(reader, values, wanted)
+        placements = _plan(reader, values, small.others(wanted) if small else wanted, reshape)
+        if small and not reader.have_small(small.jobs, [placement.tensor for placement in placements]):
+            small = None
+            placements = _plan(reader, values, wanted, reshape)
     except UsageError as error:
         error.url = error.url or reader.url
         raise
     new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
+    if small:
+        new = _in_order([*small.new(), *new], wanted)
     if new and not isinstance(values, MutableMapping):
         raise UsageError(
             "a new array cannot be put into this mapping",
@@ -110,9 +116,10 @@ def restore_into(
             actual=type(values).__name__,
         )
     if transfer is not None:
-        transfer.restart(
-            sum([entry.size_bytes for placement in placements for entry in placement.tensor.entries])
+        total_bytes = sum(
+            [entry.size_bytes for placement in placements for entry in placement.tensor.entries]
         )
+        transfer.restart(total_bytes + (sum(small.jobs.sizes_bytes) if small else 0))
     # Strings of fixed width come first: they can still turn out not to fit.
     converted: list[tuple[Array, Array]] = []
     indirect = [placement for placement in placements if placement.convert is not None]
@@ -122,7 +129,7 @@ def restore_into(
         converted.append((placement.existing, placement.convert(array)))
     copied = [placement for placement in placements if placement.existing is not None]
     direct = [placement for placement in placements if placement.existing is None] if copied else placements
-    arrays = _read(reader, direct, transfer)
+    arrays = _read(reader, direct, transfer, small)
     for existing, value in converted:
         existing[...] = value
     for placement in copied:
@@ -130,17 +137,31 @@ def restore_into(
             (array,) = _read(reader, [placement], transfer)
             placement.existing[...] = array.reshape(placement.existing.shape)
     if new and isinstance(values, MutableMapping):
-        for placement, array in zip(direct, arrays, strict=True):
-            if placement.receiver is None:
-                values[placement.target] = array
+        array_of = {placement.target: array for placement, array in zip(direct, arrays, strict=True)}
+        if small:
+            array_of.update(small.arrays())
+        for target in new:
+            values[target] = array_of[target]
     return tuple([placement.target for placement in placements if placement.is_cast])
 
 
-def _read(reader: BundleReader, placements: list[_Placement], transfer: Transfer | None) -> list[Array]:
-    if not placements:
+def _read(
+    reader: BundleReader,
+    placements: list[_Placement],
+    transfer: Transfer | None,
+    small: SmallRestore | None = None,
+) -> list[Array]:
+    if not placements and not small:
         return []
     pairs = [(tensor, receiver) for _, tensor, receiver, _, _, _ in placements]
-    return reader.read_stored(pairs, transfer=transfer)
+    return reader.read_stored(pairs, small=small.jobs if small else None, transfer=transfer)
+
+
+def _in_order(targets: list[str], wanted: Mapping[str, str]) -> list[str]:
+    if len(targets) == len(wanted):
+        return list(wanted)
+    found = set(targets)
+    return [target for target in wanted if target in found]
 
 
 def _plan(
@@ -156,16 +177,7 @@ def _plan(
             continue
         existing = values.get(target)
         if existing is None:
-            placements.append(tuple.__new__(_Placement, (target, tensor, None, None, None, False)))
-            continue
-        if (
-            type(existing) is np.ndarray
-            and existing.dtype is NATIVE[tensor[1].as_datatype_enum]
-            and existing.shape == tensor[2]
-            and existing.flags.writeable
-        ):
-            # What nearly all are; the longer way finds nothing else about them.
-            placements.append(tuple.__new__(_Placement, (target, tensor, existing, None, None, False)))
+            placements.append(_Placement(target, tensor))
             continue
         try:
             placements.append(_placement(target, tensor, existing, reshape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -51,10 +50,10 @@ class ShardFiles:
         self._num_shards = num_shards
         self._index_is_current = index_is_current
         self._files: dict[int, ShardFile] = {}
-        self._lock = threading.Lock()
+        self._locks = ForkSafeLocks()
 
     def __getitem__(self, shard_id: int) -> ShardFile:
-        with self._lock:
+        with self._locks[0]:
             found = self._files.get(shard_id)
             if found is None:
                 location = self._prefix.suffixed(data_name("", shard_id, self._num_shards))

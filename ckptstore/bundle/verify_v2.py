@@ -12,7 +12,7 @@ import numpy as np
 from ckptstore.bundle.fetch import PartSums
 from ckptstore.bundle.findings import Findings
 from ckptstore.bundle.index_file import IndexFile, shown_name
-from ckptstore.bundle.plan import ReadItem, ReadRun, plan_reads
+from ckptstore.bundle.plan import ReadRun, plan_reads
 from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.shards import ShardFile
 from ckptstore.errors import CorruptError, FormatError, UnsupportedError
@@ -194,15 +194,17 @@ class _BytesCheck:
 
     def run(self, parallel: int) -> None:
         """Read and compare."""
-        items = []
-        for number, (name, entry) in enumerate(self._pieces):
-            start, size = entry.offset, entry.size_bytes
-            if size:
-                items.append(ReadItem(entry.shard_id, start, start + size, name, number))
-            else:
+        entries = [entry for _, entry in self._pieces]
+        for number, entry in enumerate(entries):
+            if not entry.size_bytes:
                 self._check(number, b"")
         download = Download(parallel, self._transfer)
-        plan = plan_reads(items, stage_size_bytes=download.size_bytes)
+        plan = plan_reads(
+            [entry.shard_id for entry in entries],
+            [entry.offset for entry in entries],
+            [entry.offset + entry.size_bytes for entry in entries],
+            stage_size_bytes=download.size_bytes,
+        )
         requests = (request for run in plan.runs for request in self._requests(run, download.size_bytes))
         longest = max([run.stop - run.start for run in plan.runs], default=0)
         download.run(requests, lent_size_bytes=min(longest, download.size_bytes))
@@ -215,8 +217,8 @@ class _BytesCheck:
         findings.notes += [note for _, note in sorted(self._notes)]
 
     def _requests(self, run: ReadRun, size_bytes: int) -> Iterator[Request]:
-        number = run.items[0].request
-        name = run.items[0].tensor
+        number = run.rows[0]
+        name = self._pieces[number].name
         if run.staged:
             wanted = ByteRange(run.start, run.stop)
             yield Request(self._shard, name, [wanted], [None], partial(self._take_run, run))
@@ -233,9 +235,11 @@ class _BytesCheck:
             yield Request(self._shard, name, [ByteRange(start, stop)], [buffer], take)
 
     def _take_run(self, run: ReadRun, buffers: Sequence[memoryview]) -> None:
-        for item in run.items:
-            raw = bytes(buffers[0][item.start - run.start : item.stop - run.start])
-            self._check(item.request, raw)
+        for number in run.rows:
+            entry = self._pieces[number].entry
+            start = entry.offset - run.start
+            raw = bytes(buffers[0][start : start + entry.size_bytes])
+            self._check(number, raw)
             self._transfer.advance(len(raw))
 
     def _take_part(

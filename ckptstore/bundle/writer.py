@@ -11,16 +11,17 @@ visible.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate
 from operator import itemgetter
 from typing import TypeAlias
 
 import numpy.typing as npt
 
+from ckptstore.bundle.gathered import entries_of, gather, is_plain
 from ckptstore.bundle.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
 from ckptstore.bundle.plan import ClaimedNames, WriteItem, write_item
 from ckptstore.bundle.stage import StagedShard
-from ckptstore.checksums import crc32c_of_ranges
+from ckptstore.checksums import crc32c_of_each, crc32c_of_ranges
 from ckptstore.errors import UsageError
 from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import (
@@ -47,6 +48,9 @@ IndexEntry: TypeAlias = tuple[bytes, BundleEntry]
 # Smaller tensors are collected and handed over together: a piece of its own would cost more than their bytes.
 _BATCHED_BELOW_BYTES = 256 * 1024
 _BATCH_SIZE_BYTES = 4 * 1024 * 1024
+
+# Fewer go with those before and behind them.
+_GATHERED_FROM = 16
 
 # What has to be converted is converted in chunks of this size.
 _CHUNK_SIZE_BYTES = 8 * 1024 * 1024
@@ -133,6 +137,9 @@ class ShardWriter:
     def add_item(self, item: WriteItem) -> None:
         """Append what `write_item` made. The array may be changed again when this returns."""
         self._names.claim(item)
+        if item.size_bytes < _BATCHED_BELOW_BYTES and is_plain(item):
+            self._collect(item, item.array.tobytes())
+            return
         self.write((item,))
         self._sender.settle()
 
@@ -144,9 +151,21 @@ class ShardWriter:
         BaseException
             What the first thread that failed raised. Only `close` may follow.
         """
+        small: list[WriteItem] = []
+        small_bytes = 0
         for item in items:
             array = item.array
             size_bytes = item.size_bytes
+            if size_bytes < _BATCHED_BELOW_BYTES and is_plain(item):
+                small.append(item)
+                small_bytes += size_bytes
+                if small_bytes >= _BATCH_SIZE_BYTES:
+                    self._write_small(small, small_bytes)
+                    small, small_bytes = [], 0
+                continue
+            if small:
+                self._write_small(small, small_bytes)
+                small, small_bytes = [], 0
             if array.dtype.hasobject:
                 self._write_objects(item)
             elif not is_as_stored(item):
@@ -155,6 +174,8 @@ class ShardWriter:
                 self._collect(item, array.tobytes())
             else:
                 self._sender.put(byte_view(array), checksum=self._begin(item))
+        if small:
+            self._write_small(small, small_bytes)
 
     def write_staged(self, items: Sequence[WriteItem], staged: StagedShard) -> None:
         """Append the tensors of a plan, with the bytes that were copied before; errors as `write`."""
@@ -167,7 +188,8 @@ class ShardWriter:
             nonlocal batch, room_bytes
             if batch.items:
                 view, hold = take(batch.size_bytes)
-                self._note_batch(batch, view)
+                stops = list(accumulate(item.size_bytes for item in batch.items))
+                self._note_batch(batch, crc32c_of_ranges(view, [0, *stops[:-1]], stops))
                 put(view, hold=hold)
                 room_bytes -= batch.size_bytes
                 batch = _Batch()
@@ -236,6 +258,20 @@ class ShardWriter:
             self._raw_hold.let_go()
             self._raw_hold = None
 
+    def _write_small(self, items: Sequence[WriteItem], size_bytes: int) -> None:
+        """Append whole tensors that are in memory as in the file."""
+        if len(items) < _GATHERED_FROM:
+            for item in items:
+                self._collect(item, item.array.tobytes())
+            return
+        self._flush()
+        hold = self._sender.reserve(size_bytes)
+        payload, entries = gather(items, shard_id=self._shard_id, offset=self._noted_bytes)
+        self._entries += entries
+        self._noted_bytes += size_bytes
+        self._sender.put(memoryview(payload), hold=hold)
+        hold.let_go()
+
     def _write_objects(self, item: WriteItem) -> None:
         if item.size_bytes < _BATCHED_BELOW_BYTES:
             self._collect(item, *encoded(item))
@@ -274,11 +310,14 @@ class ShardWriter:
 
     def _key(self, item: WriteItem) -> bytes:
         """Return the key of the entry; of a slice, also note it for the entry that lists the slices."""
-        key = name_to_key(item.name)
         if item.slice is None:
-            return key
-        self._partitioned.setdefault(key, (item.dtype, item.full_shape, []))[2].append(item.slice)
+            return name_to_key(item.name)
+        self._note_slice(item, item.slice)
         return encode_slice_key(item.name, item.slice)
+
+    def _note_slice(self, item: WriteItem, box: Slice) -> None:
+        key = name_to_key(item.name)
+        self._partitioned.setdefault(key, (item.dtype, item.full_shape, []))[2].append(box)
 
     def _note(self, item: WriteItem, size_bytes: int, crc: int) -> None:
         enum = item.dtype.as_datatype_enum
@@ -286,28 +325,13 @@ class ShardWriter:
         self._entries.append((self._key(item), entry))
         self._noted_bytes += size_bytes
 
-    def _note_batch(self, batch: _Batch, data: bytes | memoryview) -> None:
-        items = batch.items
-        sizes = [item.size_bytes for item in items]
-        stops = list(accumulate(sizes))
-        starts = [0, *stops[:-1]]
-        crcs = crc32c_of_ranges(data, starts, stops)
+    def _note_batch(self, batch: _Batch, crcs: list[int]) -> None:
         for index, crc in batch.crcs.items():
             crcs[index] = crc
-        entries = map(
-            BundleEntry._make,
-            zip(
-                [item.dtype.as_datatype_enum for item in items],
-                [item.shape for item in items],
-                repeat(self._shard_id),
-                [self._noted_bytes + start for start in starts],
-                sizes,
-                map(mask, crcs),
-                repeat(()),
-                strict=False,
-            ),
-        )
-        self._entries += zip(map(self._key, items), entries, strict=True)
+        for item in batch.items:
+            if item.slice is not None:
+                self._note_slice(item, item.slice)
+        self._entries += entries_of(batch.items, crcs, shard_id=self._shard_id, offset=self._noted_bytes)
         self._noted_bytes += batch.size_bytes
 
     def _collect(self, item: WriteItem, raw: bytes, crc: int | None = None) -> None:
@@ -325,11 +349,11 @@ class ShardWriter:
     def _flush(self) -> None:
         if self._raw_hold is None:
             return
-        joined = b"".join(self._raw)
-        batch, hold = self._batch, self._raw_hold
+        batch, raw, hold = self._batch, self._raw, self._raw_hold
         self._batch, self._raw, self._raw_hold = _Batch(), [], None
+        joined = b"".join(raw)
         hold.shrink(len(joined))
-        self._note_batch(batch, joined)
+        self._note_batch(batch, crc32c_of_each(raw))
         self._sender.put(memoryview(joined), hold=hold)
         hold.let_go()
 

@@ -13,6 +13,7 @@ from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.directory.publish import put_graph
 from ckptstore.directory.standing import choose_count, name_is_taken, read_standing
 from ckptstore.errors import (
+    AccessError,
     AmbiguousOutcomeError,
     CkptStoreError,
     FencedError,
@@ -142,8 +143,8 @@ class ShardSet:
             outcome = storage.copy_from(
                 source_key, self.directory.child(data_name(self.prefix, number, count)).key, version
             )
-        except NotFoundError:
-            # Retention or another program was there.
+        except (NotFoundError, AccessError):
+            # Retention or another program was there, or another user wrote it. Refused for certain, both.
             outcome = None
         if outcome is None:
             self._in_doubt = None

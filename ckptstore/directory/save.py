@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.standing import Standing, read_standing
 from ckptstore.directory.window import own_entries
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, NotFoundError
+from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name, split_step
 from ckptstore.format.record_protocol import Pending, Record, Superseded
 from ckptstore.storage.base import Committed, Location
@@ -36,6 +37,9 @@ from ckptstore.storage.retry import Backoff
 from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["CheckpointWriter", "LastSaved", "write_checkpoint"]
+
+# The writers whose saves run in this context, the threads that work for them included.
+_SAVING: ContextVar[tuple[CheckpointWriter, ...]] = ContextVar("ckptstore_saving", default=())
 
 
 def write_checkpoint(
@@ -236,8 +240,18 @@ class CheckpointWriter:
         When it returns, the checkpoint exists and is the latest. Files that could not be deleted are a
         warning.
         """
+        if self in _SAVING.get():
+            raise UsageError(
+                "a save into this directory was begun by a part of another one, which cannot go on before",
+                url=self.directory.child(prefix).url,
+                hint="Do not save in a report of progress.",
+            )
         with self._locks[0], _entered(transfer, self.directory, prefix) as transfer:
-            self._save(prefix, plan, run, meta, suffix, before_commit, transfer, stage)
+            token = _SAVING.set((*_SAVING.get(), self))
+            try:
+                self._save(prefix, plan, run, meta, suffix, before_commit, transfer, stage)
+            finally:
+                _SAVING.reset(token)
 
     def _save(
         self,

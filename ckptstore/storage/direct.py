@@ -105,7 +105,9 @@ def exchange(
 def _ask(connection: Connection, request: DirectRequest, operation: Operation) -> http.client.HTTPResponse:
     """Send all of `request` and return the head of the answer."""
     channel = connection.http
-    channel.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
+    # Without being told otherwise, a proxy may compress. It is not signed: some balancers rewrite it.
+    is_told = "accept-encoding" in map(str.lower, request.headers)
+    channel.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=is_told)
     for name, value in request.headers.items():
         channel.putheader(name, value)
     if request.body or request.method in ("PUT", "POST"):

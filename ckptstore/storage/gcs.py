@@ -35,6 +35,7 @@ from ckptstore.storage.gcs_options import resolve_options
 from ckptstore.storage.gcs_session import ResumableSession
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.object_store import ObjectStorage
+from ckptstore.storage.probe import verdicts_known
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.transport import (
     Heading,
@@ -160,6 +161,7 @@ class GcsTransport(Transport):
                     version=head.get("X-Goog-Generation", ""),
                     size_bytes=int(length) if length.isdecimal() else None,
                     content_range=head.get("Content-Range"),
+                    encoding=head.get("Content-Encoding"),
                 )
             )
 
@@ -257,6 +259,10 @@ class GcsTransport(Transport):
         write_id: str,
         precondition: Precondition | None,
     ) -> Stored:
+        verdicts = verdicts_known(self, target.bucket)
+        if verdicts is not None and not verdicts.cond_delete:
+            # The service keeps the conditions of every request; who drops one may drop that of the target.
+            raise Fault(Kind.UNSUPPORTED, "the server does not keep every condition")
         bucket, _, name = source.key.partition("/")
         url = (
             _object_url(_JSON_API, Place(bucket, name))

@@ -25,8 +25,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,8 +44,7 @@ from ckptstore.storage.base import (
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.generic_files import Files
 from ckptstore.storage.generic_upload import GenericUpload
-from ckptstore.storage.object_tasks import run_tasks
-from ckptstore.storage.retry import Cancellation, pause
+from ckptstore.storage.retry import pause
 from ckptstore.storage.upload import Upload
 
 if TYPE_CHECKING:
@@ -62,10 +60,10 @@ _SMALL_BYTES = 1024 * 1024
 _READS = 5
 _READ_PAUSE_S = 0.2
 
-# As for object stores: a request costs what so many bytes cost, and so many requests run at once.
+# As for object stores: a request costs what so many bytes cost.
 _GAP_SIZE_BYTES = 64 * 1024
 _REQUEST_SIZE_BYTES = 8 * 1024 * 1024
-_PARALLEL_READS = 8
+_PARALLEL_READS = 4
 
 
 class GenericStorage(Storage):
@@ -97,6 +95,10 @@ class GenericStorage(Storage):
         self._protocol = protocol
         self._uploads: weakref.WeakSet[GenericUpload] = weakref.WeakSet()
         self._warning = threading.Event()
+
+    @property
+    def parallel_reads(self) -> int:  # type: ignore[override]
+        return _PARALLEL_READS if self._files.reads_in_parallel else 1
 
     def __repr__(self) -> str:
         return f"<GenericStorage {self._protocol}://>"
@@ -139,7 +141,7 @@ class GenericStorage(Storage):
         info = self._files.info(key)
         check_pin(version, info.version, url)
 
-        def fetch(group: list[tuple[int, int, memoryview]]) -> None:
+        for group in _grouped(resolve_reads(ranges, buffers, info.size_bytes, url)):
             low = group[0][0]
             high = max(stop for _, stop, _ in group)
             data = memoryview(self._files.read(key, low, high))
@@ -147,18 +149,6 @@ class GenericStorage(Storage):
                 raise truncated(url, low, high, low + len(data))
             for start, stop, buffer in group:
                 buffer[:] = data[start - low : stop - low]
-
-        groups = _grouped(resolve_reads(ranges, buffers, info.size_bytes, url))
-        if len(groups) > 1 and self._files.can_read_in_parallel(key):
-            tasks: list[Callable[[Cancellation], object]] = [
-                lambda _, group=group: fetch(group)  # type: ignore[misc]
-                for group in groups
-            ]
-            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-                run_tasks(pool, tasks, _PARALLEL_READS)
-        else:
-            for group in groups:
-                fetch(group)
 
     def head(self, key: str) -> ObjectInfo:
         return self._files.info(key)

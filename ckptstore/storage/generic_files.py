@@ -101,9 +101,12 @@ class Files:
         """Return the URL of `key`; one with a password in it is not taken in the first place."""
         return f"{self._protocol}://{key}"
 
-    def can_read_in_parallel(self, key: str) -> bool:
-        """Tell whether several reads go on at the same time."""
-        return bool(self._find(key)[0].async_impl)
+    @property
+    def reads_in_parallel(self) -> bool:
+        """Whether several reads go on at the same time."""
+        from fsspec import get_filesystem_class
+
+        return bool(get_filesystem_class(self._protocol).async_impl)
 
     def info(self, key: str) -> ObjectInfo:
         """Return what is known of a file; a directory is none."""

@@ -254,9 +254,11 @@ class TempFile:
 
     def discard(self) -> None:
         """Remove the temporary name, if it is still there."""
-        if self._name is not None and self.is_ours:
+        # Threads whose writes fail at the same time, on a full disk, all come here.
+        name = self._name
+        if name is not None and self.is_ours:
             with suppress(FileNotFoundError):
-                self._directory.unlink(self._name)
+                self._directory.unlink(name)
             self._name = None
 
     def close(self) -> None:

@@ -148,15 +148,21 @@ class _Pieces(_Target):
 
     def window(self, left_bytes: int) -> memoryview:
         start, stop, buffer = self._pieces[self._first]
-        is_large = stop - max(start, self._position) >= min(_SMALL_BYTES, left_bytes)
-        gap_bytes = start - self._position
-        self._is_scratch = gap_bytes > 0 or not is_large
+        self._is_scratch = start > self._position or stop - start < _SMALL_BYTES
         if not self._is_scratch:
             return buffer[self._position - start :]
         if not self._scratch:
             self._scratch = memoryview(bytearray(min(left_bytes, _SCRATCH_BYTES)))
-        # The large piece behind a gap is worth a window of its own.
-        return self._scratch[:gap_bytes] if is_large else self._scratch
+        return self._scratch[: self._next_large() - self._position]
+
+    def _next_large(self) -> int:
+        """Return where the next piece begins that is worth a window of its own, or the scratch ends."""
+        end = self._position + len(self._scratch)
+        for number in range(self._first, len(self._pieces)):
+            start, stop, _ = self._pieces[number]
+            if start >= end or (start > self._position and stop - start >= _SMALL_BYTES):
+                return min(start, end)
+        return end
 
     def filled(self, size_bytes: int) -> None:
         end = self._position + size_bytes
@@ -302,6 +308,9 @@ class _Download(Sink):
             match = _CONTENT_RANGE.fullmatch(heading.content_range or "")
             if match is None:
                 raise Fault(Kind.GARBLED, f"the answer says Content-Range {heading.content_range!r}")
+            if heading.size_bytes is None and heading.encoding not in (None, "", "identity"):
+                # With a length it is what somebody stored; without, what something on the way made of it.
+                raise Fault(Kind.UNSUPPORTED, f"the answer was compressed on the way ({heading.encoding})")
             return int(match[1]), int(match[2]) + 1, int(match[3])
         if heading.size_bytes is None:
             raise Fault(Kind.GARBLED, "the answer does not say how long it is")

@@ -56,6 +56,7 @@ class ObjectUpload(Upload):
         self._was_dropped = False
         self._session: Session | None = None
         self._last: Sequence[memoryview] = ()
+        self._failure: CkptStoreError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -74,6 +75,9 @@ class ObjectUpload(Upload):
         return time.monotonic() - self._begun_s
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
+        if self._failure is not None and self._pid == os.getpid():
+            # That of another thread. Should this one be heard first, it tells what really happened.
+            raise self._failure
         self._check_open()
         try:
             if number or not is_last:
@@ -86,8 +90,10 @@ class ObjectUpload(Upload):
                         self._url,
                     )
                     return
-        except BaseException:
+        except BaseException as error:
             # Without this part nothing can follow.
+            if self._failure is None and isinstance(error, CkptStoreError):
+                self._failure = error
             self._is_open = False
             raise
         self._last = pieces

@@ -135,6 +135,7 @@ class S3Transport(Transport):
                         answer.get("ETag", ""),
                         answer.get("ContentLength"),
                         answer.get("ContentRange"),
+                        answer.get("ContentEncoding"),
                     )
                 )
                 operation.progress()
@@ -286,6 +287,7 @@ def _heading(status: int, headers: Mapping[str, str]) -> Heading:
         headers.get("ETag", ""),
         int(length) if length.isdecimal() else None,
         headers.get("Content-Range"),
+        headers.get("Content-Encoding"),
     )
 
 

@@ -79,12 +79,15 @@ class Heading(NamedTuple):
         ``Content-Length``, of the body.
     content_range : str or None
         ``Content-Range``, as it came.
+    encoding : str or None
+        ``Content-Encoding``, as it came.
     """
 
     status: int
     version: str
     size_bytes: int | None
     content_range: str | None
+    encoding: str | None = None
 
 
 class Sink(ABC):

@@ -48,10 +48,11 @@ class Upload(ABC):
     def __init__(self) -> None:
         self._sent: dict[int, tuple[int, int]] = {}  # part → CRC32C, size in bytes
         self._collected = bytearray()
-        self._is_whole = False
+        self._begun_parts: set[int] = set()
+        self._last_number: int | None = None
 
     def send(self, number: int, pieces: Sequence[memoryview], crc32c: int, *, is_last: bool = False) -> None:
-        """Bring part `number`: the bytes of all `pieces`, one behind the other.
+        """Bring part `number`, once: the bytes of all `pieces`, one behind the other.
 
         Parameters
         ----------
@@ -63,6 +64,11 @@ class Upload(ABC):
             Of all pieces together, unmasked.
         is_last : bool
             Whether the object ends with this part.
+
+        Raises
+        ------
+        UsageError
+            If it has the wrong size or number; nothing was sent then.
         """
         size_bytes = sum(map(len, pieces))
         if size_bytes > self.part_size_bytes or (size_bytes < self.part_size_bytes and not is_last):
@@ -71,10 +77,27 @@ class Upload(ABC):
                 expected=f"{self.part_size_bytes} bytes",
                 actual=f"{size_bytes} bytes",
             )
+        self._check_number(number, is_last)
+        self._begun_parts.add(number)
         self._send(number, pieces, crc32c, is_last)
         self._sent[number] = (crc32c, size_bytes)
         if is_last:
-            self._is_whole = True
+            self._last_number = number
+
+    def _check_number(self, number: int, is_last: bool) -> None:
+        last = self._last_number
+        if self.parallel == 1:
+            # After a part that failed, the backend says what that means for the next one.
+            fits = number not in self._sent and 0 <= number <= len(self._begun_parts) and last is None
+        elif is_last:
+            fits = last is None and number > max(list(self._sent), default=-1)
+        else:
+            fits = number not in self._sent and number >= 0 and (last is None or number < last)
+        if not fits:
+            raise UsageError(
+                "a part of an upload was sent twice, behind the last one, or not in order where that matters",
+                actual=f"part {number} of {'an unknown number' if last is None else last + 1}",
+            )
 
     def write(self, data: Buffer) -> None:
         """Append `data`, collecting it into parts; the caller may change it again when this returns."""
@@ -96,8 +119,14 @@ class Upload(ABC):
     def commit(self) -> PutOutcome:
         """Make the object visible under its key if nothing is there; durable when it returns `Committed`."""
         self._check_open()
-        if not self._is_whole:
+        if self._last_number is None:
             self._send_collected(is_last=True)
+        if list(range((self._last_number or 0) + 1)) != sorted(self._sent):
+            raise UsageError(
+                "an upload lacks a part, or has one behind the last",
+                expected=f"parts 0 to {self._last_number}",
+                actual=f"{len(self._sent)} parts",
+            )
         whole = size_bytes = 0
         for number in range(len(self._sent)):
             part, part_size_bytes = self._sent[number]

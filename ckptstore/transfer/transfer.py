@@ -150,7 +150,12 @@ class Transfer:
 
     def __enter__(self) -> Transfer:
         self.scope.__enter__()
-        self._tell()
+        try:
+            self._tell()
+        except BaseException as error:
+            # Ctrl-C: whatever this thread does next is no part of this.
+            self.scope.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(

@@ -82,6 +82,7 @@ class Hold:
 
     def shrink(self, size_bytes: int) -> None:
         """Give back what is more than `size_bytes`; nobody shares it yet."""
+        assert size_bytes <= self.size_bytes, "memory that nobody was asked for"
         self._budget.release(self.size_bytes - size_bytes)
         self.size_bytes = size_bytes
 
@@ -162,6 +163,8 @@ class PartSender:
         self._last: _Part | None = None
         self._under_way: dict[int, _Part] = {}
         self._whole = Checksum()
+        # Whether memory of the caller is in the part that is not full yet, and in those that were sent.
+        self._holds_lent = False
         self._sends_lent = False
         self.size_bytes = 0
 
@@ -204,6 +207,7 @@ class PartSender:
         BaseException
             What the first thread that failed raised. Nothing runs any more then.
         """
+        self._holds_lent = self._holds_lent or hold is None
         with self._guarded():
             while view:
                 room = self._part_size_bytes - self._part.size_bytes
@@ -224,7 +228,10 @@ class PartSender:
 
     def settle(self) -> None:
         """Make what was put so far independent of the caller's memory: sent, or copied. Raises as `put`."""
+        if not self._holds_lent and not self._sends_lent:
+            return
         with self._guarded():
+            self._holds_lent = False
             if self._sends_lent:
                 self._group.wait()
                 self._sends_lent = False

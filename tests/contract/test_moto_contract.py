@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ckptstore.errors import ChecksumError
 from ckptstore.storage.base import Location
 from tests.contract.s3_contract import S3Contract
 from tests.servers.s3 import S3Server
@@ -19,3 +20,9 @@ class TestMoto(S3Contract):
         assert claimed.create_if_absent
         assert claimed.compare_and_swap
         assert claimed.conditional_delete
+
+    def test_parts_make_one_object_in_whatever_order_they_come(self, shard: Location) -> None:
+        """Of parts it tells the CRC-32 where a CRC-32C was asked for, so it is not believed."""
+        with pytest.raises(ChecksumError, match="not the one that was sent"):
+            super().test_parts_make_one_object_in_whatever_order_they_come(shard)
+        assert self.get_raw(shard) is None

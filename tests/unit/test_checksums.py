@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from _ctypes import FUNCFLAG_PYTHONAPI as _FUNCFLAG_PYTHONAPI
 
 import google_crc32c
@@ -26,3 +28,26 @@ def test_it_is_called_in_a_way_that_leaves_the_interpreter_to_others():
     """Of ctypes only functions of a `PyDLL` keep it."""
     assert checksums._extend_unlocked is not None
     assert not type(checksums._extend_unlocked)._flags_ & _FUNCFLAG_PYTHONAPI
+
+
+@pytest.mark.parametrize("lacks", ["_ctypes", "google_crc32c._crc32c", "crc32c_extend"])
+def test_where_the_library_cannot_be_called_directly_the_package_does_it(lacks):
+    """In an interpreter without ctypes, with the package in pure Python, with the library somewhere else."""
+    code = f"""
+import sys, warnings
+warnings.simplefilter("ignore")
+lacks = {lacks!r}
+if lacks == "crc32c_extend":
+    import ctypes
+    ctypes.CDLL = lambda *_, **__: object()
+else:
+    sys.modules[lacks] = None
+    if lacks == "_ctypes":
+        sys.modules["ctypes"] = None
+import numpy
+from ckptstore import checksums
+assert checksums._extend_unlocked is None
+assert checksums.crc32c(numpy.zeros(1 << 19, numpy.uint8)) == checksums.crc32c(bytes(1 << 19))
+assert checksums.crc32c(b"123456789") == 0xE3069283
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

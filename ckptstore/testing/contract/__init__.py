@@ -16,19 +16,32 @@ import pytest
 
 # Before they are imported: their asserts then explain themselves, as in any test file.
 pytest.register_assert_rewrite(
-    *(f"{__name__}.{part}" for part in ("base", "reads", "writes", "uploads", "deletes", "listing"))
+    *(
+        f"{__name__}.{part}"
+        for part in ("base", "reads", "writes", "uploads", "parts", "shortcuts", "deletes", "listing")
+    )
 )
 
 from ckptstore.testing.contract.deletes import DeleteContract  # noqa: E402
 from ckptstore.testing.contract.listing import ListContract  # noqa: E402
+from ckptstore.testing.contract.parts import PartContract  # noqa: E402
 from ckptstore.testing.contract.reads import ReadContract  # noqa: E402
+from ckptstore.testing.contract.shortcuts import ShortcutContract  # noqa: E402
 from ckptstore.testing.contract.uploads import UploadContract  # noqa: E402
 from ckptstore.testing.contract.writes import WriteContract  # noqa: E402
 
 __all__ = ["StorageContract"]
 
 
-class StorageContract(ReadContract, WriteContract, UploadContract, DeleteContract, ListContract):
+class StorageContract(
+    ReadContract,
+    WriteContract,
+    UploadContract,
+    PartContract,
+    ShortcutContract,
+    DeleteContract,
+    ListContract,
+):
     """Every promise of `ckptstore.storage.base.Storage`, each a test.
 
     The subclass supplies `directory`, `put_raw` and `get_raw`. The last two must not go through the storage

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from ckptstore.bundle.gathered import gather
-from ckptstore.bundle.plan import write_items
+from ckptstore.bundle.plan import write_item, write_items
+from ckptstore.bundle.writer import ShardWriter, build_index
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry
+from tests.unit.bundle.helpers import Sink, add_all
 
 TYPES = ["<f4", "<i8", "?", "<c8", "u1", "<f2", ml_dtypes.bfloat16, ml_dtypes.int4]
 
@@ -33,3 +37,48 @@ def test_bytes_and_entries_are_those_of_each_tensor_behind_the_other(offset):
 
 def test_nothing_has_no_bytes():
     assert gather([], shard_id=0, offset=5) == (b"", [])
+
+
+def some_pieces() -> list[dict[str, Any]]:
+    """Return runs of small tensors of several lengths, with something else behind each."""
+    others: list[dict[str, Any]] = [
+        {"array": ["text", "more"]},
+        {"array": np.arange(6, dtype=">i4")},
+        {"array": np.zeros(300_000, "u1")},
+        {"array": np.asfortranarray(np.arange(6.0).reshape(2, 3))},
+        {"array": np.ones((1, 2), "f4"), "shape": (4, 2), "spec": "1,1:-"},
+        {"array": np.ones((1, 2), "f4"), "shape": (4, 2), "spec": "3,1:-"},
+    ]
+    found: list[dict[str, Any]] = []
+    for count, other in zip([1, 15, 16, 40, 0, 17], others, strict=True):
+        for number in range(count):
+            array = np.full((number, 2), number, TYPES[number % len(TYPES)])
+            found.append({"name": f"w{len(found)}", "array": array})
+        found.append({"name": "part" if "spec" in other else f"other{len(found)}", **other})
+    # More than one batch.
+    found += [{"name": f"many{number}", "array": np.full(60_000, number, "f4")} for number in range(40)]
+    return found
+
+
+def test_a_plan_is_written_as_its_tensors_one_by_one():
+    pieces = some_pieces()
+    single, planned = Sink(), Sink()
+    writer, other = ShardWriter(single), ShardWriter(planned)
+    add_all(writer, pieces)
+    other.write([write_item(**piece) for piece in pieces])
+    other.finish()
+    assert planned.data == single.data
+    assert build_index(other.entries, 1) == build_index(writer.entries, 1)
+    assert (other.crc32c, other.size_bytes) == (writer.crc32c, writer.size_bytes)
+    assert sum(entry.size_bytes for _, entry in other.entries) == len(single.data)
+
+
+def test_an_array_may_change_once_it_was_added():
+    sink = Sink()
+    writer = ShardWriter(sink)
+    array = np.zeros(4, "u1")
+    for number in range(40):
+        array[:] = number
+        writer.add(str(number), array)
+    writer.finish()
+    assert sink.data == np.repeat(np.arange(40, dtype="u1"), 4).tobytes()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ckptstore.bundle import index_file
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.bundle.restore import restore_into
 from ckptstore.bundle.verify import verify_bundle
@@ -276,6 +280,71 @@ def test_arrays_that_share_memory_are_filled_one_after_the_other(prefix):
         )
         assert target.tobytes() == noise(400_000, seed=2).tobytes()
     assert storage.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("size", [100, 50_000])
+def test_what_is_a_part_of_a_large_array_waits_for_it(prefix, size):
+    """The large one is verified where it lies, and must not show bytes of the other by then."""
+    save(prefix, {"a": noise(400_000, seed=1)}, {"b": noise(size, seed=2)})
+    storage, place = parallel(prefix)
+    flat = np.zeros(400_000, "f4")
+    targets = {"a": flat, "b": flat[300_000 : 300_000 + size]}
+    restore_into(open_bundle(place, memory_budget=BUDGET), targets, {"a": "a", "b": "b"})
+    assert storage.threads == {threading.get_ident()}
+    assert_same_bytes(targets["b"], noise(size, seed=2))
+    assert_same_bytes(flat[:300_000], noise(400_000, seed=1)[:300_000])
+
+
+def test_small_parts_of_one_block_are_filled_at_the_same_time_as_large_arrays(prefix):
+    small = {f"b{n:02d}": noise(1000, seed=n) for n in range(40)}
+    save(prefix, {"a": noise(400_000, seed=1)}, small)
+    storage, place = parallel(prefix)
+    flat = np.zeros((1000, 40), "f4")
+    targets = {name: flat[:, number] for number, name in enumerate(small)}
+    restore_into(
+        open_bundle(place, memory_budget=BUDGET),
+        {"a": np.zeros(400_000, "f4"), **targets},
+        {name: name for name in ("a", *small)},
+    )
+    assert_same_bytes(flat.T, np.array(list(small.values())))
+    assert threading.get_ident() not in storage.threads
+
+
+def test_a_forked_child_reads_whatever_the_threads_of_the_parent_were_doing(prefix, monkeypatch):
+    save(prefix, {"w": np.arange(5)})
+    reader, reached, go_on, parent = open_bundle(prefix), threading.Event(), threading.Event(), os.getpid()
+    rows = index_file.IndexRows
+
+    def slowly(*arguments):
+        if os.getpid() == parent:
+            reached.set()
+            go_on.wait(WATCHDOG_S)
+        return rows(*arguments)
+
+    monkeypatch.setattr(index_file, "IndexRows", slowly)
+    thread = threading.Thread(target=reader.names)
+    thread.start()
+    assert reached.wait(WATCHDOG_S)
+    with reader.shards._locks[0]:
+        pid = os.fork()
+    if not pid:
+        os._exit(0 if reader.names() == ["w"] and reader.read("w")[4] == 4 else 1)
+    go_on.set()
+    thread.join(WATCHDOG_S)
+    assert ended(pid) == 0
+
+
+def ended(pid: int) -> int | None:
+    """Return how a child ended, None if it hangs, which ends it."""
+    end_s = time.monotonic() + WATCHDOG_S
+    while time.monotonic() < end_s:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
 
 
 def test_interleaved_arrays_that_share_no_memory_are_filled_at_the_same_time(prefix):

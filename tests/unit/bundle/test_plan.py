@@ -11,7 +11,7 @@ from ckptstore.bundle.plan import (
     DIRECT_SIZE_BYTES,
     GAP_SIZE_BYTES,
     STAGE_SIZE_BYTES,
-    ReadItem,
+    ReadPlan,
     plan_reads,
     plan_save,
     write_item,
@@ -138,24 +138,24 @@ def test_slices_that_overlap_are_accepted_as_by_tensorflow():
     )
 
 
-def item(shard: int, start: int, stop: int, request: int = 0) -> ReadItem:
-    return ReadItem(shard, start, stop, f"t{request}", request)
+def planned(pieces: list[tuple[int, int, int]], **limits: int) -> ReadPlan:
+    """Return the plan for pieces (shard, start, stop)."""
+    shards, starts, stops = ([piece[column] for piece in pieces] for column in range(3))
+    return plan_reads(shards, starts, stops, **limits)
 
 
 def test_neighbours_are_read_together_and_distant_pieces_are_not():
-    plan = plan_reads([item(0, 100, 110), item(0, 0, 10), item(0, 12, 20), item(1, 20, 30)], gap_size_bytes=5)
-    assert [(run.shard, run.start, run.stop, len(run.items)) for run in plan.runs] == [
-        (0, 0, 20, 2),
-        (0, 100, 110, 1),
-        (1, 20, 30, 1),
+    plan = planned([(0, 100, 110), (0, 0, 10), (0, 12, 20), (1, 20, 30)], gap_size_bytes=5)
+    assert [(run.shard, run.start, run.stop, run.rows) for run in plan.runs] == [
+        (0, 0, 20, (1, 2)),
+        (0, 100, 110, (0,)),
+        (1, 20, 30, (3,)),
     ]
     assert plan.size_bytes == 40
 
 
 def test_large_pieces_go_alone_and_straight():
-    plan = plan_reads(
-        [item(0, 0, 5), item(0, 5, 105), item(0, 105, 110)], gap_size_bytes=50, direct_size_bytes=100
-    )
+    plan = planned([(0, 0, 5), (0, 5, 105), (0, 105, 110)], gap_size_bytes=50, direct_size_bytes=100)
     assert [(run.start, run.stop, run.staged) for run in plan.runs] == [
         (0, 5, True),
         (5, 105, False),
@@ -174,14 +174,16 @@ def test_the_bytes_of_a_large_piece_are_never_read_twice():
     st.integers(50, 200),
 )
 def test_every_piece_lies_in_one_run_and_runs_keep_their_limits(pieces, gap, direct, stage):
-    items = [item(shard, start, start + size, number) for number, (shard, start, size) in enumerate(pieces)]
-    plan = plan_reads(items, gap_size_bytes=gap, direct_size_bytes=direct, stage_size_bytes=stage)
-    seen = [found for run in plan.runs for found in run.items]
-    assert sorted(seen) == sorted(one for one in items if one.start < one.stop)
+    pieces = [(shard, start, start + size) for shard, start, size in pieces]
+    plan = planned(pieces, gap_size_bytes=gap, direct_size_bytes=direct, stage_size_bytes=stage)
+    seen = [row for run in plan.runs for row in run.rows]
+    assert sorted(seen) == [row for row, (_, start, stop) in enumerate(pieces) if start < stop]
     for run in plan.runs:
-        assert run.start == min(found.start for found in run.items)
-        assert run.stop == max(found.stop for found in run.items)
-        assert all(found.shard == run.shard for found in run.items)
-        assert run.staged == (run.items[0].stop - run.items[0].start < direct)
+        found = [pieces[row] for row in run.rows]
+        assert found == sorted(found)
+        assert run.start == min(start for _, start, _ in found)
+        assert run.stop == max(stop for _, _, stop in found)
+        assert {shard for shard, _, _ in found} == {run.shard}
+        assert run.staged == (found[0][2] - found[0][1] < direct)
         assert not run.staged or run.stop - run.start <= stage
     assert [run[:2] for run in plan.runs] == sorted(run[:2] for run in plan.runs)

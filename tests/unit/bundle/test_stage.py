@@ -22,8 +22,8 @@ from ckptstore.transfer import staging
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 from tests.unit.bundle.helpers import Sink
+from tests.unit.transfer.helpers import TIMEOUT_S, eventually, in_background
 
-TIMEOUT_S = 30
 BLOCK = 4096
 
 
@@ -62,29 +62,6 @@ def _write(plan: SavePlan, sinks: list[Sink], transfer: Transfer, stage: Stage |
     return entries
 
 
-def _in_background(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Start `call`; the function that is returned waits for it, and returns or raises what it did."""
-    answer: list[Any] = []
-
-    def run() -> None:
-        try:
-            answer.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            answer.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def wait() -> Any:
-        thread.join(TIMEOUT_S)
-        assert answer, "it hangs"
-        if isinstance(answer[0], BaseException):
-            raise answer[0]
-        return answer[0]
-
-    return wait
-
-
 def _staged(
     plan: SavePlan, sinks: list[Sink], budget: MemoryBudget, spoil: Callable[[], None] = lambda: None
 ) -> list[list[Any]]:
@@ -100,7 +77,7 @@ def _staged(
         stage.close()
         return entries
 
-    wait = _in_background(save)
+    wait = in_background(save)
     stage.copy()
     assert stage.is_copied
     spoil()
@@ -192,7 +169,7 @@ def test_a_stage_in_pieces_cannot_be_read_again():
     budget = MemoryBudget(BLOCK)
     plan = _plan({"a": np.arange(5000, dtype="<i4")})
     stage = Stage(plan, budget)
-    wait = _in_background(lambda: _write(plan, _sinks(plan, BLOCK, 1), Transfer("save", "x"), stage))
+    wait = in_background(lambda: _write(plan, _sinks(plan, BLOCK, 1), Transfer("save", "x"), stage))
     stage.copy()
     wait()
     with pytest.raises(ConflictError, match="names of the data files"):
@@ -224,7 +201,7 @@ def test_a_save_that_fails_gives_all_memory_back_and_wakes_who_copies(limit):
             stage.close(error)
             raise
 
-    wait = _in_background(save)
+    wait = in_background(save)
     if limit is None:
         stage.copy()
     else:
@@ -234,6 +211,31 @@ def test_a_save_that_fails_gives_all_memory_back_and_wakes_who_copies(limit):
         wait()
     assert budget.used_bytes == 0
     assert not stage.is_copied or limit is None
+
+
+def test_a_part_that_fails_while_everybody_waits_ends_it():
+    budget = MemoryBudget(2 * BLOCK)
+    plan = _plan({"a": np.zeros(20 * BLOCK, np.uint8)})
+    stage = Stage(plan, budget)
+
+    class Broken(Sink):
+        def _send(self, *args: Any) -> None:
+            # The one thread waits for memory then, the other one for bytes.
+            assert eventually(lambda: stage._stuck_bytes is not None)
+            raise TransientError("the disk fell off")
+
+    def save() -> None:
+        try:
+            _write(plan, [Broken(BLOCK, 3)], Transfer("save", "x", memory_budget=budget), stage)
+        except BaseException as error:
+            stage.close(error)
+            raise
+
+    wait = in_background(save)
+    for waiting in (stage.copy, wait):
+        with pytest.raises(TransientError, match="fell off"):
+            waiting()
+    assert budget.used_bytes == 0
 
 
 def test_cancelling_wakes_both():
@@ -256,8 +258,8 @@ def test_cancelling_wakes_both():
             stage.close(error)
             raise
 
-    wait = _in_background(save)
-    copying = _in_background(stage.copy)
+    wait = in_background(save)
+    copying = in_background(stage.copy)
     assert begun.wait(TIMEOUT_S)
     transfer.cancel()
     for waiting in (wait, copying):
@@ -278,7 +280,7 @@ def test_an_error_while_copying_ends_the_save():
     plan = _plan({"a": np.zeros(3 * BLOCK, np.uint8), "s": array})
     plan.shards[0].items[1].array[1] = Unreadable()
     stage = Stage(plan, budget)
-    wait = _in_background(
+    wait = in_background(
         lambda: _write(plan, _sinks(plan, BLOCK, 2), Transfer("save", "x", memory_budget=budget), stage)
     )
     with pytest.raises(TypeError):

@@ -70,3 +70,17 @@ def test_without_deleting_saves_succeed_and_warn_and_a_later_save_cleans_up() ->
         save_four(url, "run", 5)
     assert not ck.checkpoint_exists(f"{url}/m-1")
     assert not ck.checkpoint_exists(f"{url}/m-2")
+
+
+class NoCopying(Denying):
+    denied = ("copy_from",)
+
+
+def test_what_did_not_change_is_written_where_it_may_not_be_copied() -> None:
+    url = fresh_memory()
+    with use_wrapper(NoCopying), ck.Saver(reuse_unchanged=True) as saver:
+        for step in (1, 2, 3):
+            saver.save({"frozen": np.arange(5.0), "w": np.full(2, float(step))}, f"{url}/m", step)
+    with ck.open_checkpoint(f"{url}/m-3") as checkpoint:
+        assert checkpoint["frozen"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+        assert checkpoint["w"].tolist() == [3.0, 3.0]

@@ -267,6 +267,13 @@ def test_over_tls_the_same_arrives(tmp_path: Path) -> None:
     assert peer.connections == 1
 
 
+@pytest.mark.parametrize("headers", [{}, {"accept-encoding": "identity"}])
+def test_nobody_on_the_way_is_allowed_to_compress(headers: dict[str, str]) -> None:
+    with running(echo) as peer:
+        reply = ask(to(peer), headers=headers)
+    assert reply.headers.get_all("Seen-Accept-Encoding") == ["identity"]  # type: ignore[attr-defined]
+
+
 def test_headers_of_an_answer_are_found_in_any_case() -> None:
     with running(echo) as peer:
         reply = ask(to(peer), headers={"X-One": "1"})

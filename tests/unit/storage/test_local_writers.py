@@ -148,6 +148,24 @@ def test_an_upload_that_was_dropped_leaves_nothing(storage: LocalStorage, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_threads_that_fail_at_the_same_time_discard_the_file_once(tmp_path: Path) -> None:
+    class Raced(TempFile):
+        races = False
+
+        @property
+        def is_ours(self) -> bool:
+            if self.races:
+                # Another thread, in the middle of the first one's `discard`.
+                self.races = False
+                self.discard()
+            return True
+
+    with Directory(str(tmp_path)) as directory, Raced(directory, "model") as temp:
+        temp.races = True
+        temp.discard()
+    assert os.listdir(tmp_path) == []
+
+
 def test_small_writes_under_way_are_no_leftovers(storage: LocalStorage, tmp_path: Path) -> None:
     with Directory(str(tmp_path)) as directory, TempFile(directory, "checkpoint") as temp:
         temp.write_at(0, (memoryview(b"under way"),))

@@ -94,6 +94,17 @@ def test_a_part_that_is_refused_ends_the_upload_and_leaves_nothing(
     assert not any(session.is_open for session in transport.sessions)
 
 
+def test_parts_after_one_that_failed_tell_what_it_failed_with(transport: FakeTransport) -> None:
+    transport.script("send", *[before(Kind.FULL)] * 10)
+    part = memoryview(LARGE)[: 8 * MIB]
+    with storage_of(transport).upload(KEY, len(LARGE)) as upload:
+        with pytest.raises(StorageFullError):
+            upload.send(0, (part,), 0)
+        # In another thread this may come first to whoever waits for both.
+        with pytest.raises(StorageFullError):
+            upload.send(1, (part,), 0)
+
+
 def test_a_first_completion_with_the_right_checksum_needs_no_look(transport: FakeTransport) -> None:
     storage = storage_of(transport)
     assert isinstance(_upload(storage, LARGE), Committed)

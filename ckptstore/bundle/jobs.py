@@ -1,0 +1,135 @@
+"""What is to be read and where it goes, as columns: no object for each of many tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from ckptstore.format import dtypes
+from ckptstore.format.entry import BundleEntry
+from ckptstore.types import DType
+
+__all__ = ["NATIVE", "Jobs", "SmallTensors"]
+
+NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
+"""TensorFlow's number of a type → the numpy dtype of its values."""
+
+
+class Jobs:
+    """Stored pieces (tensors, or slices of some) to be read whole and verified, one a row.
+
+    The collector of Python looks at every object that may refer to others, again and again while more of them
+    come; a few for each of many small tensors take longer than their bytes.
+
+    Attributes
+    ----------
+    tensors : list of str
+        Names for messages.
+    dtypes : list of DType
+    shapes : list of tuple of int
+        Of the stored pieces.
+    shard_ids, offsets, sizes_bytes, masked_crc32cs : list of int
+        As in `BundleEntry`.
+    targets : list of ndarray or None
+        Each receives the values; of the type's numpy dtype in any byte order, of any strides, and of any
+        shape with as many elements, which are filled in C order. None: a new array takes that place; only for
+        numbers of less than `plan.DIRECT_SIZE_BYTES` in this machine's byte order, and at least one.
+    selects : dict of int to tuple of slice
+        Row → what part of the piece the target receives; strings only. Rows that are not there: all of it.
+
+    Threads
+    -------
+    One thread at a time while rows are added.
+    """
+
+    __slots__ = (
+        "dtypes",
+        "masked_crc32cs",
+        "offsets",
+        "selects",
+        "shapes",
+        "shard_ids",
+        "sizes_bytes",
+        "targets",
+        "tensors",
+    )
+
+    def __init__(self) -> None:
+        self.tensors: list[str] = []
+        self.dtypes: list[DType] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.shard_ids: list[int] = []
+        self.offsets: list[int] = []
+        self.sizes_bytes: list[int] = []
+        self.masked_crc32cs: list[int] = []
+        self.targets: list[npt.NDArray[Any] | None] = []
+        self.selects: dict[int, tuple[slice, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def add(
+        self,
+        tensor: str,
+        entry: BundleEntry,
+        dtype: DType,
+        target: npt.NDArray[Any],
+        select: tuple[slice, ...] | None = None,
+    ) -> None:
+        """Append one piece; `entry` has no slices of its own."""
+        if select is not None:
+            self.selects[len(self.tensors)] = select
+        _, shape, shard_id, offset, size_bytes, masked_crc32c, _ = entry
+        self.tensors.append(tensor)
+        self.dtypes.append(dtype)
+        self.shapes.append(shape)
+        self.shard_ids.append(shard_id)
+        self.offsets.append(offset)
+        self.sizes_bytes.append(size_bytes)
+        self.masked_crc32cs.append(masked_crc32c)
+        self.targets.append(target)
+
+    def without(self, rows: Set[int]) -> Jobs:
+        """Return the others, none of which selects."""
+        kept = [row for row in range(len(self)) if row not in rows]
+        others = Jobs()
+        for name in ("tensors", "dtypes", "shapes", "shard_ids", "offsets", "sizes_bytes"):
+            column = getattr(self, name)
+            setattr(others, name, [column[row] for row in kept])
+        others.masked_crc32cs = [self.masked_crc32cs[row] for row in kept]
+        others.targets = [self.targets[row] for row in kept]
+        return others
+
+    def entry(self, row: int) -> BundleEntry:
+        """Return what the index says of a piece."""
+        return BundleEntry(
+            self.dtypes[row].as_datatype_enum,
+            self.shapes[row],
+            self.shard_ids[row],
+            self.offsets[row],
+            self.sizes_bytes[row],
+            self.masked_crc32cs[row],
+        )
+
+    def target(self, row: int) -> npt.NDArray[Any]:
+        """Return the array that receives the values, which exists."""
+        found = self.targets[row]
+        assert found is not None
+        return found
+
+
+class SmallTensors(NamedTuple):
+    """Of many tensors those that are read in bulk.
+
+    Attributes
+    ----------
+    numbers : sequence of int
+        Their positions among those that were asked for, ascending.
+    jobs : Jobs
+        A row for each, without a target.
+    """
+
+    numbers: Sequence[int]
+    jobs: Jobs
