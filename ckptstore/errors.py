@@ -315,6 +315,12 @@ def from_os_error(error: OSError, what: str, url: str) -> CkptStoreError:
         )
     elif error.errno in _MISPLACED:
         result = UsageError(text, url=url, hint=_MISPLACED[error.errno])
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        result = TransientError(
+            text,
+            url=url,
+            hint="Raise the limit of open files (`ulimit -n`): a save keeps each of its data files open.",
+        )
     else:
         result = TransientError(
             text, url=url, hint="Try again; if it stays, look at the disk and the system log."

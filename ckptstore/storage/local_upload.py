@@ -85,7 +85,10 @@ class LocalUpload(Upload):
             self._give_up()
             raise
         self._is_open = False
-        if not isinstance(outcome, Committed):
+        if isinstance(outcome, Committed):
+            # Of each data file one descriptor is kept until the index is published: that with the lock.
+            self._directory.close()
+        else:
             self._give_up()
         return outcome
 

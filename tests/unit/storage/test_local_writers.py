@@ -515,3 +515,17 @@ def test_killed_at_any_moment_a_writer_leaves_old_or_new_and_free_locks(
 
 def _swap(storage: Storage, key: str, data: bytes) -> object:
     return storage.put_if(key, data, storage.head(key).version)
+
+
+def test_a_committed_upload_keeps_one_descriptor(tmp_path: Path) -> None:
+    storage = LocalStorage()
+    before = len(os.listdir("/proc/self/fd"))
+    uploads = [storage.upload(f"{tmp_path}/data-{number}") for number in range(20)]
+    for upload in uploads:
+        upload.write(b"x")
+        assert isinstance(upload.commit(), Committed)
+    assert len(os.listdir("/proc/self/fd")) == before + 20
+    assert not any(storage.is_abandoned(f"{tmp_path}/data-{number}") for number in range(20))
+    for upload in uploads:
+        upload.close()
+    assert len(os.listdir("/proc/self/fd")) == before
