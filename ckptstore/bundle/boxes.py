@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.plan import DIRECT_SIZE_BYTES, GAP_SIZE_BYTES, STAGE_SIZE_BYTES
+from ckptstore.bundle.read_plan import DIRECT_SIZE_BYTES, GAP_SIZE_BYTES, STAGE_SIZE_BYTES
 from ckptstore.errors import UsageError
 
 __all__ = ["Axis", "BasicIndex", "Box", "BoxRead", "as_slices", "parse_index", "split_box", "view_of"]

@@ -1,7 +1,8 @@
 """Carry out reads: ranges of the data files into arrays, checked against the index.
 
 Everything about the entries (type, size, place inside the file) was checked before a job comes here, and
-the memory that it goes to exists; what remains is reading, the checksum, and the byte order.
+the memory that it goes to exists, but for new small arrays; what remains is reading, the checksum, and the
+byte order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from ckptstore.bundle.boxes import view_of
 from ckptstore.bundle.chunks import cut
 from ckptstore.bundle.jobs import NATIVE, Jobs
-from ckptstore.bundle.plan import DIRECT_SIZE_BYTES, ReadRun, plan_reads
+from ckptstore.bundle.read_plan import DIRECT_SIZE_BYTES, ReadRun, plan_reads
 from ckptstore.bundle.shards import ShardFile, ShardFiles
 from ckptstore.errors import TruncatedFileError, UnsupportedError
 from ckptstore.format import dtypes

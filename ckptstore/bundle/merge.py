@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptstore.bundle.writer import IndexEntry, build_index, merge_slices
+from ckptstore.bundle.index_build import IndexEntry, build_index, merge_slices
 from ckptstore.errors import UsageError
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, key_to_name
 

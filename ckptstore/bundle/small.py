@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ckptstore.bundle.index_file import IndexRows
 from ckptstore.bundle.jobs import NATIVE, Jobs, SmallTensors
-from ckptstore.bundle.plan import DIRECT_SIZE_BYTES
+from ckptstore.bundle.read_plan import DIRECT_SIZE_BYTES
 from ckptstore.bundle.reader_base import BundleReader, StoredTensor, key_of
 from ckptstore.bundle.shards import ShardFiles
 from ckptstore.errors import IncompleteBundleError, NotFoundError

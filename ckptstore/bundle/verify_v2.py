@@ -12,7 +12,7 @@ import numpy as np
 from ckptstore.bundle.fetch import PartSums
 from ckptstore.bundle.findings import Findings
 from ckptstore.bundle.index_file import IndexFile, shown_name
-from ckptstore.bundle.plan import ReadRun, plan_reads
+from ckptstore.bundle.read_plan import ReadRun, plan_reads
 from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.shards import ShardFile
 from ckptstore.errors import CorruptError, FormatError, UnsupportedError

@@ -1,10 +1,10 @@
-"""Write the bytes of one shard in one pass, and the index over all of them.
+"""Write the bytes of one shard in one pass.
 
 Calls
 -----
 ``ShardWriter(upload)``; `write` for planned tensors in data order, or `add` for one after the other;
 `finish`; `close` when the upload is committed or given up. Committing the upload, building the index from the
-`entries` of all shards (`build_index`) and publishing it is up to the caller: nothing here makes a file
+`entries` of all shards (`index_build`) and publishing it is up to the caller: nothing here makes a file
 visible.
 """
 
@@ -12,38 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from operator import itemgetter
-from typing import TypeAlias
 
 import numpy.typing as npt
 
 from ckptstore.bundle.gathered import entries_of, gather, is_plain
+from ckptstore.bundle.index_build import IndexEntry
 from ckptstore.bundle.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
 from ckptstore.bundle.plan import ClaimedNames, WriteItem, write_item
 from ckptstore.bundle.stage import StagedShard
 from ckptstore.checksums import crc32c_of_each, crc32c_of_ranges
-from ckptstore.errors import UsageError
 from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import (
-    HEADER_KEY,
     BundleEntry,
-    BundleHeader,
-    encode_header,
-    key_to_name,
     name_to_key,
 )
-from ckptstore.format.entry_columns import encode_entries
 from ckptstore.format.slices import encode_slice_key
-from ckptstore.format.table_builder import TableBuilder
 from ckptstore.storage.upload import Upload
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.transfer.upload import Checksum, Hold, PartSender
 from ckptstore.types import DType, Slice
 
-__all__ = ["IndexEntry", "ShardWriter", "build_index", "merge_slices", "renumbered"]
-
-IndexEntry: TypeAlias = tuple[bytes, BundleEntry]
-"""A key of the index and what it says."""
+__all__ = ["ShardWriter"]
 
 # Smaller tensors are collected and handed over together: a piece of its own would cost more than their bytes.
 _BATCHED_BELOW_BYTES = 256 * 1024
@@ -356,77 +345,3 @@ class ShardWriter:
         self._note_batch(batch, crc32c_of_each(raw))
         self._sender.put(memoryview(joined), hold=hold)
         hold.let_go()
-
-
-def renumbered(entries: Iterable[IndexEntry], shard_id: int) -> list[IndexEntry]:
-    """Return the entries of one shard under another shard number."""
-    return [(key, entry._replace(shard_id=shard_id)) for key, entry in entries]
-
-
-def merge_slices(first: BundleEntry, second: BundleEntry, key: bytes) -> BundleEntry:
-    """Return the entry of a partitioned tensor whose slices two shards or bundles list.
-
-    The slices of `second` follow those of `first`, whose shard number stays, as in TensorFlow's merge.
-
-    Raises
-    ------
-    UsageError
-        If one of them is not a partitioned tensor, or type or shape differ.
-    """
-    if not first.slices or not second.slices:
-        name = key_to_name(key)
-        raise UsageError(
-            f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
-        )
-    if first.dtype_enum != second.dtype_enum or first.shape != second.shape:
-        raise UsageError(
-            "the slices of one tensor do not agree on its type and full shape",
-            tensor=key_to_name(key),
-            expected=f"type {first.dtype_enum} {list(first.shape)}",
-            actual=f"type {second.dtype_enum} {list(second.shape)}",
-        )
-    return first._replace(slices=first.slices + second.slices)
-
-
-def build_index(
-    entries: Iterable[IndexEntry], num_shards: int, *, header: BundleHeader | None = None
-) -> bytes:
-    """Return the bytes of the ``.index`` file.
-
-    Parameters
-    ----------
-    entries : iterable of (key, BundleEntry)
-        Of all shards, in any order; those of one partitioned tensor in the order of the shards.
-    num_shards : int
-        The count in the names of the data files; TensorFlow does not ask that so many exist.
-    header : BundleHeader, optional
-        Endianness and version of a bundle that is merged; `num_shards` replaces its own.
-
-    Raises
-    ------
-    UsageError
-        If a key comes twice and is not that of a partitioned tensor.
-
-    Format
-    ------
-    Header under the empty key, then the entries ascending by key as unsigned bytes.
-    """
-    ordered = sorted(entries, key=itemgetter(0))
-    if header is None:
-        header = BundleHeader(num_shards)
-    else:
-        header = BundleHeader(
-            num_shards, header.big_endian, header.producer, header.min_consumer, header.bad_consumers
-        )
-    keys: list[bytes] = []
-    merged: list[BundleEntry] = []
-    for key, entry in ordered:
-        if keys and key == keys[-1]:
-            merged[-1] = merge_slices(merged[-1], entry, key)
-            continue
-        keys.append(key)
-        merged.append(entry)
-    builder = TableBuilder()
-    builder.add(HEADER_KEY, encode_header(header))
-    builder.extend(keys, encode_entries(merged))
-    return builder.finish()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ckptstore.bundle.gathered import gather
+from ckptstore.bundle.index_build import build_index
 from ckptstore.bundle.plan import write_item, write_items
-from ckptstore.bundle.writer import ShardWriter, build_index
+from ckptstore.bundle.writer import ShardWriter
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry
 from tests.unit.bundle.helpers import Sink, add_all

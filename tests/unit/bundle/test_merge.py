@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ckptstore.bundle.index_build import build_index
 from ckptstore.bundle.merge import MergeInput, merge_indexes
-from ckptstore.bundle.writer import ShardWriter, build_index
+from ckptstore.bundle.writer import ShardWriter
 from ckptstore.errors import UsageError
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.types import Slice

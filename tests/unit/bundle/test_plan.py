@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.bundle.plan import (
+from ckptstore.bundle.plan import plan_save, write_item
+from ckptstore.bundle.read_plan import (
     DIRECT_SIZE_BYTES,
     GAP_SIZE_BYTES,
     STAGE_SIZE_BYTES,
     ReadPlan,
     plan_reads,
-    plan_save,
-    write_item,
 )
 from ckptstore.bundle.writer import ShardWriter
 from ckptstore.errors import UsageError

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ckptstore.bundle.index_build import build_index
 from ckptstore.bundle.reader import open_bundle
-from ckptstore.bundle.writer import build_index
 from ckptstore.errors import NotFoundError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader

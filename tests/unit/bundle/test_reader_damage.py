@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from ckptstore.bundle.index_build import build_index
 from ckptstore.bundle.reader import open_bundle
-from ckptstore.bundle.writer import build_index
 from ckptstore.errors import (
     ChecksumError,
     CorruptError,

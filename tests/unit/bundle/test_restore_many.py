@@ -12,7 +12,7 @@ import pytest
 
 from ckptstore.bundle.fetch import fetch
 from ckptstore.bundle.jobs import Jobs
-from ckptstore.bundle.plan import DIRECT_SIZE_BYTES
+from ckptstore.bundle.read_plan import DIRECT_SIZE_BYTES
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.restore import restore_into

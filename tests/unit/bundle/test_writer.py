@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.bundle import writer as writer_module
+from ckptstore.bundle.index_build import build_index, renumbered
 from ckptstore.bundle.plan import write_item
-from ckptstore.bundle.writer import ShardWriter, build_index, renumbered
+from ckptstore.bundle.writer import ShardWriter
 from ckptstore.errors import UsageError
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader, decode_header
