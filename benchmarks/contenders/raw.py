@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,16 +15,16 @@ PART = 16 * 2**20
 THREADS = 8
 
 
-class RawClient(Contender):
+class RawClient(Contender, ABC):
     """A subclass sends and fetches one object; tensors are only cut out of it."""
 
+    @abstractmethod
     def upload(self, key: str, data: memoryview) -> None:
         """Put one large object."""
-        raise NotImplementedError
 
+    @abstractmethod
     def download(self, key: str, into: memoryview) -> None:
         """Get one large object into memory that is there."""
-        raise NotImplementedError
 
     def key(self, where: str) -> str:
         return self.place.object_key(f"{where}/data")

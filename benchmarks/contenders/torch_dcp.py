@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from benchmarks.contenders.raw import THREADS
 from benchmarks.contenders.torch_files import TorchContender
 
 
-class _Dcp(TorchContender):
+class _Dcp(TorchContender, ABC):
     """A restore fills tensors that are there; new ones are made empty first."""
 
     def load(self) -> None:
@@ -18,13 +19,13 @@ class _Dcp(TorchContender):
 
         self.dcp = dcp
 
+    @abstractmethod
     def writer(self, where: str) -> Any:
         """Return a storage writer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reader(self, where: str) -> Any:
         """Return a storage reader."""
-        raise NotImplementedError
 
     def save(self, where: str) -> None:
         self.dcp.save(dict(self.arrays), storage_writer=self.writer(where), no_dist=True)
