@@ -17,10 +17,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.storage.registry import use_wrapper
-from ckptstore.testing import FaultyStorage, SimulatedCrash
-
-_fresh = itertools.count()
+from tests.crash.dying import run_until_death
 
 
 def values_of(step: int, generation: int = 0) -> dict[str, np.ndarray]:
@@ -130,46 +127,18 @@ SCENARIOS = [
 ]
 
 
-@pytest.fixture(params=["local", "memory"])
-def make_directory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    def make() -> str:
-        number = next(_fresh)
-        return f"{tmp_path}/{number}/run" if request.param == "local" else f"memory://crash-{number}/run"
-
-    return make
-
-
-def interrupted_run(scenario: Scenario, directory: str, **crash: int) -> FaultyStorage:
-    """Run the scenario's interrupted part; return the storage that saw it."""
-    storages: list[FaultyStorage] = []
-
-    def wrap(inner):  # type: ignore[no-untyped-def]
-        storages.append(FaultyStorage(inner, **crash))
-        return storages[-1]
-
-    with use_wrapper(wrap):
-        try:
-            scenario.interrupted(directory)
-        except SimulatedCrash:
-            assert crash
-        else:
-            assert not crash or storages[0].crashed, "the chosen call was never made"
-    storages[0].release_holds()
-    return storages[0]
-
-
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_crash_in_any_call_leaves_the_old_or_the_new(
     scenario: Scenario, make_directory: Callable[[], str]
 ) -> None:
     directory = make_directory()
     scenario.before(directory)
-    calls = interrupted_run(scenario, directory).calls
+    calls = run_until_death(scenario.interrupted, directory).calls
     assert len(calls) >= 8
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         directory = make_directory()
         scenario.before(directory)
-        interrupted_run(scenario, directory, **{side: number})
+        run_until_death(scenario.interrupted, directory, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ck.CkptStoreWarning)

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.storage.registry import use_wrapper
-from ckptstore.testing import FaultyStorage, SimulatedCrash
-
-_fresh = itertools.count()
+from tests.crash.dying import run_until_death
 
 
 @dataclass(frozen=True)
@@ -140,45 +137,18 @@ SCENARIOS = {
 }
 
 
-@pytest.fixture(params=["local", "memory"])
-def make_directory(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
-    def make() -> str:
-        number = next(_fresh)
-        return f"{tmp_path}/{number}/run" if request.param == "local" else f"memory://other-{number}/run"
-
-    return make
-
-
-def interrupted(scenario: Scenario, directory: str, **crash: int) -> FaultyStorage:
-    storages: list[FaultyStorage] = []
-
-    def wrap(inner):  # type: ignore[no-untyped-def]
-        storages.append(FaultyStorage(inner, **crash))
-        return storages[-1]
-
-    with use_wrapper(wrap):
-        try:
-            scenario.dies(directory)
-        except SimulatedCrash:
-            assert crash
-        else:
-            assert not crash or storages[0].crashed, "the chosen call was never made"
-    storages[0].release_holds()
-    return storages[0]
-
-
 @pytest.mark.filterwarnings("ignore::ckptstore.CkptStoreWarning")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_crash_in_any_call_leaves_the_old_or_the_new(name: str, make_directory: Callable[[], str]) -> None:
     scenario = SCENARIOS[name]
     directory = make_directory()
     scenario.before(directory)
-    calls = interrupted(scenario, directory).calls
+    calls = run_until_death(scenario.dies, directory).calls
     assert len(calls) >= 6
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         directory = make_directory()
         scenario.before(directory)
-        interrupted(scenario, directory, **{side: number})
+        run_until_death(scenario.dies, directory, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         found = scenario.found(directory)
         assert found in scenario.allowed, place
@@ -192,11 +162,11 @@ def test_a_crash_in_any_call_leaves_the_old_or_the_new(name: str, make_directory
 def test_a_manager_leaves_nothing_of_the_dead(tmp_path: Path) -> None:
     scenario = SCENARIOS["manager"]
     scenario.before(f"{tmp_path}/0")
-    count = len(interrupted(scenario, f"{tmp_path}/0").calls)
+    count = len(run_until_death(scenario.dies, f"{tmp_path}/0").calls)
     for number in range(1, count + 1):
         directory = tmp_path / str(number)
         scenario.before(str(directory))
-        interrupted(scenario, str(directory), crash_after=number)
+        run_until_death(scenario.dies, str(directory), crash_after=number)
         scenario.goes_on(str(directory))
         names = sorted(path.name for path in directory.iterdir())
         assert len([name for name in names if name.endswith(".index")]) == 2
