@@ -7,9 +7,8 @@ from operator import itemgetter
 from typing import TypeAlias
 
 from ckptstore.errors import UsageError
-from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, encode_header, key_to_name
-from ckptstore.format.entry_columns import encode_entries
-from ckptstore.format.table_builder import TableBuilder
+from ckptstore.format.entry import BundleEntry, BundleHeader, key_to_name
+from ckptstore.format.entry_columns import encode_entries, encode_index
 
 __all__ = ["IndexEntry", "build_index", "merge_slices", "renumbered"]
 
@@ -85,7 +84,4 @@ def build_index(
             continue
         keys.append(key)
         merged.append(entry)
-    builder = TableBuilder()
-    builder.add(HEADER_KEY, encode_header(header))
-    builder.extend(keys, encode_entries(merged))
-    return builder.finish()
+    return encode_index(header, keys, encode_entries(merged))
