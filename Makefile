@@ -95,11 +95,14 @@ minio: servers  ## run a MinIO with a bucket, and print what to export
 
 test: lint $(LANES) interop  ## everything: lint, every lane of tests, TensorFlow's included
 
-lint: $(VENV)/.ready  ## ruff and mypy
+# A test that cannot be imported would otherwise show after half an hour, in the last lane.
+lint: $(VENV)/.ready  ## ruff, mypy, and whether every test can be imported
 	@echo '== lint'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@mkdir -p .cache
+	$(PYTEST) tests --ignore tests/interop --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
 
 format: $(VENV)/.ready  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .

@@ -12,31 +12,26 @@ from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
-from tests.crash.test_every_call import SCENARIOS, Scenario, check_reader, interrupted_run, saver, values_of
-
-_numbers = itertools.count(1)
+from tests.crash.dying import run_until_death
+from tests.crash.test_every_call import SCENARIOS, Scenario, check_reader, saver, values_of
 
 
 @pytest.mark.parametrize("backend", ["minio", "gcs"], indirect=True)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_a_crash_in_any_call_on_a_server(scenario: Scenario, run_url: str) -> None:
-    calls = None
-    for number in itertools.count(0):
-        for side in ("crash_before", "crash_after"):
-            url = f"{run_url}-{next(_numbers)}"
-            scenario.before(url)
-            if number == 0:
-                calls = interrupted_run(scenario, url).calls
-                break
-            interrupted_run(scenario, url, **{side: number})
-            place = f"{side} {number}"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ck.CkptStoreWarning)
-                check_reader(scenario, url, place)
-                check_next_run_and_gc(url, place)
-        assert calls is not None
-        if number == len(calls):
-            return
+    url = f"{run_url}-0"
+    scenario.before(url)
+    calls = run_until_death(scenario.interrupted, url).calls
+    assert len(calls) >= 8
+    for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
+        url = f"{run_url}-{number}-{side}"
+        scenario.before(url)
+        run_until_death(scenario.interrupted, url, **{side: number})
+        place = f"{side} {number}, {calls[number - 1]}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ck.CkptStoreWarning)
+            check_reader(scenario, url, place)
+            check_next_run_and_gc(url, place)
 
 
 def check_next_run_and_gc(url: str, place: str) -> None:
