@@ -29,7 +29,7 @@ from ckptstore.format import dtypes
 from ckptstore.format.crc32c import combine, crc32c, crc32c_of_ranges, mask_many, unmask
 from ckptstore.format.entry import element_count
 from ckptstore.format.strings import decode_strings, decode_variants
-from ckptstore.transfer.download import Download, Request
+from ckptstore.transfer.download import Download, Request, joined
 from ckptstore.transfer.ranges import split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange, DType
@@ -92,7 +92,8 @@ def fetch(
         that fails holds what failed.
     """
     parallel = 1 if _may_share_memory(jobs) else shards.parallel_reads
-    _Fetch(jobs, shards, big_endian, Download(parallel, transfer, memory_budget), transfer).run()
+    download = Download(parallel, transfer, memory_budget, sum(jobs.sizes_bytes))
+    _Fetch(jobs, shards, big_endian, download, transfer).run()
 
 
 def _may_share_memory(jobs: Jobs) -> bool:
@@ -201,11 +202,10 @@ class _Fetch:
             for row, size in enumerate(jobs.sizes_bytes):
                 if not size:
                     self._place_bytes(row, b"", self._shards[jobs.shard_ids[row]])
-        requests = (request for run in plan.runs for request in self._requests(run))
-        # The gaps that are read along make no run longer than a request.
-        longest = max([run.stop - run.start for run in plan.runs], default=0)
+        size = self._download.size_bytes
+        requests = joined((request for run in plan.runs for request in self._requests(run)), size)
         try:
-            self._download.run(requests, lent_size_bytes=min(longest, self._download.size_bytes))
+            self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
         except TruncatedFileError:
             # Said in terms of the tensor, if it was the first look at the file.
             for row, (shard_id, tensor) in enumerate(zip(jobs.shard_ids, jobs.tensors, strict=True)):

@@ -14,7 +14,7 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.pool import run_tasks
-from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES
+from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES
 from ckptstore.types import ByteRange
 
 __all__ = ["ShardFile", "ShardFiles"]
@@ -159,22 +159,34 @@ class ShardFile:
         A short range is the first look at the file at the same time.
         """
         try:
-            if self._found is None and len(ranges) == 1 and ranges[0].size_bytes <= REQUEST_SIZE_BYTES:
+            if self._found is None and self._is_short(ranges):
                 with self._looking[0]:
                     if self._found is None:
-                        self._read_first(ranges[0], buffers[0])
+                        self._read_first(ranges, buffers)
                         return
             version = self._look(tensor).version
             self._location.storage.read_into(self._location.key, ranges, buffers, version=version)
         except NotFoundError as error:
             raise self._missing(tensor) from error
 
-    def _read_first(self, wanted: ByteRange, buffer: memoryview) -> None:
+    @staticmethod
+    def _is_short(ranges: Sequence[ByteRange]) -> bool:
+        """Tell whether to ask for all at once: few bytes, of which most are wanted."""
+        size = ranges[-1].stop - ranges[0].start
+        return (
+            size <= REQUEST_SIZE_BYTES
+            and size - sum([wanted.size_bytes for wanted in ranges]) <= GAP_SIZE_BYTES
+        )
+
+    def _read_first(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
         """Read what tells version and size of the file as well."""
+        begin = ranges[0].start
+        wanted = ByteRange(begin, ranges[-1].stop)
         if not wanted.size_bytes:
             return
         data, version, size_bytes = self._location.storage.get(self._location.key, wanted)
-        buffer[:] = data
+        for part, buffer in zip(ranges, buffers, strict=True):
+            buffer[:] = memoryview(data)[part.start - begin : part.stop - begin]
         self._found = _Found(version, size_bytes)
 
     def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:

@@ -27,7 +27,7 @@ from ckptstore.format.entry import (
     key_to_name,
 )
 from ckptstore.format.strings import decode_strings, decode_variants
-from ckptstore.transfer.download import Download, Request
+from ckptstore.transfer.download import Download, Request, joined
 from ckptstore.transfer.ranges import split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
@@ -198,16 +198,16 @@ class _BytesCheck:
         for number, entry in enumerate(entries):
             if not entry.size_bytes:
                 self._check(number, b"")
-        download = Download(parallel, self._transfer)
+        download = Download(parallel, self._transfer, total_bytes=sum(entry.size_bytes for entry in entries))
         plan = plan_reads(
             [entry.shard_id for entry in entries],
             [entry.offset for entry in entries],
             [entry.offset + entry.size_bytes for entry in entries],
             stage_size_bytes=download.size_bytes,
         )
-        requests = (request for run in plan.runs for request in self._requests(run, download.size_bytes))
-        longest = max([run.stop - run.start for run in plan.runs], default=0)
-        download.run(requests, lent_size_bytes=min(longest, download.size_bytes))
+        size = download.size_bytes
+        requests = joined((request for run in plan.runs for request in self._requests(run, size)), size)
+        download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
 
     def tell(self, findings: Findings) -> None:
         """Add what was found, in the order of the file."""

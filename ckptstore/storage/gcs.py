@@ -106,7 +106,7 @@ class GcsTransport(Transport):
     most_parts = 1_000_000
     # Chunks go one after the other, each for the price of a round trip.
     part_size_bytes = 32 * 1024 * 1024
-    parallel_reads = 4
+    parallel_reads = 8
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options, self._endpoint = resolve_options(options)

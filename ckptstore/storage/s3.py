@@ -67,7 +67,7 @@ class S3Transport(Transport):
     most_parts = 10_000
     part_size_bytes = 16 * 1024 * 1024
     parallel_parts = 4
-    parallel_reads = 4
+    parallel_reads = 8
     object_hides_directory = True
     explains_head = False
 

@@ -13,11 +13,11 @@ import numpy as np
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.pool import run_tasks
-from ckptstore.transfer.ranges import fair_size_bytes
+from ckptstore.transfer.ranges import GAP_SIZE_BYTES, cell_of, fair_size_bytes
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["Download", "Request", "Source"]
+__all__ = ["Download", "Request", "Source", "joined"]
 
 
 class Source(Protocol):
@@ -55,6 +55,50 @@ class Request(NamedTuple):
     take: Callable[[Sequence[memoryview]], object]
 
 
+def joined(requests: Iterable[Request], size_bytes: int) -> Iterator[Request]:
+    """Put requests for neighbouring bytes together to one: up to a size, and as the object was sent.
+
+    Parameters
+    ----------
+    requests : iterable of Request
+        Cut by `ranges.split`, those of one source ascending.
+    size_bytes : int
+        From the first byte of one to its last.
+    """
+    group: list[Request] = []
+    begin = reached = 0
+    for request in requests:
+        start, stop = request.ranges[0].start, request.ranges[-1].stop
+        if group and not (
+            request.source is group[0].source
+            and 0 <= start - reached <= GAP_SIZE_BYTES
+            and stop - begin <= size_bytes
+            and cell_of(start, size_bytes) == cell_of(begin, size_bytes)
+        ):
+            yield _as_one(group)
+            group = []
+        if not group:
+            begin = start
+        group.append(request)
+        reached = stop
+    if group:
+        yield _as_one(group)
+
+
+def _as_one(group: list[Request]) -> Request:
+    if len(group) == 1:
+        return group[0]
+
+    def take(buffers: Sequence[memoryview]) -> None:
+        rest = iter(buffers)
+        for request in group:
+            request.take(list(islice(rest, len(request.ranges))))
+
+    ranges = [wanted for request in group for wanted in request.ranges]
+    buffers = [buffer for request in group for buffer in request.buffers]
+    return Request(group[0].source, group[0].tensor, ranges, buffers, take)
+
+
 class Download:
     """How requests are made: how many at a time, and how long ones.
 
@@ -66,6 +110,8 @@ class Download:
         What they belong to. Without one they belong to the current scope, if there is any.
     memory_budget : int, optional
         Without a transfer: bytes of the blocks that are lent.
+    total_bytes : int
+        What there is to read in all, if that is known.
 
     Attributes
     ----------
@@ -80,12 +126,16 @@ class Download:
     """
 
     def __init__(
-        self, parallel: int, transfer: Transfer | None = None, memory_budget: int | None = None
+        self,
+        parallel: int,
+        transfer: Transfer | None = None,
+        memory_budget: int | None = None,
+        total_bytes: int = 0,
     ) -> None:
         self._scope = None if transfer is None else transfer.scope
         self._budget = MemoryBudget(memory_budget) if transfer is None else transfer.budget
         limit = self._budget.limit_bytes
-        self.size_bytes = fair_size_bytes(limit, parallel)
+        self.size_bytes = fair_size_bytes(limit, parallel, total_bytes)
         self.parallel = parallel if limit is None else max(1, min(parallel, limit // self.size_bytes))
         self._block_size_bytes = 0
         self._idle: list[memoryview] = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import TransientError
-from ckptstore.transfer.download import Download, Request
+from ckptstore.transfer.download import Download, Request, joined
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
@@ -169,3 +169,53 @@ def test_requests_are_asked_for_when_there_is_a_thread_for_them() -> None:
     Download(2).run(made())
     assert len(ahead) == 16
     assert max(ahead) <= 3
+
+
+def test_neighbours_travel_together_up_to_the_size_and_each_gets_its_own_bytes() -> None:
+    place = Place()
+    target = np.zeros(1 << 20, np.uint8)
+    requests = requests_for(place, target, 16 * KIB, lent=True)
+    together = list(joined(requests, 64 * KIB))
+    assert [len(request.ranges) for request in together] == [4] * 16
+    assert [request.ranges[0].start for request in together] == list(range(0, 1 << 20, 64 * KIB))
+    Download(2).run(together, lent_size_bytes=64 * KIB)
+    np.testing.assert_array_equal(target, place.data)
+
+
+def test_what_lies_apart_or_in_another_file_is_asked_for_apart() -> None:
+    place, other = Place(), Place()
+    target = np.zeros(1 << 20, np.uint8)
+    at = {
+        request.ranges[0].start // KIB: request
+        for request in requests_for(place, target, 4 * KIB, lent=False)
+    }
+    elsewhere = requests_for(other, target, 4 * KIB, lent=False)[3]
+    wanted = [at[0], at[8], at[256], elsewhere, at[260], at[508], at[512]]
+    # Near, far, another file, back again, across the grid.
+    assert [[part.start // KIB for part in request.ranges] for request in joined(wanted, 512 * KIB)] == [
+        [0, 8],
+        [256],
+        [12],
+        [260],
+        [508],
+        [512],
+    ]
+    # Backwards and over one another: never together.
+    assert len(list(joined([at[8], at[4], at[4]], 512 * KIB))) == 3
+
+
+def test_when_the_first_of_several_refuses_its_bytes_the_others_get_none() -> None:
+    place = Place()
+    taken: list[int] = []
+
+    def take(number: int, buffers: Sequence[memoryview]) -> None:
+        taken.append(number)
+        raise ValueError(number)
+
+    requests = [
+        Request(place, "w", [ByteRange(8 * n, 8 * n + 8)], [None], lambda buffers, n=n: take(n, buffers))
+        for n in range(3)
+    ]
+    with pytest.raises(ValueError, match="0"):
+        Download(1).run(joined(requests, 512 * KIB))
+    assert taken == [0]

@@ -3,7 +3,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES, coalesce, fair_size_bytes, split
+from ckptstore.transfer.ranges import (
+    LONG_REQUEST_SIZE_BYTES,
+    REQUEST_SIZE_BYTES,
+    cell_of,
+    coalesce,
+    fair_size_bytes,
+    split,
+)
 
 RANGES = st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60)), max_size=30).map(
     lambda pairs: sorted((start, start + size) for start, size in pairs)
@@ -52,12 +59,18 @@ def test_ranges_that_overlap_are_each_in_one_group_of_bounded_length(
             reached = max(reached, stop)
 
 
-@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 300))
-def test_pieces_lie_end_to_end_and_only_the_last_is_short(start: int, size: int, most: int) -> None:
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(1, 20).map(lambda units: 16 * units))
+def test_pieces_lie_end_to_end_and_begin_where_the_file_was_cut(start: int, size: int, most: int) -> None:
     pieces = list(split(start, start + size, most))
-    assert [low for low, _ in pieces] == list(range(start, start + size, most))
-    assert all(high - low == most for low, high in pieces[:-1])
-    assert (pieces[-1][1] if pieces else start) == start + size
+    assert [low for low, _ in pieces][1:] == [high for _, high in pieces][:-1]
+    assert (pieces[0][0], pieces[-1][1]) == (start, start + size) if size else not pieces
+    for low, high in pieces:
+        assert 0 < high - low <= most
+    for low, _ in pieces[1:]:
+        assert (low - start) % 16 == 0
+        assert -low % most < 16
+    cells = [cell_of(low, most) for low, _ in pieces]
+    assert cells == list(range(cells[0], cells[0] + len(cells))) if size else not cells
 
 
 @given(st.integers(1, 1 << 40), st.integers(1, 64))
@@ -70,3 +83,8 @@ def test_as_many_requests_as_are_wanted_fit_into_the_budget(budget: int, paralle
 
 def test_without_a_budget_a_request_has_its_best_size() -> None:
     assert fair_size_bytes(None, 64) == REQUEST_SIZE_BYTES
+    assert fair_size_bytes(None, 64, 1 << 30) == LONG_REQUEST_SIZE_BYTES
+
+
+def test_a_small_budget_holds_for_much_to_read_as_well() -> None:
+    assert fair_size_bytes(1 << 20, 4, 1 << 30) == 256 * 1024
