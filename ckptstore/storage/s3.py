@@ -66,7 +66,7 @@ class S3Transport(Transport):
     part_unit_bytes = 1
     most_parts = 10_000
     part_size_bytes = 16 * 1024 * 1024
-    parallel_parts = 4
+    parallel_parts = 8
     parallel_reads = 8
     object_hides_directory = True
     explains_head = False

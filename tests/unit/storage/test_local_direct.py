@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,13 +114,18 @@ def is_direct(fd: int) -> bool:
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int, int]]:
     """Note of every write whether it was direct, its offset and its size."""
     noted: list[tuple[bool, int, int]] = []
-    pwrite = os.pwrite
+    pwrite, pwritev = os.pwrite, os.pwritev
 
     def call(fd: int, data: memoryview, offset: int) -> int:
         noted.append((is_direct(fd), offset, len(data)))
         return pwrite(fd, data, offset)
 
+    def call_many(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+        noted.append((is_direct(fd), offset, sum(map(len, pieces))))
+        return pwritev(fd, pieces, offset)
+
     monkeypatch.setattr(os, "pwrite", call)
+    monkeypatch.setattr(os, "pwritev", call_many)
     return noted
 
 
@@ -474,20 +479,25 @@ def test_the_end_of_the_file_is_durable_too(
     direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    pwrite, fsync = os.pwrite, os.fsync
+    pwrite, pwritev, fsync = os.pwrite, os.pwritev, os.fsync
 
     def note_write(fd: int, data: memoryview, offset: int) -> int:
         events.append("write")
         return pwrite(fd, data, offset)
+
+    def note_end(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+        events.append("end")
+        return pwritev(fd, pieces, offset)
 
     def note_sync(fd: int) -> None:
         events.append("sync")
         fsync(fd)
 
     monkeypatch.setattr(os, "pwrite", note_write)
+    monkeypatch.setattr(os, "pwritev", note_end)
     monkeypatch.setattr(os, "fsync", note_sync)
     save(direct, content[: (1 << 20) + 9])
-    assert events == ["write", "write", "sync", "sync"]
+    assert events == ["write", "end", "sync", "sync"]
 
 
 def test_two_uploads_at_once_do_not_share_a_buffer(direct: Path, content: npt.NDArray[np.uint8]) -> None:
@@ -584,7 +594,7 @@ def test_a_failure_in_any_system_call_leaves_the_whole_file_or_none(
     after: bool,
 ) -> None:
     data = content[1 : (1 << 20) + 700]
-    calls = ["pwrite", "posix_fallocate", "ftruncate", "fsync", "fcntl", "utime", "link", "fstat"]
+    calls = ["pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl", "utime", "link", "fstat"]
     number = 0
     made: list[str] = []
 
@@ -627,5 +637,22 @@ def test_a_failure_in_any_system_call_leaves_the_whole_file_or_none(
         direct.unlink(missing_ok=True)
         if number > len(made):
             break
-    assert {"pwrite", "posix_fallocate", "ftruncate", "fsync", "fcntl"} <= set(made)
+    assert {"pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl"} <= set(made)
     assert number < 99
+
+
+def test_any_number_of_pieces_of_any_size_is_written_in_order(tmp_path: Path) -> None:
+    # More than the kernel takes in one call, empty ones among them, and calls that stop anywhere.
+    data = os.urandom(20_000)
+    cuts = sorted({0, 20_000, *(7 * n for n in range(2500)), *range(19_000, 19_100)})
+    pieces = [memoryview(data)[low:high] for low, high in pairwise(cuts)]
+    pieces[5:5] = [memoryview(b"")] * 3
+    pwritev = os.pwritev
+    with (tmp_path / "f").open("wb") as file, pytest.MonkeyPatch.context() as patch:
+        local_direct.write_all(file.fileno(), 11, pieces)
+        patch.setattr(
+            os, "pwritev", lambda fd, some, offset: pwritev(fd, [b"".join(some)[: 1 + offset % 900]], offset)
+        )
+        local_direct.write_all(file.fileno(), 30_011, pieces)
+        local_direct.write_all(file.fileno(), 60_000, [memoryview(b"")])
+    assert (tmp_path / "f").read_bytes() == bytes(11) + data + bytes(10_000) + data

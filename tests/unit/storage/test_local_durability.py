@@ -29,7 +29,7 @@ from ckptstore.storage.local_locks import LOCK_NAME
 SYSTEM_CALLS = [
     "open",
     "mkdir",
-    "pwrite",
+    "pwritev",
     "fsync",
     "link",
     "rename",
@@ -93,7 +93,7 @@ def recorded() -> Iterator[list[str]]:
 
         return call
 
-    with patched({name: watch(name) for name in ("fsync", "link", "rename", "unlink", "mkdir", "pwrite")}):
+    with patched({name: watch(name) for name in ("fsync", "link", "rename", "unlink", "mkdir", "pwritev")}):
         yield events
 
 
@@ -103,7 +103,7 @@ def test_a_new_file_is_durable_before_it_has_its_name_and_then_so_is_the_name(
 ) -> None:
     with recorded() as events:
         write(storage, str(tmp_path / "f"))
-    assert [event for event in events if event != "pwrite"] == [
+    assert [event for event in events if event != "pwritev"] == [
         "fsync file",
         "link",
         "unlink temporary",
@@ -117,7 +117,7 @@ def test_a_replacement_is_durable_before_it_has_its_name_and_then_so_is_the_name
     (tmp_path / "f").write_bytes(b"old")
     with recorded() as events:
         put_if(storage, str(tmp_path / "f"))
-    assert events == ["pwrite", "fsync file", "rename", "fsync directory"]
+    assert events == ["pwritev", "fsync file", "rename", "fsync directory"]
 
 
 def test_a_delete_is_durable_before_the_next_one_begins(storage: LocalStorage, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_delete_is_durable_before_the_next_one_begins(storage: LocalStorage, t
 def test_new_directories_are_durable_in_their_parents(storage: LocalStorage, tmp_path: Path) -> None:
     with recorded() as events:
         storage.put_new(str(tmp_path / "a" / "b" / "c" / "f"), b"x")
-    made = events[: events.index("pwrite")]
+    made = events[: events.index("pwritev")]
     assert [event for event in made if event.startswith("mkdir") or "directory" in event] == [
         "mkdir c",
         "mkdir b",
@@ -359,7 +359,7 @@ def test_a_link_whose_answer_was_lost_is_recognised_as_our_own(storage: LocalSto
 def test_short_writes_go_on_where_they_stopped(storage: LocalStorage, tmp_path: Path) -> None:
     pwrite = os.pwrite
     data = os.urandom(1000)
-    with patched({"pwrite": lambda fd, view, offset: pwrite(fd, view[:7], offset)}):
+    with patched({"pwritev": lambda fd, pieces, offset: pwrite(fd, b"".join(pieces)[:7], offset)}):
         storage.put_new(str(tmp_path / "f"), data)
     assert (tmp_path / "f").read_bytes() == data
 
@@ -378,7 +378,7 @@ def test_versions_grow_even_when_the_clock_does_not(storage: LocalStorage, tmp_p
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+@pytest.mark.parametrize("call", ["pwritev", "fsync"])
 @pytest.mark.parametrize("write", [put_new, put_if, upload])
 def test_a_full_disk_is_told_and_leaves_the_old_file(
     storage: LocalStorage,
@@ -411,7 +411,7 @@ def test_after_a_failed_write_the_upload_is_over_and_its_room_is_free(
     with storage.upload(str(tmp_path / "f")) as handle:
         part = memoryview(bytes(handle.part_size_bytes))
         handle.send(0, (part,), 0)
-        with patched({"pwrite": fail}), pytest.raises(StorageFullError):
+        with patched({"pwritev": fail}), pytest.raises(StorageFullError):
             handle.send(1, (part,), 0)
         # At once and not when the block is left: the error may be handled inside, by making room.
         assert list(tmp_path.iterdir()) == []
@@ -486,7 +486,7 @@ def test_a_clean_up_that_fails_is_a_note_on_the_first_error(storage: LocalStorag
 
         return call
 
-    with patched({"pwrite": fail(errno.ENOSPC), "unlink": fail(errno.EROFS)}):
+    with patched({"pwritev": fail(errno.ENOSPC), "unlink": fail(errno.EROFS)}):
         with pytest.raises(StorageFullError) as caught:
             storage.put_new(str(tmp_path / "f"), b"x")
         assert "could not be removed" in "".join(getattr(caught.value.__cause__, "__notes__", []))
