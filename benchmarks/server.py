@@ -9,11 +9,9 @@ from typing import Any
 
 from benchmarks.contenders.base import Place
 from tests.servers import s3
-from tests.servers.certificates import make_certificates
-from tests.servers.process import ServerProcess
+from tests.servers.s3_tls import TlsS3Server, minio_tls
 
 BUCKET = "benchmarks"
-_KEY = _SECRET = "testtest"
 
 
 class NoServerError(Exception):
@@ -54,58 +52,18 @@ def minio(directory: Path, *, tls: bool) -> Iterator[Minio]:
     NoServerError
         If it was not built.
     """
-    server = s3.minio(directory)
+    server = minio_tls(directory) if tls else s3.minio(directory)
     if server is None:
         raise NoServerError("MinIO is not built: `make servers` (needs Go)")
-    process, authority = server.process, ""
-    if tls:
-        authority = str(_write_certificates(directory))
-        process = _with_tls(process, directory)
+    authority = server.authority if isinstance(server, TlsS3Server) else ""
     try:
-        process.start()
+        server.process.start()
     except RuntimeError as error:
         raise NoServerError(str(error)) from error
     try:
-        place = Place("", BUCKET, process.url, _KEY, _SECRET, authority)
+        place = Place("", BUCKET, server.url, server.key, server.secret, authority)
         running = Minio(place)
         running.client.create_bucket(Bucket=BUCKET)
         yield running
     finally:
-        process.stop()
-
-
-def _write_certificates(directory: Path) -> Path:
-    """Write key and certificate in the two files that MinIO looks for; return that of the authority."""
-    authority, _ = make_certificates(directory / "made")
-    text = (directory / "made" / "server.pem").read_text()
-    end = "-----END PRIVATE KEY-----\n"
-    key, _, certificate = text.partition(end)
-    place = directory / "certificates"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "private.key").write_text(key + end)
-    (place / "public.crt").write_text(certificate)
-    return authority
-
-
-class _TlsProcess(ServerProcess):
-    """Ready when its port takes connections: the usual question would need the certificate."""
-
-    def _is_ready(self) -> bool:
-        import socket
-
-        with socket.socket() as probe:
-            probe.settimeout(2)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-
-def _with_tls(process: ServerProcess, directory: Path) -> ServerProcess:
-    command = [*process.command[:2], "--certs-dir", str(directory / "certificates"), *process.command[2:]]
-    made = _TlsProcess(
-        command,
-        process.port,
-        "",
-        directory / "log",
-        {"MINIO_ROOT_USER": _KEY, "MINIO_ROOT_PASSWORD": _SECRET},
-    )
-    made.url = f"https://127.0.0.1:{process.port}"
-    return made
+        server.process.stop()

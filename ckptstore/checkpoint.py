@@ -256,7 +256,7 @@ def open_checkpoint(
         Prefix or URL, such as `latest_checkpoint` returns; V2 or V1.
     memory_budget : int, optional
         Bytes that reading may hold beyond the arrays that it fills or returns; strings may take more. None:
-        some blocks of 8 MiB, one for each thread.
+        some blocks of 8 or 16 MiB, one for each thread.
     progress : {"rich", "tqdm", "log"} or callable, optional
         What shows how far `OpenCheckpoint.restore` is: a bar on a terminal, lines in the log, or a function
         that gets an `Event` now and then.

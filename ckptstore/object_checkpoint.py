@@ -11,32 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.plan import SavePlan, plan_save, write_item
-from ckptstore.bundle.reader import BundleReader, open_bundle, reopening
-from ckptstore.bundle.reader_base import StoredTensor
-from ckptstore.bundle.restore import restore_into
+from ckptstore.bundle.plan import SavePlan
 from ckptstore.directory.retention import KeepNewest
 from ckptstore.directory.run import process_run
 from ckptstore.directory.save import CheckpointWriter
-from ckptstore.errors import FormatError, NotFoundError, TensorNotFoundError, UsageError
-from ckptstore.format.dtypes import STRING
+from ckptstore.errors import UsageError
 from ckptstore.format.naming import numbered
-from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, decode, encode
-from ckptstore.objects.describe import SAVE_COUNTER, describe
-from ckptstore.objects.match import Match, match_graph, match_names
+from ckptstore.object_values import plan_tree, restore_tree
+from ckptstore.objects.describe import SAVE_COUNTER
 from ckptstore.objects.optimizer import Optimizer
-from ckptstore.objects.placing import check_replaceable, converted, put
 from ckptstore.objects.status import NothingRestored, RestoreStatus
-from ckptstore.objects.tree import Tree, TreeNode
+from ckptstore.objects.tree import Tree
 from ckptstore.objects.walk import check_member, walk
 from ckptstore.read_options import ReadOptions
 from ckptstore.save_task import SaveTask, save_with_record, save_without_record
 from ckptstore.saver_options import Durability, SaveOptions
-from ckptstore.storage.base import Location
 from ckptstore.storage.checks import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
-from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["Checkpoint", "Optimizer", "RestoreStatus"]
 
@@ -183,14 +175,7 @@ class Checkpoint:
         """
         if with_counter:
             _ = self.save_counter
-        tree = self._walk()
-        described = describe(tree, full_names)
-        items = [
-            write_item(attribute.checkpoint_key, node.value)
-            for node, stored in zip(tree.nodes, described, strict=True)
-            for attribute in stored.attributes
-        ]
-        return plan_save([*items, write_item(OBJECT_GRAPH_KEY, encode(described))])
+        return plan_tree(self._walk(), full_names)
 
     def _walk(self) -> Tree:
         return walk(self._tree["root"], self._tree) if self._has_root else walk(self._tree)
@@ -338,7 +323,8 @@ class Checkpoint:
         """
         if prefix is None:
             return NothingRestored()
-        return self._restore(locate(prefix, storage_options), (), ReadOptions(memory_budget, progress))
+        location = locate(prefix, storage_options)
+        return restore_tree(self._walk(), location, ReadOptions(memory_budget, progress))
 
     def restore(
         self,
@@ -378,75 +364,9 @@ class Checkpoint:
         if prefix is None:
             return NothingRestored()
         try:
-            return self._restore(locate(prefix, storage_options), (SAVE_COUNTER,), options)
+            location = locate(prefix, storage_options)
+            return restore_tree(self._walk(), location, options, optional=(SAVE_COUNTER,))
         except BaseException:
             if created:
                 del self._tree[SAVE_COUNTER]
             raise
-
-    def _restore(self, location: Location, optional: tuple[str, ...], options: ReadOptions) -> RestoreStatus:
-        tree = self._walk()
-        with options.transfer(location.url) as transfer:
-            reader, match = reopening(_open(location), lambda reader: _fill(tree, reader, optional, transfer))
-        return RestoreStatus(reader.location.url, match.unmatched, match.unused)
-
-
-def _open(location: Location) -> BundleReader:
-    try:
-        return open_bundle(location)
-    except NotFoundError as error:
-        inside = location.child("variables").child("variables")
-        try:
-            return open_bundle(inside)
-        except NotFoundError:
-            raise error from None
-
-
-def _match(tree: Tree, reader: BundleReader, optional: tuple[str, ...]) -> Match:
-    if not reader.has(OBJECT_GRAPH_KEY):
-        return match_names(tree, reader.names(), optional)
-    stored = reader.stored(OBJECT_GRAPH_KEY)
-    if stored.dtype != STRING or stored.shape != ():
-        raise FormatError(
-            "the object graph is not stored as one string",
-            url=reader.url,
-            tensor=OBJECT_GRAPH_KEY,
-            expected="string []",
-            actual=f"{stored.dtype.name} {list(stored.shape)}",
-        )
-    return match_graph(tree, decode(reader.read(OBJECT_GRAPH_KEY).item(), source=reader.url))
-
-
-def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer: Transfer) -> Match:
-    """Find, check and read all values, and put them into the tree."""
-    match = _match(tree, reader, optional)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    wanted: dict[str, str] = {}
-    plain: list[tuple[TreeNode, str, StoredTensor]] = []
-    try:
-        for node_id, key in match.values.items():
-            node, path = tree.nodes[node_id], tree.path(node_id)
-            if isinstance(node.value, np.ndarray):
-                arrays[path] = node.value
-                wanted[path] = key
-                continue
-            stored = reader.stored(key)
-            check_replaceable(node, stored.dtype, stored.shape, path=path, url=reader.url)
-            plain.append((node, path, stored))
-        # Before the arrays are filled, because what is read may turn out to be no text.
-        found = reader.read_stored([(stored, None) for _, _, stored in plain])
-        values = [
-            converted(node, value, path=path, url=reader.url)
-            for (node, path, _), value in zip(plain, found, strict=True)
-        ]
-        restore_into(reader, arrays, wanted, transfer=transfer)
-    except TensorNotFoundError as error:
-        raise FormatError(
-            "the object graph names a tensor that the index does not have",
-            url=reader.url,
-            tensor=error.tensor,
-            hint="Restore another checkpoint.",
-        ) from error
-    for (node, _, _), value in zip(plain, values, strict=True):
-        put(node, value)
-    return match

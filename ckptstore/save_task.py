@@ -11,7 +11,8 @@ from ckptstore.bundle.plan import SavePlan
 from ckptstore.bundle.stage import Stage
 from ckptstore.bundle.unchanged import split_unchanged, stored_shards
 from ckptstore.directory.publish import put_meta
-from ckptstore.directory.save import CheckpointWriter, write_checkpoint
+from ckptstore.directory.save import CheckpointWriter
+from ckptstore.directory.write import write_checkpoint
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saver_options import SaveOptions
@@ -133,7 +134,7 @@ class SaveTask:
         """Have `run` take the bytes that `stage` copies."""
         self._arrange_plan()
         self._budget = MemoryBudget(self.memory_budget)
-        self._stage = Stage(self._plan, self._budget)
+        self._stage = Stage(self._plan, self._budget, url=self.url)
 
     @property
     def is_staged_whole(self) -> bool:

@@ -1,47 +1,39 @@
-"""``tf.train.Saver`` without TensorFlow: a mapping name → array takes the place of the session."""
+"""``tf.train.Saver`` without TensorFlow: a mapping name → array takes the place of the session.
+
+Here is the interface; what it stands for has rooms of its own: how arguments are checked (`saver_arguments`),
+what each save keeps to (`saver_options`), how a call becomes a task (`saver_tasks`), the task itself
+(`save_task`), its turn (`save_queue`), the graph (`saver_graph`), what retention counts (`saver_windows`).
+"""
 
 from __future__ import annotations
 
 import time
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from ckptstore.async_save import SaveHandle, SaveQueue
-from ckptstore.bundle.plan import SavePlan, plan_save
+from ckptstore.async_save import SaveHandle
 from ckptstore.checkpoint import restore_values
-from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
-from ckptstore.directory.run import process_run
 from ckptstore.errors import UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.graph import Graph
 from ckptstore.management import get_checkpoint_mtimes
 from ckptstore.meta_graph_files import export_meta_graph
 from ckptstore.read_options import ReadOptions
-from ckptstore.save_task import (
-    SaveTask,
-    Write,
-    save_graph,
-    save_with_record,
-    save_without_record,
-    split_by_change,
-)
+from ckptstore.save_queue import SaveQueue
 from ckptstore.saver_arguments import (
     Options,
     PathText,
     SaverSettings,
     VarList,
-    check_graph_arguments,
     check_list,
     check_supported,
     check_var_list,
-    items_of,
-    target_of,
 )
 from ckptstore.saver_graph import SaverGraph
 from ckptstore.saver_options import Durability, QueuePolicy, SaveOptions
+from ckptstore.saver_tasks import SaverTasks
 from ckptstore.saver_windows import SaverWindows
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
@@ -50,7 +42,6 @@ from ckptstore.transfer.staging import release_blocks
 __all__ = ["Saver"]
 
 _V2 = 2
-_SECONDS_PER_HOUR = 3600.0
 
 
 class Saver:
@@ -94,8 +85,8 @@ class Saver:
     graph : Graph, optional
         The network that goes into ``.meta``. Without it one is made from the arrays.
     deadline_s : float, optional
-        Seconds that one save may take as a whole, from its turn on. Then nothing of it stays. None: as long
-        as it makes progress.
+        Seconds that one save may take as a whole, from its turn on. Then nothing of it stays, unless it was
+        published already; the error says so. None: as long as it makes progress.
     memory_budget : int, optional
         Bytes that saving may hold beyond the arrays themselves, snapshots included. None: no limit.
     durability : {"disk", "cache"}
@@ -180,14 +171,19 @@ class Saver:
             raise UsageError("No variables to save", hint="Name at least one, or set allow_empty=True.")
         self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
         self._reshape = reshape
-        self._allow_empty = allow_empty
-        self._pad_step_number = pad_step_number
-        self._clock = clock
-        self._run = run
         self._built = not defer_build
-        self._name = name
-        self._windows = SaverWindows(self._make_retention(), clock)
+        self._windows = SaverWindows(self._settings.retention(clock), clock)
         self._graph = SaverGraph(graph, self._settings)
+        self._tasks = SaverTasks(
+            self._names,
+            self._settings,
+            self._options,
+            self._graph,
+            self._windows,
+            allow_empty=allow_empty,
+            pad_step_number=pad_step_number,
+            run=run,
+        )
         self._queue = SaveQueue(queue)
         # It hears of failures after the last reference to the Saver is gone.
         weakref.finalize(self, self._queue.let_go)
@@ -200,13 +196,6 @@ class Saver:
     @graph.setter
     def graph(self, graph: Graph | None) -> None:
         self._graph.graph = graph
-
-    def _make_retention(self) -> Retention:
-        if not self._settings.max_to_keep:
-            return KeepNewest()
-        return SaverRetention(
-            self._settings.max_to_keep, self._settings.keep_hours * _SECONDS_PER_HOUR, float(self._clock())
-        )
 
     def build(self) -> None:
         """Allow `save` and `restore` after ``defer_build=True``; there is nothing to build."""
@@ -272,7 +261,8 @@ class Saver:
         FencedError
             Another run took over; nothing of this save stays.
         DeadlineError
-            It took longer than `deadline_s`; nothing of it stays.
+            It took longer than `deadline_s`. Nothing of it stays, unless the message says that it is
+            published and only the record does not name it.
         StorageFullError, AccessError, TransientError, ConflictError, AmbiguousOutcomeError
             From the storage. The previous checkpoint still restores.
         CkptStoreError
@@ -284,7 +274,8 @@ class Saver:
         Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
         Ctrl-C gives the save up: nothing of it stays, unless it was being published.
         """
-        task = self._prepare(
+        self._check_built()
+        task = self._tasks.make(
             values,
             save_path,
             global_step,
@@ -340,6 +331,8 @@ class Saver:
             As `save`; nothing was written.
         ConflictError
             With ``queue="refuse"``, if another save is in flight.
+        TransientError
+            There is no memory for the copy; nothing was written.
         CkptStoreError
             The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
             call does.
@@ -350,7 +343,8 @@ class Saver:
         first; `result` raises it as often as it is asked. When the interpreter exits, what is in flight is
         finished, unless it makes no progress.
         """
-        task = self._prepare(
+        self._check_built()
+        task = self._tasks.make(
             values,
             save_path,
             global_step,
@@ -362,7 +356,7 @@ class Saver:
             save_debug_info,
             storage_options,
         )
-        return self._queue.submit(task, snapshot=snapshot)
+        return SaveHandle(self._queue.submit(task, snapshot=snapshot))
 
     def close(self) -> None:
         """Wait for the saves in flight, and raise the failure that nobody was told of.
@@ -390,54 +384,6 @@ class Saver:
             if error is None:
                 raise
             error.add_note(f"A save in the background failed, too: {failure}")
-
-    def _prepare(
-        self,
-        values: Mapping[str, Any],
-        save_path: PathText,
-        global_step: Any,
-        latest_filename: str | None,
-        meta_graph_suffix: str,
-        write_meta_graph: bool,
-        write_state: bool,
-        strip_default_attrs: bool,
-        save_debug_info: bool,
-        storage_options: Options,
-    ) -> SaveTask:
-        """Check everything there is to check, and return what is left to do."""
-        self._check_built()
-        check_graph_arguments(meta_graph_suffix, save_debug_info=save_debug_info)
-        prefix, record, step = target_of(
-            save_path, global_step, latest_filename, storage_options, pad_step_number=self._pad_step_number
-        )
-        prefix = self._options.place(prefix)
-        plan = self._plan(values)
-        meta = None
-        if write_meta_graph:
-            meta = self._graph.to_bytes(plan, strip_default_attrs=strip_default_attrs)
-        write: Write
-        arrange = None
-        if not any(shard.items for shard in plan.shards):
-            write = partial(save_graph, meta, meta_graph_suffix, prefix)
-        elif write_state:
-            writer = self._windows.writer(prefix, record)
-            write = partial(
-                save_with_record, writer, self._run or process_run(), meta, meta_graph_suffix, prefix
-            )
-            if self._options.reuse_unchanged:
-                arrange = partial(split_by_change, writer)
-        else:
-            write = partial(save_without_record, meta, meta_graph_suffix, prefix)
-        return SaveTask(prefix.url, plan, write, self._options, step, arrange)
-
-    def _plan(self, values: Mapping[str, Any]) -> SavePlan:
-        items = items_of(values, self._names, allow_empty=self._allow_empty)
-        if not self._settings.sharded or self.graph is None:
-            return plan_save(items)
-        names = self._names or {}
-        return plan_save(
-            items, lambda stored_name: self._graph.device_of(names.get(stored_name, stored_name))
-        )
 
     def restore(
         self, values: MutableMapping[str, Any], save_path: PathText, *, storage_options: Options = None
@@ -549,15 +495,9 @@ class Saver:
         UsageError
             If this Saver has no graph.
         """
-        graph = self.graph or self._graph.generated
-        if graph is None:
-            raise UsageError(
-                "this Saver has no graph to export",
-                hint="Set `saver.graph`, import one with import_meta_graph, or save first: one is made then.",
-            )
         return export_meta_graph(
             filename,
-            graph=graph,
+            graph=self._graph.to_export(),
             collection_list=collection_list,
             as_text=as_text,
             export_scope=export_scope,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ import numpy as np
 from ckptstore.bundle.plan import WriteItem, write_items
 from ckptstore.directory.graphs import is_graph_suffix
 from ckptstore.directory.latest import record_location
+from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
 from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.format.naming import numbered
@@ -39,6 +40,7 @@ PathText: TypeAlias = str | os.PathLike[str]
 Options: TypeAlias = Mapping[str, Any] | None
 
 _V2 = 2
+_SECONDS_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,12 @@ class SaverSettings:
                 hint="Give 0 or None to keep everything.",
             )
         return SaverSettings(int(max_to_keep or 0), float(keep_hours), sharded)
+
+    def retention(self, clock: Callable[[], float]) -> Retention:
+        """Return what decides which checkpoints stay; where hours count, from what `clock` says now."""
+        if not self.max_to_keep:
+            return KeepNewest()
+        return SaverRetention(self.max_to_keep, self.keep_hours * _SECONDS_PER_HOUR, float(clock()))
 
 
 def check_supported(*, builder: object, write_version: int, defer_build: bool, var_list: object) -> None:

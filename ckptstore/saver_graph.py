@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckptstore.bundle.plan import SavePlan
-from ckptstore.errors import TensorNotFoundError
+from ckptstore.errors import TensorNotFoundError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.arrays import meta_graph_for_arrays
 from ckptstore.graph.export import export_meta_graph_bytes, read_meta_graph
@@ -39,11 +39,21 @@ class SaverGraph:
         self._generated: tuple[object, bytes] | None = None
         self._saving: tuple[Graph, Graph] | None = None
 
-    @property
-    def generated(self) -> Graph | None:
-        """The graph that was made for the last save, if one was."""
+    def to_export(self) -> Graph:
+        """Return the graph, or the one that was made for the last save.
+
+        Raises
+        ------
+        UsageError
+            If there is neither.
+        """
+        if self.graph is not None:
+            return self.graph
         if self._generated is None:
-            return None
+            raise UsageError(
+                "this Saver has no graph to export",
+                hint="Set `saver.graph`, import one with import_meta_graph, or save first: one is made then.",
+            )
         return read_meta_graph(self._generated[1], source="<generated graph>")
 
     def device_of(self, name: str) -> str:

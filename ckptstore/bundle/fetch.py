@@ -91,9 +91,10 @@ def fetch(
         their bytes were verified; large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one
         that fails holds what failed.
     """
-    parallel = 1 if _may_share_memory(jobs) else shards.parallel_reads
+    is_shared = _may_share_memory(jobs)
+    parallel = 1 if is_shared else shards.parallel_reads
     download = Download(parallel, transfer, memory_budget, sum(jobs.sizes_bytes))
-    _Fetch(jobs, shards, big_endian, download, transfer).run()
+    _Fetch(jobs, shards, big_endian, download, transfer).run(is_shared=is_shared)
 
 
 def _may_share_memory(jobs: Jobs) -> bool:
@@ -194,7 +195,8 @@ class _Fetch:
         self._download = download
         self._transfer = transfer
 
-    def run(self) -> None:
+    def run(self, *, is_shared: bool) -> None:
+        """Read all; `is_shared`: each piece has to be verified before the bytes of the next one come."""
         jobs = self._jobs
         stops = list(map(operator.add, jobs.offsets, jobs.sizes_bytes))
         plan = plan_reads(jobs.shard_ids, jobs.offsets, stops, stage_size_bytes=self._download.size_bytes)
@@ -203,7 +205,9 @@ class _Fetch:
                 if not size:
                     self._place_bytes(row, b"", self._shards[jobs.shard_ids[row]])
         size = self._download.size_bytes
-        requests = joined((request for run in plan.runs for request in self._requests(run)), size)
+        requests: Iterator[Request] = (request for run in plan.runs for request in self._requests(run))
+        if not is_shared:
+            requests = joined(requests, size)
         try:
             self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
         except TruncatedFileError:

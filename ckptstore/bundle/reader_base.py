@@ -279,12 +279,17 @@ class BundleReader(abc.ABC):
             if out is not None:
                 check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
         results: list[npt.NDArray[Any]] = []
-        for tensor, out in requests:
+        sizes_bytes = [self.spec(tensor.name).nbytes for tensor, _ in requests]
+        if transfer is not None:
+            transfer.expect(transfer.done_bytes + sum(sizes_bytes))
+        for (tensor, out), size_bytes in zip(requests, sizes_bytes, strict=True):
             if out is None or out.shape == self.stored(tensor.name).shape:
                 results.append(self.read(tensor.name, out=out))
             else:
                 out[...] = self.read(tensor.name).reshape(out.shape)
                 results.append(out)
+            if transfer is not None:
+                transfer.advance(size_bytes)
         return results
 
     def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[_Overlap]:

@@ -81,6 +81,11 @@ class ShardFiles:
             run_tasks(current_scope() or Scope(), unknown, self.parallel_reads)
 
 
+def _around(ranges: Sequence[ByteRange]) -> ByteRange:
+    """Return the smallest range that all of `ranges`, in any order, lie in."""
+    return ByteRange(min([part.start for part in ranges]), max([part.stop for part in ranges]))
+
+
 class _Found(NamedTuple):
     """What is there under the name of a data file."""
 
@@ -159,34 +164,34 @@ class ShardFile:
         A short range is the first look at the file at the same time.
         """
         try:
-            if self._found is None and self._is_short(ranges):
-                with self._looking[0]:
-                    if self._found is None:
-                        self._read_first(ranges, buffers)
-                        return
+            if self._found is None:
+                whole = _around(ranges)
+                if self._is_short(whole, ranges):
+                    with self._looking[0]:
+                        if self._found is None:
+                            self._read_first(whole, ranges, buffers)
+                            return
             version = self._look(tensor).version
             self._location.storage.read_into(self._location.key, ranges, buffers, version=version)
         except NotFoundError as error:
             raise self._missing(tensor) from error
 
     @staticmethod
-    def _is_short(ranges: Sequence[ByteRange]) -> bool:
+    def _is_short(whole: ByteRange, ranges: Sequence[ByteRange]) -> bool:
         """Tell whether to ask for all at once: few bytes, of which most are wanted."""
-        size = ranges[-1].stop - ranges[0].start
+        size = whole.size_bytes
         return (
-            size <= REQUEST_SIZE_BYTES
+            0 < size <= REQUEST_SIZE_BYTES
             and size - sum([wanted.size_bytes for wanted in ranges]) <= GAP_SIZE_BYTES
         )
 
-    def _read_first(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
+    def _read_first(
+        self, whole: ByteRange, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]
+    ) -> None:
         """Read what tells version and size of the file as well."""
-        begin = ranges[0].start
-        wanted = ByteRange(begin, ranges[-1].stop)
-        if not wanted.size_bytes:
-            return
-        data, version, size_bytes = self._location.storage.get(self._location.key, wanted)
+        data, version, size_bytes = self._location.storage.get(self._location.key, whole)
         for part, buffer in zip(ranges, buffers, strict=True):
-            buffer[:] = memoryview(data)[part.start - begin : part.stop - begin]
+            buffer[:] = memoryview(data)[part.start - whole.start : part.stop - whole.start]
         self._found = _Found(version, size_bytes)
 
     def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:

@@ -18,7 +18,7 @@ from ckptstore.bundle.plan import SavePlan, WriteItem
 from ckptstore.errors import ConflictError
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.budget import MemoryBudget
-from ckptstore.transfer.staging import BLOCK_SIZE_BYTES, Block, give_blocks, take_block
+from ckptstore.transfer.staging import BLOCK_SIZE_BYTES, Block, enough_memory, give_blocks, take_block
 from ckptstore.transfer.upload import Hold
 
 __all__ = ["Stage", "StagedShard"]
@@ -49,6 +49,21 @@ class _Staged:
             self.hold.let_go()
 
 
+def _whole_size_bytes(plan: SavePlan) -> int:
+    """Return how much memory the copy of a plan takes at most, if none of it is given back before the end."""
+    blocks = sum(-(-shard.size_bytes // BLOCK_SIZE_BYTES) for shard in plan.shards)
+    encoded_bytes = max(
+        (
+            item.size_bytes
+            for shard in plan.shards
+            for item in shard.items
+            if item.size_bytes >= _JOINED_BELOW_BYTES and item.array.dtype.hasobject
+        ),
+        default=0,
+    )
+    return blocks * BLOCK_SIZE_BYTES + encoded_bytes
+
+
 class Stage:
     """The bytes of one plan, on their way from the caller's arrays to the storage.
 
@@ -61,7 +76,9 @@ class Stage:
     ----------
     plan : SavePlan
     budget : MemoryBudget
-        Of the transfer that saves; the blocks are taken from it.
+        Of the transfer that saves; the blocks are taken from it, and what strings take while they are copied.
+    url : str, optional
+        What is saved, for messages.
 
     Attributes
     ----------
@@ -74,12 +91,12 @@ class Stage:
     One that copies and one that saves; `close` from any.
     """
 
-    def __init__(self, plan: SavePlan, budget: MemoryBudget) -> None:
+    def __init__(self, plan: SavePlan, budget: MemoryBudget, *, url: str | None = None) -> None:
         self.plan = plan
-        blocks = sum(-(-shard.size_bytes // BLOCK_SIZE_BYTES) for shard in plan.shards)
         limit = budget.limit_bytes
-        self.is_whole = limit is None or blocks * BLOCK_SIZE_BYTES <= limit
+        self.is_whole = limit is None or _whole_size_bytes(plan) <= limit
         self._budget = budget
+        self._url = url
         self._scope = Scope(what="cannot copy the arrays")
         # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
         self._changed = threading.Condition(threading.RLock())
@@ -91,6 +108,8 @@ class Stage:
         self._error: BaseException | None = None
         self._stuck_bytes: Callable[[], int] | None = None
         self._filling: _Staged | None = None
+        # Taken for strings that are being copied into blocks.
+        self._encoded_bytes = 0
         self._out = 0
         self._most_out = 0
 
@@ -128,7 +147,7 @@ class Stage:
         joined_bytes = 0
         for index, item in enumerate(items):
             array = item.array
-            if array.dtype.hasobject:
+            if item.size_bytes < _JOINED_BELOW_BYTES and array.dtype.hasobject:
                 raw, self._crcs[number][index] = encoded(item)
             elif item.size_bytes < _JOINED_BELOW_BYTES and is_as_stored(item):
                 raw = array.tobytes()
@@ -136,7 +155,9 @@ class Stage:
                 self._append(number, b"".join(joined))
                 joined.clear()
                 joined_bytes = 0
-                if is_as_stored(item):
+                if array.dtype.hasobject:
+                    self._append_encoded(number, index)
+                elif is_as_stored(item):
                     self._append(number, byte_view(array))
                 else:
                     for chunk in stored_chunks(item, _CONVERTED_SIZE_BYTES):
@@ -150,6 +171,22 @@ class Stage:
                 joined_bytes = 0
         self._append(number, b"".join(joined))
         self._publish(number)
+
+    def _append_encoded(self, number: int, index: int) -> None:
+        """Append strings or variants, which are encoded whole."""
+        item = self.plan.shards[number].items[index]
+        limit = self._budget.limit_bytes
+        size_bytes = item.size_bytes if limit is None else min(item.size_bytes, limit)
+        filling_bytes = 0 if self._filling is None else BLOCK_SIZE_BYTES
+        with self._budget.hold(size_bytes, scope=self._scope, beside=lambda: self._stuck() + filling_bytes):
+            with enough_memory(self._budget, item.size_bytes, url=self._url, tensor=item.name):
+                # Whoever saves asks for the checksum when the first of the bytes are there.
+                raw, self._crcs[number][index] = encoded(item)
+            self._encoded_bytes = size_bytes
+            try:
+                self._append(number, raw)
+            finally:
+                self._encoded_bytes = 0
 
     def _append(self, number: int, data: bytes | memoryview) -> None:
         source = np.frombuffer(data, np.uint8)
@@ -181,19 +218,27 @@ class Stage:
 
     def _new_block(self) -> _Staged:
         # What the thread that saves cannot give back before it gets more is not waited for.
-        self._budget.acquire(BLOCK_SIZE_BYTES, scope=self._scope, beside=self._stuck)
-        hold: list[Block] = []
+        self._budget.acquire(
+            BLOCK_SIZE_BYTES, scope=self._scope, beside=lambda: self._stuck() + self._encoded_bytes
+        )
+        block: list[Block] = []
 
         def free() -> None:
             with self._changed:
                 self._out -= 1
-            give_blocks(hold, self._most_out)
+            give_blocks(block, self._most_out)
 
         with self._changed:
             self._out += 1
             self._most_out = max(self._most_out, self._out)
-        hold.append(take_block())
-        return _Staged(hold[0], Hold(self._budget, BLOCK_SIZE_BYTES, free))
+        hold = Hold(self._budget, BLOCK_SIZE_BYTES, free)
+        try:
+            with enough_memory(self._budget, BLOCK_SIZE_BYTES, url=self._url):
+                block.append(take_block())
+            return _Staged(block[0], hold)
+        except BaseException:
+            hold.let_go()
+            raise
 
     def _stuck(self) -> int:
         stuck_bytes = self._stuck_bytes
@@ -291,7 +336,9 @@ class StagedShard:
 
     def crc(self, index: int) -> int:
         """Return the unmasked checksum of item `index`, strings or variants; ask for `room` before."""
-        return self._stage._crcs[self._number].get(index, 0)
+        if not self._stage.plan.shards[self._number].items[index].size_bytes:
+            return 0
+        return self._stage._crcs[self._number][index]
 
     def room(self) -> int:
         """Return how many bytes lie in one piece here; waits for them. Only where something is to follow.

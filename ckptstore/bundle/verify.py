@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ckptstore.bundle.findings import Fault, Findings, VerifyReport
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.bundle.reader_v1 import ReaderV1
@@ -11,20 +9,17 @@ from ckptstore.bundle.reader_v2 import ReaderV2
 from ckptstore.bundle.verify_v2 import verify_v2
 from ckptstore.errors import CorruptError, UnsupportedError
 from ckptstore.storage.base import Location
-from ckptstore.transfer.progress import Event
+from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["Fault", "Progress", "VerifyReport", "verify_bundle"]
-
-Progress = Callable[[int, int], object]
-"""Called with the bytes of the data files checked so far, and those to check in all."""
+__all__ = ["Fault", "VerifyReport", "verify_bundle"]
 
 
 def verify_bundle(
     location: Location,
     *,
     quick: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = None,
     memory_budget: int | None = None,
 ) -> VerifyReport:
     """Check a checkpoint and report every fault, not only the first.
@@ -36,10 +31,11 @@ def verify_bundle(
     quick : bool
         Check the index with all its checksums, that every data file is there and long enough, and that the
         slices of partitioned tensors are complete; read no tensor.
-    progress : callable, optional
-        Told about the bytes of the data files as they are checked, from any thread, one at a time.
+    progress : {"rich", "tqdm", "log"} or callable, optional
+        Shows how many bytes of the data files are checked; as for `Saver`. Nothing where no tensor is read,
+        and of a V1 checkpoint.
     memory_budget : int, optional
-        Bytes to hold; a tensor of strings takes its own size beyond that. None: some blocks of 8 MiB.
+        Bytes to hold; a tensor of strings takes its own size beyond that. None: some blocks of 8 or 16 MiB.
 
     Raises
     ------
@@ -47,7 +43,10 @@ def verify_bundle(
         If there is no checkpoint with this prefix, or it was removed meanwhile.
     AccessError, TransientError
         If the storage does not let it be read.
+    UsageError
+        If `progress` is none of the ways to show it.
     """
+    report = reporter(progress)
     findings = Findings(location.url)
     try:
         reader = open_bundle(location)
@@ -59,18 +58,9 @@ def verify_bundle(
     elif isinstance(reader, ReaderV2) and quick:
         verify_v2(reader, findings, None)
     elif isinstance(reader, ReaderV2):
-        report = None if progress is None else _reporting(progress)
         with Transfer("verify", location.url, memory_budget=memory_budget, report=report) as transfer:
             verify_v2(reader, findings, transfer)
     return findings.report()
-
-
-def _reporting(progress: Progress) -> Callable[[Event], object]:
-    def report(event: Event) -> None:
-        if event.total_bytes is not None:
-            progress(event.done_bytes, event.total_bytes)
-
-    return report
 
 
 def _verify_v1(reader: ReaderV1, findings: Findings, quick: bool) -> None:

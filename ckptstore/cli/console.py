@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -31,10 +30,10 @@ from ckptstore.view.text import escaped, wrapped
 from ckptstore.view.verification import CheckedFacts, VerificationFacts, checked_lines, verification_lines
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify import Progress
     from ckptstore.directory.garbage import Garbage, GarbageReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
+    from ckptstore.transfer.progress import Progress
 
 __all__ = ["ConsoleOutput"]
 
@@ -120,10 +119,8 @@ class ConsoleOutput(Output):
     def error(self, error: CkptStoreError) -> None:
         _say(f"ckptstore: error: {problem_line(Problem.of_error(error))}", "bad", sys.stderr)
 
-    @contextmanager
-    def progress(self, title: str) -> Iterator[Progress]:
-        with watched(escaped(title)) as progress:
-            yield progress
+    def progress(self) -> Progress:
+        return watched()
 
 
 def _say(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> None:

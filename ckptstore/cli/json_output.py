@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ckptstore.cli.output import Output
@@ -19,10 +18,10 @@ from ckptstore.view.values import value_object
 from ckptstore.view.verification import CheckedFacts, VerificationFacts, verification_object
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify import Progress
     from ckptstore.directory.garbage import Garbage, GarbageReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
+    from ckptstore.transfer.progress import Progress
 
 __all__ = ["JsonOutput"]
 
@@ -80,9 +79,8 @@ class JsonOutput(Output):
     def error(self, error: CkptStoreError) -> None:
         _write("error", problem_object(Problem.of_error(error)), sys.stderr)
 
-    @contextmanager
-    def progress(self, title: str) -> Iterator[Progress]:
-        yield lambda done, total: None
+    def progress(self) -> Progress:
+        return None
 
 
 def _write(kind: str, found: dict[str, Any], stream: TextIO | None = None) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify import Progress
     from ckptstore.directory.garbage import Garbage, GarbageReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
+    from ckptstore.transfer.progress import Progress
     from ckptstore.view.diagnosis import DiagnosisFacts
     from ckptstore.view.directory import DirectoryFacts
     from ckptstore.view.tensors import Inspection, TensorFacts
@@ -76,5 +75,5 @@ class Output(abc.ABC):
         """Say why the command failed."""
 
     @abc.abstractmethod
-    def progress(self, title: str) -> AbstractContextManager[Progress]:
-        """Show how far the command is, while the block runs, to a person who watches."""
+    def progress(self) -> Progress:
+        """Return what shows a person who watches how far one part of the command is."""

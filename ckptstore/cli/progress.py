@@ -5,14 +5,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-from ckptstore.view.text import human_size
-
-if TYPE_CHECKING:
-    from ckptstore.bundle.verify import Progress
+from ckptstore.transfer.progress import Event, Report, reporter
+from ckptstore.view.text import escaped, human_size
 
 __all__ = ["watched"]
 
@@ -21,76 +16,39 @@ _FIRST_S = 0.5
 _EVERY_S = 0.1
 
 
-@contextmanager
-def watched(title: str) -> Iterator[Progress]:
-    """Show the bytes done and to do while the block runs; nothing unless standard error is a terminal.
-
-    Parameters
-    ----------
-    title : str
-        Escaped already.
-    """
+def watched() -> Report | None:
+    """Return what shows the events of one transfer; None unless standard error is a terminal."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
-    elif importlib.util.find_spec("rich") is not None:
-        with _rich_bar(title) as progress:
-            yield progress
-    else:
-        with _plain_bar(title) as progress:
-            yield progress
+        return None
+    show = reporter("rich") if importlib.util.find_spec("rich") is not None else _Line()
+    assert show is not None
+    is_shown = False
+
+    def report(event: Event) -> None:
+        nonlocal is_shown
+        is_shown = is_shown or (event.seconds >= _FIRST_S and not event.is_over)
+        if is_shown:
+            show(event)
+
+    return report
 
 
-@contextmanager
-def _rich_bar(title: str) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as RichProgress
+class _Line:
+    """One line that is written anew, where rich is not installed."""
 
-    bar = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )
-    task = bar.add_task(escape(title), total=None)
-    due_s = time.monotonic() + _FIRST_S
+    def __init__(self) -> None:
+        self._due_s = 0.0
 
-    def progress(done: int, total: int) -> None:
-        nonlocal due_s
-        now_s = time.monotonic()
-        if now_s >= due_s:
-            bar.start()
-            due_s = now_s + _EVERY_S
-            bar.update(task, completed=done, total=total)
-
-    try:
-        yield progress
-    finally:
-        bar.stop()
-
-
-@contextmanager
-def _plain_bar(title: str) -> Iterator[Progress]:
-    due_s = time.monotonic() + _FIRST_S
-    is_drawn = False
-
-    def progress(done: int, total: int) -> None:
-        nonlocal due_s, is_drawn
-        now_s = time.monotonic()
-        if now_s >= due_s:
-            due_s = now_s + _EVERY_S
-            is_drawn = True
-            percent = 100 * done // max(total, 1)
-            line = f"{title}  {percent} %  {human_size(done)} of {human_size(total)}"
-            # Back to the first column, and erase what a longer line left.
-            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield progress
-    finally:
-        if is_drawn:
+    def __call__(self, event: Event) -> None:
+        if event.is_over:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            return
+        now_s = time.monotonic()
+        if event.total_bytes is None or now_s < self._due_s:
+            return
+        self._due_s = now_s + _EVERY_S
+        name = escaped(event.url.rpartition("/")[2])
+        percent = 100 * event.done_bytes // max(event.total_bytes, 1)
+        sizes = f"{human_size(event.done_bytes)} of {human_size(event.total_bytes)}"
+        # Back to the first column, and erase what a longer line left.
+        print(f"\r{event.kind} {name}  {percent} %  {sizes}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -36,8 +36,7 @@ def verify_command(output: Output, storage_options: Options, *, target: str, qui
     from ckptstore.view.verification import VerificationFacts
 
     def verify(prefix: Location) -> VerifyReport:
-        with output.progress(prefix.name) as progress:
-            return verify_bundle(prefix, quick=quick, progress=progress)
+        return verify_bundle(prefix, quick=quick, progress=output.progress())
 
     location = locate(target, storage_options)
     checked: list[CheckedFacts] = []

@@ -59,14 +59,18 @@ def put_graph(location: Location, data: bytes, *, is_there: bool = False) -> Non
 
 
 def _version_unless_same(location: Location, data: bytes) -> str | None:
-    """Return the version of what is there, None if it holds the same bytes."""
+    """Return the version of what is there; None if it holds the same bytes, which are durable then."""
     storage = location.storage
     if storage.capabilities.checksum_proved_by_store:
         info = storage.head(location.key)
         if info.crc32c is not None:
             return None if (info.size_bytes, info.crc32c) == (len(data), crc32c(data)) else info.version
     there = storage.get(location.key)
-    return None if there.data == data else there.version
+    if there.data != data:
+        return there.version
+    # Perhaps it came from somebody who did not wait for the disk.
+    storage.make_durable(location.key, there.version)
+    return None
 
 
 def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Lost:

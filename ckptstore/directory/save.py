@@ -6,97 +6,44 @@ complete new checkpoint, and the next save repairs what is left (docs/design/001
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from ckptstore.bundle.plan import SavePlan
 from ckptstore.bundle.stage import Stage
-from ckptstore.directory.collect import collect_pending, collect_shards
 from ckptstore.directory.data_files import ShardSet
-from ckptstore.directory.graphs import GraphKeeper, is_graph_suffix
+from ckptstore.directory.due_deletes import DueDeletes
+from ckptstore.directory.graphs import GraphKeeper
 from ckptstore.directory.ownership import Held, Ownership
 from ckptstore.directory.paths import inside, owner_of
 from ckptstore.directory.publish import publish_index
 from ckptstore.directory.record_change import RecordChange
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
-from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.standing import Standing, read_standing
+from ckptstore.directory.unlisted import Unlisted, take_in, tell_unlisted
 from ckptstore.directory.window import own_entries
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, NotFoundError, UsageError
+from ckptstore.directory.write import entered
+from ckptstore.errors import (
+    AmbiguousOutcomeError,
+    CkptStoreError,
+    ConflictError,
+    FencedError,
+    NotFoundError,
+    UsageError,
+)
 from ckptstore.format.naming import index_name, split_step
-from ckptstore.format.record_protocol import Pending, Record, Superseded
+from ckptstore.format.record_protocol import Record, Superseded
 from ckptstore.storage.base import Committed, Location
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["CheckpointWriter", "LastSaved", "write_checkpoint"]
+__all__ = ["CheckpointWriter", "LastSaved"]
 
 # The writers whose saves run in this context, the threads that work for them included.
 _SAVING: ContextVar[tuple[CheckpointWriter, ...]] = ContextVar("ckptstore_saving", default=())
-
-
-def write_checkpoint(
-    directory: Location,
-    prefix: str,
-    plan: SavePlan,
-    *,
-    meta: bytes | None = None,
-    suffix: str = "meta",
-    before_commit: Callable[[], None] | None = None,
-    transfer: Transfer | None = None,
-    stage: Stage | None = None,
-) -> None:
-    """Write one checkpoint and nothing else: no record, no retention, no owner.
-
-    The data files that it replaces go with the next overwrite by this process, so that readers in flight
-    finish; those of processes that are gone wait for ``gc``.
-
-    Raises
-    ------
-    ConflictError
-        If another writer saves the same prefix at the same time.
-    """
-    standing = read_standing(directory, prefix)
-    with (
-        _entered(transfer, directory, prefix) as transfer,
-        ShardSet(directory, prefix, transfer=transfer, stage=stage) as files,
-    ):
-        files.write(plan, None if standing is None else standing.counts)
-        if meta is not None:
-            files.put_graph(meta, suffix, is_there=standing is not None)
-        if before_commit is not None:
-            before_commit()
-        outcome = publish_index(files, standing)
-        if not isinstance(outcome, Committed):
-            raise ConflictError(
-                "another writer saved the same checkpoint at the same time",
-                url=directory.child(prefix).url,
-                hint="Its checkpoint is complete; save under another name, or let only one job save here.",
-            )
-    collect_replaced(files, standing)
-
-
-def _entered(transfer: Transfer | None, directory: Location, prefix: str) -> AbstractContextManager[Transfer]:
-    """Return `transfer`, which whoever began it has entered, or one to be entered here."""
-    if transfer is not None:
-        return nullcontext(transfer)
-    return Transfer("save", directory.child(prefix).url, step=split_step(prefix)[1])
-
-
-@dataclass(slots=True)
-class _Unlisted:
-    """A checkpoint that is published, or may be, while the record does not list it yet."""
-
-    files: ShardSet
-    time_s: float
-    replaced: list[Superseded]
 
 
 class LastSaved(NamedTuple):
@@ -161,9 +108,8 @@ class CheckpointWriter:
         self._run = run
         self._ownership = Ownership(self.directory, self._record, self._clock)
         self._graphs = GraphKeeper(self.directory)
-        self._known: dict[str, Standing] = {}
-        self._done: set[Pending | Superseded] = set()
-        self._unlisted: dict[str, _Unlisted] = {}
+        self._deletes = DueDeletes(self.directory, self._ownership)
+        self._unlisted: dict[str, Unlisted] = {}
         self._last: LastSaved | None = None
 
     def last_saved(self) -> LastSaved | None:
@@ -233,7 +179,8 @@ class CheckpointWriter:
         AmbiguousOutcomeError
             An answer was lost for good; nothing was cleaned up.
         CkptStoreError
-            Whatever kept the checkpoint from being published; the previous one still restores.
+            Whatever kept the checkpoint from being published; the previous one still restores. Or, as the
+            message says then, what kept the record from naming it once it was.
 
         Guarantees
         ----------
@@ -246,7 +193,7 @@ class CheckpointWriter:
                 url=self.directory.child(prefix).url,
                 hint="Do not save in a report of progress.",
             )
-        with self._locks[0], _entered(transfer, self.directory, prefix) as transfer:
+        with self._locks[0], entered(transfer, self.directory, prefix) as transfer:
             token = _SAVING.set((*_SAVING.get(), self))
             try:
                 self._save(prefix, plan, run, meta, suffix, before_commit, transfer, stage)
@@ -270,7 +217,7 @@ class CheckpointWriter:
         held = self._ownership.acquire(basename, run, self._timeout_s)
         for entry in self._forced or ():
             self._ownership.acquire(owner_of(entry.prefix), run, self._timeout_s)
-        replaced = self._take_in_unlisted(prefix)
+        replaced = take_in(self._unlisted, prefix, self._ownership)
         fresh = (
             step is not None
             and prefix not in held.seen
@@ -288,8 +235,8 @@ class CheckpointWriter:
                 now_s=self._clock(),
                 known=self.window,
                 forced=self._forced,
-                done=self._done,
-                look_up=self._look_up,
+                done=self._deletes.done,
+                look_up=self._deletes.look_up,
                 replaced=replaced,
             )
             self._graphs.note(prefix, suffix, written=meta is not None, fresh=fresh)
@@ -315,20 +262,26 @@ class CheckpointWriter:
                 files.put_graph(meta, suffix, is_there=standing is not None)
             if before_commit is not None:
                 before_commit()
-            self._unlisted[prefix] = unlisted = _Unlisted(files, change.now_s, replaced)
+            self._unlisted[prefix] = unlisted = Unlisted(files, change.now_s, replaced)
             try:
                 self._publish(unlisted, standing, run, claim)
             finally:
                 if not files.named:
                     del self._unlisted[prefix]
-        record = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
+        try:
+            record = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
+        except (AmbiguousOutcomeError, FencedError):
+            raise
+        except CkptStoreError as error:
+            tell_unlisted(error, self.directory.child(prefix), self._record)
+            raise
         self._ownership.settle(record, prefix)
         self._unlisted.clear()
-        self._done.clear()
+        self._deletes.done.clear()
         self._forced = None
         self.window = change.window
         self._last = LastSaved(prefix, files.index, files.versions)
-        self._collect(record, before.record, prefix)
+        self._deletes.collect(record, before.record, prefix)
 
     def _write(self, files: ShardSet, plan: SavePlan, taken: set[int] | None) -> RecordSnapshot:
         """Write the data files under names that nobody is about to delete; return the record."""
@@ -343,17 +296,6 @@ class CheckpointWriter:
             files.drop()
             taken = named
 
-    def _take_in_unlisted(self, prefix: str) -> list[Superseded]:
-        """See what became of saves that failed between index and record; return what they replaced."""
-        replaced: list[Superseded] = []
-        for name, unlisted in list(self._unlisted.items()):
-            if unlisted.files.look_again():
-                replaced += unlisted.replaced
-                if name != prefix:
-                    self._ownership.adopted.append(Entry(name, unlisted.time_s))
-            del self._unlisted[name]
-        return replaced
-
     def _taken(self, prefix: str, standing: Standing | None, held: Held) -> set[int] | None:
         """Return the shard counts that a save of `prefix` must not use; None if it was never listed."""
         named = {count for _, count in self._ownership.last_seen.shards_named(prefix)}
@@ -363,7 +305,7 @@ class CheckpointWriter:
         return named | (standing.counts if standing is not None else set())
 
     def _publish(
-        self, unlisted: _Unlisted, standing: Standing | None, run: str, claim: Callable[[], object]
+        self, unlisted: Unlisted, standing: Standing | None, run: str, claim: Callable[[], object]
     ) -> None:
         """Publish the index, and note what it replaced."""
         files = unlisted.files
@@ -375,7 +317,7 @@ class CheckpointWriter:
                 unlisted.replaced.append(Superseded(files.prefix, standing.shards))
             outcome = publish_index(files, standing)
             if isinstance(outcome, Committed):
-                self._known[files.prefix] = Standing(outcome.version, files.shards)
+                self._deletes.known[files.prefix] = Standing(outcome.version, files.shards)
                 return
             del unlisted.replaced[before:]
             if not backoff.wait():
@@ -392,52 +334,3 @@ class CheckpointWriter:
             self._ownership.check(snapshot, run)
             if standing is not None and snapshot.version is None:
                 claim()
-
-    def _look_up(self, prefix: str) -> Standing | None:
-        """Return the index of a checkpoint that is to be deleted, None if it is gone."""
-        known = self._known.get(prefix)
-        if known is not None:
-            location = self.directory.child(index_name(prefix))
-            try:
-                if location.storage.head(location.key).version == known.version:
-                    return known
-            except NotFoundError:
-                return None
-        standing = read_standing(self.directory, prefix)
-        if standing is not None:
-            self._known[prefix] = standing
-        return standing
-
-    def _collect(self, record: Record, before: Record, saved: str) -> None:
-        """Delete what the record says is to go. The checkpoint exists, so a failure is only a warning."""
-        for pending in record.pending:
-            if self._is_mine(pending.prefix) and is_graph_suffix(pending.suffix):
-                self._attempt(pending, partial(collect_pending, self.directory, pending))
-                self._known.pop(pending.prefix, None)
-        earlier = set(before.superseded)
-        for superseded in record.superseded:
-            # Only those of earlier saves: readers of the index that this save replaced must be able to
-            # finish.
-            if self._is_mine(superseded.prefix) and superseded in earlier:
-                self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
-
-    def _collect_superseded(self, line: Superseded, saved: str) -> None:
-        # A program that knows nothing of our names may have written under them again. This save did not.
-        standing = None if line.prefix == saved else self._look_up(line.prefix)
-        live = () if standing is None else standing.shards
-        collect_shards(self.directory, line.prefix, [shard for shard in line.shards if shard not in live])
-
-    def _is_mine(self, prefix: str) -> bool:
-        return "/" not in prefix and owner_of(prefix) in self._ownership.held
-
-    def _attempt(self, line: Pending | Superseded, collect: Callable[[], None]) -> None:
-        try:
-            collect()
-        except CkptStoreError as error:
-            warnings.warn(
-                f"the checkpoint is saved, but old files of {line.prefix!r} are not deleted yet: {error}",
-                CkptStoreWarning,
-                stacklevel=5,
-            )
-        else:
-            self._done.add(line)

@@ -265,6 +265,12 @@ class Storage(ABC):
         """
         return self
 
+    def make_durable(self, key: str, version: str) -> None:  # noqa: B027 - most have nothing to do
+        """Wait until what is there survives a power cut, if it was put in the `relaxed` storage.
+
+        Nothing to do where everything does. Elsewhere raises `NotFoundError` if another version is there.
+        """
+
     def now_s(self) -> float:
         """Return the time by the storage's clock, the one of `mtime_s`; seconds since 1970."""
         return time.time()

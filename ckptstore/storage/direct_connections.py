@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from ckptstore.storage.faults import Fault, Kind
+from ckptstore.storage.faults import Fault, Kind, scarcity_hint
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Operation
 
@@ -204,5 +204,9 @@ class Server:
             reason = getattr(error, "strerror", None) or type(error).__name__
             if isinstance(error, TimeoutError):
                 reason = f"no answer within {timeout_s:g} s"
-            raise Fault(Kind.NOT_SENT, f"cannot connect to {self.host}:{self.port}: {reason}") from None
+            raise Fault(
+                Kind.NOT_SENT,
+                f"cannot connect to {self.host}:{self.port}: {reason}",
+                hint=scarcity_hint(error),
+            ) from None
         return Connection(channel, os.getpid())

@@ -14,7 +14,8 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ckptstore.storage.faults import Fault, Kind
+from ckptstore.errors import TransientError
+from ckptstore.storage.faults import Fault, Kind, scarcity_hint
 from ckptstore.storage.retry import Operation
 
 __all__ = ["LoopThread"]
@@ -39,6 +40,11 @@ class LoopThread:
     kept : list of object
         What must not be collected in a forked child, such as the client that owns the connections.
 
+    Raises
+    ------
+    TransientError
+        If the system has no file descriptor or no thread left for it.
+
     Threads
     -------
     Safe for concurrent use, also inside a running loop of the caller. Not in its own thread.
@@ -47,13 +53,20 @@ class LoopThread:
     def __init__(self) -> None:
         # Not epoll: what the kernel watches for it belongs to parent and child together, and the child would
         # take the parent's connections out.
-        self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        try:
+            self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+        except OSError as error:
+            raise _no_room(error) from error
         self.loop.set_default_executor(_ThreadEach())
         self.pid = os.getpid()
         self.kept: list[object] = []
-        _threads.add(self)
         self._thread = threading.Thread(target=self._serve, name="ckptstore-requests", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self.loop.close()
+            raise _no_room(error) from error
+        _threads.add(self)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -90,6 +103,13 @@ class LoopThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_STOP_TIMEOUT_S)
             self.loop.close()
+
+
+def _no_room(error: Exception) -> TransientError:
+    return TransientError(
+        f"cannot begin to talk to the object store: {error}",
+        hint=scarcity_hint(error) or "Try again when fewer threads run, or raise the limit (`ulimit -u`).",
+    )
 
 
 _threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()

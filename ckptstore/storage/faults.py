@@ -7,6 +7,7 @@ on only the kind counts: `RULES` says how it is retried and whether a write may 
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from ckptstore.errors import (
 if TYPE_CHECKING:
     from ckptstore.storage.retry import Operation
 
-__all__ = ["RULES", "Fault", "Kind", "Rule", "error_of"]
+__all__ = ["RULES", "Fault", "Kind", "Rule", "error_of", "scarcity_hint"]
 
 
 class Kind(Enum):
@@ -168,6 +169,13 @@ _ERRORS: dict[Kind, tuple[type[CkptStoreError], str]] = {
         "Check that the endpoint is the object store, and that no proxy answers for it.",
     ),
 }
+
+
+def scarcity_hint(error: BaseException) -> str | None:
+    """Return what to do where `error` says that there is no file descriptor left; None where it does not."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "Raise the limit of open files (`ulimit -n`): each connection takes one."
+    return None
 
 
 def error_of(fault: Fault, what: str, url: str, operation: Operation | None = None) -> CkptStoreError:

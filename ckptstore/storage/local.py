@@ -170,6 +170,18 @@ class LocalStorage(Storage):
         ):
             return copied(fd, status, directory, name)
 
+    def make_durable(self, key: str, version: str) -> None:
+        if not self._is_synced:
+            return
+        path, _ = _split(key)
+        with (
+            _opened(key, version) as (fd, _status),
+            translated("cannot make durable", key),
+            Directory(path) as directory,
+        ):
+            os.fsync(fd)
+            directory.sync()
+
     def delete_if(self, key: str, version: str) -> bool:
         path, name = _split(key)
         with translated("cannot delete", key):

@@ -14,7 +14,7 @@ import aiohttp
 import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from ckptstore.storage.faults import Fault, Kind
+from ckptstore.storage.faults import Fault, Kind, scarcity_hint
 
 __all__ = ["fault_of", "fault_of_code", "fault_of_response"]
 
@@ -148,7 +148,7 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
         return None
     # What botocore says of a connection is always the same sentence; the reason lies below.
     reason = getattr(error, "kwargs", {}).get("error") or error
-    hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else None
+    hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else scarcity_hint(reason)
     return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
 
 

@@ -94,7 +94,10 @@ def reporter(progress: Progress) -> Report | None:
 
 
 def _title(event: Event) -> str:
-    return f"{event.kind} {event.url.rstrip('/').rpartition('/')[2] or event.url}"
+    name = event.url.rstrip("/").rpartition("/")[2] or event.url
+    # It may come from a listing, and hold what a terminal obeys.
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+    return f"{event.kind} {shown}"
 
 
 class _LogReport:
@@ -136,7 +139,14 @@ class _RichReport:
         from rich.console import Console
         from rich.errors import LiveError
         from rich.markup import escape
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         console = Console(stderr=True)
         if not console.is_terminal:
@@ -147,6 +157,7 @@ class _RichReport:
             BarColumn(),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
+            TimeRemainingColumn(),
             console=console,
             auto_refresh=False,
             transient=True,

@@ -6,16 +6,21 @@ without, copying into memory that was touched before 0.06 s.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCK_SIZE_BYTES", "Block", "give_blocks", "release_blocks", "take_block"]
+from ckptstore.errors import TransientError
+from ckptstore.transfer.budget import MemoryBudget
+
+__all__ = ["BLOCK_SIZE_BYTES", "Block", "enough_memory", "give_blocks", "release_blocks", "take_block"]
 
 Block: TypeAlias = npt.NDArray[np.uint8]
 """Memory of `BLOCK_SIZE_BYTES` that begins with a page; what is in it is anything."""
@@ -48,6 +53,11 @@ os.register_at_fork(after_in_child=_renew)
 def take_block() -> Block:
     """Return a block that nobody uses; taking it from a budget is up to the caller.
 
+    Raises
+    ------
+    OSError, MemoryError
+        If the system has no memory for it; see `enough_memory`.
+
     Threads
     -------
     Safe for concurrent use, as all functions here.
@@ -61,6 +71,40 @@ def take_block() -> Block:
     with suppress(AttributeError, OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8)
+
+
+@contextmanager
+def enough_memory(
+    budget: MemoryBudget, size_bytes: int, *, url: str | None = None, tensor: str | None = None
+) -> Iterator[None]:
+    """Say what to do, if the system has no memory for the copy that is made in the block.
+
+    Parameters
+    ----------
+    budget : MemoryBudget
+        `size_bytes` was taken from it.
+    size_bytes : int
+    url, tensor : str, optional
+        What is copied.
+
+    Raises
+    ------
+    TransientError
+        In the place of an OSError or a MemoryError.
+    """
+    try:
+        yield
+    except (MemoryError, OSError) as error:
+        failure = TransientError(
+            "there is no memory for the copy of the arrays",
+            url=url,
+            tensor=tensor,
+            expected=f"{size_bytes} bytes more within memory_budget={budget.limit_bytes}",
+            hint="Set a smaller memory_budget, save with snapshot=False, or free memory.",
+        )
+        failure.errno = errno.ENOMEM if isinstance(error, MemoryError) else error.errno
+        failure.strerror = os.strerror(failure.errno or errno.ENOMEM)
+        raise failure from error
 
 
 def give_blocks(blocks: list[Block], most_idle: int) -> None:

@@ -43,7 +43,7 @@ class Transfer:
     url : str
         What is saved or restored, as the user named it.
     step : int, optional
-        Of the checkpoint; names it in the log.
+        Of the checkpoint.
     memory_budget : int or MemoryBudget, optional
         Bytes to hold beyond the caller's own arrays; None: no limit.
     deadline_s : float, optional
@@ -174,7 +174,7 @@ class Transfer:
         _LOG.info(
             "%s of %s%s: %d bytes in %.3f s (%.0f MB/s), %d requests, %d retries",
             self.kind,
-            self.url if self.step is None else f"step {self.step}",
+            self.url if self.step is None else f"step {self.step} ({self.url})",
             "" if error is None else f" failed with {type(error).__name__}",
             self.done_bytes,
             seconds,

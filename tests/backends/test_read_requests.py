@@ -59,8 +59,8 @@ def test_a_restore_costs_the_index_a_look_and_one_request_for_8_mib(prefix, call
     ck.open_checkpoint(prefix).restore()
     asked = calls()
     assert asked[:2] == ["get inde", "head data"]
-    # w; wide in three parts; the small ones together.
-    assert sorted(asked[2:]) == ["read_into data"] * 5
+    # A little more than 24 MiB, cut where the file reaches multiples of 8, whatever tensors lie there.
+    assert asked[2:] == ["read_into data"] * 4
 
 
 @pytest.mark.parametrize("backend", ["minio"], indirect=True)
@@ -70,7 +70,7 @@ def test_on_the_wire_they_are_as_many(prefix):
     assert (scope.requests, scope.retries) == (2, 0)
     with Scope() as scope:
         ck.open_checkpoint(prefix).restore()
-    assert (scope.requests, scope.retries) == (2 + 5, 0)
+    assert (scope.requests, scope.retries) == (2 + 4, 0)
 
 
 @pytest.mark.parametrize("backend", ["local"], indirect=True)

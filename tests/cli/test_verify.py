@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
+
 import numpy as np
 import pytest
 
+from ckptstore.cli import progress as cli_progress
 from ckptstore.errors import AccessError
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
@@ -157,3 +161,53 @@ def test_what_cannot_be_read_is_not_called_damaged(run, tmp_path, save):
         assert result.out.splitlines()[-1] == "2 checkpoints: 1 unknown"
         damage(tmp_path / "model-2.data-00000-of-00001", 0)
         assert run("verify", tmp_path).code == 4
+
+
+@pytest.fixture
+def at_terminal(monkeypatch):
+    """Standard error is one, and bars come at once; return what they were told."""
+    told = []
+
+    def reporter(progress):
+        told.append(progress)
+        return told.append
+
+    # Of the class: pytest makes a new stream when the test begins.
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda stream: stream is sys.stderr)
+    monkeypatch.setattr(cli_progress, "reporter", reporter)
+    monkeypatch.setattr(cli_progress, "_FIRST_S", 0.0)
+    return told
+
+
+def test_on_a_terminal_it_shows_the_bar_that_a_save_shows(run, fixtures_dir, at_terminal):
+    pytest.importorskip("rich")
+    result = run("verify", fixtures_dir / "02_sharded_devices" / "sh")
+    assert result.code == 0
+    how, *events = at_terminal
+    assert how == "rich"
+    assert {(event.kind, event.url.rpartition("/")[2]) for event in events} == {("verify", "sh")}
+    assert (events[-1].is_over, events[-1].done_bytes, events[-1].total_bytes) == (True, 684, 684)
+
+
+def test_what_is_done_at_once_shows_no_bar(run, fixtures_dir, at_terminal, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(cli_progress, "_FIRST_S", 1e9)
+    assert run("verify", fixtures_dir / "02_sharded_devices" / "sh").code == 0
+    assert at_terminal == ["rich"]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_without_a_person_who_watches_there_is_no_bar(run, fixtures_dir, at_terminal, monkeypatch, options):
+    if not options:
+        monkeypatch.setattr(type(sys.stderr), "isatty", lambda stream: False)
+    assert run("verify", fixtures_dir / "02_sharded_devices" / "sh", *options).code == 0
+    assert at_terminal == []
+
+
+def test_without_rich_it_is_one_line(run, fixtures_dir, at_terminal, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = run("verify", fixtures_dir / "02_sharded_devices" / "sh")
+    assert result.err.startswith("\rverify sh  ")
+    assert " of 684 B\x1b[K" in result.err
+    assert result.err.endswith("\r\x1b[K")
+    assert at_terminal == []

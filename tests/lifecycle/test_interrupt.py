@@ -1,4 +1,4 @@
-"""Ctrl-C: a save in the foreground is given up cleanly, one in the background goes on."""
+"""Ctrl-C: a save or a restore in the foreground is given up cleanly, a save in the background goes on."""
 
 from __future__ import annotations
 
@@ -139,3 +139,51 @@ def test_in_a_save_to_minio_no_upload_stays(minio: object) -> None:
     )
     assert minio.uploads(bucket) == []  # type: ignore[attr-defined]
     assert minio.keys(bucket) == []  # type: ignore[attr-defined]
+
+
+def test_in_a_restore_nothing_runs_and_nobody_writes_into_the_arrays(tmp_path: Path) -> None:
+    interrupted(
+        f"""
+        big = {BIG}
+        ck.Saver().save(big, sys.argv[1] + "/run/m", 1)
+        hold("read_into", 0.5)
+        soon_ready(reached.wait)
+        try:
+            ck.Saver().restore(big, sys.argv[1] + "/run/m-1")
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("not interrupted")
+        for array in big.values():
+            array[:] = -1
+        assert quiet() == [], quiet()
+        assert all((array == -1).all() for array in big.values())
+        blocks.clear()
+        ck.Saver().restore(big, sys.argv[1] + "/run/m-1")
+        assert all((big[f"w{{number}}"] == number).all() for number in range(40))
+        """,
+        str(tmp_path),
+    )
+
+
+def test_in_a_restore_from_minio_nothing_runs(minio: object) -> None:
+    bucket = minio.make_bucket()  # type: ignore[attr-defined]
+    interrupted(
+        f"""
+        big = {BIG}
+        ck.Saver().save(big, sys.argv[1], 1)
+        hold("read_into", 0.5)
+        soon_ready(reached.wait)
+        try:
+            ck.Saver().restore({{}}, sys.argv[1] + "-1")
+        except KeyboardInterrupt:
+            pass
+        else:
+            raise AssertionError("not interrupted")
+        assert [name for name in quiet() if name != "ckptstore-requests"] == []
+        blocks.clear()
+        ck.Saver().restore(big, sys.argv[1] + "-1")
+        """,
+        f"s3://{bucket}/run/m",
+        environment=minio.environment,  # type: ignore[attr-defined]
+    )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import ckptstore.directory.due_deletes
 import ckptstore.directory.save
 from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.ownership import Ownership
@@ -90,7 +91,7 @@ def _delete_whatever_version(directory: Location, pending: Pending) -> None:
 @_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
 def _no_version_of_victims() -> Iterator[None]:
     """A checkpoint that left the list is deleted, whatever stands there by now."""
-    with mock.patch.object(ckptstore.directory.save, "collect_pending", _delete_whatever_version):
+    with mock.patch.object(ckptstore.directory.due_deletes, "collect_pending", _delete_whatever_version):
         yield
 
 
@@ -103,7 +104,7 @@ def _delete_what_is_listed(directory: Location, pending: Pending) -> None:
 @_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
 def _no_exact_names() -> Iterator[None]:
     """Data files are deleted as a listing shows them."""
-    with mock.patch.object(ckptstore.directory.save, "collect_pending", _delete_what_is_listed):
+    with mock.patch.object(ckptstore.directory.due_deletes, "collect_pending", _delete_what_is_listed):
         yield
 
 

@@ -28,6 +28,7 @@ from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFou
 from ckptstore.management import latest_checkpoint
 from ckptstore.saver import Saver
 from ckptstore.saver_graph import SaverGraph
+from ckptstore.saver_tasks import SaverTasks
 from ckptstore.storage.base import Location
 from ckptstore.testing.invariants import (
     InvariantViolation,
@@ -323,18 +324,18 @@ class _TwoDevices:
 
 _world: World
 _restorer = Saver()
-_plan = Saver._plan
+_plan = SaverTasks._plan
 
 
 @functools.lru_cache(512)
 def _plan_of(mark: int, has_shards: bool) -> SavePlan:
     array = np.array([mark], np.int32)
     graph: Any = _TwoDevices() if has_shards else None
-    return _plan(Saver(sharded=has_shards, graph=graph), {"a": array, "b": array})
+    return _plan(Saver(sharded=has_shards, graph=graph)._tasks, {"a": array, "b": array})
 
 
-def _plan_from_memory(self: Saver, values: dict[str, np.ndarray]) -> SavePlan:
-    return _plan_of(int(values["a"][0]), self.graph is not None)
+def _plan_from_memory(self: SaverTasks, values: dict[str, np.ndarray]) -> SavePlan:
+    return _plan_of(int(values["a"][0]), self._graph.graph is not None)
 
 
 class _Time:
@@ -377,7 +378,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.saver, "locate", _locate),
         mock.patch.object(ckptstore.saver_arguments, "locate", _locate),
         mock.patch.object(ckptstore.management, "locate", _locate),
-        mock.patch.object(Saver, "_plan", _plan_from_memory),
+        mock.patch.object(SaverTasks, "_plan", _plan_from_memory),
         mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),
         _rare_collections(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import threading
 import warnings
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.transfer import staging
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
 from tests.unit.gate import WATCHDOG_S, gated
 
@@ -491,6 +493,23 @@ class TestFailure:
                 warnings.simplefilter("error")
                 del saver, handle
                 gc.collect()
+
+    def test_a_snapshot_for_which_there_is_no_memory_is_told_at_once(
+        self, directory: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_memory(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        staging.release_blocks()
+        with ck.Saver(memory_budget=64 << 20) as saver:
+            with monkeypatch.context() as patch:
+                patch.setattr(staging.mmap, "mmap", no_memory)
+                with pytest.raises(ck.TransientError, match="memory_budget=67108864") as caught:
+                    saver.save_async(values(1), f"{directory}/m", 1)
+            assert caught.value.url == f"{directory}/m-1"
+            assert names_in(directory) == []
+            saver.save_async(values(2), f"{directory}/m", 2).result(WATCHDOG_S)
+        assert stamp_of(f"{directory}/m-2") == 2
 
 
 class TestCancel:

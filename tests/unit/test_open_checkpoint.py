@@ -19,6 +19,7 @@ from ckptstore.errors import (
     TruncatedFileError,
     UsageError,
 )
+from ckptstore.read_options import ReadOptions
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.transfer import Transfer
 from tests.unit.bundle.helpers import data_file, put, save, take, tracked
@@ -353,7 +354,7 @@ def test_progress_is_told_up_to_the_last_byte(place):
     with open_checkpoint(place.url, memory_budget=np.int64(1 << 20), progress=events.append) as ckpt:
         ckpt.restore()
     size = sum(spec.nbytes for spec in ckpt._reader.specs().values())
-    assert {event.kind for event in events} == {"restore"}
+    assert {(event.kind, event.step) for event in events} == {("restore", 1)}
     assert (events[-1].done_bytes, events[-1].total_bytes, events[-1].is_over) == (size, size, True)
     assert [event.done_bytes for event in events] == sorted(event.done_bytes for event in events)
     events.clear()
@@ -369,8 +370,37 @@ def test_one_line_of_the_log_tells_of_a_restore_and_none_of_a_look(place, caplog
         ckpt.read("w", 1)
         assert not caplog.records
         ckpt.restore(names=["w"])
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [f"restore of {place.url}"]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        f"restore of step 1 ({place.url})"
+    ]
     assert "24 bytes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("model", None),
+        ("model-12", 12),
+        ("model--1", -1),
+        ("model-8-00000-of-00003", 8),
+        ("model-8-?????-of-00003", 8),
+        ("model-00000-of-00003", None),
+    ],
+)
+def test_the_step_of_a_restore_is_the_one_in_the_name(name, step):
+    assert ReadOptions().transfer(f"s3://bucket/run-3/{name}").step == step
+
+
+def test_a_restore_of_a_v1_checkpoint_tells_its_bytes(fixtures_dir, caplog):
+    caplog.set_level(logging.INFO, "ckptstore")
+    events = []
+    with open_checkpoint(fixtures_dir / "05_v1_format" / "v1.ckpt-7", progress=events.append) as ckpt:
+        report = ckpt.restore()
+        size = sum(spec.nbytes for spec in ckpt.specs().values())
+    assert report.restored
+    assert size > 0
+    assert (events[-1].done_bytes, events[-1].total_bytes, events[-1].step) == (size, size, 7)
+    assert f": {size} bytes in " in caplog.text
 
 
 def test_the_transfer_of_the_caller_is_used_for_restoring_values(place):

@@ -183,7 +183,7 @@ def test_a_signal_handler_may_cancel_in_the_middle_of_a_cancel(tmp_path: Path) -
     with gated("upload") as gate:
         handle = ck.Saver().save_async(values(1), tmp_path / "m", 1)
         gate.wait_reached()
-        task: Any = handle._task
+        task: Any = handle._save.task
         with task._lock:
             assert handle.cancel()
         gate.open()

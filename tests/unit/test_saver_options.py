@@ -5,18 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.directory.repair import repair_record
 from ckptstore.storage.base import Storage
 from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.registry import locate, use_wrapper
+from ckptstore.storage.scope import current_scope
+from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
-from tests.unit.directory.helpers import fresh_memory, names_in, stamp_of, values
+from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
 from tests.unit.gate import WATCHDOG_S, gated
+
+_T = TypeVar("_T")
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -77,6 +85,18 @@ class TestWrongOnes:
         assert stamp_of(prefix) == 1
 
 
+class LateForTheRecord(StorageWrapper):
+    """The time is up when the record is to be written."""
+
+    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        if primitive in ("put_new", "put_if") and keys[0].endswith("/checkpoint"):
+            scope = current_scope()
+            assert scope is not None
+            scope._ends_s = 0.0
+            scope.check()
+        return call()
+
+
 class TestDeadline:
     def test_a_save_that_takes_too_long_leaves_nothing(self, tmp_path: Path) -> None:
         with gated("upload.commit") as gate, ck.Saver(deadline_s=0.05) as saver:
@@ -93,6 +113,37 @@ class TestDeadline:
             with pytest.raises(ck.DeadlineError, match="cannot save"):
                 handle.result()
         assert names_in(str(tmp_path / "run")) == []
+
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_one_that_ends_before_the_record_says_what_is_there_and_what_to_do(
+        self, is_first: bool, tmp_path: Path
+    ) -> None:
+        directory = tmp_path / "run"
+        if not is_first:
+            ck.Saver(run="r").save(values(1), directory / "m", 1)
+        saver = ck.Saver(deadline_s=60, run="r")
+        with use_wrapper(LateForTheRecord), pytest.raises(ck.DeadlineError) as caught:
+            saver.save(values(2), directory / "m", 2)
+        text = str(caught.value)
+        assert "'m-2' is published, but the record does not name it" in text
+        assert f"ckptstore repair {directory}" in text
+        # What the message says is so.
+        assert stamp_of(directory / "m-2") == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ck.CkptStoreWarning)
+            assert ck.latest_checkpoint(directory) == str(directory / ("m-2" if is_first else "m-1"))
+        assert repair_record(locate(directory), locate(directory / "checkpoint")).latest == "m-2"
+        assert ck.latest_checkpoint(directory) == str(directory / "m-2")
+
+    def test_the_next_save_names_it_too(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        saver = ck.Saver(deadline_s=60)
+        with use_wrapper(LateForTheRecord), monkeypatch.context() as patch:
+            with pytest.raises(ck.DeadlineError, match="next save"):
+                saver.save(values(1), tmp_path / "m", 1)
+            patch.setattr(LateForTheRecord, "called", StorageWrapper.called)
+            saver.save(values(2), tmp_path / "m", 2)
+        assert listed(saver) == ["m-1", "m-2"]
+        assert stamp_of(tmp_path / "m-1") == 1
 
     def test_it_counts_for_each_save_anew(self, tmp_path: Path) -> None:
         with ck.Saver(deadline_s=30) as saver:
@@ -116,6 +167,25 @@ class TestDurability:
         with ck.Saver(durability="disk") as saver:
             getattr(saver, save)(values(2), tmp_path / "disk" / "m", 2)
         assert synced != []
+
+    def test_a_graph_that_somebody_wrote_without_waiting_is_on_the_disk_too(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[int] = []
+        sync = os.fsync
+
+        def watched(fd: int) -> None:
+            synced.append(os.fstat(fd).st_ino)
+            sync(fd)
+
+        ck.Saver(durability="cache", run="r").save(values(1), tmp_path / "m", 1)
+        graph = (tmp_path / "m-1.meta").stat().st_ino
+        monkeypatch.setattr(os, "fsync", watched)
+        ck.Saver(durability="cache", run="r").save(values(2), tmp_path / "m", 1)
+        assert synced == []
+        ck.Saver(run="r").save(values(3), tmp_path / "m", 1)
+        assert (tmp_path / "m-1.meta").stat().st_ino == graph
+        assert synced[synced.index(graph) + 1] == tmp_path.stat().st_ino
 
     def test_both_see_the_same_directory(self, tmp_path: Path) -> None:
         ck.Saver(durability="cache", run="one").save(values(1), tmp_path / "m", 1)
@@ -171,7 +241,7 @@ class TestProgress:
             getattr(saver, save)(values(1), tmp_path / "m", 7)
         lines = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
         assert len(lines) == 1
-        assert lines[0].startswith("save of step 7: 32 bytes in ")
+        assert lines[0].startswith(f"save of step 7 ({tmp_path}/m-7): 32 bytes in ")
         assert "MB/s" in lines[0]
         assert "requests" in lines[0]
 

@@ -137,6 +137,13 @@ class ShortcutContract(ContractBase):
         assert relaxed.get(source.key) == storage.get(source.key)
         assert list(relaxed.list(source.key)) == list(storage.list(source.key))
 
+    def test_what_was_put_relaxed_can_be_made_durable(self, source: Location) -> None:
+        storage, key = source.storage, source.parent.child("graph").key
+        version = committed(storage.relaxed().put_new(key, b"graph"))
+        for place in (storage, storage.relaxed()):
+            place.make_durable(key, version)
+            assert place.get(key, version=version).data == b"graph"
+
     def test_the_relaxed_storage_promises_the_same(self, directory: Location, target: Location) -> None:
         storage, key = directory.storage, directory.child("record").key
         relaxed = storage.relaxed()

@@ -269,27 +269,34 @@ def is_reading(thread: threading.Thread) -> bool:
     return thread.is_alive()
 
 
-def test_arrays_that_share_memory_are_filled_one_after_the_other(prefix):
-    """Tied weights that were saved apart: both are verified, and one of them is there, not a mixture."""
+@pytest.mark.parametrize("budget", [None, BUDGET])
+def test_arrays_that_share_memory_are_filled_one_after_the_other(prefix, budget):
+    """Tied weights that were saved apart: both are verified, and one of them is there, not a mixture.
+
+    Neighbours in the file as they are, they must not travel together either.
+    """
     save(prefix, {"a": noise(400_000, seed=1), "b": noise(400_000, seed=2)})
     storage, place = parallel(prefix)
     target = np.zeros(400_000, "f4")
     for _ in range(5):
         restore_into(
-            open_bundle(place, memory_budget=BUDGET), {"a": target, "b": target}, {"a": "a", "b": "b"}
+            open_bundle(place, memory_budget=budget), {"a": target, "b": target}, {"a": "a", "b": "b"}
         )
         assert target.tobytes() == noise(400_000, seed=2).tobytes()
     assert storage.threads == {threading.get_ident()}
 
 
-@pytest.mark.parametrize("size", [100, 50_000])
-def test_what_is_a_part_of_a_large_array_waits_for_it(prefix, size):
+@pytest.mark.parametrize("budget", [None, BUDGET])
+@pytest.mark.parametrize("has_two_files", [True, False])
+@pytest.mark.parametrize("size", [100, 50_000, 90_000])
+def test_what_is_a_part_of_a_large_array_waits_for_it(prefix, size, has_two_files, budget):
     """The large one is verified where it lies, and must not show bytes of the other by then."""
-    save(prefix, {"a": noise(400_000, seed=1)}, {"b": noise(size, seed=2)})
+    arrays = {"a": noise(400_000, seed=1)}, {"b": noise(size, seed=2)}
+    save(prefix, *(arrays if has_two_files else [arrays[0] | arrays[1]]))
     storage, place = parallel(prefix)
     flat = np.zeros(400_000, "f4")
     targets = {"a": flat, "b": flat[300_000 : 300_000 + size]}
-    restore_into(open_bundle(place, memory_budget=BUDGET), targets, {"a": "a", "b": "b"})
+    restore_into(open_bundle(place, memory_budget=budget), targets, {"a": "a", "b": "b"})
     assert storage.threads == {threading.get_ident()}
     assert_same_bytes(targets["b"], noise(size, seed=2))
     assert_same_bytes(flat[:300_000], noise(400_000, seed=1)[:300_000])
@@ -382,6 +389,15 @@ def test_one_tensor_or_a_part_of_it_takes_one_request(prefix, index):
     assert storage.calls == ["get"]
     np.testing.assert_array_equal(reader.read("a"), noise((4, 100)))
     assert storage.calls == ["get", "read_into"]
+
+
+@pytest.mark.parametrize("index", [np.s_[::-2, :10], np.s_[190:60:-1, :9], np.s_[::-3, ::-7], np.s_[::2, 3]])
+def test_the_first_look_at_a_file_may_be_at_many_rows_backwards(prefix, index):
+    """Their ranges lie too far apart to be read as one, and the last of them comes first."""
+    array = noise((200, 20_000))
+    save(prefix, {"odd": noise(3, "u1"), "w": array})
+    _, place = parallel(prefix)
+    assert_same_bytes(open_bundle(place).read("w", index), array[index])
 
 
 @pytest.mark.parametrize(("name", "index"), [("w", ...), ("w", np.s_[299:]), ("w", np.s_[:1]), ("s", ...)])

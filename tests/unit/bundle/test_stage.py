@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from ckptstore.bundle import stage as stage_module
 from ckptstore.bundle import writer as writer_module
 from ckptstore.bundle.plan import SavePlan, plan_save, write_item
-from ckptstore.bundle.stage import Stage
+from ckptstore.bundle.stage import Stage, StagedShard
 from ckptstore.bundle.writer import ShardWriter
 from ckptstore.errors import ConflictError, TransientError
 from ckptstore.transfer import staging
@@ -126,6 +127,32 @@ def test_the_bytes_and_entries_are_those_of_a_direct_save(arrays, part, parallel
         assert _staged(plan, sinks, budget, spoil) == entries
     assert [sink.data for sink in sinks] == [sink.data for sink in expected]
     assert budget.used_bytes == 0
+
+
+def test_the_checksum_of_strings_is_known_when_their_first_bytes_are(monkeypatch):
+    """They lie in several blocks, and the first of these is written while the others are copied."""
+    asked = threading.Event()
+    ask, publish = StagedShard.crc, Stage._publish
+
+    def note(staged: StagedShard, index: int) -> int:
+        try:
+            return ask(staged, index)
+        finally:
+            asked.set()
+
+    def publish_and_wait(stage: Stage, number: int) -> None:
+        publish(stage, number)
+        assert asked.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(stage_module, "_JOINED_BELOW_BYTES", 700)
+    plan = _plan({"s": np.array([b"x" * 90] * 140, object)})
+    (expected,) = _sinks(plan, BLOCK, 1)
+    entries = _write(plan, [expected], Transfer("save", "x"), None)
+    monkeypatch.setattr(StagedShard, "crc", note)
+    monkeypatch.setattr(Stage, "_publish", publish_and_wait)
+    (sink,) = _sinks(plan, BLOCK, 1)
+    assert _staged(plan, [sink], MemoryBudget(5 * BLOCK)) == entries
+    assert sink.data == expected.data
 
 
 def test_a_budget_below_the_checkpoint_is_kept():
@@ -289,3 +316,68 @@ def test_an_error_while_copying_ends_the_save():
         wait()
     stage.close()
     assert budget.used_bytes == 0
+
+
+def _no_memory(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def _out_of_memory(*_: Any) -> Any:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("limit", [None, 5 * BLOCK])
+def test_a_copy_for_which_there_is_no_memory_says_so_and_what_to_do(limit, monkeypatch):
+    budget = MemoryBudget(limit)
+    stage = Stage(_plan({"a": np.zeros(20 * BLOCK, np.uint8)}), budget, url="memory://x/model-1")
+    monkeypatch.setattr(staging.mmap, "mmap", _no_memory)
+    with pytest.raises(
+        TransientError, match=rf"no memory .*memory_budget={limit}.* snapshot=False"
+    ) as caught:
+        stage.copy()
+    assert (caught.value.url, caught.value.errno) == ("memory://x/model-1", errno.ENOMEM)
+    assert budget.used_bytes == 0
+
+
+def test_so_do_strings_that_cannot_be_encoded_for_want_of_it(monkeypatch):
+    budget = MemoryBudget(100 * BLOCK)
+    stage = Stage(_plan({"s": np.array([b"x" * 300_000], object)}), budget)
+    monkeypatch.setattr(stage_module, "encoded", _out_of_memory)
+    with pytest.raises(TransientError, match=rf"no memory .*memory_budget={100 * BLOCK}") as caught:
+        stage.copy()
+    assert (caught.value.tensor, caught.value.errno) == ("s", errno.ENOMEM)
+    assert budget.used_bytes == 0
+
+
+@pytest.mark.parametrize("limit", [1, BLOCK, 20 * BLOCK, 60 * BLOCK, 75 * BLOCK, 80 * BLOCK, None])
+def test_strings_and_variants_take_their_encoded_size_from_the_budget(limit, monkeypatch):
+    text = np.array([b"s" * 50_000, b"t" * 50_000], object)
+    plan = _plan(
+        {"a": np.zeros(BLOCK + 5, np.uint8), "s": text, "t": text, "w": np.zeros(3 * BLOCK, np.uint8)}
+    )
+    budget = MemoryBudget(limit)
+    used: list[int] = []
+    encode = stage_module.encoded
+
+    def watched(item: Any) -> Any:
+        used.append(budget.used_bytes)
+        return encode(item)
+
+    monkeypatch.setattr(stage_module, "encoded", watched)
+    expected = _sinks(plan, BLOCK, 1)
+    _write(plan, expected, Transfer("save", "x"), None)
+    sinks = _sinks(plan, BLOCK, 2)
+    _staged(plan, sinks, budget)
+    assert sinks[0].data == expected[0].data
+    encoded_bytes = plan.shards[0].items[1].size_bytes
+    assert min(used) >= min(encoded_bytes, limit or encoded_bytes)
+    # A block beside strings that take the whole budget already.
+    assert limit is None or budget.high_water_bytes <= max(limit, 3 * BLOCK) + BLOCK
+    assert budget.used_bytes == 0
+
+
+def test_a_budget_without_room_for_the_encoded_strings_is_not_one_for_everything():
+    plan = _plan({"s": np.array([b"x" * 100_000], object)})
+    blocks = -(-plan.size_bytes // BLOCK) * BLOCK
+    assert not Stage(plan, MemoryBudget(blocks)).is_whole
+    assert Stage(plan, MemoryBudget(blocks + plan.size_bytes)).is_whole

@@ -8,11 +8,12 @@ import pytest
 
 from ckptstore.bundle.reader import open_bundle
 from ckptstore.bundle.verify import verify_bundle
-from ckptstore.errors import NotFoundError
+from ckptstore.errors import NotFoundError, UsageError
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry
 from ckptstore.format.slices import encode_slice_key
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Event
 from ckptstore.types import ByteRange, Slice
 from tests.unit.bundle.helpers import craft, data_file, index_file, put, save, take, tracked
 
@@ -206,12 +207,20 @@ def test_a_prefix_that_is_not_there_is_not_found(prefix):
 
 def test_progress_counts_up_to_all_bytes(prefix):
     save(prefix, TENSORS)
-    told: list[tuple[int, int]] = []
-    verify_bundle(prefix, progress=lambda done, total: told.append((done, total)))
+    events: list[Event] = []
+    verify_bundle(prefix, progress=events.append)
     size = len(take(data_file(prefix)))
-    assert {total for _, total in told} == {size}
-    assert told[-1] == (size, size)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {(event.kind, event.url) for event in events} == {("verify", prefix.url)}
+    assert {event.total_bytes for event in events[1:]} == {size}
+    assert (events[-1].done_bytes, events[-1].is_over) == (size, True)
+    assert [event.done_bytes for event in events] == sorted(event.done_bytes for event in events)
+
+
+def test_progress_is_shown_in_the_ways_there_are_for_a_save(prefix):
+    with pytest.raises(UsageError, match="none of the ways"):
+        verify_bundle(prefix, progress="loud")
+    save(prefix, TENSORS)
+    assert verify_bundle(prefix, progress="log").ok
 
 
 def test_a_large_tensor_is_checked_in_memory_of_bounded_size(prefix, tmp_path):

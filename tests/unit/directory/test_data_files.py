@@ -12,7 +12,7 @@ import pytest
 
 from ckptstore.bundle.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.stage import Stage
-from ckptstore.directory.save import write_checkpoint
+from ckptstore.directory.write import write_checkpoint
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
 from ckptstore.storage import scope as scope_module
 from ckptstore.storage.base import Location

@@ -18,6 +18,7 @@ import pytest
 from ckptstore.errors import (
     AccessError,
     CkptStoreError,
+    NotFoundError,
     StorageFullError,
     TransientError,
 )
@@ -118,6 +119,21 @@ def test_a_replacement_is_durable_before_it_has_its_name_and_then_so_is_the_name
     with recorded() as events:
         put_if(storage, str(tmp_path / "f"))
     assert events == ["pwritev", "fsync file", "rename", "fsync directory"]
+
+
+def test_what_was_put_without_waiting_is_made_durable_later(storage: LocalStorage, tmp_path: Path) -> None:
+    key = str(tmp_path / "f")
+    with recorded() as events:
+        storage.relaxed().put_new(key, b"x")
+        version = storage.head(key).version
+        storage.relaxed().make_durable(key, version)
+    assert not any("fsync" in event for event in events)
+    with recorded() as events:
+        storage.make_durable(key, version)
+    assert events == ["fsync file", "fsync directory"]
+    put_if(storage, key)
+    with pytest.raises(NotFoundError):
+        storage.make_durable(key, version)
 
 
 def test_a_delete_is_durable_before_the_next_one_begins(storage: LocalStorage, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_one_line_in_the_log_says_what_it_took(caplog: pytest.LogCaptureFixture)
     with pytest.raises(TransientError), Transfer("restore", "memory://x/model"):
         raise TransientError("no luck")
     good, bad = caplog.messages
-    assert good.startswith("save of step 3: 5000000 bytes in ")
+    assert good.startswith("save of step 3 (memory://x/model-3): 5000000 bytes in ")
     assert good.endswith(" MB/s), 7 requests, 2 retries")
     assert bad.startswith("restore of memory://x/model failed with TransientError: 0 bytes in ")
 
@@ -133,6 +133,18 @@ def test_a_bar_is_drawn_on_a_terminal_only(
             transfer.advance(50)
         drawn = capfd.readouterr().err
         assert ("model-[3]" in drawn) == is_terminal
+
+
+def test_a_name_that_a_terminal_would_obey_is_shown_as_an_escape(
+    capfd: pytest.CaptureFixture, monkeypatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Transfer("verify", "memory://x/model\x1b]0;title\x07-ä", report=reporter("rich")) as transfer:
+        transfer.expect(100)
+    drawn = capfd.readouterr().err
+    assert "\x1b]0" not in drawn
+    assert "model\\x1b]0;title\\x07-ä" in drawn
 
 
 def test_tqdm_gets_the_bytes_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,10 @@ import itertools
 import threading
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptstore.bundle.parts import PlannedPart, PlannedPiece, plan_parts
-from ckptstore.bundle.plan import plan_save
 from ckptstore.checksums import crc32c
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.transfer.transfer import Transfer
@@ -61,25 +58,6 @@ def test_the_parts_are_those_of_the_joined_bytes(pieces, part_size, parallel, is
     assert transfer.done_bytes == len(whole)
     sender.close()
     assert transfer.budget.used_bytes == 0
-
-
-@given(st.lists(st.integers(0, 40), max_size=10), st.integers(1, 30))
-def test_a_plan_shows_the_parts_that_are_sent(sizes, part_size) -> None:
-    (shard,) = plan_save({f"t{n}": np.full(size, n, np.uint8) for n, size in enumerate(sizes)}).shards
-    parts = plan_parts(shard, part_size)
-    assert [part.stop - part.start for part in parts] == part_sizes(sum(sizes), part_size)
-    assert [part.number for part in parts] == list(range(len(parts)))
-    expected = b"".join(item.array.tobytes() for item in shard.items)
-    arrays = {item.name: item.array.tobytes() for item in shard.items}
-    assert [
-        b"".join(arrays[piece.tensor][piece.start : piece.stop] for piece in part.pieces) for part in parts
-    ] == [expected[part.start : part.stop] for part in parts]
-
-
-def test_a_planned_part_is_plain_data() -> None:
-    (shard,) = plan_save({"a": np.zeros(3, np.uint8), "b": np.zeros(4, np.uint8)}).shards
-    assert plan_parts(shard, 5)[1] == PlannedPart(1, 5, 7, (PlannedPiece("b", 2, 4),))
-    assert "tensor='b', start=2, stop=4" in repr(plan_parts(shard, 5))
 
 
 class _Held(Sink):

@@ -1,0 +1,96 @@
+"""What the record says is to be deleted: done after each save, as far as it is this writer's to do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+
+from ckptstore.directory.collect import collect_pending, collect_shards
+from ckptstore.directory.graphs import is_graph_suffix
+from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.paths import owner_of
+from ckptstore.directory.standing import Standing, read_standing
+from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
+from ckptstore.format.naming import index_name
+from ckptstore.format.record_protocol import Pending, Record, Superseded
+from ckptstore.storage.base import Location
+
+__all__ = ["DueDeletes"]
+
+
+class DueDeletes:
+    """Deletes what the record says is to go, and remembers what is done until the record says so, too.
+
+    Parameters
+    ----------
+    directory : Location
+    ownership : Ownership
+        Says whose lines are this writer's.
+
+    Attributes
+    ----------
+    known : dict
+        Prefix → the index that this writer saw there last.
+    done : set
+        Lines of the record whose deletes are finished; the next record leaves them out.
+
+    Threads
+    -------
+    One at a time.
+    """
+
+    def __init__(self, directory: Location, ownership: Ownership) -> None:
+        self._directory = directory
+        self._ownership = ownership
+        self.known: dict[str, Standing] = {}
+        self.done: set[Pending | Superseded] = set()
+
+    def look_up(self, prefix: str) -> Standing | None:
+        """Return the index of a checkpoint that is to be deleted, None if it is gone."""
+        known = self.known.get(prefix)
+        if known is not None:
+            location = self._directory.child(index_name(prefix))
+            try:
+                if location.storage.head(location.key).version == known.version:
+                    return known
+            except NotFoundError:
+                return None
+        standing = read_standing(self._directory, prefix)
+        if standing is not None:
+            self.known[prefix] = standing
+        return standing
+
+    def collect(self, record: Record, before: Record, saved: str) -> None:
+        """Delete what the record says is to go. The checkpoint exists, so a failure is only a warning."""
+        for pending in record.pending:
+            if self._is_mine(pending.prefix) and is_graph_suffix(pending.suffix):
+                self._attempt(pending, partial(collect_pending, self._directory, pending))
+                self.known.pop(pending.prefix, None)
+        earlier = set(before.superseded)
+        for superseded in record.superseded:
+            # Only those of earlier saves: readers of the index that this save replaced must be able to
+            # finish.
+            if self._is_mine(superseded.prefix) and superseded in earlier:
+                self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
+
+    def _collect_superseded(self, line: Superseded, saved: str) -> None:
+        # A program that knows nothing of our names may have written under them again. This save did not.
+        standing = None if line.prefix == saved else self.look_up(line.prefix)
+        live = () if standing is None else standing.shards
+        collect_shards(self._directory, line.prefix, [shard for shard in line.shards if shard not in live])
+
+    def _is_mine(self, prefix: str) -> bool:
+        return "/" not in prefix and owner_of(prefix) in self._ownership.held
+
+    def _attempt(self, line: Pending | Superseded, collect: Callable[[], None]) -> None:
+        try:
+            collect()
+        except CkptStoreError as error:
+            warnings.warn(
+                f"the checkpoint is saved, but old files of {line.prefix!r} are not deleted yet: {error}",
+                CkptStoreWarning,
+                stacklevel=5,
+            )
+        else:
+            self.done.add(line)
