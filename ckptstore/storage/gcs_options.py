@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = frozenset(
         *("max_paths", "skip_instance_cache", "use_listings_cache", "version_aware"),
     )
 )
-GCS_OPTIONS = _PASSED_ON | _WITHOUT_EFFECT | {"allow_http", "direct"}
+GCS_OPTIONS = _PASSED_ON | _WITHOUT_EFFECT | {"allow_http", "direct", "parallel_uploads"}
 
 
 def resolve_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 from ckptstore.errors import CkptStoreError, NotFoundError
 from ckptstore.storage.faults import Fault, Kind, error_of
 from ckptstore.storage.findings import Finding, failed
+from ckptstore.storage.transport import Place
 
 if TYPE_CHECKING:
     from ckptstore.storage.object_store import ObjectStorage
     from ckptstore.storage.probe import Verdicts
 
 __all__ = ["examine_objects"]
+
+# Larger than what goes in one stream anywhere.
+_LARGE_BYTES = 1 << 40
 
 
 def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
@@ -46,6 +50,7 @@ def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Find
         yield failed("conditions", error)
         return
     yield _conditions(verdicts)
+    yield from _parts(storage, storage.place(f"{directory_key}/.ckptstore-doctor"))
 
 
 def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
@@ -84,6 +89,18 @@ def _way(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
             way.reason,
             hint="It works, and is slower; see storage option direct.",
         )
+
+
+def _parts(storage: ObjectStorage, place: Place) -> Iterator[Finding]:
+    """Yield how the parts of large objects travel, where that depends on the server."""
+    try:
+        parts = storage.transport.parts(place, _LARGE_BYTES, storage.operation())
+    except Fault as fault:
+        yield Finding("parts of uploads", "degraded", f"cannot find out how they travel: {fault}")
+        return
+    if parts.reason:
+        hint = None if parts.is_wanted else "It works, and is slower."
+        yield Finding("parts of uploads", "ok" if parts.is_wanted else "degraded", parts.reason, hint=hint)
 
 
 def _conditions(verdicts: Verdicts) -> Finding:

@@ -44,7 +44,6 @@ class ObjectUpload(Upload):
     def __init__(self, storage: ObjectStorage, place: Place, url: str, size_bytes: int | None) -> None:
         super().__init__()
         self.part_size_bytes = _part_size_bytes(size_bytes, storage.transport)
-        self.parallel = storage.transport.parallel_parts
         self._storage = storage
         self._place = place
         self._url = url
@@ -58,6 +57,8 @@ class ObjectUpload(Upload):
         self._last: Sequence[memoryview] = ()
         self._failure: CkptStoreError | None = None
         self._lock = threading.Lock()
+        # It may ask, and fail.
+        self.parallel = _parallel_parts(storage, place, url, size_bytes)
 
     @property
     def place(self) -> Place:
@@ -111,7 +112,7 @@ class ObjectUpload(Upload):
             lambda op: self._storage.transport.begin(
                 self._place,
                 op,
-                size_bytes=self._size_bytes,
+                size_bytes=self._size_bytes if self.parallel > 1 else None,
                 write_id=self._write_id,
                 precondition=precondition,
             ),
@@ -132,8 +133,10 @@ class ObjectUpload(Upload):
         self._storage.forget_upload(self)
         if isinstance(outcome, Committed | Ambiguous):
             # Of an ambiguous one nothing may be cleaned up.
-            self._session = None
+            session, self._session = self._session, None
             self._last = ()
+            if session is not None and session.leaves_parts and isinstance(outcome, Committed):
+                self._tidy(session)
         else:
             self._give_up()
         return outcome
@@ -171,6 +174,16 @@ class ObjectUpload(Upload):
             return session.complete(last, size_bytes, crc32c, operation)
 
         return write.run(complete, self._storage.operation())
+
+    def _tidy(self, session: Session) -> None:
+        """Remove what the object was made of; it is there, whatever comes of this."""
+        operation = Operation(_ABORT_POLICY, self._storage.budget)
+        try:
+            operation.begin()
+            session.abort(operation)
+        except Fault:
+            # Nobody shall wait until it works.
+            self._storage.abort_later(session)
 
     def abort(self) -> None:
         self._is_open = False
@@ -211,6 +224,14 @@ class ObjectUpload(Upload):
         # Not here: the garbage collector may run in the thread that serves the requests.
         if self._is_open and self._session is not None and self._pid == os.getpid():
             self._storage.abort_later(self._session)
+
+
+def _parallel_parts(storage: ObjectStorage, place: Place, url: str, size_bytes: int | None) -> int:
+    operation = storage.operation()
+    try:
+        return storage.transport.parts(place, size_bytes, operation).parallel
+    except Fault as fault:
+        raise error_of(fault, "cannot find out how to send the object", url, operation) from None
 
 
 def _part_size_bytes(size_bytes: int | None, transport: Transport) -> int:

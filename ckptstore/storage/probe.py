@@ -1,5 +1,7 @@
 """What a server really does with conditions: six requests, once for each endpoint and bucket in a process.
 
+Another six before the first object that would be composed of parts.
+
 Many servers and proxies accept a condition and ignore it. One that does so is found out before the first save
 relies on it; the store then runs in single-writer mode and says so once.
 """
@@ -8,22 +10,29 @@ from __future__ import annotations
 
 import uuid
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.storage.base import Capabilities
+from ckptstore.storage.base import Capabilities, ObjectInfo
 from ckptstore.storage.faults import Fault, Kind
 from ckptstore.storage.locks import ForkSafeLocks
 from ckptstore.storage.retry import Operation
 from ckptstore.storage.transport import Place, Precondition, Stored, Transport
 
-__all__ = ["Verdicts", "capabilities_of", "verdicts_for", "verdicts_known"]
+__all__ = [
+    "Verdicts",
+    "capabilities_of",
+    "compose_verdict_for",
+    "give_up_composing",
+    "verdicts_for",
+    "verdicts_known",
+]
 
 Answer: TypeAlias = Literal["yes", "ignored", "refused"]
+ComposeAnswer: TypeAlias = Literal["yes", "ignored", "refused", "kept"]
 
 _CONTENT = memoryview(b"ckptstore asks whether this server honours conditional requests\n")
 
@@ -44,6 +53,9 @@ class Verdicts:
         Whether a DELETE that asks for another version leaves the object alone.
     crc32c : bool
         Whether the server tells the checksum of what it took.
+    compose : {"yes", "ignored", "refused", "kept"} or None
+        Making an object of others: with its conditions; without them; not at all; the others cannot be
+        deleted afterwards. None: not asked yet.
     """
 
     create: Answer
@@ -51,6 +63,7 @@ class Verdicts:
     cas_missing: Literal["404", "412", "created"]
     cond_delete: bool
     crc32c: bool
+    compose: ComposeAnswer | None = None
 
     @property
     def can_swap(self) -> bool:
@@ -93,6 +106,37 @@ def verdicts_for(transport: Transport, place: Place, operation: Operation) -> Ve
             if found.single_writer:
                 _warn(transport, place.bucket, found)
     return found
+
+
+def compose_verdict_for(transport: Transport, place: Place, operation: Operation) -> ComposeAnswer:
+    """Return what the server of `place` does when objects are composed; ask it if nobody did before.
+
+    Raises
+    ------
+    Fault
+        If the server cannot be asked.
+    """
+    identity = (transport.scheme, transport.endpoint, place.bucket)
+    verdict = verdicts_for(transport, place, operation).compose
+    if verdict is None:
+        with _LOCKS[0]:
+            found = _known[identity]
+            verdict = found.compose
+            if verdict is None:
+                verdict = _ask_to_compose(transport, place, operation) if found.create == "yes" else "ignored"
+                _known[identity] = replace(found, compose=verdict)
+    return verdict
+
+
+def give_up_composing(transport: Transport, bucket: str) -> bool:
+    """Compose no objects in this bucket any more: parts cannot be deleted; False if that was known."""
+    identity = (transport.scheme, transport.endpoint, bucket)
+    with _LOCKS[0]:
+        found = _known.get(identity)
+        if found is None or found.compose == "kept":
+            return False
+        _known[identity] = replace(found, compose="kept")
+    return True
 
 
 def capabilities_of(nominal: Capabilities, verdicts: Verdicts | None) -> Capabilities:
@@ -169,6 +213,59 @@ def _ask(transport: Transport, beside: Place, operation: Operation) -> Verdicts:
     return Verdicts(create, cas, cas_missing, cond_delete, first.crc32c is not None)
 
 
+def _ask_to_compose(transport: Transport, beside: Place, operation: Operation) -> ComposeAnswer:
+    base = beside.name[: beside.name.rfind("/") + 1] + f".ckptstore-probe-{uuid.uuid4().hex[:12]}"
+    first, second, target = (
+        Place(beside.bucket, f"{base}-{ending}") for ending in ("first", "second", "composed")
+    )
+    sources = []
+    for place in (first, second):
+        stored = _put(transport, place, None, operation)
+        if isinstance(stored, Fault):
+            raise stored
+        sources.append((place.name, stored.version))
+    verdict = _composes(transport, target, sources, operation)
+    refused = _clean_up(transport, [first, second, target], operation)
+    return "kept" if verdict == "yes" and refused else verdict
+
+
+def _composes(
+    transport: Transport, target: Place, sources: list[tuple[str, str]], operation: Operation
+) -> ComposeAnswer:
+    write_id = uuid.uuid4().hex
+
+    def compose(of: list[tuple[str, str]], op: Operation) -> ObjectInfo | Fault:
+        try:
+            return transport.compose(target, of, op, write_id=write_id, precondition=Precondition(None))
+        except Fault as fault:
+            if fault.kind in _REFUSALS | {Kind.FORBIDDEN}:
+                # Its frames would keep whoever asked alive.
+                return fault.with_traceback(None)
+            raise
+
+    stale = [(sources[0][0], transport.bogus_version), sources[1]]
+    try:
+        with_stale = operation.child().run(partial(compose, stale))
+        if isinstance(with_stale, ObjectInfo):
+            return "ignored"
+        if with_stale.kind is not Kind.PRECONDITION:
+            return "refused"
+        made = operation.child().run(partial(compose, sources))
+        if isinstance(made, Fault) and made.kind is Kind.PRECONDITION:
+            # Only the first of two requests can have made it.
+            made = operation.child().run(partial(transport.head, target))
+        again = operation.child().run(partial(compose, sources))
+    except Fault as fault:
+        # A stand-in of the service may break on what it does not know.
+        if fault.kind in (Kind.SERVER, Kind.GARBLED, Kind.ABSENT):
+            return "refused"
+        raise
+    whole = crc32c(_CONTENT, crc32c(_CONTENT))
+    if not isinstance(made, ObjectInfo) or (made.write_id, made.crc32c) != (write_id, whole):
+        return "refused"
+    return "yes" if isinstance(again, Fault) and again.kind is Kind.PRECONDITION else "ignored"
+
+
 # Only such an answer says something about conditions; what hinders every request is raised.
 _REFUSALS = {Kind.PRECONDITION, Kind.ABSENT, Kind.UNPROVED, Kind.UNSUPPORTED, Kind.BAD_REQUEST}
 
@@ -190,20 +287,24 @@ def _put(
             )
         except Fault as fault:
             if fault.kind in _REFUSALS:
-                return fault
+                return fault.with_traceback(None)
             raise
 
     return operation.child().run(attempt)
 
 
-def _clean_up(transport: Transport, places: list[Place], operation: Operation) -> None:
-    """Delete what the probe made, as far as that is possible: small, and named for what it is."""
+def _clean_up(transport: Transport, places: list[Place], operation: Operation) -> bool:
+    """Delete what the probe made, as far as that is possible; return whether that was refused."""
     try:
         names = [place.name for place in places]
-        operation.child().run(lambda op: transport.delete_many(places[0].bucket, names, op))
+        faults = operation.child().run(lambda op: transport.delete_many(places[0].bucket, names, op))
     except Fault as fault:
         if fault.kind is not Kind.UNSUPPORTED:
-            return
+            return fault.kind is Kind.FORBIDDEN
+        faults = {}
         for place in places:
-            with suppress(Fault):
+            try:
                 operation.child().run(partial(transport.delete, place, version=None))
+            except Fault as refusal:
+                faults[place.name] = refusal
+    return any(fault.kind is Kind.FORBIDDEN for fault in faults.values())

@@ -18,6 +18,7 @@ __all__ = [
     "WRITE_ID",
     "Heading",
     "Page",
+    "Parts",
     "Place",
     "Precondition",
     "Session",
@@ -136,6 +137,24 @@ class Way(NamedTuple):
     is_wanted: bool = True
 
 
+class Parts(NamedTuple):
+    """How the parts of a large object travel to a bucket.
+
+    Attributes
+    ----------
+    parallel : int
+        How many at the same time; 1: in order.
+    reason : str
+        Empty where it goes without saying.
+    is_wanted : bool
+        Whether it is as the caller asked for.
+    """
+
+    parallel: int
+    reason: str = ""
+    is_wanted: bool = True
+
+
 class Page(NamedTuple):
     """One page of a listing; `token` asks for the next one, None if this is the last."""
 
@@ -158,9 +177,12 @@ class Session(ABC):
     ----------
     sends_last_part : bool
         True: every part goes through `send`. False: `complete` brings the last one.
+    leaves_parts : bool
+        Whether `abort` is to be called once the object is there, too: for what it was made of.
     """
 
     sends_last_part: bool = False
+    leaves_parts: bool = False
 
     @property
     @abstractmethod
@@ -215,7 +237,7 @@ class Transport(ABC):
     part_size_bytes : int
         Of an object whose size is known, if `most_parts` suffice.
     parallel_parts : int
-        How many parts of a session may be sent at the same time; 1: in order.
+        How many parts of a session may be sent at the same time, unless `parts` says otherwise; 1: in order.
     parallel_reads : int
         How many reads at the same time are faster than one.
     object_hides_directory : bool
@@ -319,6 +341,22 @@ class Transport(ABC):
         """Return how bulk bytes travel to and from `bucket`."""
         return Way(False, "through the client of the service")
 
+    def parts(self, place: Place, size_bytes: int | None, operation: Operation) -> Parts:
+        """Return how the parts of an object of this size would travel; may ask the server."""
+        return Parts(self.parallel_parts)
+
+    def compose(
+        self,
+        target: Place,
+        sources: Sequence[tuple[str, str]],
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> ObjectInfo:
+        """Make an object of other ones, given by name and version, with the condition that they are these."""
+        raise Fault(Kind.UNSUPPORTED, "this service does not compose objects")
+
     @abstractmethod
     def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
         """Delete an object, with the condition that `version` is there unless it is None."""
@@ -344,7 +382,7 @@ class Transport(ABC):
         write_id: str,
         precondition: Precondition | None,
     ) -> Session:
-        """Begin a large object; `size_bytes` is a hint."""
+        """Begin a large object; `size_bytes` is a hint, and None where its parts will come in order."""
 
     @abstractmethod
     def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:

@@ -10,10 +10,12 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
+from ckptstore.storage.gcs import GcsTransport
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 from tests.crash.dying import run_until_death
 from tests.crash.test_every_call import SCENARIOS, Scenario, check_reader, saver, values_of
+from tests.servers.gcs import GcsServer
 
 
 @pytest.mark.parametrize("backend", ["minio", "gcs"], indirect=True)
@@ -32,6 +34,34 @@ def test_a_crash_in_any_call_on_a_server(scenario: Scenario, run_url: str) -> No
             warnings.simplefilter("ignore", ck.CkptStoreWarning)
             check_reader(scenario, url, place)
             check_next_run_and_gc(url, place)
+
+
+@pytest.mark.parametrize("backend", ["gcs"], indirect=True)
+def test_a_crash_in_any_call_of_a_save_that_is_sent_in_parts(
+    run_url: str, gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size_bytes = 256 * 1024  # five parts, in three levels
+    monkeypatch.setattr("ckptstore.storage.object_upload._part_size_bytes", lambda *_: size_bytes)
+    monkeypatch.setattr("ckptstore.storage.gcs_compose.MOST_SOURCES", 2)
+    monkeypatch.setattr(GcsTransport, "part_size_bytes", size_bytes)
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "save with retention")
+    scenario.before(f"{run_url}-0")
+    calls = run_until_death(scenario.interrupted, f"{run_url}-0").calls
+    assert [call.primitive for call in calls].count("upload.send") == 5
+    unfinished = 0
+    for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
+        url = f"{run_url}-{number}-{side}"
+        scenario.before(url)
+        run_until_death(scenario.interrupted, url, **{side: number})
+        place = f"{side} {number}, {calls[number - 1]}"
+        bucket, _, directory = url.removeprefix("gs://").partition("/")
+        unfinished += any("/.ckptstore-parts/" in key for key in gcs_server.keys(bucket, directory + "/"))
+        check_reader(scenario, url, place)
+        check_next_run_and_gc(url, place)
+        left = gcs_server.keys(bucket, directory + "/")
+        assert [key for key in left if ".ckptstore" in key] == [], place
+    # Otherwise nothing was tried.
+    assert unfinished >= 5
 
 
 def check_next_run_and_gc(url: str, place: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ckptstore.storage.base import Location
+from ckptstore.storage.gcs import GcsTransport
 from ckptstore.storage.registry import locate
 from ckptstore.testing import StorageContract
 from tests.servers.gcs import GcsServer
@@ -61,6 +62,25 @@ class TestGcsThroughGcsfs(TestGcs):
     """The other way for large bodies."""
 
     direct = False
+
+
+class TestGcsInParts(TestGcs):
+    """Large objects composed of parts."""
+
+    @pytest.fixture(autouse=True)
+    def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(GcsTransport, "part_size_bytes", 8 * 1024 * 1024)
+
+    @pytest.fixture
+    def directory(self, server: GcsServer) -> Iterator[Location]:
+        self.raw = server
+        bucket = server.make_bucket()
+        directory = locate(f"gs://{bucket}/some run", server.options)
+        directory.storage.probe(directory.child("x").key)
+        with directory.storage.upload(directory.child("large").key, 40 * 1024 * 1024) as upload:
+            assert upload.parallel == 8
+        yield directory
+        assert not [key for key in server.keys(bucket) if ".ckptstore" in key], "something was left behind"
 
 
 class TestBareGcs(_OnGcs):

@@ -44,8 +44,8 @@ CHUNK = 8 * 1024 * 1024
 
 
 def storage_of(options: dict[str, Any]) -> ObjectStorage:
-    """Return a storage that does not pause, and sends large objects in chunks of `CHUNK`."""
-    transport = GcsTransport(options)
+    """Return a storage that does not pause, and sends large objects in one stream, in chunks of `CHUNK`."""
+    transport = GcsTransport(options | {"parallel_uploads": False})
     transport.part_size_bytes = CHUNK
     return ObjectStorage(transport, QUICK)
 
