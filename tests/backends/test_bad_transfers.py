@@ -148,7 +148,9 @@ def test_only_what_is_missing_of_a_range_is_asked_for_again(stage: Stage) -> Non
             start, stop = map(int, wanted.removeprefix("bytes=").split("-"))
             starts_of.setdefault(stop, []).append(start)
     again = [np.diff(starts).tolist() for starts in starts_of.values() if len(starts) > 1]
-    assert list(itertools.chain(*again)) == [3_000_000] * 4
+    moved = list(itertools.chain(*again))
+    # The last range is so short that it comes whole, and it may be among the first four.
+    assert moved in ([3_000_000] * 4, [3_000_000] * 3)
     size_bytes = sum(array.nbytes for array in values_of(1).values())
     assert sum(stop + 1 - starts[0] for stop, starts in starts_of.items()) == size_bytes
 
