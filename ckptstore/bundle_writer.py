@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ckptstore.bundle.merge import MergeInput, merge_indexes
-from ckptstore.bundle.writer import ShardWriter
+from ckptstore.bundle.write.merge import MergeInput, merge_indexes
+from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.directory.collect import remove_checkpoint_files
 from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.publish import publish_index

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from ckptstore.bundle.boxes import BasicIndex
-from ckptstore.bundle.mapped import MappedTensors
-from ckptstore.bundle.reader import BundleReader, open_bundle, reopening
-from ckptstore.bundle.restore import keys_by_full_name, restore_into
+from ckptstore.bundle.read.indexing import BasicIndex
+from ckptstore.bundle.read.mapped_tensors import MappedTensors
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
+from ckptstore.bundle.read.restore import keys_by_full_name, restore_into
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.read_options import ReadOptions

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ckptstore.bundle.reader import BundleReader, open_bundle
-from ckptstore.bundle.reader_v1 import ReaderV1
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle
+from ckptstore.bundle.read.reader_v1 import ReaderV1
 from ckptstore.errors import AccessError, NotFoundError, UsageError
 from ckptstore.format import dtypes
 from ckptstore.format.entry import key_to_name

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ckptstore.bundle.reader import open_bundle
+from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import relative_prefix

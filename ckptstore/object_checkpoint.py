@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.plan import SavePlan
+from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.retention import KeepNewest
 from ckptstore.directory.run import process_run
 from ckptstore.directory.save import CheckpointWriter

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.plan import SavePlan, plan_save, write_item
-from ckptstore.bundle.reader import BundleReader, open_bundle, reopening
-from ckptstore.bundle.reader_base import StoredTensor
-from ckptstore.bundle.restore import restore_into
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
+from ckptstore.bundle.read.reader import StoredTensor
+from ckptstore.bundle.read.restore import restore_into
+from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.errors import FormatError, NotFoundError, TensorNotFoundError
 from ckptstore.format.dtypes import STRING
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, decode, encode

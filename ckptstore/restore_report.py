@@ -9,8 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from ckptstore.bundle.names import tensor_not_found
-from ckptstore.bundle.reader import BundleReader
-from ckptstore.bundle.restore import restore_into
+from ckptstore.bundle.read.open_bundle import BundleReader
+from ckptstore.bundle.read.restore import restore_into
 from ckptstore.errors import UsageError
 from ckptstore.transfer.transfer import Transfer
 

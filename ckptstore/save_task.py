@@ -7,9 +7,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
-from ckptstore.bundle.plan import SavePlan
-from ckptstore.bundle.stage import Stage
-from ckptstore.bundle.unchanged import split_unchanged, stored_shards
+from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.bundle.write.stage import Stage
+from ckptstore.bundle.write.unchanged import split_unchanged, stored_shards
 from ckptstore.directory.publish import put_meta
 from ckptstore.directory.save import CheckpointWriter
 from ckptstore.directory.write import write_checkpoint

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ckptstore.bundle.plan import WriteItem, write_items
+from ckptstore.bundle.write.plan import WriteItem, write_items
 from ckptstore.directory.graphs import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ckptstore.bundle.plan import SavePlan
+from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.errors import TensorNotFoundError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.arrays import meta_graph_for_arrays

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from ckptstore.bundle.plan import SavePlan, plan_save
+from ckptstore.bundle.write.plan import SavePlan, plan_save
 from ckptstore.directory.run import process_run
 from ckptstore.save_task import (
     SaveTask,

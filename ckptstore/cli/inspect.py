@@ -16,7 +16,7 @@ from ckptstore.cli.printoptions import parse_printoption
 from ckptstore.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.reader import BundleReader
+    from ckptstore.bundle.read.open_bundle import BundleReader
     from ckptstore.view.tensors import Inspection, TensorFacts
 
 __all__ = ["inspect_command"]
@@ -76,7 +76,7 @@ def inspect_command(
     """
     import numpy as np
 
-    from ckptstore.bundle.reader import open_bundle
+    from ckptstore.bundle.read.open_bundle import open_bundle
     from ckptstore.cli.targets import at_checkpoint, at_directory, latest_in
     from ckptstore.storage.registry import locate
 
@@ -101,7 +101,7 @@ def inspect_command(
 
 
 def _inspection(reader: BundleReader, exclude_pattern: str) -> Inspection:
-    from ckptstore.bundle.reader_v1 import ReaderV1
+    from ckptstore.bundle.read.reader_v1 import ReaderV1
     from ckptstore.view.tensors import Inspection
 
     return Inspection(

@@ -7,7 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
-from ckptstore.bundle.verify import Fault
+from ckptstore.bundle.verify.verify import Fault
 from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import owner_of, resolve

@@ -12,7 +12,7 @@ from ckptstore.cli.output import Output
 from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TransientError, UnsupportedError
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify import VerifyReport
+    from ckptstore.bundle.verify.verify import VerifyReport
     from ckptstore.storage.base import Location
     from ckptstore.view.verification import CheckedFacts
 
@@ -30,7 +30,7 @@ def verify_command(output: Output, storage_options: Options, *, target: str, qui
     Each fault is shown with its tensor, file and bytes, and what was expected and found there. Exit code 4 if
     there is any.
     """
-    from ckptstore.bundle.verify import verify_bundle
+    from ckptstore.bundle.verify.verify import verify_bundle
     from ckptstore.cli.targets import at_checkpoint, at_directory
     from ckptstore.storage.registry import locate
     from ckptstore.view.verification import VerificationFacts

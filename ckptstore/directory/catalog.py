@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ckptstore.bundle.verify import Fault, verify_bundle
+from ckptstore.bundle.verify.verify import Fault, verify_bundle
 from ckptstore.directory.paths import owner_of
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import parse_file_name, split_step

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from types import TracebackType
 
-from ckptstore.bundle.index_build import IndexEntry, build_index, renumbered
-from ckptstore.bundle.plan import SavePlan, ShardPlan
-from ckptstore.bundle.stage import Stage
-from ckptstore.bundle.writer import ShardWriter
+from ckptstore.bundle.write.index import IndexEntry, build_index, renumbered
+from ckptstore.bundle.write.plan import SavePlan, ShardPlan
+from ckptstore.bundle.write.shard_writer import ShardWriter
+from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.directory.publish import put_graph
 from ckptstore.directory.standing import choose_count, name_is_taken, read_standing

@@ -11,7 +11,7 @@ import posixpath
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from ckptstore.bundle.verify import Fault
+from ckptstore.bundle.verify.verify import Fault
 from ckptstore.directory.catalog import Found, fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record

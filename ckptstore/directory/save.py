@@ -10,8 +10,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from ckptstore.bundle.plan import SavePlan
-from ckptstore.bundle.stage import Stage
+from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.due_deletes import DueDeletes
 from ckptstore.directory.graphs import GraphKeeper

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-from ckptstore.bundle.plan import SavePlan
-from ckptstore.bundle.stage import Stage
+from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.publish import publish_index
 from ckptstore.directory.replaced import collect_replaced

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.view.text import escaped
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify import Fault
+    from ckptstore.bundle.verify.verify import Fault
     from ckptstore.errors import CkptStoreError
 
 __all__ = ["Problem", "problem_line", "problem_object"]

@@ -47,7 +47,7 @@ def _tone(item: RepairItem, *, is_latest: bool) -> Tone:
 
 
 def _problem(item: RepairItem) -> Problem | None:
-    from ckptstore.bundle.verify import Fault
+    from ckptstore.bundle.verify.verify import Fault
 
     if item.fault is None:
         return None

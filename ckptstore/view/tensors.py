@@ -14,7 +14,7 @@ from ckptstore.view.table import Column, Row, Table
 from ckptstore.view.text import count, escaped, human_size, plural
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.reader import StoredTensor
+    from ckptstore.bundle.read.open_bundle import StoredTensor
     from ckptstore.types import TensorSpec
 
 __all__ = [

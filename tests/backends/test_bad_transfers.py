@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import RetryPolicy
 from tests.backends.bad_days import Stage, impatient

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ckptstore.bundle.reader import BundleReader, open_bundle
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckptstore.bundle.reader import BundleReader
+from ckptstore.bundle.read.open_bundle import BundleReader
 from tests.conformance.fixtures import CASES, named
 
 

@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.checkpoint import open_checkpoint
 from ckptstore.checkpoint_reader import list_variables, load_checkpoint
 from ckptstore.format.coding import decode_varint

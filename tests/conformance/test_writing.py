@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptstore.bundle.index_build import IndexEntry, build_index
-from ckptstore.bundle.merge import MergeInput, merge_indexes
-from ckptstore.bundle.plan import plan_save, write_item
-from ckptstore.bundle.writer import ShardWriter
+from ckptstore.bundle.write.index import IndexEntry, build_index
+from ckptstore.bundle.write.merge import MergeInput, merge_indexes
+from ckptstore.bundle.write.plan import plan_save, write_item
+from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.format.crc32c import crc32c
 from ckptstore.format.entry import BundleHeader
 from tests.conformance.fixtures import CASES, Case, named

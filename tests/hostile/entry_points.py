@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import ckptstore as ck
-from ckptstore.bundle.verify import VerifyReport, verify_bundle
+from ckptstore.bundle.verify.verify import VerifyReport, verify_bundle
 from ckptstore.cli.main import main
 from ckptstore.storage.registry import locate
 

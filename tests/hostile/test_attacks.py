@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import VerifyReport, verify_bundle
+from ckptstore.bundle.verify.verify import VerifyReport, verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values, craft
 from tests.hostile.corpus import ATTACKS, Maker

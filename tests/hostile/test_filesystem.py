@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile import craft
 from tests.hostile.entry_points import Outcome, Outcomes, quiet, read_briefly, read_everything, run_cli, typed

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.format.block import FOOTER_SIZE_BYTES, decode_handle
 from ckptstore.storage.registry import locate
 from tests.hostile.entry_points import content_of_meta, quiet, read_everything, typed

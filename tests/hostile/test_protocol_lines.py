@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile.entry_points import typed
 from tests.hostile.sandbox import Sandbox

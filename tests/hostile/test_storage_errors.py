@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.testing import FaultyStorage

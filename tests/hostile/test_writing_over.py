@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ckptstore as ck
-from ckptstore.bundle.verify import verify_bundle
+from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values
 from tests.hostile.corpus import ATTACKS

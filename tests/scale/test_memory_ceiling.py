@@ -145,7 +145,7 @@ def test_in_a_bucket(how: str, kind: str, in_a_bucket) -> None:
 def test_a_verification_of_all_stays_within_it_too(on_disk: Path) -> None:
     program = f"budget, shape = {BUDGET}, {(ROWS, COLUMNS, COUNT)}\n" + PROGRAM.replace(
         "print(measured(actions.get(how, restore)))",
-        "from ckptstore.bundle.verify import verify_bundle\n"
+        "from ckptstore.bundle.verify.verify import verify_bundle\n"
         "from ckptstore.storage.registry import locate\n"
         "print(measured(lambda: verify_bundle(locate(prefix), memory_budget=budget)))",
     )

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 from unittest import mock
 
-from ckptstore.bundle.index_build import build_index
-from ckptstore.bundle.index_file import IndexRows
+from ckptstore.bundle.read.index_file import IndexRows
+from ckptstore.bundle.write.index import build_index
 from ckptstore.format.entry import decode_entry, decode_header
 from ckptstore.format.entry_columns import shards_of
 from ckptstore.format.naming import parse_file_name, split_step

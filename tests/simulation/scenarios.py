@@ -21,7 +21,7 @@ import ckptstore.saver
 import ckptstore.saver_arguments
 import ckptstore.storage.retry
 import ckptstore.storage.scope
-from ckptstore.bundle.plan import SavePlan
+from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ckptstore
-from ckptstore.bundle.reader import open_bundle
+from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.errors import (
     ChecksumError,
     CkptStoreWarning,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.bundle.reader import open_bundle
+from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.checkpoint import OpenCheckpoint, open_checkpoint, restore_values
 from ckptstore.checkpoint_reader import load_checkpoint
 from ckptstore.errors import (

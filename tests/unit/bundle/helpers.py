@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckptstore.bundle.index_build import build_index
-from ckptstore.bundle.reader import BundleReader, open_bundle
-from ckptstore.bundle.writer import ShardWriter
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle
+from ckptstore.bundle.write.index import build_index
+from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.checksums import crc32c as checksum
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.naming import data_name

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from ckptstore.bundle.plan import SavePlan, plan_save, write_item
-from ckptstore.bundle.stage import Stage
+from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
+from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.write import write_checkpoint
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
 from ckptstore.storage import scope as scope_module

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ckptstore
-from ckptstore.bundle.reader import open_bundle
+from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.directory.write import write_checkpoint
 from ckptstore.format.dtypes import STRING
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, decode

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from ckptstore.bundle.reader_base import StoredTensor
+from ckptstore.bundle.read.reader import StoredTensor
 from ckptstore.errors import FormatError
 from ckptstore.format.dtypes import by_name
 from ckptstore.format.entry import BundleEntry

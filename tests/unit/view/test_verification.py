@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ckptstore.bundle.verify import Fault
+from ckptstore.bundle.verify.verify import Fault
 from ckptstore.errors import AccessError
 from ckptstore.types import ByteRange
 from ckptstore.view.problems import Problem

@@ -1,0 +1,389 @@
+"""What every reader of a bundle offers, whichever version of the format the files have.
+
+Calls
+-----
+`reader.open_bundle` gives a `BundleReader`; its methods may then be called in any order. Data files are
+looked at when something in them is wanted.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptstore.bundle.names import tensor_not_found
+from ckptstore.bundle.read.batch import Jobs, SmallTensors
+from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, parse_index, view_of
+from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.format.dtypes import check_array_shape
+from ckptstore.format.entry import BundleEntry, BundleHeader, name_to_key
+from ckptstore.format.slices import find_overlap, format_slice
+from ckptstore.storage.base import Location
+from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import DType, Slice, TensorSpec
+
+__all__ = ["BundleReader", "StoredTensor", "check_destination", "check_partition", "key_of"]
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of the bundle whose entries were checked; nothing was read of its bytes.
+
+    Attributes
+    ----------
+    name : str
+    dtype : DType
+    shape : tuple of int
+    slices : tuple of Slice
+        In save order; empty for a tensor stored in one piece.
+    entries : tuple of BundleEntry
+        One for each slice, or the one of the whole tensor.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    slices: tuple[Slice, ...]
+    entries: tuple[BundleEntry, ...]
+
+
+class _Overlap(NamedTuple):
+    """What a stored piece has of a box."""
+
+    piece: int
+    where: tuple[slice, ...]
+    axes: tuple[Axis, ...]
+
+
+class BundleReader(abc.ABC):
+    """One checkpoint, being read. It stays with the save that it was opened on and never mixes two.
+
+    Attributes
+    ----------
+    location : Location
+        The prefix.
+    url : str
+        The file that lists the tensors, for messages.
+    header : BundleHeader
+    index_version : str
+        Version of that file, as the storage gives it.
+    memory_budget : int or None
+        Bytes that a read without a transfer of its own may hold beyond its result.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    location: Location
+    url: str
+    header: BundleHeader
+    index_version: str
+    memory_budget: int | None = None
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """Return the names of all tensors, ascending; slices are not names."""
+
+    @abc.abstractmethod
+    def raw_keys(self) -> list[bytes]:
+        """Return every key that says where bytes are, ascending, the header's excluded: tensors, slices."""
+
+    @abc.abstractmethod
+    def entry(self, name: str) -> BundleEntry:
+        """Return what the index says under `name`, a tensor's or (as text) a slice's key.
+
+        Raises
+        ------
+        TensorNotFoundError
+            If there is no such entry.
+        FormatError
+            If it is malformed.
+        """
+
+    @abc.abstractmethod
+    def has(self, name: str) -> bool:
+        """Tell whether the index has an entry `name`: a tensor, or (as text) the key of a slice."""
+
+    @abc.abstractmethod
+    def is_current(self) -> bool:
+        """Ask the storage whether the checkpoint there is still the one that is being read."""
+
+    @abc.abstractmethod
+    def stored(self, name: str) -> StoredTensor:
+        """Return the tensor with its entries checked: type, size, slices.
+
+        Raises
+        ------
+        TensorNotFoundError
+            If there is no such tensor.
+        FormatError, UnsupportedError
+            If the index contradicts itself, or numpy has no array for it.
+        """
+
+    def stored_many(self, names: Iterable[str]) -> list[StoredTensor | None]:
+        """Return for each name its tensor, checked, or None if there is none.
+
+        Raises
+        ------
+        FormatError, UnsupportedError
+            As `stored`, for the first name that has an entry with an error.
+        """
+        return [self.stored(name) if self.has(name) else None for name in names]
+
+    def find_small(self, names: Sequence[str]) -> SmallTensors | None:
+        """Look up many tensors at a time, without an object for each.
+
+        Returns
+        -------
+        SmallTensors or None
+            Those that are numbers of less than `plan.DIRECT_SIZE_BYTES`, in one piece and in this machine's
+            byte order, with an entry in which `stored` would find nothing wrong. None: not to be had in bulk.
+            Whether the files have their bytes is not known yet, see `have_small`.
+        """
+        return None
+
+    def have_small(self, small: Jobs, others: Iterable[StoredTensor]) -> bool:
+        """Tell whether the files have the bytes of what `find_small` found, and all claim bytes of their own.
+
+        If not, `read_stored` without them says what is wrong. `others` are read along with them.
+        """
+        return False
+
+    @abc.abstractmethod
+    def spec(self, name: str) -> TensorSpec:
+        """Return what the index says of a tensor; errors as for `entry`."""
+
+    @abc.abstractmethod
+    def _check_present(self, tensor: StoredTensor, pieces: Sequence[int], box: Box | None = None) -> None:
+        """Raise unless the files have the bytes of these pieces: before memory is taken for them.
+
+        With `box`, memory is only taken for that part of the tensor.
+        """
+
+    @abc.abstractmethod
+    def _read_piece(
+        self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
+    ) -> None:
+        """Read `axes` of one piece into `target`, which has one dimension for each."""
+
+    def check(self, name: str) -> None:
+        """Check what the index says of a tensor, without its data files; errors as for `stored`.
+
+        Raises
+        ------
+        FormatError
+            Also if its slices do not hold all of it.
+        """
+        self._check_covered(self.stored(name))
+
+    def close(self) -> None:  # noqa: B027 - readers may override it, none has to
+        """Release what is held; here nothing is."""
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Return name → spec of all tensors, ascending by name."""
+        return {name: self.spec(name) for name in self.names()}
+
+    def read(
+        self, name: str, index: BasicIndex = ..., *, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]:
+        """Return a tensor, or a part of it.
+
+        Parameters
+        ----------
+        name : str
+        index : basic index
+            As numpy's: integers, slices with any step, Ellipsis, newaxis (None). Only the bytes of that
+            part travel, and only from shards that hold some of it.
+        out : ndarray, optional
+            Is filled and returned; must have the shape and type of the result.
+
+        Returns
+        -------
+        ndarray
+            Native byte order and writable; object array of bytes for strings and variants. Without
+            dimensions where numpy would give a scalar.
+
+        Raises
+        ------
+        TensorNotFoundError
+            If there is no such tensor.
+        IndexError
+            If `index` is out of range, where numpy raises it.
+        UsageError
+            If `index` is no basic index, or `out` does not fit.
+        ChecksumError
+            If the bytes are not those that were saved. What is read as a whole, a tensor or each slice of a
+            partitioned one, is verified; there is no checksum for less than that.
+        TruncatedFileError, IncompleteBundleError, FormatError
+            If a file is too short, missing, or malformed.
+        NotFoundError
+            If the checkpoint was removed or overwritten since it was opened.
+        """
+        tensor = self.stored(name)
+        box = parse_index(index, tensor.shape, tensor=name)
+        overlaps = list(self._overlaps(tensor, box))
+        self._check_present(tensor, [overlap.piece for overlap in overlaps], box)
+        check_array_shape(box.shape, tensor.dtype, source=self.url, tensor=name)
+        result = np.empty(box.shape, tensor.dtype.dtype) if out is None else out
+        check_destination(result, box.shape, tensor.dtype, tensor=name)
+        target = result.reshape(box.counts) if result.flags.c_contiguous else None
+        filled = np.empty(box.counts, tensor.dtype.dtype) if target is None else target
+        for piece, where, axes in overlaps:
+            self._read_piece(tensor, piece, axes, view_of(filled, where))
+        if target is None:
+            result[...] = filled.reshape(box.shape)
+        return result
+
+    def read_many(self, requests: Sequence[tuple[str, npt.NDArray[Any] | None]]) -> list[npt.NDArray[Any]]:
+        """Return many tensors.
+
+        All are checked, as far as that is possible without their bytes, before any is read.
+
+        Parameters
+        ----------
+        requests : sequence of (name, ndarray or None)
+            An array is filled and returned; it must have the tensor's shape and type.
+
+        Raises
+        ------
+        TensorNotFoundError, UsageError, FormatError, UnsupportedError, TruncatedFileError,
+        IncompleteBundleError
+            Before any array is changed.
+        ChecksumError
+            At the first damaged tensor; arrays that were read before it are filled.
+        """
+        return self.read_stored([(self.stored(name), out) for name, out in requests])
+
+    def read_stored(
+        self,
+        requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
+        *,
+        small: Jobs | None = None,
+        transfer: Transfer | None = None,
+    ) -> list[npt.NDArray[Any]]:
+        """Do what `read_many` does, for tensors that were looked up already.
+
+        A tensor in one piece may have been given another `shape` with as many elements, that of its array: it
+        is filled in C order. `transfer` is what the reads belong to. `small` is read along with them, into
+        its own arrays; it is something that `have_small` said yes to, and arrays that fit.
+        """
+        assert small is None
+        for tensor, out in requests:
+            self._check_covered(tensor)
+            self._check_present(tensor, range(len(tensor.entries)))
+            if out is not None:
+                check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
+        results: list[npt.NDArray[Any]] = []
+        sizes_bytes = [self.spec(tensor.name).nbytes for tensor, _ in requests]
+        if transfer is not None:
+            transfer.expect(transfer.done_bytes + sum(sizes_bytes))
+        for (tensor, out), size_bytes in zip(requests, sizes_bytes, strict=True):
+            if out is None or out.shape == self.stored(tensor.name).shape:
+                results.append(self.read(tensor.name, out=out))
+            else:
+                out[...] = self.read(tensor.name).reshape(out.shape)
+                results.append(out)
+            if transfer is not None:
+                transfer.advance(size_bytes)
+        return results
+
+    def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[_Overlap]:
+        """Yield which pieces hold what of `box`; `FormatError` if together they do not hold all of it."""
+        if not tensor.slices:
+            yield _Overlap(0, tuple(slice(0, axis.size) for axis in box.axes), box.axes)
+            return
+        found = 0
+        for piece, stored in enumerate(tensor.slices):
+            extents = stored.resolve(tensor.shape)
+            clipped = [
+                axis.clipped(start, start + length)
+                for axis, (start, length) in zip(box.axes, extents, strict=True)
+            ]
+            count = math.prod(axis.size for _, axis in clipped)
+            if count:
+                found += count
+                yield _Overlap(
+                    piece, tuple(where for where, _ in clipped), tuple(axis for _, axis in clipped)
+                )
+        wanted = math.prod(box.counts)
+        if found != wanted:
+            raise _insufficient_slices(tensor, box, wanted, found, self.url)
+
+    def _check_covered(self, tensor: StoredTensor) -> None:
+        """Raise `FormatError` unless the slices of a partitioned tensor hold all of it."""
+        if tensor.slices:
+            for _ in self._overlaps(tensor, parse_index(..., tensor.shape, tensor=tensor.name)):
+                pass
+
+    def _tensor_not_found(self, name: object) -> TensorNotFoundError:
+        try:
+            names = self.names()
+        except CkptStoreError:
+            names = []  # the hint is not worth a second failure
+        return tensor_not_found(name, names, self.url)
+
+
+def _insufficient_slices(tensor: StoredTensor, box: Box, wanted: int, found: int, url: str) -> FormatError:
+    parts = []
+    for axis, size in zip(box.axes, tensor.shape, strict=True):
+        last = axis.start + (axis.size - 1) * axis.step
+        low, high = min(axis.start, last), max(axis.start, last)
+        parts.append("-" if axis.size == size else f"{low},{high + 1 - low}")
+    return FormatError(
+        f"Does not have sufficient slices for partitioned tensor {tensor.name} "
+        f"to restore in slice_spec: {':'.join(parts)}",
+        url=url,
+        tensor=tensor.name,
+        expected=f"{wanted} elements",
+        actual=found,
+        hint="Not all of its slices were saved, or not all shards were merged.",
+    )
+
+
+def check_partition(tensor: StoredTensor, url: str) -> None:
+    """Raise `FormatError` if two slices of a tensor share an element."""
+    try:
+        overlap = find_overlap(tensor.slices, tensor.shape)
+    except UnsupportedError as error:
+        error.url, error.tensor = url, tensor.name
+        raise
+    if overlap is not None:
+        first, second = (format_slice(tensor.slices[number]) for number in overlap)
+        raise FormatError(
+            f"Overlapping slices: existing slice = {first}, new slice = {second}", url=url, tensor=tensor.name
+        )
+
+
+def check_destination(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: DType, *, tensor: str) -> None:
+    """Raise `UsageError` unless `array` can receive values of this shape and type (in either byte order)."""
+    if not isinstance(array, np.ndarray):
+        raise UsageError(
+            "only a numpy array can be filled in place", tensor=tensor, actual=type(array).__name__
+        )
+    native = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    if array.shape != shape or native != dtype.dtype:
+        raise UsageError(
+            "the array does not have the shape and type of the tensor",
+            tensor=tensor,
+            expected=f"{dtype.name} {list(shape)}",
+            actual=f"{array.dtype} {list(array.shape)}",
+        )
+    if not array.flags.writeable:
+        raise UsageError(
+            "the array is read-only", tensor=tensor, expected="a writable array", actual="a read-only one"
+        )
+
+
+def key_of(name: object) -> bytes:
+    """Return the key for `name`, or one that no index has, if it is no possible name."""
+    try:
+        if isinstance(name, str):
+            return name_to_key(name)
+        return name if isinstance(name, bytes) else b""
+    except UsageError:
+        return b""

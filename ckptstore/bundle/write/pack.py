@@ -1,0 +1,97 @@
+"""The bytes and entries of many small tensors at once.
+
+For tensors by the ten thousand, where one call of Python for each costs more than its kilobyte.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from ckptstore.bundle.write.plan import WriteItem
+from ckptstore.format import dtypes
+from ckptstore.format.crc32c import crc32c_of_each, mask_many
+from ckptstore.format.entry import BundleEntry, name_to_key
+from ckptstore.format.slices import encode_slice_key
+
+__all__ = ["Gathered", "entries_of", "gather", "is_plain"]
+
+
+def _exports_memory(dtype: np.dtype[Any]) -> bool:
+    try:
+        np.empty(1, dtype).data  # noqa: B018 - whether it can be asked for is the question
+    except ValueError:
+        return False
+    return True
+
+
+# The types of ml_dtypes do not.
+_EXPORTS_MEMORY = {
+    dtype.as_datatype_enum: _exports_memory(dtypes.storage_dtype(dtype)) for dtype in dtypes.ALL
+}
+
+
+_PLAIN = frozenset(dtypes.STORED_AS_IS)
+
+
+def is_plain(item: WriteItem) -> bool:
+    """Tell whether `gather` takes this."""
+    array = item.array
+    return array.dtype in _PLAIN and item.slice is None and array.flags.c_contiguous
+
+
+class Gathered(NamedTuple):
+    """Tensors behind each other.
+
+    Attributes
+    ----------
+    payload : bytes
+    entries : list of (bytes, BundleEntry)
+        Key and entry of each.
+    """
+
+    payload: bytes
+    entries: list[tuple[bytes, BundleEntry]]
+
+
+def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathered:
+    """Copy the bytes of tensors, and make the entries that say where they are.
+
+    Parameters
+    ----------
+    items : sequence of WriteItem
+        That are plain.
+    shard_id : int
+    offset : int, bytes
+        Where the first one begins in its data file.
+    """
+    buffers = [
+        item.array if _EXPORTS_MEMORY[item.dtype.as_datatype_enum] else dtypes.as_bytes_view(item.array)
+        for item in items
+    ]
+    payload = b"".join(cast("list[bytes]", buffers))
+    return Gathered(payload, entries_of(items, crc32c_of_each(buffers), shard_id=shard_id, offset=offset))
+
+
+def entries_of(
+    items: Sequence[WriteItem], crcs: Sequence[int], *, shard_id: int, offset: int
+) -> list[tuple[bytes, BundleEntry]]:
+    """Return key and entry of tensors or slices that lie behind each other from `offset` on.
+
+    `crcs` are not masked.
+    """
+    starts = itertools.accumulate([item.size_bytes for item in items], initial=offset)
+    masked = mask_many(crcs).tolist()
+    new = tuple.__new__
+    return [
+        (
+            name_to_key(name) if box is None else encode_slice_key(name, box),
+            new(BundleEntry, (dtype.as_datatype_enum, shape, shard_id, start, size_bytes, crc, ())),
+        )
+        for (name, dtype, shape, box, _, size_bytes, _), start, crc in zip(
+            items, starts, masked, strict=False
+        )
+    ]

@@ -1,0 +1,135 @@
+"""Which tensors of a save have the bytes of the checkpoint before it, and so need not travel again.
+
+A data file can be used again only as a whole. So tensors that did not change get a file of their own, which
+serves as it is for as long as none of them changes (docs/design/011-unchanged-tensors.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ckptstore.bundle.write.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
+from ckptstore.bundle.write.plan import SavePlan, ShardPlan, StoredShard, WriteItem
+from ckptstore.format.crc32c import crc32c, mask
+from ckptstore.format.entry import HEADER_KEY, BundleEntry, decode_entry, decode_header, name_to_key
+from ckptstore.format.naming import data_name
+from ckptstore.format.table import Table
+
+__all__ = ["MOST_SHARDS", "split_unchanged", "stored_shards"]
+
+# With more files than this that serve as they are, they are joined to one: each costs a request, now and at
+# every restore.
+MOST_SHARDS = 8
+
+_CHUNK_SIZE_BYTES = 8 * 1024 * 1024
+
+
+def stored_shards(
+    index: bytes, prefix: str, versions: Mapping[int, str], *, source: str
+) -> list[StoredShard]:
+    """Return the data files that an index names, those that hold nothing but whole tensors end to end.
+
+    Parameters
+    ----------
+    index : bytes
+        Of a checkpoint.
+    prefix : str
+        Its name, without the directory.
+    versions : mapping of int to str
+        Of the data files, by number, as far as they are known.
+    source : str
+        URL for error messages.
+
+    Raises
+    ------
+    CorruptError
+        If the index is damaged.
+    """
+    count, by_shard = 0, dict[int, list[tuple[bytes, BundleEntry]]]()
+    for key, value in Table.from_bytes(index, source=source).items():
+        if key == HEADER_KEY:
+            header = decode_header(value, source=source)
+            if header.big_endian:
+                return []
+            count = header.num_shards
+            continue
+        entry = decode_entry(value, source=source, tensor=key.decode(errors="replace"))
+        # Of a partitioned tensor only the boxes have bytes, under keys that are not its name.
+        if not entry.slices:
+            by_shard.setdefault(entry.shard_id, []).append((key, entry))
+    found = []
+    for number, entries in sorted(by_shard.items()):
+        entries.sort(key=lambda item: (item[1].offset, item[1].size_bytes))
+        end = 0
+        for _, entry in entries:
+            if entry.offset != end:
+                break
+            end += entry.size_bytes
+        else:
+            name = data_name(prefix, number, count)
+            found.append(StoredShard(name, tuple(entries), end, versions.get(number)))
+    return found
+
+
+def split_unchanged(plan: SavePlan, previous: Sequence[StoredShard]) -> SavePlan:
+    """Return `plan` with the tensors that did not change in data files of their own.
+
+    Files of `previous` all of whose tensors are the same come as they are, with `ShardPlan.source`; other
+    tensors that did not change since make one new file; what changed stays where it was.
+
+    Parameters
+    ----------
+    plan : SavePlan
+        Of whole tensors. Each that may be the same is read once, for its checksum.
+    previous : sequence of StoredShard
+        Of the checkpoint before.
+    """
+    items = {name_to_key(item.name): item for shard in plan.shards for item in shard.items}
+    same: set[bytes] = set()
+    for stored in previous:
+        same.update(key for key, entry in stored.entries if key in items and _is_same(items[key], entry))
+    if not same:
+        return plan
+    kept = [stored for stored in previous if stored.size_bytes and same.issuperset(_keys(stored))]
+    if len(kept) > MOST_SHARDS:
+        kept = []
+    in_kept = {key for stored in kept for key in _keys(stored)}
+    shards = []
+    for shard in plan.shards:
+        changed = tuple(item for item in shard.items if name_to_key(item.name) not in same)
+        if changed:
+            shards.append(_shard(shard.label, changed))
+    for stored in kept:
+        shard = _shard("", tuple(items[key] for key in _keys(stored)))
+        shards.append(ShardPlan(shard.label, shard.items, shard.size_bytes, stored))
+    new = tuple(item for key, item in items.items() if key in same and key not in in_kept)
+    if new:
+        shards.append(_shard("", new))
+    return SavePlan(tuple(shards))
+
+
+def _keys(stored: StoredShard) -> Iterable[bytes]:
+    return (key for key, _ in stored.entries)
+
+
+def _shard(label: str, items: tuple[WriteItem, ...]) -> ShardPlan:
+    return ShardPlan(label, items, sum(item.size_bytes for item in items))
+
+
+def _is_same(item: WriteItem, entry: BundleEntry) -> bool:
+    planned = (item.dtype.as_datatype_enum, item.shape, item.size_bytes)
+    if item.slice is not None or planned != (entry.dtype_enum, entry.shape, entry.size_bytes):
+        return False
+    return mask(_crc32c_of(item)) == entry.masked_crc32c
+
+
+def _crc32c_of(item: WriteItem) -> int:
+    """Return what the entry of `item` will say, unmasked."""
+    if item.array.dtype.hasobject:
+        return encoded(item)[1]
+    if is_as_stored(item):
+        return crc32c(byte_view(item.array))
+    crc = 0
+    for chunk in stored_chunks(item, _CHUNK_SIZE_BYTES):
+        crc = crc32c(byte_view(chunk), crc)
+    return crc
