@@ -13,16 +13,16 @@ import numpy.typing as npt
 from ckptstore.bundle.write.merge import MergeInput, merge_indexes
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.directory.collect import remove_checkpoint_files
-from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.publish import publish_index
-from ckptstore.directory.replaced import collect_replaced
-from ckptstore.directory.standing import (
+from ckptstore.directory.published_index import (
     LARGEST_COUNT,
     Standing,
     choose_count,
     name_is_taken,
     read_standing,
 )
+from ckptstore.directory.replaced import collect_replaced
+from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, FormatError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
 from ckptstore.format.naming import data_name

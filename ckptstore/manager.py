@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.latest import find_latest
 from ckptstore.directory.retention import ManagerRetention
 from ckptstore.directory.run import process_run
-from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.object_checkpoint import Checkpoint

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.retention import KeepNewest
 from ckptstore.directory.run import process_run
-from ckptstore.directory.save import CheckpointWriter
 from ckptstore.errors import UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.object_values import plan_tree, restore_tree

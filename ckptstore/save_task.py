@@ -10,9 +10,9 @@ from typing import Protocol
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.bundle.write.unchanged import split_unchanged, stored_shards
+from ckptstore.directory.bare_write import write_checkpoint
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.publish import put_meta
-from ckptstore.directory.save import CheckpointWriter
-from ckptstore.directory.write import write_checkpoint
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saver_options import SaveOptions

@@ -36,8 +36,8 @@ from ckptstore.saver_options import Durability, QueuePolicy, SaveOptions
 from ckptstore.saver_tasks import SaverTasks
 from ckptstore.saver_windows import SaverWindows
 from ckptstore.storage.registry import locate
+from ckptstore.transfer.blocks import release_blocks
 from ckptstore.transfer.progress import Progress
-from ckptstore.transfer.staging import release_blocks
 
 __all__ = ["Saver"]
 

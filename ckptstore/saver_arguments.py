@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ckptstore.bundle.write.plan import WriteItem, write_items
-from ckptstore.directory.graphs import is_graph_suffix
+from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
 from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.retention import Entry, Retention
-from ckptstore.directory.save import CheckpointWriter
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.ages import parse_age
+from ckptstore.cli.parameters import parse_age
 from ckptstore.cli.errors import OK, exit_code_of
 from ckptstore.cli.options import Options, shell_command
 from ckptstore.cli.output import Output

@@ -12,7 +12,7 @@ import click
 from ckptstore.cli.errors import CORRUPT, OK
 from ckptstore.cli.options import Options, shell_command
 from ckptstore.cli.output import Output
-from ckptstore.cli.printoptions import parse_printoption
+from ckptstore.cli.parameters import parse_printoption
 from ckptstore.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptstore.cli.errors import NOT_FOUND, OK, USAGE, exit_code_of
 from ckptstore.cli.options import open_output
-from ckptstore.cli.printoptions import parse_printoption
+from ckptstore.cli.parameters import parse_printoption
 from ckptstore.cli.run import run_guarded
 from ckptstore.errors import CkptStoreError
 

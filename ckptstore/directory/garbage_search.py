@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from ckptstore.directory.catalog import Found, sorted_by_prefix
 from ckptstore.directory.garbage import Garbage, GarbageFile, Reason
 from ckptstore.directory.paths import owner_of, relative_prefix
+from ckptstore.directory.published_index import Standing, read_standing
+from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
-from ckptstore.directory.standing import Standing, read_standing
-from ckptstore.directory.window import listed_paths
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.format.record_protocol import Record, ShardName

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from ckptstore.config import host_name
 from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
 from ckptstore.directory.collect import drop_leftovers
+from ckptstore.directory.published_index import read_standing
+from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
-from ckptstore.directory.standing import read_standing
-from ckptstore.directory.window import own_entries
 from ckptstore.errors import AccessError, CkptStoreError, CkptStoreWarning, FencedError
 from ckptstore.format.naming import data_name, meta_name, split_step
 from ckptstore.format.record_protocol import Owner, Record

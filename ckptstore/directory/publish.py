@@ -10,8 +10,8 @@ from ckptstore.format.naming import index_name, meta_name
 from ckptstore.storage.base import Ambiguous, Committed, Location, Lost, PutOutcome
 
 if TYPE_CHECKING:
-    from ckptstore.directory.data_files import ShardSet
-    from ckptstore.directory.standing import Standing
+    from ckptstore.directory.published_index import Standing
+    from ckptstore.directory.shard_set import ShardSet
 
 __all__ = ["publish_index", "put_graph", "put_meta"]
 

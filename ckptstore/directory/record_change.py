@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.published_index import Standing
+from ckptstore.directory.record_entries import other_entries, restate
 from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
-from ckptstore.directory.standing import Standing
-from ckptstore.directory.window import other_entries, restate
 from ckptstore.errors import CkptStoreWarning
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Pending, Record, Superseded

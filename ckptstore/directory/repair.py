@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 from ckptstore.bundle.verify.verify import Fault
 from ckptstore.directory.catalog import Found, fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
+from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
-from ckptstore.directory.window import UNKNOWN_TIME_S, listed_paths
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.format.naming import split_step
 from ckptstore.format.record import CheckpointState

@@ -10,8 +10,8 @@ from __future__ import annotations
 import warnings
 
 from ckptstore.directory.collect import collect_shards
-from ckptstore.directory.data_files import ShardSet
-from ckptstore.directory.standing import Standing
+from ckptstore.directory.published_index import Standing
+from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Storage

@@ -21,7 +21,7 @@ CHANGES = {
     # Nothing visible goes: a run that takes over drops what a dead writer left half-written.
     "abort_stale_uploads": COLLECTOR | {"directory.ownership"},
     # Data is invisible until an index names it, so writing it is no commit.
-    "upload": {"directory.data_files"},
+    "upload": {"directory.shard_set"},
 }
 MARKS = {
     "COMMIT POINT": (PUBLISHERS, {"put_new", "put_if"}),
@@ -100,7 +100,7 @@ def test_files_are_touched_by_storage_only():
         if found.target.split(".")[0] in {"shutil", "tempfile", "mmap"}
         and found.source.room not in ("storage", "testing")
         # Memory without a file.
-        and (found.target, found.source.short) != ("mmap", "transfer.staging")
+        and (found.target, found.source.short) != ("mmap", "transfer.blocks")
     ]
     report(rows)
 

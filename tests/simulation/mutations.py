@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-import ckptstore.directory.due_deletes
-import ckptstore.directory.save
-from ckptstore.directory.data_files import ShardSet
+import ckptstore.directory.checkpoint_writer
+import ckptstore.directory.pending_deletes
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.publish import publish_index
-from ckptstore.directory.save import CheckpointWriter
+from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_protocol import Pending, Record
@@ -91,7 +91,7 @@ def _delete_whatever_version(directory: Location, pending: Pending) -> None:
 @_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
 def _no_version_of_victims() -> Iterator[None]:
     """A checkpoint that left the list is deleted, whatever stands there by now."""
-    with mock.patch.object(ckptstore.directory.due_deletes, "collect_pending", _delete_whatever_version):
+    with mock.patch.object(ckptstore.directory.pending_deletes, "collect_pending", _delete_whatever_version):
         yield
 
 
@@ -104,7 +104,7 @@ def _delete_what_is_listed(directory: Location, pending: Pending) -> None:
 @_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
 def _no_exact_names() -> Iterator[None]:
     """Data files are deleted as a listing shows them."""
-    with mock.patch.object(ckptstore.directory.due_deletes, "collect_pending", _delete_what_is_listed):
+    with mock.patch.object(ckptstore.directory.pending_deletes, "collect_pending", _delete_what_is_listed):
         yield
 
 
@@ -161,7 +161,7 @@ def _lost_is_fenced() -> Iterator[None]:
             raise
 
     with (
-        mock.patch.object(ckptstore.directory.save, "publish_index", index_or_stop),
+        mock.patch.object(ckptstore.directory.checkpoint_writer, "publish_index", index_or_stop),
         mock.patch.object(CheckpointWriter, "_publish", publish_or_stop),
     ):
         yield

@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 
+import ckptstore.directory.published_index
 import ckptstore.directory.record_update
-import ckptstore.directory.standing
 import ckptstore.management
 import ckptstore.saver
 import ckptstore.saver_arguments
@@ -373,7 +373,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
         mock.patch.object(ckptstore.storage.object_deletes, "time", _Time),
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
-        mock.patch.object(ckptstore.directory.standing, "random", _Random),
+        mock.patch.object(ckptstore.directory.published_index, "random", _Random),
         every_copy_of("new_write_id", lambda: _world.new_id()),
         mock.patch.object(ckptstore.saver, "locate", _locate),
         mock.patch.object(ckptstore.saver_arguments, "locate", _locate),

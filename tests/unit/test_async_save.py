@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.transfer import staging
+from ckptstore.transfer import blocks
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
 from tests.unit.gate import WATCHDOG_S, gated
 
@@ -500,10 +500,10 @@ class TestFailure:
         def no_memory(*_: object, **__: object) -> None:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-        staging.release_blocks()
+        blocks.release_blocks()
         with ck.Saver(memory_budget=64 << 20) as saver:
             with monkeypatch.context() as patch:
-                patch.setattr(staging.mmap, "mmap", no_memory)
+                patch.setattr(blocks.mmap, "mmap", no_memory)
                 with pytest.raises(ck.TransientError, match="memory_budget=67108864") as caught:
                     saver.save_async(values(1), f"{directory}/m", 1)
             assert caught.value.url == f"{directory}/m-1"

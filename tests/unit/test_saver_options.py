@@ -309,7 +309,7 @@ class TestMemoryBudget:
         assert names_in(str(tmp_path))
 
     def test_close_gives_the_memory_of_snapshots_back(self, tmp_path: Path) -> None:
-        from ckptstore.transfer.staging import release_blocks
+        from ckptstore.transfer.blocks import release_blocks
 
         saver = ck.Saver()
         saver.save_async({"w": np.ones(3_000_000)}, tmp_path / "m").result()

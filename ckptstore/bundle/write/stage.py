@@ -17,8 +17,8 @@ from ckptstore.bundle.write.item_bytes import byte_view, encoded, is_as_stored, 
 from ckptstore.bundle.write.plan import SavePlan, WriteItem
 from ckptstore.errors import ConflictError
 from ckptstore.storage.scope import Scope, current_scope
+from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, Block, enough_memory, give_blocks, take_block
 from ckptstore.transfer.budget import MemoryBudget
-from ckptstore.transfer.staging import BLOCK_SIZE_BYTES, Block, enough_memory, give_blocks, take_block
 from ckptstore.transfer.upload import Hold
 
 __all__ = ["Stage", "StagedShard"]

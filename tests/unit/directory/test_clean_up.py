@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.directory import data_files
+from ckptstore.directory import shard_set
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.scope import current_scope
@@ -31,7 +31,7 @@ class _Stalling(StorageWrapper):
             # What any request on an object store is bound by, then.
             operation = Operation(RetryPolicy(deadline_s=60.0), RetryBudget())
             operation.begin()
-            assert operation.remaining_s() <= data_files._CLEAN_UP_S
+            assert operation.remaining_s() <= shard_set._CLEAN_UP_S
         if primitive == "put_new" and keys[0].endswith(".index"):
             self.failed = True
             raise ck.DeadlineError("no byte moved", url=keys[0], hint="Try again.")
@@ -46,5 +46,5 @@ def test_clean_up_after_a_stall_has_an_end_of_its_own(tmp_path: Path) -> None:
     with use_wrapper(_Stalling), pytest.raises(ck.DeadlineError):
         ck.Saver().save({"w": np.zeros(3)}, tmp_path / "model", 1)
     assert allowed_s
-    assert max(allowed_s) <= data_files._CLEAN_UP_S <= 10.0
+    assert max(allowed_s) <= shard_set._CLEAN_UP_S <= 10.0
     assert not list(tmp_path.glob("model*"))

@@ -17,8 +17,8 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.garbage import Garbage, GarbageReport, collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
+from ckptstore.directory.published_index import read_standing
 from ckptstore.directory.record_update import read_record
-from ckptstore.directory.standing import read_standing
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError
 from ckptstore.format.naming import data_name, parse_file_name
 from ckptstore.storage.base import Location

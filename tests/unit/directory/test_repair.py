@@ -11,9 +11,9 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.directory.paths import owner_of
+from ckptstore.directory.record_entries import listed_paths, own_entries
 from ckptstore.directory.record_update import read_record, update_record
 from ckptstore.directory.repair import RepairReport, repair_record
-from ckptstore.directory.window import listed_paths, own_entries
 from ckptstore.errors import (
     AccessError,
     CorruptError,

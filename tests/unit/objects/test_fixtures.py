@@ -7,7 +7,7 @@ import pytest
 
 import ckptstore
 from ckptstore.bundle.read.open_bundle import open_bundle
-from ckptstore.directory.write import write_checkpoint
+from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.format.dtypes import STRING
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, decode
 from ckptstore.object_checkpoint import Checkpoint, Optimizer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ckptstore.bundle.write.plan import plan_save
-from ckptstore.directory.write import write_checkpoint
+from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.errors import FormatError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, Attribute, Child, Node, encode
 from ckptstore.object_checkpoint import Checkpoint

@@ -19,7 +19,7 @@ from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage, StagedShard
 from ckptstore.errors import ConflictError, TransientError
-from ckptstore.transfer import staging
+from ckptstore.transfer import blocks
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 from tests.unit.bundle.helpers import Sink
@@ -30,11 +30,11 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch):
-    staging.release_blocks()
-    for module in (staging, stage_module):
+    blocks.release_blocks()
+    for module in (blocks, stage_module):
         monkeypatch.setattr(module, "BLOCK_SIZE_BYTES", BLOCK)
     yield
-    staging.release_blocks()
+    blocks.release_blocks()
 
 
 def _plan(values: dict[str, Any], shard_of: Callable[[str], str] | None = None) -> SavePlan:
@@ -166,7 +166,7 @@ def test_a_budget_below_the_checkpoint_is_kept():
 
 def test_blocks_are_used_again_and_no_more_of_them_are_kept_than_a_save_needs():
     taken: list[int] = []
-    make = staging.mmap.mmap
+    make = blocks.mmap.mmap
 
     def counted(*args: Any, **options: Any) -> Any:
         taken.append(1)
@@ -174,11 +174,11 @@ def test_blocks_are_used_again_and_no_more_of_them_are_kept_than_a_save_needs():
 
     plan = _plan({"w": np.zeros(10 * BLOCK, np.uint8)})
     small = _plan({"w": np.zeros(BLOCK, np.uint8)})
-    with mock.patch.object(staging.mmap, "mmap", counted):
+    with mock.patch.object(blocks.mmap, "mmap", counted):
         for wanted in (plan, plan, small):
             _staged(wanted, _sinks(wanted, BLOCK, 2), MemoryBudget())
     assert len(taken) == 10
-    assert staging.release_blocks() == BLOCK
+    assert blocks.release_blocks() == BLOCK
 
 
 def test_a_stage_with_room_for_everything_can_be_read_again():
@@ -330,7 +330,7 @@ def _out_of_memory(*_: Any) -> Any:
 def test_a_copy_for_which_there_is_no_memory_says_so_and_what_to_do(limit, monkeypatch):
     budget = MemoryBudget(limit)
     stage = Stage(_plan({"a": np.zeros(20 * BLOCK, np.uint8)}), budget, url="memory://x/model-1")
-    monkeypatch.setattr(staging.mmap, "mmap", _no_memory)
+    monkeypatch.setattr(blocks.mmap, "mmap", _no_memory)
     with pytest.raises(
         TransientError, match=rf"no memory .*memory_budget={limit}.* snapshot=False"
     ) as caught:

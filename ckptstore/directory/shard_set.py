@@ -12,7 +12,7 @@ from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.directory.publish import put_graph
-from ckptstore.directory.standing import choose_count, name_is_taken, read_standing
+from ckptstore.directory.published_index import choose_count, name_is_taken, read_standing
 from ckptstore.errors import (
     AccessError,
     AmbiguousOutcomeError,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 
 from ckptstore.directory.collect import collect_pending, collect_shards
-from ckptstore.directory.graphs import is_graph_suffix
+from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.paths import owner_of
-from ckptstore.directory.standing import Standing, read_standing
+from ckptstore.directory.published_index import Standing, read_standing
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record_protocol import Pending, Record, Superseded

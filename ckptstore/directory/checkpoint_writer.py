@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.data_files import ShardSet
-from ckptstore.directory.due_deletes import DueDeletes
-from ckptstore.directory.graphs import GraphKeeper
+from ckptstore.directory.bare_write import entered
+from ckptstore.directory.graph_keeper import GraphKeeper
 from ckptstore.directory.ownership import Held, Ownership
 from ckptstore.directory.paths import inside, owner_of
+from ckptstore.directory.pending_deletes import DueDeletes
 from ckptstore.directory.publish import publish_index
+from ckptstore.directory.published_index import Standing, read_standing
 from ckptstore.directory.record_change import RecordChange
+from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.retention import Entry, Retention
-from ckptstore.directory.standing import Standing, read_standing
-from ckptstore.directory.unlisted import Unlisted, take_in, tell_unlisted
-from ckptstore.directory.window import own_entries
-from ckptstore.directory.write import entered
+from ckptstore.directory.shard_set import ShardSet
+from ckptstore.directory.unrecorded import Unlisted, take_in, tell_unlisted
 from ckptstore.errors import (
     AmbiguousOutcomeError,
     CkptStoreError,

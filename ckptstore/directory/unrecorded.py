@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.record_update import RECORD_NAME
 from ckptstore.directory.retention import Entry
+from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError
 from ckptstore.format.record_protocol import Superseded
 from ckptstore.storage.base import Location

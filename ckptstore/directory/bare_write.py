@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.data_files import ShardSet
 from ckptstore.directory.publish import publish_index
+from ckptstore.directory.published_index import read_standing
 from ckptstore.directory.replaced import collect_replaced
-from ckptstore.directory.standing import read_standing
+from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import ConflictError
 from ckptstore.format.naming import split_step
 from ckptstore.storage.base import Committed, Location

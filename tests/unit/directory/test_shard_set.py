@@ -12,7 +12,7 @@ import pytest
 
 from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.write import write_checkpoint
+from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
 from ckptstore.storage import scope as scope_module
 from ckptstore.storage.base import Location
@@ -20,8 +20,8 @@ from ckptstore.storage.registry import locate
 from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import ManualClock
+from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, release_blocks
 from ckptstore.transfer.budget import MemoryBudget
-from ckptstore.transfer.staging import BLOCK_SIZE_BYTES, release_blocks
 from ckptstore.transfer.transfer import Transfer
 
 _T = TypeVar("_T")

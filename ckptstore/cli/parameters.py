@@ -1,13 +1,34 @@
-"""``--printoptions k=v``: how numpy prints values."""
+"""Values of options: ages (``0s``, ``90m``, ``24h``, ``7d``) and numpy's print options (``k=v``)."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-__all__ = ["parse_printoption"]
+import click
+
+__all__ = ["parse_age", "parse_printoption"]
+
+_AGE = re.compile(r"([0-9]{1,9})([smhd])")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _TRUE = ("true", "t", "1")
 _FALSE = ("false", "f", "0")
+
+
+def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    """Return the age in seconds; a callback for an option.
+
+    Raises
+    ------
+    click.BadParameter
+        If `text` is not an age. A bare number is refused: its unit would be a guess, and files are deleted by it.
+    """
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no age: give a number and s, m, h or d, e.g. 24h")
+    return int(match[1]) * _SECONDS[match[2]]
+
 
 
 def parse_printoption(text: str) -> tuple[str, Any]:

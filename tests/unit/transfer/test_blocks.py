@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from ckptstore.transfer.staging import BLOCK_SIZE_BYTES, give_blocks, release_blocks, take_block
+from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, give_blocks, release_blocks, take_block
 
 
 @pytest.fixture(autouse=True)
