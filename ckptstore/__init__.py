@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ckptstore.inspect_checkpoint as inspect_checkpoint
-    from ckptstore.async_save import SaveHandle
-    from ckptstore.bundle_writer import BundleWriter, merge_bundles
-    from ckptstore.checkpoint import OpenCheckpoint, RestoreReport, open_checkpoint
-    from ckptstore.checkpoint_reader import CheckpointReader, list_variables, load_checkpoint, load_variable
     from ckptstore.errors import (
         AccessError,
         AmbiguousOutcomeError,
@@ -37,8 +33,11 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ckptstore.graph import Graph, GraphBuilder
-    from ckptstore.graph_import import import_meta_graph
-    from ckptstore.management import (
+    from ckptstore.reading.open_checkpoint import OpenCheckpoint, RestoreReport, open_checkpoint
+    from ckptstore.saving.handle import SaveHandle
+    from ckptstore.train.bundle_writer import BundleWriter, merge_bundles
+    from ckptstore.train.checkpoint import Checkpoint, Optimizer
+    from ckptstore.train.checkpoint_management import (
         CheckpointState,
         checkpoint_exists,
         checkpoints_iterator,
@@ -49,10 +48,16 @@ if TYPE_CHECKING:
         update_checkpoint_state,
         wait_for_new_checkpoint,
     )
-    from ckptstore.manager import CheckpointManager
-    from ckptstore.meta_graph_files import export_meta_graph
-    from ckptstore.object_checkpoint import Checkpoint, Optimizer
-    from ckptstore.saver import Saver
+    from ckptstore.train.checkpoint_manager import CheckpointManager
+    from ckptstore.train.checkpoint_reader import (
+        CheckpointReader,
+        list_variables,
+        load_checkpoint,
+        load_variable,
+    )
+    from ckptstore.train.import_meta_graph import import_meta_graph
+    from ckptstore.train.meta_graph import export_meta_graph
+    from ckptstore.train.saver import Saver
     from ckptstore.transfer.progress import Event
     from ckptstore.types import DType, TensorSpec
 
@@ -115,10 +120,10 @@ __all__ = [
 # Module → the public names it defines. The imports above say the same to type checkers, which cannot read a
 # table; tests/meta/test_api_names.py compares the two.
 _HOMES = {
-    "async_save": ("SaveHandle",),
-    "bundle_writer": ("BundleWriter", "merge_bundles"),
-    "checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
-    "checkpoint_reader": ("CheckpointReader", "list_variables", "load_checkpoint", "load_variable"),
+    "saving.handle": ("SaveHandle",),
+    "train.bundle_writer": ("BundleWriter", "merge_bundles"),
+    "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
+    "train.checkpoint_reader": ("CheckpointReader", "list_variables", "load_checkpoint", "load_variable"),
     "errors": (
         "AccessError",
         "AmbiguousOutcomeError",
@@ -141,8 +146,8 @@ _HOMES = {
         "UsageError",
     ),
     "graph": ("Graph", "GraphBuilder"),
-    "graph_import": ("import_meta_graph",),
-    "management": (
+    "train.import_meta_graph": ("import_meta_graph",),
+    "train.checkpoint_management": (
         "CheckpointState",
         "checkpoint_exists",
         "checkpoints_iterator",
@@ -153,10 +158,10 @@ _HOMES = {
         "update_checkpoint_state",
         "wait_for_new_checkpoint",
     ),
-    "manager": ("CheckpointManager",),
-    "object_checkpoint": ("Checkpoint", "Optimizer"),
-    "meta_graph_files": ("export_meta_graph",),
-    "saver": ("Saver",),
+    "train.checkpoint_manager": ("CheckpointManager",),
+    "train.checkpoint": ("Checkpoint", "Optimizer"),
+    "train.meta_graph": ("export_meta_graph",),
+    "train.saver": ("Saver",),
     "transfer.progress": ("Event",),
     "types": ("DType", "TensorSpec"),
 }

@@ -1,14 +1,15 @@
-"""Where this process runs, and the only place that reads the environment."""
+"""Which process this is, where it runs, and the only place that reads the environment."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["GcsEnvironment", "client_environment", "gcs_environment", "host_id", "host_name"]
+__all__ = ["GcsEnvironment", "client_environment", "gcs_environment", "host_id", "host_name", "process_run"]
 
 
 def host_name() -> str:
@@ -28,6 +29,14 @@ def host_id() -> str:
     except OSError:
         name = os.uname().nodename.encode()
     return hashlib.sha256(name).hexdigest()[:8]
+
+
+_RUNS: dict[int, str] = {}
+
+
+def process_run() -> str:
+    """Return the run of this process: one for all its Savers, another one after a fork."""
+    return _RUNS.setdefault(os.getpid(), uuid.uuid4().hex)
 
 
 class GcsEnvironment(NamedTuple):

@@ -14,8 +14,8 @@ import runpy
 from collections.abc import Mapping
 from typing import Any
 
-from ckptstore.checkpoint_reader import CheckpointReader, load_checkpoint
 from ckptstore.errors import UsageError
+from ckptstore.train.checkpoint_reader import CheckpointReader, load_checkpoint
 
 __all__ = ["print_tensors_in_checkpoint_file"]
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.parameters import parse_age
 from ckptstore.cli.errors import OK, exit_code_of
 from ckptstore.cli.options import Options, shell_command
 from ckptstore.cli.output import Output
+from ckptstore.cli.parameters import parse_age
 from ckptstore.errors import NotFoundError
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> 
     Raises
     ------
     click.BadParameter
-        If `text` is not an age. A bare number is refused: its unit would be a guess, and files are deleted by it.
+        If `text` is not an age. A bare number is refused: its unit would be a guess, and files are
+        deleted by it.
     """
     match = _AGE.fullmatch(text)
     if match is None:
         raise click.BadParameter(f"{text!r} is no age: give a number and s, m, h or d, e.g. 24h")
     return int(match[1]) * _SECONDS[match[2]]
-
 
 
 def parse_printoption(text: str) -> tuple[str, Any]:

@@ -81,8 +81,8 @@ def _run(flags: argparse.Namespace) -> int:
         return USAGE
     import numpy as np
 
-    from ckptstore.checkpoint_reader import load_checkpoint
     from ckptstore.inspect_checkpoint import print_tensors_in_checkpoint_file
+    from ckptstore.train.checkpoint_reader import load_checkpoint
 
     try:
         with np.printoptions(**dict(flags.printoptions)):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ckptstore.bundle_writer import BundleWriter
 from ckptstore.cli.main import main
+from ckptstore.train.bundle_writer import BundleWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 

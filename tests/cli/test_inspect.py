@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ckptstore.bundle_writer import BundleWriter
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptstore.format.table_builder import TableBuilder
+from ckptstore.train.bundle_writer import BundleWriter
 from tests.cli.tensorflow_golden import golden
 
 SHARDED = """\

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ckptstore.bundle.verify.verify import verify_bundle
-from ckptstore.checkpoint import open_checkpoint
-from ckptstore.checkpoint_reader import list_variables, load_checkpoint
 from ckptstore.format.coding import decode_varint
 from ckptstore.format.slices import encode_slice_key
+from ckptstore.reading.open_checkpoint import open_checkpoint
+from ckptstore.train.checkpoint_reader import list_variables, load_checkpoint
 from ckptstore.types import Slice
 from tests.conformance.fixtures import CASES, ROOT, assert_value, named
 

@@ -38,8 +38,8 @@ _LENGTH = struct.Struct("<Q")
 _MODULES = (
     "tests.hostile.entry_points",
     "ckptstore.testing",
-    "ckptstore.manager",
-    "ckptstore.saver",
+    "ckptstore.train.checkpoint_manager",
+    "ckptstore.train.saver",
     "google.protobuf.text_format",
 )
 

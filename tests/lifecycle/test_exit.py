@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import ckptstore as ck
-from ckptstore import pending_saves
+from ckptstore.saving import at_exit
 from tests.lifecycle.child import WATCHDOG_S, Child, run
 
 pytestmark = pytest.mark.timeout(90)
@@ -137,7 +137,7 @@ def test_a_save_to_a_stuck_server_ends_with_its_deadline(stuck_server: str) -> N
 def test_a_save_to_a_stuck_server_is_given_up(stuck_server: str) -> None:
     _, err = run(
         """
-        pending_saves.EXIT_STALL_S = 1
+        at_exit.EXIT_STALL_S = 1
         ck.Saver().save_async(W, "s3://bucket/run/m", 1)
         """,
         environment=environment_of(stuck_server),
@@ -167,7 +167,7 @@ def test_cancel_drops_the_request_under_way(stuck_server: str) -> None:
 def test_a_call_that_never_returns_holds_nobody(tmp_path: Path) -> None:
     _, err = run(
         """
-        pending_saves.EXIT_STALL_S = pending_saves.CLEAN_UP_S = 0.5
+        at_exit.EXIT_STALL_S = at_exit.CLEAN_UP_S = 0.5
         hold("upload")
         ck.Saver().save_async(W, sys.argv[1] + "/m", 1)
         """,
@@ -179,7 +179,7 @@ def test_a_call_that_never_returns_holds_nobody(tmp_path: Path) -> None:
 def test_one_that_is_being_published_is_named_as_such(tmp_path: Path) -> None:
     _, err = run(
         """
-        pending_saves.EXIT_STALL_S = pending_saves.CLEAN_UP_S = 0.5
+        at_exit.EXIT_STALL_S = at_exit.CLEAN_UP_S = 0.5
         class HeldIndex(Held):
             def called(self, primitive, keys, call):
                 return super().called(primitive, keys, call) if ".index" in keys[0] else call()
@@ -194,7 +194,7 @@ def test_one_that_is_being_published_is_named_as_such(tmp_path: Path) -> None:
 def test_the_deadline_as_a_whole_bounds_a_save_that_crawls(tmp_path: Path) -> None:
     _, err = run(
         """
-        pending_saves.EXIT_DEADLINE_S = 1
+        at_exit.EXIT_DEADLINE_S = 1
         hold("upload.send", 0.4)
         big = {f"w{number}": np.ones(1 << 20) for number in range(40)}
         ck.Saver().save_async(big, sys.argv[1] + "/m", 1)
@@ -206,7 +206,7 @@ def test_the_deadline_as_a_whole_bounds_a_save_that_crawls(tmp_path: Path) -> No
 
 
 def test_the_usual_bounds_are_within_what_a_scheduler_gives() -> None:
-    assert pending_saves.EXIT_STALL_S + pending_saves.CLEAN_UP_S < 30
+    assert at_exit.EXIT_STALL_S + at_exit.CLEAN_UP_S < 30
 
 
 def test_a_save_to_minio_by_name_finishes(minio: object) -> None:

@@ -22,7 +22,7 @@ def report(rows: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Module:
-    """One source file: ``ckptstore.format.table`` is in room ``format``, ``ckptstore.saver`` in its own."""
+    """One source file: ``ckptstore.format.table`` is in room ``format``, ``ckptstore.errors`` in its own."""
 
     name: str
     path: Path

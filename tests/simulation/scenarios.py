@@ -16,19 +16,17 @@ import numpy as np
 
 import ckptstore.directory.published_index
 import ckptstore.directory.record_update
-import ckptstore.management
-import ckptstore.saver
-import ckptstore.saver_arguments
+import ckptstore.saving.arguments
 import ckptstore.storage.retry
 import ckptstore.storage.scope
+import ckptstore.train.checkpoint_management
+import ckptstore.train.saver
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
-from ckptstore.management import latest_checkpoint
-from ckptstore.saver import Saver
-from ckptstore.saver_graph import SaverGraph
-from ckptstore.saver_tasks import SaverTasks
+from ckptstore.saving.prepare import SaverTasks
+from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.storage.base import Location
 from ckptstore.testing.invariants import (
     InvariantViolation,
@@ -38,6 +36,8 @@ from ckptstore.testing.invariants import (
     assert_reader_is_not_behind,
     assert_reader_was_served,
 )
+from ckptstore.train.checkpoint_management import latest_checkpoint
+from ckptstore.train.saver import Saver
 from tests.simulation.bucket import SimulatedBucket
 from tests.simulation.history import DIRECTORY, RECORD, History, Save
 from tests.simulation.memory import every_copy_of, no_threads, pure_functions_remember
@@ -375,9 +375,9 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
         every_copy_of("new_write_id", lambda: _world.new_id()),
-        mock.patch.object(ckptstore.saver, "locate", _locate),
-        mock.patch.object(ckptstore.saver_arguments, "locate", _locate),
-        mock.patch.object(ckptstore.management, "locate", _locate),
+        mock.patch.object(ckptstore.train.saver, "locate", _locate),
+        mock.patch.object(ckptstore.saving.arguments, "locate", _locate),
+        mock.patch.object(ckptstore.train.checkpoint_management, "locate", _locate),
         mock.patch.object(SaverTasks, "_plan", _plan_from_memory),
         mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ckptstore import inspect_checkpoint
-from ckptstore.bundle_writer import BundleWriter
 from ckptstore.errors import ChecksumError, FormatError, NotFoundError, UsageError
+from ckptstore.train.bundle_writer import BundleWriter
 from tests.cli.tensorflow_golden import CASES, calls_for, golden
 
 TITLES = [(name, title) for name, case in CASES.items() for title, _ in calls_for(case)]

@@ -1,0 +1,342 @@
+"""The short modern API: a checkpoint as a lazy mapping from names to arrays."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from ckptstore.bundle.read.indexing import BasicIndex
+from ckptstore.bundle.read.mapped_tensors import MappedTensors
+from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
+from ckptstore.bundle.read.restore import keys_by_full_name, restore_into
+from ckptstore.errors import CkptStoreWarning, UsageError
+from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
+from ckptstore.reading.options import ReadOptions
+from ckptstore.reading.report import RestoreReport, checked_names, restore_wanted
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+from ckptstore.transfer.progress import Progress
+from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import TensorSpec
+
+__all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values"]
+
+PathText = str | os.PathLike[str]
+Options = Mapping[str, Any] | None
+
+
+class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
+    """A checkpoint as a mapping from tensor name to array that reads what is asked for.
+
+    ``ckpt[name]`` is a verified, read-only array in native byte order; strings come as an object array of
+    bytes. On a local disk it is the memory-mapped file itself where its place and type allow: nothing is
+    copied, the first access verifies, later ones cost nothing, and the array stays valid after closing.
+    Overwriting the file in place (which no save does) would show in such an array, and cutting it short ends
+    the process; ``read`` copies. Two handles are equal only if they are the same.
+
+    It stays with the save that it was opened on, and never mixes two. If its files are removed or replaced,
+    reading raises `NotFoundError`: open it again.
+
+    Threads
+    -------
+    Safe for concurrent use. Closing is a courtesy: there are no open files.
+    """
+
+    def __init__(self, reader: BundleReader, options: ReadOptions | None = None) -> None:
+        self._reader = reader
+        self._options = options or ReadOptions()
+        self._mapped = MappedTensors(reader)
+        self._is_closed = False
+        # Whether anything that this handle told still has to be true.
+        self._is_used = False
+        self._names: dict[str, int] | None = None
+        self._order: list[str] = []
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        reader = self._open()
+        # Who has asked for the names may want one tensor after the other.
+        array = self._mapped.get(name, None if self._names is None else self._following)
+        if array is None:
+            tensor = reader.stored(name)
+            # The slices of a partitioned tensor come at the same time.
+            array = reader.read_stored([(tensor, None)])[0] if tensor.slices else reader.read(name)
+            array.flags.writeable = False
+        return array
+
+    def _following(self, name: str) -> Iterator[str]:
+        position = (self._names or {}).get(name)
+        return iter(()) if position is None else itertools.islice(self._order, position + 1, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all_names())
+
+    def __len__(self) -> int:
+        return len(self._all_names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all_names()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<OpenCheckpoint {self._reader.location.url}{' (closed)' if self._is_closed else ''}>"
+
+    def __enter__(self) -> OpenCheckpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def prefix(self) -> str:
+        """The prefix, as it was given."""
+        return self._reader.location.url
+
+    def close(self) -> None:
+        """Let go of the checkpoint; reading from it raises `UsageError` from now on. Arrays stay valid."""
+        self._is_closed = True
+        self._mapped.clear()
+
+    def specs(self) -> dict[str, TensorSpec]:
+        """Return name → shape, type, size and place of every tensor, ascending; reads only the index."""
+        return self._open().specs()
+
+    def read(self, name: str, index: BasicIndex = ...) -> Any:
+        """Return what ``ckpt[name][index]`` is, reading only what is needed for it.
+
+        Parameters
+        ----------
+        name : str
+        index : basic index
+            As numpy's: integers, slices with any step, Ellipsis, newaxis, or a tuple of them; for example
+            ``np.s_[0:10]``. Of a partitioned tensor only the slices and data files are touched that hold
+            some of it.
+
+        Returns
+        -------
+        ndarray or scalar
+            New and writable; a scalar where numpy would give one.
+
+        Raises
+        ------
+        TensorNotFoundError
+            If there is no such tensor; the hint lists close names.
+        IndexError
+            If `index` is out of range or has too many parts.
+        UsageError
+            If it is not a basic index: booleans, arrays, lists.
+        ChecksumError
+            If the bytes are damaged. A tensor, or a slice of a partitioned one, is verified whenever all of
+            it is read; there is no checksum for less than that.
+        CorruptError, NotFoundError
+            If a file is malformed, too short, missing, or was replaced.
+        """
+        array = self._open().read(name, index)
+        parts = index if isinstance(index, tuple) else (index,)
+        if array.ndim == 0 and not any(part is ... for part in parts):
+            return array[()]
+        return array
+
+    def restore(
+        self,
+        into: Mapping[str, Any] | None = None,
+        *,
+        names: Iterable[str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        missing: Literal["raise", "ignore"] = "raise",
+        unexpected: Literal["raise", "ignore"] = "ignore",
+    ) -> RestoreReport:
+        """Restore many tensors at once, reading each file from front to back, several parts at a time.
+
+        Parameters
+        ----------
+        into : mapping, optional
+            Name → array. The arrays are filled in place, whatever their strides; None, numpy scalars and
+            Python numbers or text are replaced by new writable arrays. Its keys are what is wanted, unless
+            `names` says so. Without `into` the arrays are new, and in the report.
+        names : iterable of str, optional
+            Restore only these tensors, as the checkpoint calls them. Those that `into` does not have are
+            put into it.
+        rename : mapping, optional
+            Name in the checkpoint → name in `into`, as ``var_list`` of a Saver. A tensor that is renamed is
+            no longer known by its old name; the others keep theirs.
+        missing : {"raise", "ignore"}
+            What to do about wanted names that the checkpoint lacks.
+        unexpected : {"raise", "ignore"}
+            What to do about tensors of the checkpoint that nothing wants.
+
+        Returns
+        -------
+        RestoreReport
+
+        Raises
+        ------
+        TensorNotFoundError
+            If a wanted name is missing; the hint lists close ones. Nothing was changed.
+        UsageError
+            If shape or type of an array differ from the checkpoint's, an array is read-only, or tensors are
+            unexpected. Nothing was changed.
+        FormatError, UnsupportedError, TruncatedFileError, IncompleteBundleError
+            If the index contradicts itself, or a data file is missing or too short. Nothing was changed.
+        ChecksumError
+            If a tensor's bytes are damaged, which only shows while they are read: arrays that come before
+            it in the files are filled then, and no key was added. Arrays below 256 KiB never receive bytes
+            that failed.
+        NotFoundError
+            If the files were removed or replaced. A handle that was not used for anything else before tries
+            again by itself with what is there then.
+        """
+        for option, choice in (("missing", missing), ("unexpected", unexpected)):
+            if choice not in ("raise", "ignore"):
+                raise UsageError(f"{option} must be 'raise' or 'ignore'", actual=repr(choice))
+        if into is not None and not isinstance(into, Mapping):
+            raise UsageError("into must be a mapping from names to arrays", actual=type(into).__name__)
+        selected = None if names is None else checked_names(names)
+
+        was_used, reader = self._is_used, self._open()
+        with self._options.transfer(reader.location.url) as transfer:
+
+            def attempt(reader: BundleReader) -> RestoreReport:
+                return restore_wanted(
+                    reader,
+                    into,
+                    selected,
+                    rename or {},
+                    raise_missing=missing == "raise",
+                    raise_unexpected=unexpected == "raise",
+                    transfer=transfer,
+                )
+
+            if was_used:
+                return attempt(reader)
+            self._reader, report = reopening(reader, attempt)
+        if self._reader is not reader:
+            self._mapped = MappedTensors(self._reader)
+        return report
+
+    def _open(self) -> BundleReader:
+        if self._is_closed:
+            raise UsageError("the checkpoint is closed", url=self._reader.location.url, hint="Open it again.")
+        self._is_used = True
+        return self._reader
+
+    def _all_names(self) -> dict[str, int]:
+        reader = self._open()
+        names = self._names
+        if names is None:
+            self._order = reader.names()
+            names = self._names = dict(zip(self._order, itertools.count(), strict=False))
+        return names
+
+
+def open_checkpoint(
+    prefix: PathText,
+    *,
+    memory_budget: int | None = None,
+    progress: Progress = None,
+    storage_options: Options = None,
+) -> OpenCheckpoint:
+    """Open a checkpoint for reading; reads its index, or a part of that if it is large.
+
+    Parameters
+    ----------
+    prefix : str or PathLike
+        Prefix or URL, such as `latest_checkpoint` returns; V2 or V1.
+    memory_budget : int, optional
+        Bytes that reading may hold beyond the arrays that it fills or returns; strings may take more. None:
+        some blocks of 8 or 16 MiB, one for each thread.
+    progress : {"rich", "tqdm", "log"} or callable, optional
+        What shows how far `OpenCheckpoint.restore` is: a bar on a terminal, lines in the log, or a function
+        that gets an `Event` now and then.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such checkpoint.
+    CorruptError
+        If its index is damaged.
+
+    Examples
+    --------
+    >>> from ckptstore import BundleWriter
+    >>> with BundleWriter("memory://docs/open") as writer:
+    ...     writer.add("w", [[1.0, 2.0], [3.0, 4.0]])
+    >>> with open_checkpoint("memory://docs/open") as ckpt:
+    ...     ckpt.read("w", 1)
+    array([3., 4.])
+    """
+    options = ReadOptions(memory_budget, progress)
+    reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget)
+    return OpenCheckpoint(reader, options)
+
+
+def restore_values(
+    prefix: Location,
+    values: MutableMapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    *,
+    reshape: bool = False,
+    transfer: Transfer | None = None,
+) -> None:
+    """Restore a checkpoint into `values`, opening it again if it is replaced meanwhile.
+
+    Parameters
+    ----------
+    prefix : Location
+    values : mutable mapping
+        Name → array; see `restore_into`.
+    names : mapping, optional
+        Name in the checkpoint → name in `values`. Without it every tensor of the checkpoint, and every name
+        of `values` must be among them. In an object-based checkpoint a name that is no key is looked up among
+        the variables' own names, as TensorFlow's Saver does; its object graph is no value.
+    reshape : bool
+        Fill arrays of another shape with as many elements.
+    transfer : Transfer, optional
+        What the reads belong to, entered by the caller; by default one without limits.
+
+    Raises
+    ------
+    CkptStoreError
+        As `restore_into`; NotFoundError also if there is no such checkpoint.
+    """
+
+    def attempt(reader: BundleReader) -> None:
+        if names is None:
+            wanted = {name: name for name in values}
+        else:
+            wanted = {target: source for source, target in names.items()}
+        stored = dict.fromkeys(reader.names())
+        if OBJECT_GRAPH_KEY in stored:
+            key_of = keys_by_full_name(reader)
+            mapped = {name for name in wanted.values() if name not in stored and name in key_of}
+            if mapped:
+                warnings.warn(
+                    f"{reader.url} is object-based: {len(mapped)} tensors, among them {min(mapped)!r}, are"
+                    " restored by the names of its variables",
+                    CkptStoreWarning,
+                    stacklevel=6,
+                )
+            wanted = {to: key_of[name] if name in mapped else name for to, name in wanted.items()}
+            stored.pop(OBJECT_GRAPH_KEY)
+        if names is None:
+            taken = set(wanted.values())
+            wanted |= {name: name for name in stored if name not in taken}
+        restore_into(reader, values, wanted, reshape=reshape, transfer=under_way)
+
+    with ExitStack() as stack:
+        under_way = transfer or stack.enter_context(ReadOptions().transfer(prefix.url))
+        reopening(open_bundle(prefix), attempt)

@@ -1,0 +1,352 @@
+"""The saves of one Saver in the background: one at a time, in a thread that lives as long as there is work.
+
+What has to be checked is checked before a save comes here; what fails here is told once, by whatever asks
+first: the save's handle, the Saver's next save, or its `close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections import deque
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import CkptStoreWarning, ConflictError, SaveCancelledError, UsageError
+from ckptstore.saving import at_exit
+
+if TYPE_CHECKING:
+    from ckptstore.saving.options import QueuePolicy
+    from ckptstore.saving.task import SaveTask
+
+__all__ = ["QueuedSave", "SaveQueue"]
+
+_LOG = logging.getLogger("ckptstore")
+
+# The queue whose save runs in this context, the threads that work for it included.
+_AT_WORK: ContextVar[SaveQueue | None] = ContextVar("ckptstore_save_queue", default=None)
+
+# A thread whose work is done ends within microseconds; this bounds the wait where a callback keeps it.
+_SETTLE_S = 1.0
+
+
+class QueuedSave:
+    """One save in a queue, and how it ended.
+
+    Attributes
+    ----------
+    task : SaveTask
+    queue : SaveQueue
+    future : Future
+        Done when the save is over; holds nothing.
+    is_over : bool
+    error : BaseException or None
+        What it failed with; read it when `is_over`.
+    answer : str or None
+        What the task returned; read it when `is_over`.
+
+    Threads
+    -------
+    Written by its queue, read by any.
+    """
+
+    def __init__(self, task: SaveTask, queue: SaveQueue) -> None:
+        self.task = task
+        self.queue = queue
+        self.future: Future[None] = Future()
+        # Nobody cancels the future itself: `cancel` ends the work, and the work ends the future.
+        self.future.set_running_or_notify_cancel()
+        self.is_over = False
+        self.error: BaseException | None = None
+        self.answer: str | None = None
+        self._pid = os.getpid()
+
+    @property
+    def prefix(self) -> str:
+        """The URL of the checkpoint."""
+        return self.task.url
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes of data files that are stored already."""
+        return self.task.done_bytes
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """False in a forked child: the thread that makes the save stayed in the parent."""
+        return self._pid == os.getpid()
+
+    def cancel(self) -> bool:
+        """Give it up, if it is not being published yet; tell whether it was in time."""
+        return self.queue.cancel(self)
+
+
+class SaveQueue:
+    """The saves of one Saver, one after the other.
+
+    Parameters
+    ----------
+    policy : str
+        What a save does that finds another one in flight: ``"wait"``, ``"skip"``, ``"refuse"``.
+
+    Threads
+    -------
+    Saves are submitted by one thread at a time; everything else is safe for concurrent use.
+    """
+
+    def __init__(self, policy: QueuePolicy) -> None:
+        self._policy = policy
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._waiting: deque[QueuedSave] = deque()
+        self._running: QueuedSave | None = None
+        self._thread: threading.Thread | None = None
+        # Stands for the one call of `_work` that may make saves.
+        self._worker: object | None = None
+        self._untold: dict[QueuedSave, BaseException] = {}
+        self._has_owner = True
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            # What is in flight, and what failed there, is the parent's.
+            self._begin()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no save is in flight or waiting."""
+        self._check_process()
+        return self._running is None and not self._waiting
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the caller is in the thread that makes the saves."""
+        return threading.current_thread() is self._thread
+
+    def check_may_wait(self, url: str | None = None) -> None:
+        """Raise `UsageError` where waiting for a save would never end."""
+        if self.is_own_thread or _AT_WORK.get() is self:
+            raise UsageError(
+                "a save was waited for in a thread that it needs itself",
+                url=url,
+                hint="Do not save, close or wait in a callback, or a report of progress, of the same Saver.",
+            )
+
+    def wait(self) -> None:
+        """Wait until every save is over; how they ended does not matter here."""
+        if not self.is_idle:
+            self.check_may_wait()
+        with self._changed:
+            self._changed.wait_for(lambda: self._running is None and not self._waiting)
+        self.settle()
+
+    def raise_failure(self) -> None:
+        """Raise what a save in the background died of, unless somebody was told."""
+        self._check_process()
+        with self._changed:
+            untold, self._untold = list(self._untold.values()), {}
+        if untold:
+            for other in untold[1:]:
+                untold[0].add_note(f"A later save failed, too: {other}")
+            raise untold[0]
+
+    def submit(self, task: SaveTask, *, snapshot: bool) -> QueuedSave:
+        """Run `task` in the background, when its turn comes; return when its arrays may be changed again.
+
+        Parameters
+        ----------
+        task : SaveTask
+        snapshot : bool
+            Copy the arrays. Without it, return at once.
+
+        Raises
+        ------
+        ConflictError
+            With the policy ``"refuse"``, if a save is in flight.
+        UsageError
+            In a callback or a report of progress, if it would have to wait there.
+        CkptStoreError
+            The failure of an earlier save that nobody was told of. Nothing is saved then.
+        """
+        if not self.is_idle and self._policy == "refuse":
+            raise ConflictError(
+                "another save of this Saver is in flight",
+                url=task.url,
+                hint="Wait for its result, or choose queue='wait' or queue='skip'.",
+            )
+        if snapshot and not (self._policy == "skip" and self._both_fit(task)):
+            # What may not be given up later would only hold memory for as long as it waits.
+            self.wait()
+        self.raise_failure()
+        save = QueuedSave(task, self)
+        if not snapshot:
+            self._append(save)
+            return save
+        task.begin_snapshot()
+        try:
+            if not task.is_staged_whole:
+                self.check_may_wait(task.url)
+            self._append(save)
+            task.stage()
+        except BaseException:
+            # Nobody gets a handle, and the arrays may change now.
+            self.cancel(save)
+            with self._changed:
+                self._changed.wait_for(lambda: save not in self._waiting and self._running is not save)
+            self.tell(save)
+            raise
+        return save
+
+    def _both_fit(self, task: SaveTask) -> bool:
+        """Tell whether the budget has room for a snapshot beside the one of the save in flight."""
+        budget, running = task.memory_budget, self._running
+        if budget is None or running is None:
+            return True
+        return task.size_bytes + running.task.size_bytes <= budget
+
+    def _append(self, save: QueuedSave) -> None:
+        skipped: list[QueuedSave] = []
+        with self._changed:
+            if self._running is None and not self._waiting:
+                # In flight from now on, not from when the thread gets to it: nothing takes its place.
+                self._running = save
+            else:
+                if self._policy == "skip":
+                    skipped = list(self._waiting)
+                    self._waiting.clear()
+                self._waiting.append(save)
+            try:
+                at_exit.enter(save)
+                if self._worker is None:
+                    self._begin_work()
+            except BaseException:
+                # Ctrl-C: nobody may wait for a save that nobody makes.
+                if self._running is save:
+                    self._running = None
+                else:
+                    self._waiting.remove(save)
+                    self._waiting.extend(skipped)
+                at_exit.leave(save)
+                raise
+        for older in skipped:
+            older.task.cancel()
+            self._end(older, _given_up(older, "a newer save of this Saver took its place"))
+        if self._thread is None:
+            save.task.skip_snapshot()
+            self._work(self._worker)
+
+    def _begin_work(self) -> None:
+        self._worker = worker = object()
+        self._thread = threading.Thread(target=self._work, args=(worker,), name="ckptstore-save", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # No new thread when the interpreter is ending: then in this one.
+            self._thread = None
+        except BaseException:
+            # Should it run after all, it has nothing to do.
+            self._thread = self._worker = None
+            raise
+
+    def _work(self, worker: object) -> None:
+        token = _AT_WORK.set(self)
+        try:
+            while True:
+                with self._changed:
+                    if self._worker is not worker:
+                        return
+                    if self._running is None and not self._waiting:
+                        self._worker = None
+                        return
+                    save = self._running = self._running or self._waiting.popleft()
+                error: BaseException | None = None
+                try:
+                    save.answer = save.task.run()
+                except BaseException as failure:  # noqa: BLE001 - told by whoever asks first
+                    error = failure
+                if error is not None and save.task.is_cancelled:
+                    error = _given_up(save, "it was cancelled", error)
+                self._end(save, error)
+        except BaseException:
+            with self._changed:
+                if self._worker is worker:
+                    self._worker = None
+            raise
+        finally:
+            _AT_WORK.reset(token)
+
+    def _end(self, save: QueuedSave, error: BaseException | None) -> None:
+        save.task.release(error)
+        is_missed = False
+        if error is not None and not isinstance(error, SaveCancelledError):
+            error.add_note(f"It happened while {save.prefix} was saved in the background.")
+            is_missed = True
+        with self._changed:
+            if error is not None and is_missed:
+                self._untold[save] = error
+            if self._running is save:
+                self._running = None
+            save.error = error
+            save.is_over = True
+            self._changed.notify_all()
+        # Not above: the guard's lock may be held by a thread in which the garbage collector calls `let_go`.
+        at_exit.leave(save)
+        save.future.set_result(None)
+        if is_missed and not self._has_owner:
+            self._warn()
+
+    def cancel(self, save: QueuedSave) -> bool:
+        """Give `save` up, if it is not being published yet; tell whether it was in time."""
+        with self._changed:
+            is_waiting = save in self._waiting
+            if is_waiting:
+                self._waiting.remove(save)
+            elif save.is_over:
+                return save.task.is_cancelled
+        is_in_time = save.task.cancel()
+        if is_waiting:
+            self._end(save, _given_up(save, "it was cancelled"))
+        return is_in_time
+
+    def tell(self, save: QueuedSave) -> None:
+        """Note that somebody was told how `save` ended."""
+        if self._pid == os.getpid():
+            with self._changed:
+                self._untold.pop(save, None)
+
+    def settle(self) -> None:
+        """Let threads that have nothing to do any more end."""
+        thread = self._thread
+        if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
+            return
+        if self.is_idle:
+            thread.join(_SETTLE_S)
+            at_exit.settle(_SETTLE_S)
+
+    def let_go(self) -> None:
+        """Hear that the Saver is gone: of what failed, or fails from now on, it cannot tell."""
+        if self._pid == os.getpid():
+            self._has_owner = False
+            self._warn()
+
+    def _warn(self) -> None:
+        with self._changed:
+            untold, self._untold = self._untold, {}
+        for error in untold.values():
+            text = f"a save in the background failed, and nobody asked how it ended: {error}"
+            try:
+                warnings.warn(text, CkptStoreWarning, stacklevel=2)
+            except CkptStoreWarning:
+                # Where warnings are errors there is nobody to raise it to, and other saves are waiting.
+                _LOG.warning("%s", text)
+
+
+def _given_up(save: QueuedSave, why: str, cause: BaseException | None = None) -> SaveCancelledError:
+    error = SaveCancelledError(f"the save was given up: {why}", url=save.prefix)
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,115 @@
+"""Values that cannot be filled in place: Python numbers, numpy scalars, text, arrays of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptstore.errors import UsageError
+from ckptstore.format.dtypes import STRING
+from ckptstore.trackable.tree import TreeNode
+from ckptstore.types import DType
+
+__all__ = ["check_replaceable", "converted", "put"]
+
+# Python's type → how the names of the types begin whose values it can hold. bool stands first, because
+# it is an int, too.
+_NUMBERS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (bool, ("bool",)),
+    (int, ("int", "uint", "qint", "quint")),
+    (float, ("float", "bfloat")),
+    (complex, ("complex",)),
+)
+
+
+def check_replaceable(node: TreeNode, dtype: DType, shape: tuple[int, ...], *, path: str, url: str) -> None:
+    """Raise `UsageError` unless a tensor of this type and shape can take the place of what is in the tree.
+
+    Parameters
+    ----------
+    node : TreeNode
+        With a value that is no numpy array.
+    dtype, shape :
+        As stored in the checkpoint.
+    path : str
+        Of the node, for messages.
+    url : str
+        The checkpoint, for messages.
+    """
+    value = node.value
+    found_shape = np.shape(value)
+    if found_shape != shape or not _has_type(value, dtype):
+        kind = value.dtype if isinstance(value, np.generic) else type(value).__name__
+        raise UsageError(
+            "the value does not have the shape and type of the tensor in the checkpoint",
+            url=url,
+            tensor=path,
+            expected=f"{dtype.name} {list(shape)}",
+            actual=f"{kind} {list(found_shape)}",
+        )
+    for holder, _ in node.places:
+        if not isinstance(holder, MutableMapping | list):
+            raise UsageError(
+                f"a value of type {type(value).__name__} cannot be filled in place, and what holds it cannot "
+                "be changed",
+                url=url,
+                tensor=path,
+                actual=f"an element of a {type(holder).__name__}",
+                hint="Use a 0-d array, e.g. np.array(5), or a list.",
+            )
+
+
+def _has_type(value: Any, dtype: DType) -> bool:
+    if isinstance(value, str | bytes):
+        return dtype == STRING
+    if not isinstance(value, np.generic):
+        for kind, names in _NUMBERS:
+            if isinstance(value, kind):
+                return dtype.name.startswith(names)
+        value = np.asarray(value)
+    return value.dtype.newbyteorder("=") == dtype.dtype  # type: ignore[no-any-return]
+
+
+def converted(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -> Any:
+    """Return what takes the place in the tree: of the same type as what is there now.
+
+    Parameters
+    ----------
+    node : TreeNode
+        Checked with `check_replaceable`.
+    value : ndarray
+        As read.
+
+    Raises
+    ------
+    UsageError
+        If there is text now, and the bytes in the checkpoint are none.
+    """
+    old = node.value
+    if isinstance(old, bytes):
+        return type(old)(value.item())
+    if isinstance(old, str):
+        try:
+            return type(old)(value.item().decode())
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                "the value in the checkpoint is not UTF-8 text",
+                url=url,
+                tensor=path,
+                hint="Put bytes into the tree.",
+            ) from error
+    if isinstance(old, np.generic):
+        return value[()]
+    for kind, _ in _NUMBERS:
+        if isinstance(old, kind):
+            return kind(value[()])
+    return value
+
+
+def put(node: TreeNode, value: Any) -> None:
+    """Put what `converted` returned into the tree, in every place where the old value stands."""
+    for holder, key in node.places:
+        holder[key] = value

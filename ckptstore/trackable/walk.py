@@ -1,0 +1,273 @@
+"""From nested containers of arrays to the numbered objects of a checkpoint.
+
+Format
+------
+Mirrors TensorFlow `tensorflow/python/checkpoint/graph_view.py` and
+`tensorflow/python/trackable/data_structures.py`:
+
+* Ids are given in breadth-first order, children in the order of their container. Slot variables come last.
+* An array that can be reached twice is one object. Its path is the shortest one, and of these the first.
+* A dictionary or list is an object for each place where it stands, because TensorFlow wraps it anew at each;
+  two places in a container that itself stands twice are the same place. This also ends the walk through a
+  cycle.
+* An optimizer's own variables and its slots are ordered by name.
+* The elements of a named tuple are children by field name and by number. A tuple without anything in it is no
+  object, an empty dictionary or list is one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ckptstore.errors import UsageError
+from ckptstore.format.object_graph import object_path
+from ckptstore.trackable.optimizer import Optimizer
+from ckptstore.trackable.tree import Place, Tree, TreeNode
+
+__all__ = ["check_member", "walk"]
+
+# Immutable, so that two equal ones may be one object by chance: they are told apart by where they stand.
+_PLAIN_VALUES = (bool, int, float, complex, str, bytes, np.generic)
+
+
+def check_member(name: str, value: Any) -> None:
+    """Raise `UsageError` unless `value` can be a child of the root; what is in it is not looked at."""
+    if value is None or _identity(value, 0) is _UNKNOWN:
+        raise _not_saveable(value, name)
+
+
+def walk(root: Any, attached: Mapping[str, Any] | None = None) -> Tree:
+    """Return the objects that can be reached from `root`.
+
+    Parameters
+    ----------
+    root : object
+        A container, an `Optimizer`, or a value.
+    attached : mapping, optional
+        Further children of the root, after its own. The root itself may be among them.
+
+    Raises
+    ------
+    UsageError
+        If something in it is neither a container nor a value, a name is not text, an attached child has the
+        name of another child, or a slot variable is not for a variable of the tree. ``tensor`` names the
+        path.
+    """
+    walker = _Walker(root)
+    tree = walker.tree
+    for node_id, node in enumerate(tree.nodes):
+        if not node.has_value:
+            walker.add_members(node_id, node.value)
+        if node_id == 0 and attached is not None:
+            walker.add_attached(attached)
+    walker.add_slots()
+    return tree
+
+
+class _Walker:
+    def __init__(self, root: Any) -> None:
+        self.tree = Tree([])
+        self._known: dict[Hashable, int] = {}
+        identity = _identity(root, None)
+        if identity is _ABSENT:
+            raise UsageError("there is nothing to save in the root", actual=repr(root))
+        if identity is _UNKNOWN:
+            raise _not_saveable(root, "")
+        self.tree.nodes.append(TreeNode(root, None, _has_value(root)))
+        self._known[identity] = 0
+
+    def add_members(self, node_id: int, value: Any) -> None:
+        """Append the children of a container."""
+        for name, member, spot, place in _members(node_id, value):
+            if not isinstance(name, str):
+                raise UsageError(
+                    "the keys of a dictionary must be text",
+                    tensor=self.tree.path(node_id),
+                    expected="str",
+                    actual=repr(name),
+                    hint="Use str(key), or a list.",
+                )
+            self._add(node_id, name, member, spot, place)
+
+    def add_attached(self, attached: Mapping[str, Any]) -> None:
+        """Append children of the root that are not in the root's own container."""
+        root = self.tree.nodes[0]
+        own = dict(root.children)
+        for name, value in attached.items():
+            place = Place(attached, name)
+            if name in own:
+                node = self.tree.nodes[own[name]]
+                if node.value is not value:
+                    raise UsageError(
+                        f"the root already has a child {name!r}",
+                        tensor=name,
+                        hint="Choose another name for one of the two.",
+                    )
+                node.places.append(place)
+            elif value is root.value:
+                root.children.append((name, 0))
+                root.places.append(place)
+            else:
+                self._add(0, name, value, (id(attached), name), place)
+
+    def _add(self, parent: int, name: str, value: Any, spot: Hashable, place: Place) -> None:
+        nodes = self.tree.nodes
+        identity = _identity(value, spot)
+        if identity is _ABSENT:
+            return
+        if identity is _UNKNOWN:
+            raise _not_saveable(value, object_path([*self.tree.local_names(parent), name]))
+        node_id = self._known.get(identity)
+        if node_id is None:
+            node_id = self._known[identity] = len(nodes)
+            nodes.append(TreeNode(value, (parent, name), _has_value(value)))
+        nodes[parent].children.append((name, node_id))
+        nodes[node_id].places.append(place)
+
+    def add_slots(self) -> None:
+        """Append the slot variables of all optimizers: by optimizer, slot name, variable."""
+        tree = self.tree
+        count = len(tree.nodes)
+        for node_id in range(count):
+            optimizer = tree.nodes[node_id].value
+            if not isinstance(optimizer, Optimizer):
+                continue
+            by_name = _mapping(optimizer.slots, "the slots of an optimizer")
+            for name in _sorted_names(by_name):
+                if not isinstance(name, str):
+                    raise UsageError("a slot's name must be text", expected="str", actual=repr(name))
+                by_path = by_name[name]
+                found: dict[int, str] = {}
+                for path in _mapping(by_path, f"the slot {name!r} of an optimizer"):
+                    variable = self._variable(path)
+                    if found.setdefault(variable, path) != path:
+                        raise UsageError(
+                            f"slot {name!r} has two values for one variable",
+                            tensor=path,
+                            hint=f"{found[variable]!r} is the same array.",
+                        )
+                for variable in sorted(found):
+                    self._add_slot(node_id, name, variable, by_path, found[variable])
+
+    def _variable(self, path: Any) -> int:
+        tree = self.tree
+        found = tree.find(path) if isinstance(path, str) else None
+        if found is not None and tree.nodes[found].has_value and tree.slot_at(found) is None:
+            return found
+        # Comparing with each of 100 000 paths would take longer than the save.
+        paths = list(itertools.islice(tree.plain_paths(), 10_000))
+        close = difflib.get_close_matches(str(path), paths, n=3)
+        raise UsageError(
+            "a slot belongs to a variable of the tree, named by its path from the root",
+            tensor=path if isinstance(path, str) else repr(path),
+            actual="no such variable" if found is None else "a container",
+            hint=f"Did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "Give the path, e.g. 'net/w'.",
+        )
+
+    def _add_slot(
+        self, optimizer: int, name: str, variable: int, holder: Mapping[str, Any], path: str
+    ) -> None:
+        value = holder[path]
+        identity = _identity(value, (id(holder), path))
+        if identity is _ABSENT:
+            return
+        if identity is _UNKNOWN or not _has_value(value):
+            raise _not_saveable(value, f"{path}, slot {name}")
+        if identity in self._known:
+            raise UsageError(
+                f"the array of slot {name!r} is used twice",
+                tensor=path,
+                hint="Every slot needs an array of its own.",
+            )
+        self._known[identity] = len(self.tree.nodes)
+        self.tree.add_slot(optimizer, name, variable, value, Place(holder, path))
+
+
+class _Sentinel:
+    pass
+
+
+_ABSENT = _Sentinel()
+_UNKNOWN = _Sentinel()
+
+
+def _identity(value: Any, spot: Hashable) -> Hashable:
+    """Return what makes `value` one object; `spot` is what makes the place where it stands one place."""
+    if isinstance(value, np.ndarray | Optimizer):
+        return id(value)
+    if isinstance(value, _PLAIN_VALUES):
+        return spot
+    if isinstance(value, Mapping | list):
+        return spot
+    if isinstance(value, tuple):
+        return spot if _holds_something(value) else _ABSENT
+    if value is None:
+        return _ABSENT
+    # Arrays of other libraries.
+    return id(value) if hasattr(type(value), "__array__") else _UNKNOWN
+
+
+def _has_value(value: Any) -> bool:
+    return not isinstance(value, Mapping | list | tuple | Optimizer)
+
+
+def _holds_something(value: tuple[Any, ...]) -> bool:
+    pending: list[Any] = [value]
+    while pending:
+        for element in pending.pop():
+            if isinstance(element, tuple):
+                pending.append(element)
+            elif element is not None:
+                return True
+    return False
+
+
+def _members(node_id: int, value: Any) -> Iterator[tuple[Any, Any, Hashable, Place]]:
+    """Yield local name, value, spot and place of everything in a container."""
+    if isinstance(value, Optimizer):
+        own = _mapping(value.values, "the values of an optimizer")
+        for key in _sorted_names(own):
+            yield key, own[key], (id(own), key), Place(own, key)
+    elif isinstance(value, Mapping):
+        for key, member in value.items():
+            yield key, member, (id(value), key), Place(value, key)
+    elif isinstance(value, list):
+        for index, member in enumerate(value):
+            yield str(index), member, (id(value), index), Place(value, index)
+    elif isinstance(value, tuple):
+        # TensorFlow makes a new tuple of wrapped elements for each place, so a tuple's places are its node's.
+        for index, name in enumerate(_field_names(value)):
+            yield name, value[index], (node_id, "field", index), Place(value, index)
+        for index, member in enumerate(value):
+            yield str(index), member, (node_id, "field", index), Place(value, index)
+
+
+def _sorted_names(mapping: Mapping[Any, Any]) -> list[Any]:
+    # TensorFlow's optimizers list what they keep by name. What is no text is complained about later.
+    return sorted(mapping, key=str)
+
+
+def _field_names(value: tuple[Any, ...]) -> Sequence[str]:
+    return getattr(value, "_fields", ())
+
+
+def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{what} must be a dictionary", actual=type(value).__name__)
+    return value
+
+
+def _not_saveable(value: Any, path: str) -> UsageError:
+    return UsageError(
+        "this is nothing that a checkpoint can hold",
+        tensor=path,
+        expected="an array, a number, text, a dictionary, list or tuple of them, or an Optimizer",
+        actual=type(value).__name__,
+    )

@@ -1,0 +1,224 @@
+"""``tf.train.CheckpointManager`` without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ckptstore.config import process_run
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
+from ckptstore.directory.latest import find_latest
+from ckptstore.directory.retention import ManagerRetention
+from ckptstore.errors import CkptStoreWarning, UsageError
+from ckptstore.format.naming import numbered
+from ckptstore.saving.options import Durability, SaveOptions
+from ckptstore.saving.task import SaveTask, save_with_record, split_by_change
+from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.registry import locate
+from ckptstore.train.checkpoint import Checkpoint
+from ckptstore.transfer.progress import Progress
+
+__all__ = ["CheckpointManager"]
+
+_SECONDS_PER_HOUR = 3600.0
+
+
+class CheckpointManager:
+    """Saves a `Checkpoint` under growing numbers and keeps the newest ones.
+
+    Positional arguments and defaults are those of ``tf.train.CheckpointManager``.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    directory : str or PathLike
+        Directory or URL, made at the first save.
+    max_to_keep : int or None
+        Checkpoints that stay; None keeps all.
+    keep_checkpoint_every_n_hours : float, optional
+        Of those that leave, one every so many hours stays for good. The clock survives a restart.
+    checkpoint_name : str
+        Basename: checkpoints are called ``<checkpoint_name>-<number>``.
+    step_counter : int-like, optional
+        The training step, e.g. a 0-d array; needed for `checkpoint_interval`.
+    checkpoint_interval : int, optional
+        Save only when the step has grown by so much.
+    init_fn : callable, optional
+        Called by `restore_or_initialize` when there is nothing to restore.
+    last_checkpoint_step : int, optional
+        The step of the last save, for a manager that goes on without restoring.
+    clock : callable
+        Seconds since 1970; for tests.
+    run : str, optional
+        Identity for fencing. By default one for each process; hosts of one job pass the same.
+    storage_options : mapping, optional
+        Goes to the backend as it is.
+    deadline_s, memory_budget, durability, progress, reuse_unchanged :
+        How each save is made; as for `Saver`.
+
+    Raises
+    ------
+    UsageError
+        If `max_to_keep` is not positive, or an interval is given without a counter.
+
+    Threads
+    -------
+    One thread at a time.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        directory: str | os.PathLike[str],
+        max_to_keep: int | None,
+        keep_checkpoint_every_n_hours: float | None = None,
+        checkpoint_name: str = "ckpt",
+        step_counter: Any = None,
+        checkpoint_interval: int | None = None,
+        init_fn: Callable[[], object] | None = None,
+        last_checkpoint_step: int | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        run: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+        reuse_unchanged: bool = False,
+    ) -> None:
+        if max_to_keep is not None and max_to_keep <= 0:
+            raise UsageError("Expected a positive integer or `None` for `max_to_keep`", actual=max_to_keep)
+        if checkpoint_interval is not None and step_counter is None:
+            raise UsageError("`step_counter` should be passed if `checkpoint_interval` is not None")
+        self._checkpoint = checkpoint
+        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged)
+        self._directory = self._options.place(locate(directory, storage_options))
+        self._prefix = self._directory.child(checkpoint_name)
+        check_prefix_name(self._prefix)
+        self._step_counter = step_counter
+        self._checkpoint_interval = checkpoint_interval
+        self._init_fn = init_fn
+        self._last_checkpoint_step = last_checkpoint_step
+        self._run = run
+        self._storage_options = storage_options
+        hours = keep_checkpoint_every_n_hours
+        retention = ManagerRetention(
+            max_to_keep, None if hours is None else hours * _SECONDS_PER_HOUR, float(clock())
+        )
+        self._writer = CheckpointWriter(self._directory, None, retention, clock)
+        self._writer.peek(checkpoint_name)
+        latest = find_latest(self._directory)
+        self._latest = None if latest is None else latest.url
+
+    @property
+    def directory(self) -> str:
+        """The directory, as it was given."""
+        return self._directory.url
+
+    @property
+    def checkpoint_interval(self) -> int | None:
+        """Least growth of the step between two saves."""
+        return self._checkpoint_interval
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is saved."""
+        return self._checkpoint
+
+    @property
+    def latest_checkpoint(self) -> str | None:
+        """Prefix of the newest checkpoint that this manager saved, or found when it was made."""
+        return self._latest
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Prefixes that retention counts, oldest first."""
+        return [self._directory.child(entry.prefix).url for entry in self._writer.window]
+
+    def save(
+        self, checkpoint_number: Any = None, check_interval: bool = True, options: object = None
+    ) -> str | None:
+        """Save the checkpoint under the next number, make it the latest, delete what retention lets go.
+
+        Parameters
+        ----------
+        checkpoint_number : int-like, optional
+            In the place of the save counter.
+        check_interval : bool
+            Whether `checkpoint_interval` counts for this save.
+        options : None
+            TensorFlow's ``CheckpointOptions`` are not supported.
+
+        Returns
+        -------
+        str or None
+            The prefix; None if the interval has not passed, or this very step is saved already.
+
+        Raises
+        ------
+        CkptStoreError
+            As `Saver.save`.
+        """
+        if options is not None:
+            warnings.warn("CheckpointOptions have no effect here", CkptStoreWarning, stacklevel=2)
+        if self._checkpoint_interval is not None:
+            step = _number(self._step_counter, "step_counter")
+            if step == self._last_checkpoint_step:
+                return None
+            last = self._last_checkpoint_step
+            if check_interval and last is not None and step < last + self._checkpoint_interval:
+                return None
+        # Before writing, as in TensorFlow: the number that a save carries is the counter that it stores.
+        counter = self._checkpoint.save_counter
+        counter += 1
+        number = (
+            int(counter) if checkpoint_number is None else _number(checkpoint_number, "checkpoint_number")
+        )
+        location = self._directory.child(numbered(self._prefix.name, number))
+        plan = self._checkpoint.plan(with_counter=True)
+        write = partial(save_with_record, self._writer, self._run or process_run(), None, "meta", location)
+        arrange = partial(split_by_change, self._writer) if self._options.reuse_unchanged else None
+        SaveTask(location.url, plan, write, self._options, number, arrange).run()
+        self._latest = location.url
+        if self._step_counter is not None:
+            self._last_checkpoint_step = _number(self._step_counter, "step_counter")
+        return self._latest
+
+    def restore_or_initialize(self) -> str | None:
+        """Restore the latest checkpoint, or call `init_fn` if there is none.
+
+        Returns
+        -------
+        str or None
+            The prefix that was restored.
+
+        Raises
+        ------
+        CkptStoreError
+            As `Checkpoint.restore`.
+        """
+        if self._latest is not None:
+            self._checkpoint.restore(self._latest, storage_options=self._storage_options)
+            if self._step_counter is not None:
+                self._last_checkpoint_step = _number(self._step_counter, "step_counter")
+            return self._latest
+        if self._init_fn is not None:
+            self._init_fn()
+        return None
+
+    def sync(self) -> None:
+        """Wait for saves in flight: there are none, `save` returns when its checkpoint is durable."""
+
+
+def _number(value: Any, what: str) -> int:
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iu":
+        raise UsageError(f"{what} must be an integer or a 0-d integer array", actual=repr(value))
+    return int(array)

@@ -1,0 +1,509 @@
+"""``tf.train.Saver`` without TensorFlow: a mapping name → array takes the place of the session.
+
+Here is the interface; what it stands for has rooms of its own: how arguments are checked (`saver_arguments`),
+what each save keeps to (`saver_options`), how a call becomes a task (`saver_tasks`), the task itself
+(`save_task`), its turn (`save_queue`), the graph (`saver_graph`), what retention counts (`saver_windows`).
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from ckptstore.errors import UsageError
+from ckptstore.format.metagraph import SaverDef
+from ckptstore.graph.graph import Graph
+from ckptstore.reading.open_checkpoint import restore_values
+from ckptstore.reading.options import ReadOptions
+from ckptstore.saving.arguments import (
+    Options,
+    PathText,
+    SaverSettings,
+    VarList,
+    check_list,
+    check_supported,
+    check_var_list,
+)
+from ckptstore.saving.directories import SaverWindows
+from ckptstore.saving.handle import SaveHandle
+from ckptstore.saving.options import Durability, QueuePolicy, SaveOptions
+from ckptstore.saving.prepare import SaverTasks
+from ckptstore.saving.save_queue import SaveQueue
+from ckptstore.saving.saver_graph import SaverGraph
+from ckptstore.storage.registry import locate
+from ckptstore.train.checkpoint_management import get_checkpoint_mtimes
+from ckptstore.train.meta_graph import export_meta_graph
+from ckptstore.transfer.blocks import release_blocks
+from ckptstore.transfer.progress import Progress
+
+__all__ = ["Saver"]
+
+_V2 = 2
+
+
+class Saver:
+    """Saves arrays as TensorFlow checkpoints, keeps the newest ones, restores them.
+
+    Positional arguments and defaults are those of ``tf.train.Saver``; see docs/differences-from-tensorflow.md
+    for the cases where TensorFlow's behaviour would lose data.
+
+    Parameters
+    ----------
+    var_list : sequence or mapping, optional
+        Names to save and restore, or checkpoint name → name in `values`. None: all.
+    reshape : bool
+        On restore, take a tensor of another shape if the number of elements agrees.
+    sharded : bool
+        One data file for each device that the graph places a variable on; one file without a graph.
+    max_to_keep : int or None
+        Checkpoints that stay. None or 0: nothing is deleted, and the record lists the newest.
+    keep_checkpoint_every_n_hours : float
+        Of those that leave, one every so many hours stays for good. The clock survives a restart.
+    name, restore_sequentially, filename :
+        Accepted for compatibility; there is no graph to build here.
+    saver_def : SaverDef, optional
+        Takes the place of `max_to_keep`, `keep_checkpoint_every_n_hours` and `sharded`.
+    builder : None
+        TensorFlow's graph builders are not supported.
+    defer_build : bool
+        `build` must be called before `save` and `restore`.
+    allow_empty : bool
+        Let a save without any tensor write the graph only and return None.
+    write_version : int
+        2. V1 checkpoints are read, not written.
+    pad_step_number : bool
+        Steps as eight digits.
+    save_relative_paths : bool
+        Paths in the record are always relative here; TensorFlow reads both.
+    clock : callable
+        Seconds since 1970; for tests.
+    run : str, optional
+        Identity for fencing. By default one for each process; hosts of one job pass the same.
+    graph : Graph, optional
+        The network that goes into ``.meta``. Without it one is made from the arrays.
+    deadline_s : float, optional
+        Seconds that one save may take as a whole, from its turn on. Then nothing of it stays, unless it was
+        published already; the error says so. None: as long as it makes progress.
+    memory_budget : int, optional
+        Bytes that saving may hold beyond the arrays themselves, snapshots included. None: no limit.
+    durability : {"disk", "cache"}
+        ``"disk"``: a save outlives a power failure once it returns. ``"cache"``: the local disk is not waited
+        for, so it outlives the end of the process only; for scratch directories. No difference elsewhere.
+    progress : {"rich", "tqdm", "log"} or callable, optional
+        A bar on a terminal, lines in the log, or a function that gets an `Event` now and then, from any
+        thread.
+    reuse_unchanged : bool
+        Tensors with the bytes of the previous checkpoint go into data files of their own, which are linked or
+        copied by the storage and do not travel again (docs/design/011-unchanged-tensors.md).
+    queue : {"wait", "skip", "refuse"}
+        What `save_async` does when another save of this Saver is in flight. ``"wait"``: its turn comes after
+        those before it. ``"skip"``: so it does, unless a newer one takes its place while it waits, and its
+        handle raises `SaveCancelledError`. ``"refuse"``: it raises `ConflictError` at once. `save` always
+        waits.
+
+    Attributes
+    ----------
+    graph : Graph or None
+        May be set at any time.
+
+    Raises
+    ------
+    UsageError, UnsupportedError
+        If an argument is wrong, or asks for what only TensorFlow can do.
+
+    Notes
+    -----
+    A Saver is a context manager: leaving the block is `close`. It can be used again afterwards.
+
+    Threads
+    -------
+    One thread at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> with Saver(max_to_keep=2) as saver:
+    ...     handle = saver.save_async({"w": np.ones(3)}, "memory://docs/saver/model", 1)
+    ...     handle.result()
+    'memory://docs/saver/model-1'
+    """
+
+    def __init__(
+        self,
+        var_list: VarList | None = None,
+        reshape: bool = False,
+        sharded: bool = False,
+        max_to_keep: int | None = 5,
+        keep_checkpoint_every_n_hours: float = 10000.0,
+        name: str | None = None,
+        restore_sequentially: bool = False,
+        saver_def: SaverDef | None = None,
+        builder: None = None,
+        defer_build: bool = False,
+        allow_empty: bool = False,
+        write_version: int = _V2,
+        pad_step_number: bool = False,
+        save_relative_paths: bool = False,
+        filename: str | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        run: str | None = None,
+        graph: Graph | None = None,
+        deadline_s: float | None = None,
+        memory_budget: int | None = None,
+        durability: Durability = "disk",
+        progress: Progress = None,
+        reuse_unchanged: bool = False,
+        queue: QueuePolicy = "wait",
+    ) -> None:
+        check_supported(
+            builder=builder, write_version=write_version, defer_build=defer_build, var_list=var_list
+        )
+        self._saver_def = None if saver_def is None else SaverDef.coerce(saver_def)
+        self._settings = SaverSettings.checked(
+            self._saver_def, max_to_keep, keep_checkpoint_every_n_hours, sharded
+        )
+        self._names = check_var_list(var_list)
+        if self._names is not None and not self._names and not allow_empty:
+            raise UsageError("No variables to save", hint="Name at least one, or set allow_empty=True.")
+        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
+        self._reshape = reshape
+        self._built = not defer_build
+        self._windows = SaverWindows(self._settings.retention(clock), clock)
+        self._graph = SaverGraph(graph, self._settings)
+        self._tasks = SaverTasks(
+            self._names,
+            self._settings,
+            self._options,
+            self._graph,
+            self._windows,
+            allow_empty=allow_empty,
+            pad_step_number=pad_step_number,
+            run=run,
+        )
+        self._queue = SaveQueue(queue)
+        # It hears of failures after the last reference to the Saver is gone.
+        weakref.finalize(self, self._queue.let_go)
+
+    @property
+    def graph(self) -> Graph | None:
+        """The network that goes into ``.meta``."""
+        return self._graph.graph
+
+    @graph.setter
+    def graph(self, graph: Graph | None) -> None:
+        self._graph.graph = graph
+
+    def build(self) -> None:
+        """Allow `save` and `restore` after ``defer_build=True``; there is nothing to build."""
+        self._built = True
+
+    def _check_built(self) -> None:
+        if not self._built:
+            raise UsageError("`build()` should be called before save if defer_build==True")
+
+    def save(
+        self,
+        values: Mapping[str, Any],
+        save_path: PathText,
+        global_step: Any = None,
+        latest_filename: str | None = None,
+        meta_graph_suffix: str = "meta",
+        write_meta_graph: bool = True,
+        write_state: bool = True,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
+        *,
+        storage_options: Options = None,
+    ) -> str | None:
+        """Save arrays as one checkpoint, make it the latest, delete what retention lets go.
+
+        Waits for saves of `save_async` that are in flight.
+
+        Parameters
+        ----------
+        values : mapping
+            Name → array-like.
+        save_path : str or PathLike
+            Prefix or URL; missing directories are made.
+        global_step : int, optional
+            Appended to the prefix as ``-<step>``; also a numpy integer or a 0-d integer array.
+        latest_filename : str, optional
+            Name of the record, ``checkpoint`` by default.
+        meta_graph_suffix : str
+            Of the graph's file.
+        write_meta_graph : bool
+            Write ``PREFIX.meta``. Without it the last graph there is still never deleted.
+        write_state : bool
+            Write the record and delete old checkpoints. With False only the files of this checkpoint are
+            written.
+        strip_default_attrs : bool
+            Leave attributes with default values out of the graph.
+        save_debug_info : bool
+            Must be False: there is no debug information without TensorFlow.
+        storage_options : mapping, optional
+            Goes to the backend as it is.
+
+        Returns
+        -------
+        str or None
+            The prefix of the checkpoint; None if there was nothing to save and `allow_empty` is set.
+
+        Raises
+        ------
+        UsageError
+            A wrong argument or an array that cannot be stored; nothing was written.
+        TensorNotFoundError
+            `var_list` asks for a name that `values` lacks; nothing was written.
+        FencedError
+            Another run took over; nothing of this save stays.
+        DeadlineError
+            It took longer than `deadline_s`. Nothing of it stays, unless the message says that it is
+            published and only the record does not name it.
+        StorageFullError, AccessError, TransientError, ConflictError, AmbiguousOutcomeError
+            From the storage. The previous checkpoint still restores.
+        CkptStoreError
+            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
+            call does.
+
+        Guarantees
+        ----------
+        Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
+        Ctrl-C gives the save up: nothing of it stays, unless it was being published.
+        """
+        self._check_built()
+        task = self._tasks.make(
+            values,
+            save_path,
+            global_step,
+            latest_filename,
+            meta_graph_suffix,
+            write_meta_graph,
+            write_state,
+            strip_default_attrs,
+            save_debug_info,
+            storage_options,
+        )
+        self._queue.wait()
+        self._queue.raise_failure()
+        try:
+            return task.run()
+        finally:
+            task.release()
+
+    def save_async(
+        self,
+        values: Mapping[str, Any],
+        save_path: PathText,
+        global_step: Any = None,
+        latest_filename: str | None = None,
+        meta_graph_suffix: str = "meta",
+        write_meta_graph: bool = True,
+        write_state: bool = True,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
+        *,
+        snapshot: bool = True,
+        storage_options: Options = None,
+    ) -> SaveHandle:
+        """Save arrays in the background; parameters as `save`.
+
+        Everything is checked before it returns. Saves happen in the order of the calls, one at a time.
+
+        Parameters
+        ----------
+        snapshot : bool
+            Copy the arrays, and return when they may be changed again. With a `memory_budget` below their
+            size the copy and the save go hand in hand. False: return at once; whoever calls promises not to
+            change the arrays until ``handle.staged``.
+
+        Returns
+        -------
+        SaveHandle
+            Ask it for the `result`.
+
+        Raises
+        ------
+        UsageError, TensorNotFoundError
+            As `save`; nothing was written.
+        ConflictError
+            With ``queue="refuse"``, if another save is in flight.
+        TransientError
+            There is no memory for the copy; nothing was written.
+        CkptStoreError
+            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
+            call does.
+
+        Guarantees
+        ----------
+        A failure is told once: by the handle's `result`, by the next save, or by `close`, whichever comes
+        first; `result` raises it as often as it is asked. When the interpreter exits, what is in flight is
+        finished, unless it makes no progress.
+        """
+        self._check_built()
+        task = self._tasks.make(
+            values,
+            save_path,
+            global_step,
+            latest_filename,
+            meta_graph_suffix,
+            write_meta_graph,
+            write_state,
+            strip_default_attrs,
+            save_debug_info,
+            storage_options,
+        )
+        return SaveHandle(self._queue.submit(task, snapshot=snapshot))
+
+    def close(self) -> None:
+        """Wait for the saves in flight, and raise the failure that nobody was told of.
+
+        The memory of snapshots is given back. The Saver can be used again.
+
+        Raises
+        ------
+        CkptStoreError
+            Whatever made a save fail.
+        """
+        self._queue.wait()
+        release_blocks()
+        self._queue.raise_failure()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"A save in the background failed, too: {failure}")
+
+    def restore(
+        self, values: MutableMapping[str, Any], save_path: PathText, *, storage_options: Options = None
+    ) -> None:
+        """Fill `values` with the tensors of a checkpoint.
+
+        Existing arrays are filled in place, missing keys get new writable arrays. Names, shapes and types are
+        checked before any array changes. When retention or an overwrite removes the checkpoint while it is
+        read, it is opened again. A save in flight is not waited for: until it is published, there is only
+        what was there before.
+
+        Parameters
+        ----------
+        values : mutable mapping
+            Name → array. Without `var_list` it receives every tensor of the file.
+        save_path : str or PathLike
+            Prefix or URL, such as `latest_checkpoint` returns.
+
+        Raises
+        ------
+        UsageError
+            A shape (without ``reshape=True``) or type that differs, or `save_path` None.
+        TensorNotFoundError
+            The file lacks a name of `values` or `var_list`.
+        NotFoundError
+            There is no such checkpoint.
+        CorruptError
+            A file is damaged; the message names tensor, file and bytes.
+        """
+        self._check_built()
+        if save_path is None:
+            raise UsageError(
+                "Can't load save_path when it is None",
+                hint="latest_checkpoint returns None when there is no checkpoint yet.",
+            )
+        place = locate(save_path, storage_options)
+        options = ReadOptions(self._options.memory_budget, self._options.progress)
+        with options.transfer(place.url) as transfer:
+            restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
+
+    @property
+    def last_checkpoints(self) -> list[str]:
+        """Prefixes that retention still counts, oldest first; empty without `max_to_keep`.
+
+        Those that are saved: the prefix of a save in flight comes when it is published.
+        """
+        if not self._settings.max_to_keep:
+            return []
+        return self._windows.paths
+
+    def set_last_checkpoints(self, last_checkpoints: Sequence[str]) -> None:
+        """Let retention count these prefixes, oldest first; as in TensorFlow none of them is ever deleted."""
+        check_list(last_checkpoints)
+        self.set_last_checkpoints_with_time([(path, float("inf")) for path in last_checkpoints])
+
+    def set_last_checkpoints_with_time(self, last_checkpoints_with_time: Sequence[tuple[str, float]]) -> None:
+        """Let retention count these ``(prefix, seconds since 1970)``, oldest first, and nothing else.
+
+        Waits for saves in flight, which retention would count after these.
+        """
+        check_list(last_checkpoints_with_time)
+        self._queue.wait()
+        self._windows.set(last_checkpoints_with_time)
+
+    def recover_last_checkpoints(
+        self, checkpoint_paths: Sequence[str], *, storage_options: Options = None
+    ) -> None:
+        """Let retention count those of these prefixes that exist, dated by their files."""
+        check_list(checkpoint_paths)
+        dated = []
+        for path in checkpoint_paths:
+            times = get_checkpoint_mtimes([path], storage_options=storage_options)
+            dated += [(path, time_s) for time_s in times]
+        self.set_last_checkpoints_with_time(dated)
+
+    def as_saver_def(self) -> SaverDef:
+        """Return the settings as TensorFlow's ``SaverDef``; the graph's own names where there is a graph."""
+        return self._graph.saver_def(self._saver_def)
+
+    def to_proto(self, export_scope: str | None = None) -> SaverDef | None:
+        """Return `as_saver_def` without `export_scope` in its names; None if they lie outside of it."""
+        saver_def = self.as_saver_def()
+        return saver_def if export_scope is None else saver_def.without_scope(export_scope)
+
+    @staticmethod
+    def from_proto(saver_def: SaverDef, import_scope: str | None = None) -> Saver:
+        """Return a Saver with the settings of `saver_def`."""
+        return Saver(saver_def=SaverDef.coerce(saver_def), name=import_scope)
+
+    def export_meta_graph(
+        self,
+        filename: PathText | None = None,
+        collection_list: Sequence[str] | None = None,
+        as_text: bool = False,
+        export_scope: str | None = None,
+        clear_devices: bool = False,
+        clear_extraneous_savers: bool = False,
+        strip_default_attrs: bool = False,
+        save_debug_info: bool = False,
+        *,
+        storage_options: Options = None,
+    ) -> bytes:
+        """Return the graph as a serialized ``MetaGraphDef``, and write it to `filename` if given.
+
+        An imported graph that did not change comes back with identical bytes.
+
+        Raises
+        ------
+        UsageError
+            If this Saver has no graph.
+        """
+        return export_meta_graph(
+            filename,
+            graph=self._graph.to_export(),
+            collection_list=collection_list,
+            as_text=as_text,
+            export_scope=export_scope,
+            clear_devices=clear_devices,
+            clear_extraneous_savers=clear_extraneous_savers,
+            strip_default_attrs=strip_default_attrs,
+            save_debug_info=save_debug_info,
+            storage_options=storage_options,
+        )
