@@ -22,7 +22,7 @@ IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta conformance cli lifecycle scale crash hostile simulation contract backends races
+LANES := unit meta conformance cli lifecycle scale crash hostile simulation contract wire backends races
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal
@@ -31,6 +31,7 @@ FLAGS_crash      := $(WORKERS)
 FLAGS_unit       := $(WORKERS)
 FLAGS_simulation := $(WORKERS)
 FLAGS_contract   := $(WORKERS)
+FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
@@ -112,7 +113,7 @@ $(LANES): $(VENV)/.ready
 	@echo '== $@'
 	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
 
-contract backends races lifecycle scale: servers
+contract wire backends races lifecycle scale: servers
 
 # A skipped comparison proves nothing, so here a skip is a failure.
 interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFlow itself; a skipped one fails

@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from ckptstore.storage.base import PutOutcome, Storage
+from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import PutOutcome
 from ckptstore.storage.wrappers import StorageWrapper
 
 PIECE_SIZE_BYTES = 16 * 1024

@@ -23,7 +23,8 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.format.naming import parse_file_name, split_step
-from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.directory import CheckpointFacts, DirectoryFacts, RecordFacts, State
 from ckptstore.view.problems import Problem
 

@@ -13,7 +13,8 @@ from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import ConflictError
 from ckptstore.format.naming import split_step
-from ckptstore.storage.base import Committed, Location
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import Committed
 from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["entered", "write_checkpoint"]

@@ -10,7 +10,8 @@ from ckptstore.directory.paths import owner_of
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.format.record_protocol import ShardName
-from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import ObjectInfo
 
 __all__ = ["Found", "fault_of", "list_checkpoints", "newest_first", "sorted_by_prefix"]
 

@@ -35,9 +35,10 @@ from ckptstore.errors import (
 )
 from ckptstore.format.naming import index_name, split_step
 from ckptstore.format.record_protocol import Record, Superseded
-from ckptstore.storage.base import Committed, Location
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.base import Location
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
+from ckptstore.storage.values import Committed
 from ckptstore.transfer.transfer import Transfer
 
 __all__ = ["CheckpointWriter", "LastSaved"]

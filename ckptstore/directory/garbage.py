@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 from ckptstore.directory.collect import collect_graph, drop_leftovers, drop_stale_uploads
 from ckptstore.errors import AccessError, CkptStoreError, TransientError
 from ckptstore.format.naming import parse_file_name
-from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import ObjectInfo
 
 __all__ = ["Garbage", "GarbageFile", "GarbageReport", "Reason", "collect_garbage"]
 

@@ -26,7 +26,8 @@ from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.format.record_protocol import Record, ShardName
-from ckptstore.storage.base import Location, ObjectInfo
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import ObjectInfo
 
 __all__ = ["find_garbage"]
 

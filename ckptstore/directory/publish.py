@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ckptstore.checksums import crc32c
 from ckptstore.errors import AmbiguousOutcomeError, CkptStoreError, ConflictError, NotFoundError
 from ckptstore.format.naming import index_name, meta_name
-from ckptstore.storage.base import Ambiguous, Committed, Location, Lost, PutOutcome
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 
 if TYPE_CHECKING:
     from ckptstore.directory.published_index import Standing

@@ -10,8 +10,9 @@ from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError,
 from ckptstore.format.record import parse_state
 from ckptstore.format.record_protocol import Record, format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
-from ckptstore.storage.base import Ambiguous, Committed, Location, SuffixRange
+from ckptstore.storage.base import Location
 from ckptstore.storage.retry import Backoff
+from ckptstore.storage.values import Ambiguous, Committed, SuffixRange
 
 __all__ = ["RECORD_NAME", "RecordSnapshot", "new_write_id", "read_record", "read_state", "update_record"]
 

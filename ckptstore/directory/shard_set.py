@@ -23,9 +23,10 @@ from ckptstore.errors import (
 )
 from ckptstore.format.naming import data_name, meta_name
 from ckptstore.format.record_protocol import ShardName
-from ckptstore.storage.base import Ambiguous, Committed, Location, PutOutcome
+from ckptstore.storage.base import Location
 from ckptstore.storage.scope import Scope
 from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import Ambiguous, Committed, PutOutcome
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 

@@ -18,7 +18,7 @@ from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.format.naming import numbered
 from ckptstore.storage.base import Location
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 
 __all__ = [

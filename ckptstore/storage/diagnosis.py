@@ -19,8 +19,9 @@ from ckptstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from ckptstore.storage.base import Ambiguous, Capabilities, Committed, PutOutcome, Storage
-from ckptstore.storage.findings import Finding, failed
+from ckptstore.storage.base import Storage
+from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.values import Ambiguous, Capabilities, Committed, PutOutcome
 from ckptstore.types import ByteRange
 
 __all__ = ["diagnose"]

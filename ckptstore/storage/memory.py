@@ -16,24 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import NotFoundError, TransientError, UsageError
-from ckptstore.storage.base import (
-    Capabilities,
-    Committed,
-    Got,
-    Lost,
-    ObjectInfo,
-    PutOutcome,
-    Storage,
-    SuffixRange,
-)
+from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import Capabilities, Committed, Got, Lost, ObjectInfo, PutOutcome, SuffixRange
 
 if TYPE_CHECKING:
     from fsspec.implementations.memory import MemoryFile
 
-    from ckptstore.storage.base import Buffer
+    from ckptstore.storage.values import Buffer
     from ckptstore.types import ByteRange
 
 __all__ = ["MemoryStorage"]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from ckptstore.config import client_environment
 from ckptstore.errors import UnsupportedError, UsageError
 from ckptstore.storage.base import Location, Storage
-from ckptstore.storage.gcs_options import GCS_OPTIONS
-from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.gcs.options import GCS_OPTIONS
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.url import UrlLike, parse_url
 
@@ -40,19 +40,19 @@ class _Backend(NamedTuple):
 
 def _open_s3(**options: Any) -> Storage:
     # Lazily, and so that the clients of one service are not loaded for another.
-    from ckptstore.storage.s3 import open_s3
+    from ckptstore.storage.s3.transport import open_s3
 
     return open_s3(**options)
 
 
 def _open_gcs(**options: Any) -> Storage:
-    from ckptstore.storage.gcs import open_gcs
+    from ckptstore.storage.gcs.transport import open_gcs
 
     return open_gcs(**options)
 
 
 def _open_generic(protocol: str, /, **options: Any) -> Storage:
-    from ckptstore.storage.generic import GenericStorage
+    from ckptstore.storage.generic.storage import GenericStorage
 
     return GenericStorage(protocol, **options)
 

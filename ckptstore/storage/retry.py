@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ckptstore.storage.faults import RULES, Fault, Kind
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.faults import RULES, Fault, Kind
 from ckptstore.storage.scope import Cancellation, current_scope
 
 __all__ = ["Backoff", "Cancellation", "Operation", "RetryBudget", "RetryPolicy", "pause"]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from ckptstore.checksums import combine, crc32c
 from ckptstore.errors import CkptStoreError, UsageError
-from ckptstore.storage.base import PutOutcome
 from ckptstore.storage.checks import byte_view
+from ckptstore.storage.values import PutOutcome
 
 if TYPE_CHECKING:
-    from ckptstore.storage.base import Buffer
+    from ckptstore.storage.values import Buffer
 
 __all__ = ["Upload"]
 

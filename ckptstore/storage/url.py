@@ -133,7 +133,7 @@ def _check_that_it_tells_no_secret(scheme: str, rest: str, text: str) -> None:
 
 def _check_foreign(scheme: str, text: str) -> None:
     # Lazily: it asks fsspec.
-    from ckptstore.storage.generic_files import is_served
+    from ckptstore.storage.generic.files import is_served
 
     if not is_served(scheme):
         raise UsageError(

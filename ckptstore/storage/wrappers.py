@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
 
-from ckptstore.storage.base import Capabilities, Got, ObjectInfo, PutOutcome, Storage, SuffixRange
+from ckptstore.storage.base import Storage
 from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import Capabilities, Got, ObjectInfo, PutOutcome, SuffixRange
 
 if TYPE_CHECKING:
-    from ckptstore.storage.base import Buffer
-    from ckptstore.storage.findings import Finding
+    from ckptstore.storage.finding import Finding
+    from ckptstore.storage.values import Buffer
     from ckptstore.types import ByteRange
 
 __all__ = ["StorageWrapper"]

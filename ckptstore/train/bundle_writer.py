@@ -27,9 +27,10 @@ from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, Fo
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
 from ckptstore.format.naming import data_name
 from ckptstore.format.table import Table
-from ckptstore.storage.base import Committed, Location
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.base import Location
+from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
+from ckptstore.storage.values import Committed
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType
 

@@ -20,7 +20,7 @@ from ckptstore.format.naming import numbered
 from ckptstore.reading.options import ReadOptions
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.task import SaveTask, save_with_record, save_without_record
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.trackable.describe import SAVE_COUNTER
 from ckptstore.trackable.optimizer import Optimizer

@@ -19,7 +19,7 @@ from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.task import SaveTask, save_with_record, split_by_change
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.train.checkpoint import Checkpoint
 from ckptstore.transfer.progress import Progress

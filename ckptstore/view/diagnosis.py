@@ -11,7 +11,7 @@ from ckptstore.view.table import Column, Row, Table, Tone
 from ckptstore.view.text import escaped, plural
 
 if TYPE_CHECKING:
-    from ckptstore.storage.findings import Finding
+    from ckptstore.storage.finding import Finding
 
 __all__ = ["DiagnosisFacts", "diagnosis_lines", "diagnosis_object", "diagnosis_table"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from ckptstore.storage.base import Capabilities
+from ckptstore.storage.values import Capabilities
 
 __all__ = ["abilities_table", "guarantees_table"]
 

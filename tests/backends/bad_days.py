@@ -18,7 +18,7 @@ import numpy as np
 
 import ckptstore as ck
 from ckptstore.storage.base import Storage
-from ckptstore.storage.object_store import ObjectStorage
+from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.retry import RetryBudget, RetryPolicy
 from tests.servers.certificates import make_certificates, make_service_account

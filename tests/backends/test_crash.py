@@ -10,7 +10,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
-from ckptstore.storage.gcs import GcsTransport
+from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 from tests.crash.dying import run_until_death
@@ -41,8 +41,8 @@ def test_a_crash_in_any_call_of_a_save_that_is_sent_in_parts(
     run_url: str, gcs_server: GcsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size_bytes = 256 * 1024  # five parts, in three levels
-    monkeypatch.setattr("ckptstore.storage.object_upload._part_size_bytes", lambda *_: size_bytes)
-    monkeypatch.setattr("ckptstore.storage.gcs_compose.MOST_SOURCES", 2)
+    monkeypatch.setattr("ckptstore.storage.object_store.upload._part_size_bytes", lambda *_: size_bytes)
+    monkeypatch.setattr("ckptstore.storage.gcs.compose.MOST_SOURCES", 2)
     monkeypatch.setattr(GcsTransport, "part_size_bytes", size_bytes)
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == "save with retention")
     scenario.before(f"{run_url}-0")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ckptstore.storage.base import Location
-from ckptstore.storage.gcs import GcsTransport
+from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
 from ckptstore.testing import StorageContract
 from tests.servers.gcs import GcsServer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.storage.base import Capabilities
-from ckptstore.storage.gcs import GcsTransport
+from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
+from ckptstore.storage.values import Capabilities
 from tests.meta.guarantees import MINIO, WITH_CONDITIONAL_DELETES, WITHOUT_CONDITIONS
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.gcs import GcsServer

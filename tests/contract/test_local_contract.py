@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckptstore.storage.base import Location
-from ckptstore.storage.local import LocalStorage
-from ckptstore.storage.local_locks import LOCK_NAME
+from ckptstore.storage.local.locks import LOCK_NAME
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.testing import StorageContract
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ckptstore.storage.gcs import GcsTransport
-from ckptstore.storage.generic import GenericStorage
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.gcs.transport import GcsTransport
+from ckptstore.storage.generic.storage import GenericStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
-from ckptstore.storage.probe import Verdicts, capabilities_of
-from ckptstore.storage.s3 import S3Transport
+from ckptstore.storage.object_store.probe import Verdicts, capabilities_of
+from ckptstore.storage.s3.transport import S3Transport
 from ckptstore.view.guarantees import abilities_table, guarantees_table
 from tests.meta.source import ROOT
 

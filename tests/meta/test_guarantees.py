@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptstore.storage.base import Capabilities
+from ckptstore.storage.values import Capabilities
 from ckptstore.view.guarantees import abilities_table, guarantees_table
 from tests.meta.guarantees import TABLES, place
 

@@ -17,9 +17,10 @@ from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_protocol import Pending, Record
-from ckptstore.storage.base import Location, Lost
-from ckptstore.storage.faults import Fault, Kind
-from ckptstore.storage.object_writes import ConditionalWrite
+from ckptstore.storage.base import Location
+from ckptstore.storage.object_store.conditional_write import ConditionalWrite
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.values import Lost
 from tests.simulation.storage import SimulatedTransport
 
 __all__ = ["MUTATIONS", "Mutation"]

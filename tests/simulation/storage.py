@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from ckptstore.storage import probe
-from ckptstore.storage.base import Capabilities, ObjectInfo
-from ckptstore.storage.faults import Fault, Kind
-from ckptstore.storage.object_store import ObjectStorage
-from ckptstore.storage.probe import Verdicts
-from ckptstore.storage.retry import Cancellation, Operation, RetryBudget
-from ckptstore.storage.transport import (
+from ckptstore.storage.object_store import probe
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.probe import Verdicts
+from ckptstore.storage.object_store.storage import ObjectStorage
+from ckptstore.storage.object_store.transport import (
     Heading,
     Page,
     Place,
@@ -23,6 +21,8 @@ from ckptstore.storage.transport import (
     Transport,
     pour,
 )
+from ckptstore.storage.retry import Cancellation, Operation, RetryBudget
+from ckptstore.storage.values import Capabilities, ObjectInfo
 from tests.simulation.bucket import NoSuchKey, PreconditionFailed
 from tests.simulation.world import Actor, LostAnswer
 

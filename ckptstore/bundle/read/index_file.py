@@ -19,8 +19,9 @@ from ckptstore.format.entry import (
 from ckptstore.format.entry_columns import EntryColumns
 from ckptstore.format.slices import decode_slice_key, format_slice
 from ckptstore.format.table import Table
-from ckptstore.storage.base import Location, SuffixRange
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.base import Location
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.values import SuffixRange
 from ckptstore.types import ByteRange
 
 __all__ = ["IndexFile", "IndexRows", "TableFile", "shown_name"]

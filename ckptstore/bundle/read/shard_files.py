@@ -11,7 +11,7 @@ from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import BundleEntry
 from ckptstore.format.naming import data_name
 from ckptstore.storage.base import Location
-from ckptstore.storage.locks import ForkSafeLocks
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.pool import run_tasks
 from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import pytest
 
-from ckptstore.storage.base import Committed, Location, Lost, PutOutcome, Storage
+from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.values import Committed, Lost, PutOutcome
 
 __all__ = ["ContractBase", "at_once", "committed"]
 

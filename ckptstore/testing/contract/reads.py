@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from ckptstore.errors import NotFoundError, TruncatedFileError, UsageError
-from ckptstore.storage.base import Location, SuffixRange
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import SuffixRange
 from ckptstore.testing.contract.base import ContractBase
 from ckptstore.types import ByteRange
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from ckptstore.errors import NotFoundError
-from ckptstore.storage.base import Committed, Location, Lost, PutOutcome
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import Committed, Lost, PutOutcome
 from ckptstore.testing.contract.base import ContractBase, at_once, committed
 
 __all__ = ["ShortcutContract"]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import CkptStoreError, NotFoundError, UsageError
-from ckptstore.storage.base import Location, Lost, PutOutcome
+from ckptstore.storage.base import Location
 from ckptstore.storage.checks import byte_view
+from ckptstore.storage.values import Lost, PutOutcome
 from ckptstore.testing.contract.base import ContractBase, at_once, committed, one_winner
 
 if TYPE_CHECKING:
-    from ckptstore.storage.base import Buffer
+    from ckptstore.storage.values import Buffer
 
 __all__ = ["UploadContract"]
 

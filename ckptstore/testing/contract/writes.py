@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from ckptstore.storage.base import Committed, Location, Lost
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import Committed, Lost
 from ckptstore.testing.contract.base import ContractBase, at_once, committed, one_winner
 
 __all__ = ["WriteContract"]

@@ -11,8 +11,9 @@ from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.checksums import crc32c as checksum
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.naming import data_name
-from ckptstore.storage.base import Committed, Got, Location, Storage, SuffixRange
+from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import Committed, Got, SuffixRange
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.types import ByteRange
 

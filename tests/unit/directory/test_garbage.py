@@ -22,7 +22,7 @@ from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError
 from ckptstore.format.naming import data_name, parse_file_name
 from ckptstore.storage.base import Location
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
@@ -379,7 +379,7 @@ class TestTheLiving:
     def test_data_of_a_writer_in_another_process(self, tmp_path: Path) -> None:
         shard = tmp_path / "model-1.data-00000-of-00001"
         code = (
-            "import sys; from ckptstore.storage.local import LocalStorage\n"
+            "import sys; from ckptstore.storage.local.storage import LocalStorage\n"
             "upload = LocalStorage().upload(sys.argv[1]); upload.write(b'data'); upload.commit()\n"
             "print('ready', flush=True); sys.stdin.read()"
         )

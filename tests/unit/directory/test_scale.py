@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ckptstore as ck
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.testing import CountingStorage
 from tests.unit.directory.helpers import save_steps, values

@@ -16,7 +16,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.repair import repair_record
 from ckptstore.storage.base import Storage
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
@@ -472,7 +472,7 @@ def supports_links(directory: Path) -> bool:
 
 def is_cloning(directory: Path) -> bool:
     """Whether the file system clones files, so that nothing has to be linked."""
-    from ckptstore.storage.local_locks import file_system_type
+    from ckptstore.storage.local.locks import file_system_type
 
     fd = os.open(directory, os.O_RDONLY)
     try:

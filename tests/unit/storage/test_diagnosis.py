@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from ckptstore import errors
-from ckptstore.storage import local_diagnosis
-from ckptstore.storage.base import Capabilities, Committed, Lost
 from ckptstore.storage.diagnosis import diagnose
-from ckptstore.storage.faults import Kind
-from ckptstore.storage.findings import Finding
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.finding import Finding
+from ckptstore.storage.local import diagnosis
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
-from ckptstore.storage.object_store import ObjectStorage
+from ckptstore.storage.object_store.faults import Kind
+from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.retry import RetryPolicy
+from ckptstore.storage.values import Capabilities, Committed, Lost
 from ckptstore.storage.wrappers import StorageWrapper
-from tests.unit.storage.fake_transport import FakeTransport, before
+from tests.unit.storage.object_store.fake_transport import FakeTransport, before
 
 TRIED = [
     "write",
@@ -369,14 +369,14 @@ class TestLocal:
         def denied(path: str, *args: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied", path)
 
-        monkeypatch.setattr(local_diagnosis.os, "mkdir", denied)
+        monkeypatch.setattr(diagnosis.os, "mkdir", denied)
         finding = self.run(tmp_path)[-1]
         assert (finding.check, finding.state) == ("write", "failed")
         assert isinstance(finding.error, errors.AccessError)
 
     def mounted(self, monkeypatch: pytest.MonkeyPatch, kind: str, source: str = "x") -> None:
-        mount = local_diagnosis._Mount("/mnt with space", kind, source)
-        monkeypatch.setattr(local_diagnosis, "_mount_of", lambda path: mount)
+        mount = diagnosis._Mount("/mnt with space", kind, source)
+        monkeypatch.setattr(diagnosis, "_mount_of", lambda path: mount)
 
     @pytest.mark.parametrize(
         ("kind", "source", "advice"),
@@ -406,7 +406,7 @@ class TestLocal:
         assert (finding.state, kind in finding.detail) == (state, True)
 
     def test_the_mount_table_is_read(self, tmp_path: Path) -> None:
-        mount = local_diagnosis._mount_of(str(tmp_path))
+        mount = diagnosis._mount_of(str(tmp_path))
         if mount is None:
             pytest.skip("there is no /proc here")
         assert str(tmp_path).startswith(mount.point.rstrip("/"))
@@ -423,7 +423,7 @@ class TestLocal:
                 f_bavail=free, f_frsize=4096, f_blocks=1 << 21, f_files=99, f_favail=inodes
             )
 
-        monkeypatch.setattr(local_diagnosis.os, "statvfs", status)
+        monkeypatch.setattr(diagnosis.os, "statvfs", status)
         finding = of(self.run(tmp_path), "free space")
         assert finding.state == state
         assert isinstance(finding.error, errors.StorageFullError) == (state == "failed")

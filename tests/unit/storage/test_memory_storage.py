@@ -13,8 +13,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ckptstore.errors import NotFoundError, TransientError, UsageError
 from ckptstore.storage import memory
-from ckptstore.storage.base import Committed, Lost, Storage
+from ckptstore.storage.base import Storage
 from ckptstore.storage.memory import MemoryStorage
+from ckptstore.storage.values import Committed, Lost
 
 NEVER = float("inf")
 

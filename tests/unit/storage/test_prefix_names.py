@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import UsageError
-from ckptstore.storage.checks import check_prefix_name
+from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 
 GOOD_EVERYWHERE = [

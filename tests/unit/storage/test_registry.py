@@ -10,7 +10,7 @@ import pytest
 from ckptstore.errors import UsageError
 from ckptstore.storage import registry
 from ckptstore.storage.base import Storage
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.testing import CountingStorage

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
-from ckptstore.storage.faults import RULES, Fault, Kind, error_of
+from ckptstore.storage.object_store.faults import RULES, Fault, Kind, error_of
 from ckptstore.storage.retry import Backoff, Cancellation, Operation, RetryBudget, RetryPolicy
 from ckptstore.testing import ManualClock
 

@@ -8,7 +8,7 @@ import pytest
 
 from ckptstore.errors import DeadlineError, TransientError
 from ckptstore.storage import scope as scope_module
-from ckptstore.storage.faults import Fault, Kind, error_of
+from ckptstore.storage.object_store.faults import Fault, Kind, error_of
 from ckptstore.storage.retry import Backoff, Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.testing import ManualClock

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import NotFoundError, TransientError
-from ckptstore.storage.base import Committed, Location, Lost, Storage
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.local.storage import LocalStorage
+from ckptstore.storage.values import Committed, Lost
 from ckptstore.testing import Call, CountingStorage, FaultyStorage, ManualClock, SimulatedCrash
 from ckptstore.types import ByteRange
 
@@ -239,7 +240,7 @@ def test_the_contract_finds_a_storage_that_breaks_it(tmp_path: Path) -> None:
 from pathlib import Path
 import pytest
 from ckptstore.storage.base import Committed, Location
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.testing import StorageContract
 
 class Overwrites(LocalStorage):

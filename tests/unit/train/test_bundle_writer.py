@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.storage.base import Ambiguous
 from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.values import Ambiguous
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
 from tests.unit.directory.helpers import FailingOnce, fresh_memory, names_in

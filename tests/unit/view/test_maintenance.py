@@ -7,8 +7,8 @@ from ckptstore.directory.repair import RepairItem, RepairReport
 from ckptstore.errors import AccessError, FormatError, NotFoundError
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Record
-from ckptstore.storage.base import ObjectInfo
-from ckptstore.storage.findings import Finding, failed
+from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_lines, diagnosis_table
 from ckptstore.view.garbage import collection_lines, collection_object, garbage_table
 from ckptstore.view.repair import repair_lines, repair_object, repair_table

@@ -15,7 +15,7 @@ from ckptstore.errors import NotFoundError, TensorNotFoundError, UnsupportedErro
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.storage.base import Location
-from ckptstore.storage.local import LocalStorage
+from ckptstore.storage.local.storage import LocalStorage
 from tests.unit.bundle.helpers import craft, data_file, index_file, put, save, saved, take, tracked
 
 

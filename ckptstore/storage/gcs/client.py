@@ -1,0 +1,306 @@
+"""Requests to Google Cloud Storage through gcsfs's session and credentials, each of them sent once.
+
+Imported with the first ``gs://`` URL only: gcsfs takes more than a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import ssl
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import requests.exceptions
+from gcsfs.core import GCSFileSystem
+from google.auth import exceptions as google_errors
+from yarl import URL
+
+from ckptstore.errors import CkptStoreError
+from ckptstore.storage.gcs.direct import GcsDirect
+from ckptstore.storage.gcs.errors import redacted
+from ckptstore.storage.gcs.messages import Accept, Answer, Request, slices, with_query
+from ckptstore.storage.object_store.event_loop import LoopThread
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.server_clock import skew_of
+from ckptstore.storage.object_store.transport import Way, pour
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES
+
+__all__ = ["GcsClient"]
+
+# Progress is noted after each; the buffers of the HTTP client are a quarter of it.
+_SEND_BYTES = 256 * 1024
+
+# Longer than three lost SYN packets. Without a connection nothing was written; a stall leaves that open.
+_CONNECT_S = 10.0
+
+# Leaving must not wait for a server that is gone.
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class _FileSystem(GCSFileSystem):  # type: ignore[misc]  # gcsfs has no type information
+    """gcsfs's plain file system; the default one asks a gRPC service first (71 s a request on an emulator).
+
+    Under a protocol of its own, so that neither ``FSSPEC_GS_…`` variables nor fsspec's configuration files
+    lead requests elsewhere.
+    """
+
+    protocol = ("ckptstore+gs",)
+
+    @staticmethod
+    def close_session(loop: Any, session: Any, asynchronous: bool = False) -> None:
+        """Do nothing: gcsfs calls this in whatever thread drops it last, which must not touch the loop."""
+
+
+_OPEN: weakref.WeakSet[GcsClient] = weakref.WeakSet()
+
+
+class GcsClient:
+    """One session and one set of credentials, of one process.
+
+    Parameters
+    ----------
+    options : mapping
+        Parameters of ``gcsfs.core.GCSFileSystem``.
+    wants_direct : bool
+        False: large bodies go through gcsfs's session as well.
+
+    Raises
+    ------
+    Fault
+        `Kind.FORBIDDEN` if the credentials cannot be loaded.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, options: Mapping[str, Any], wants_direct: bool = True) -> None:
+        self._thread = LoopThread()
+        self._session: aiohttp.ClientSession | None = None
+        self.skew_s = 0.0
+        try:
+            self._fs = _FileSystem(
+                **{
+                    **options,
+                    "loop": self._thread.loop,
+                    "asynchronous": False,
+                    "use_listings_cache": False,
+                    "skip_instance_cache": True,
+                }
+            )
+            fault = None
+        except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
+            self._thread.close()
+            fault = _credential_fault(error, "the credentials cannot be loaded")
+        if fault is not None:
+            # Not from there: what they raise may hold what they were given.
+            raise fault
+        # The operation sees bytes move and notices stalls; a bound on the whole would cut off slow transfers.
+        timeout = options.get("requests_timeout")
+        if not isinstance(timeout, aiohttp.ClientTimeout):
+            timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_S)
+        self._timeout = timeout
+        self._root = self._fs._location.rstrip("/")
+        self._origin = URL(self._root).origin()
+        self.way = self._find_way(options, wants_direct)
+        self._direct = GcsDirect()
+        _OPEN.add(self)
+
+    def _find_way(self, options: Mapping[str, Any], wants_direct: bool) -> Way:
+        if not wants_direct:
+            return Way(False, "through gcsfs: direct=False in the storage options")
+        if options.get("session_kwargs"):
+            return Way(False, "through gcsfs: session_kwargs ask for a session of their own", is_wanted=False)
+        if getattr(self._fs, "_use_client_cert", False):
+            return Way(False, "through gcsfs: it shows a certificate of this machine", is_wanted=False)
+        return Way(True, f"over {self._origin.scheme.upper()}")
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether requests carry no credentials."""
+        return self._fs.credentials.credentials is None
+
+    def parameters(self, query: Mapping[str, str | None]) -> dict[str, str]:
+        """Return the parameters of `query` that are not None, and the project that pays if one is named."""
+        return self._fs._get_params(query)  # type: ignore[no-any-return]
+
+    def exchange(self, request: Request, operation: Operation, accept: Accept | None = None) -> Answer:
+        """Send `request` once, as an attempt of `operation`, and return the answer.
+
+        Parameters
+        ----------
+        request : Request
+        operation : Operation
+        accept : callable, optional
+            Is given the head of an answer with status 200 or 206, and returns what takes its body. May raise;
+            the body is then not read.
+
+        Raises
+        ------
+        Fault
+            If there is no answer, or only a part of it.
+        """
+        size_bytes = sum(map(len, request.body))
+        if self.way.is_direct and (accept is not None or size_bytes >= DIRECT_FROM_BYTES):
+            return self._send_directly(request, operation, accept)
+        return self._thread.call(lambda: self._attempt(request, operation, accept), operation)
+
+    def _send_directly(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        url, is_ours = self._target(request)
+        headers: Mapping[str, str] = request.headers
+        fault = None
+        if is_ours:
+            try:
+                headers = self._fs._get_headers(headers)
+            except Exception as error:  # noqa: BLE001 - as below
+                fault = _credential_fault(error, "the credentials cannot be renewed")
+        if fault is not None:
+            raise fault
+        reply = self._direct.send(url, request, headers, operation, accept)
+        self.skew_s = skew_of(reply.headers.get("Date"), self.skew_s)
+        return Answer(*reply)
+
+    def _target(self, request: Request) -> tuple[str, bool]:
+        """Return the whole URL, and whether it leads to the service itself.
+
+        A session may be on another host, and its URL is all that it needs: no token to strangers.
+        """
+        url = request.url if "://" in request.url else self._root + request.url
+        url = with_query(url, self.parameters(request.query))
+        return url, URL(url, encoded=True).origin() == self._origin
+
+    async def _attempt(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        try:
+            return await self._send(request, operation, accept)
+        except (Fault, CkptStoreError):
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            fault = _transport_fault(error)
+        # Not from there: a URL in it may be as good as a token.
+        raise fault
+
+    async def _send(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+        url, is_ours = self._target(request)
+        target = URL(url, encoded=True)
+        headers = await self._signed(request.headers) if is_ours else dict(request.headers)
+        body = None
+        if request.body or request.method in ("POST", "PUT"):
+            headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
+            # An iterator: what was sent can be sent again by nobody but the retry layer.
+            body = _sending(request.body, operation) if request.body else b""
+        if self._session is None:
+            self._session = await self._fs._set_session()
+            # Otherwise it sends GET, PUT and DELETE again by itself when a kept connection breaks.
+            self._session._retry_connection = False
+        async with self._session.request(
+            request.method, target, headers=headers, data=body, allow_redirects=False, timeout=self._timeout
+        ) as response:
+            operation.progress()
+            self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
+            if accept is None or response.status not in (200, 206):
+                return Answer(response.status, response.headers, await response.read())
+            sink = accept(response.status, response.headers)
+            async for piece in response.content.iter_any():
+                operation.progress()
+                pour(piece, sink)
+            return Answer(response.status, response.headers, b"")
+
+    def close(self) -> None:
+        """Close all connections and wait for it. No request may be under way."""
+        if self._thread.pid != os.getpid() or self._thread.loop.is_closed():
+            return
+        if self._session is not None:
+            closing = asyncio.run_coroutine_threadsafe(self._session.close(), self._thread.loop)
+            with suppress(TimeoutError):
+                closing.result(_CLOSE_TIMEOUT_S)
+        self._thread.close()
+
+    def disown(self) -> None:
+        """Forget the connections, in a forked child.
+
+        They belong to the parent: closing them here would take them out of its loop's list of what to watch,
+        which both processes share.
+        """
+        if self._session is not None:
+            connector = self._session.connector
+            self._session.detach()
+            if connector is not None:
+                connector._closed = True
+
+    def __del__(self) -> None:
+        # It may be the thread of the requests that collects this, so nothing can be waited for.
+        loop, session = self._thread.loop, self._session
+        if self._thread.pid != os.getpid() or loop.is_closed():
+            return
+
+        async def close() -> None:
+            if session is not None:
+                await session.close()
+            loop.stop()
+
+        # The interpreter may be shutting down.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: loop.create_task(close()))
+
+    async def _signed(self, headers: Mapping[str, str]) -> dict[str, str]:
+        if self.is_anonymous:
+            return self._fs._get_headers(headers)  # type: ignore[no-any-return]
+        try:
+            # In a thread: it may fetch a new token, and waits for it with all that runs on its thread.
+            return await asyncio.to_thread(self._fs._get_headers, headers)
+        except Exception as error:  # noqa: BLE001 - Google's, gcsfs's, requests': many libraries meet here
+            fault = _credential_fault(error, "the credentials cannot be renewed")
+        raise fault
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_OPEN):
+        client.close()
+
+
+def _disown_all() -> None:
+    for client in list(_OPEN):
+        client.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
+
+
+async def _sending(
+    pieces: Sequence[bytes | memoryview], operation: Operation
+) -> AsyncIterator[bytes | memoryview]:
+    position = 0
+    for piece in slices(pieces, _SEND_BYTES):
+        yield piece
+        position += len(piece)
+        operation.sent(position)
+
+
+def _credential_fault(error: Exception, what: str) -> Fault:
+    # Not its text: a URL in it may carry the token.
+    kind = Kind.FORBIDDEN
+    if isinstance(error, google_errors.TransportError | requests.exceptions.ConnectionError):
+        kind = Kind.NOT_SENT
+    return Fault(kind, what, code=type(error).__name__)
+
+
+def _transport_fault(error: Exception) -> Fault:
+    kind = Kind.CUT
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
+        kind = Kind.UNTRUSTED
+    elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        kind = Kind.NOT_SENT
+    elif isinstance(error, TimeoutError):
+        kind = Kind.STALLED
+    elif isinstance(error, aiohttp.InvalidURL):
+        kind = Kind.BAD_REQUEST
+    elif isinstance(error, aiohttp.ClientResponseError):
+        kind = Kind.GARBLED
+    return Fault(kind, redacted(str(error)) or "the connection ended", code=type(error).__name__)

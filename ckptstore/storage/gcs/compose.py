@@ -1,0 +1,332 @@
+"""Large objects for Google Cloud Storage: parts sent side by side as objects of their own, then composed.
+
+Format
+------
+Part ``number`` of ``DIRECTORY/NAME`` is ``DIRECTORY/.ckptstore-parts/NAME/WRITE_ID/NUMBER``, which no listing
+of the directory shows. `MOST_SOURCES` objects make one, so that more parts than that are composed in levels:
+``LEVEL-NUMBER`` beside them. Every one of these carries the write id of the upload in its metadata.
+
+Guarantees
+----------
+The object appears with the last request, which has its condition. What is left of an upload that died is
+listed by `unfinished_uploads`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+from ckptstore.checksums import combine
+from ckptstore.errors import CkptStoreWarning
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.probe import give_up_composing
+from ckptstore.storage.object_store.transport import (
+    Place,
+    Precondition,
+    Session,
+    StaleUpload,
+    Stored,
+    Transport,
+)
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.values import ObjectInfo
+
+__all__ = [
+    "MOST_SOURCES",
+    "ComposeSession",
+    "delete_names",
+    "is_nameable",
+    "parts_prefix",
+    "unfinished_uploads",
+]
+
+_LOG = logging.getLogger("ckptstore")
+
+MOST_SOURCES = 32
+"""What the service takes in one compose request."""
+
+_PARTS = ".ckptstore-parts"
+_WRITE_ID_DIGITS = 32
+_MAX_NAME_BYTES = 1024
+
+# What stands behind the directory: final name, write id, part or intermediate object.
+_TAIL = re.compile(r"([^/]+)/([0-9a-f]{32})/(?:\d+-)?\d{6,}")
+
+
+def parts_prefix(start: str) -> str:
+    """Return what the names of parts begin with, of objects whose name begins with `start`."""
+    directory, slash, name = start.rpartition("/")
+    return f"{directory}{slash}{_PARTS}/{name}"
+
+
+def is_nameable(place: Place) -> bool:
+    """Tell whether there is room for the names of parts."""
+    longest = f"{parts_prefix(place.name)}/{'0' * _WRITE_ID_DIGITS}/0-000000"
+    return len(longest.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+
+
+def unfinished_uploads(
+    objects: Iterable[ObjectInfo], bucket: str, start: str, now_s: float
+) -> list[StaleUpload]:
+    """Return the uploads of which these objects are left; the last sign of life makes the age.
+
+    Parameters
+    ----------
+    objects : iterable of ObjectInfo
+        What is listed below `parts_prefix` of `start`.
+    now_s : float
+        By the server's clock.
+    """
+    directory = start[: start.rfind("/") + 1]
+    root = f"{bucket}/{directory}{_PARTS}/"
+    last_s: dict[tuple[str, str], float] = {}
+    for info in objects:
+        tail = _TAIL.fullmatch(info.key.removeprefix(root))
+        if tail is not None:
+            upload = directory + tail[1], tail[2]
+            last_s[upload] = max(info.mtime_s, last_s.get(upload, info.mtime_s))
+    return [StaleUpload(name, upload_id, now_s - seen_s) for (name, upload_id), seen_s in last_s.items()]
+
+
+def delete_names(
+    transport: Transport, bucket: str, names: Sequence[str], operation: Operation
+) -> dict[str, Fault]:
+    """Delete these objects, as many as there are in a request; return the faults of those that are left."""
+    left: dict[str, Fault] = {}
+    for first in range(0, len(names), transport.batch_size):
+        batch = names[first : first + transport.batch_size]
+        try:
+            left |= transport.delete_many(bucket, batch, operation)
+        except Fault as fault:
+            if fault.kind is not Kind.UNSUPPORTED:
+                raise
+            for name in batch:
+                try:
+                    transport.delete(Place(bucket, name), operation, version=None)
+                except Fault as refusal:
+                    if refusal.kind is not Kind.ABSENT:
+                        left[name] = refusal
+    return left
+
+
+class _Made(NamedTuple):
+    """A part, or an object composed of some, that is on the server."""
+
+    name: str
+    version: str
+    size_bytes: int
+    crc32c: int
+
+
+class ComposeSession(Session):
+    """See `Session`.
+
+    Parameters
+    ----------
+    transport : Transport
+        One that composes.
+    place : Place
+    write_id : str
+    precondition : Precondition or None
+    size_bytes : int
+        Of the whole object; should it be wrong, it costs time.
+
+    Threads
+    -------
+    `send` may be called from several threads.
+    """
+
+    sends_last_part = True
+    leaves_parts = True
+
+    def __init__(
+        self,
+        transport: Transport,
+        place: Place,
+        write_id: str,
+        precondition: Precondition | None,
+        size_bytes: int,
+    ) -> None:
+        self._transport = transport
+        self._place = place
+        self._write_id = write_id
+        self._precondition = precondition
+        self._size_bytes = size_bytes
+        self._prefix = f"{parts_prefix(place.name)}/{write_id}/"
+        self._lock = threading.Lock()
+        self._parts: dict[int, _Made] = {}
+        self._composed: dict[str, _Made] = {}
+        # Of everything that a request may have made.
+        self._names: set[str] = set()
+        self._refusals = 0
+
+    @property
+    def upload_id(self) -> str:
+        return self._write_id
+
+    def send(
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+    ) -> None:
+        part = self._parts.get(number)
+        if part is None:
+            size_bytes = sum(map(len, pieces))
+
+            def put(place: Place) -> Stored:
+                return self._transport.put(
+                    place,
+                    pieces,
+                    operation,
+                    crc32c=crc32c,
+                    write_id=self._write_id,
+                    precondition=Precondition(None),
+                )
+
+            part = self._make(f"{number:06d}", size_bytes, crc32c, put, operation)
+        group = number // MOST_SOURCES
+        with self._lock:
+            self._parts[number] = part
+            first = group * MOST_SOURCES
+            parts = [self._parts[each] for each in range(first, first + MOST_SOURCES) if each in self._parts]
+        part_bytes = offset // number if number else part.size_bytes
+        if len(parts) == MOST_SOURCES and self._size_bytes > MOST_SOURCES * part_bytes:
+            # While other parts are on their way; at the end it would be waited for.
+            self._merged(0, group, parts, operation)
+
+    def complete(
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
+    ) -> Stored:
+        sources = [self._parts[number] for number in sorted(self._parts)]
+        level = 0
+        while len(sources) > MOST_SOURCES:
+            groups = [sources[first : first + MOST_SOURCES] for first in range(0, len(sources), MOST_SOURCES)]
+            sources = [self._merged(level, number, group, operation) for number, group in enumerate(groups)]
+            level += 1
+        try:
+            return self._compose(self._place, sources, self._precondition, operation)
+        except Fault as fault:
+            if fault.kind is Kind.PRECONDITION:
+                self._refusals += 1
+            # The same answer says that something is there and that a source is not. Whoever sent this looked
+            # in between, and nothing was.
+            if fault.kind is Kind.ABSENT or self._refusals > 1:
+                fault.kind = Kind.UPLOAD_GONE
+            raise
+
+    def _merged(self, level: int, number: int, sources: Sequence[_Made], operation: Operation) -> _Made:
+        """Return one object that is all of `sources`, made now or before."""
+        if len(sources) == 1:
+            return sources[0]
+        name = f"{level}-{number:06d}"
+        found = self._composed.get(name)
+        if found is None:
+            crc32c = reduce(lambda whole, each: combine(whole, each.crc32c, each.size_bytes), sources, 0)
+            size_bytes = sum(each.size_bytes for each in sources)
+
+            def compose(place: Place) -> Stored:
+                return self._compose(place, sources, Precondition(None), operation)
+
+            found = self._composed[name] = self._make(name, size_bytes, crc32c, compose, operation)
+        return found
+
+    def _compose(
+        self,
+        place: Place,
+        sources: Sequence[_Made],
+        precondition: Precondition | None,
+        operation: Operation,
+    ) -> Stored:
+        pinned = [(source.name, source.version) for source in sources]
+        info = self._transport.compose(
+            place, pinned, operation, write_id=self._write_id, precondition=precondition
+        )
+        return Stored(info.version, info.crc32c)
+
+    def _make(
+        self,
+        name: str,
+        size_bytes: int,
+        crc32c: int,
+        make: Callable[[Place], Stored],
+        operation: Operation,
+    ) -> _Made:
+        """Make one of the upload's own objects, once, however often it is asked for after a fault."""
+        place = Place(self._place.bucket, self._prefix + name)
+        with self._lock:
+            may_be_there = place.name in self._names
+            self._names.add(place.name)
+        if may_be_there:
+            # Cheaper than sending it again.
+            found = self._found(place, size_bytes, crc32c, operation)
+            if found is not None:
+                return found
+        try:
+            stored = make(place)
+        except Fault as fault:
+            if fault.kind is Kind.ABSENT:
+                fault.kind = Kind.UPLOAD_GONE
+            if fault.kind is not Kind.PRECONDITION:
+                raise
+            # The first of two identical requests won. Or what it would be made of is gone.
+            found = self._found(place, size_bytes, crc32c, operation)
+            if found is None:
+                fault.kind = Kind.UPLOAD_GONE
+                raise
+            return found
+        self._check(crc32c, stored.crc32c)
+        return _Made(place.name, stored.version, size_bytes, crc32c)
+
+    def _found(self, place: Place, size_bytes: int, crc32c: int, operation: Operation) -> _Made | None:
+        """Return what is there under a name of ours, None if nothing is."""
+        try:
+            info = self._transport.head(place, operation)
+        except Fault as fault:
+            # In a missing bucket the next request says so.
+            if fault.kind in (Kind.ABSENT, Kind.UNPROVED):
+                return None
+            raise
+        self._check(crc32c, info.crc32c)
+        return _Made(place.name, info.version, size_bytes, crc32c)
+
+    @staticmethod
+    def _check(wanted: int, found: int | None) -> None:
+        if found != wanted:
+            raise Fault(Kind.BAD_CHECKSUM, "a part arrived with another checksum")
+
+    def abort(self, operation: Operation) -> None:
+        with self._lock:
+            names = sorted(self._names)
+        try:
+            left = delete_names(self._transport, self._place.bucket, names, operation)
+        except Fault as fault:
+            if fault.kind is not Kind.FORBIDDEN:
+                raise
+            left = dict.fromkeys(names, fault)
+        with self._lock:
+            self._names -= set(names) - set(left)
+        refusals = [refusal for refusal in left.values() if refusal.kind is Kind.FORBIDDEN]
+        if refusals:
+            self._give_up_parts(refusals[0])
+        for other in left.values():
+            if other.kind is not Kind.FORBIDDEN:
+                raise other
+
+    def _give_up_parts(self, fault: Fault) -> None:
+        """Send objects to this bucket in one stream from now on, and say so once."""
+        bucket = self._place.bucket
+        if not give_up_composing(self._transport, bucket):
+            return
+        text = (
+            f"parts of an upload stay in {self._transport.scheme}://{bucket}/{self._prefix}, because deleting"
+            f" them was refused ({fault}); from now on large objects go there in one stream"
+        )
+        try:
+            warnings.warn(text, CkptStoreWarning, stacklevel=2)
+        except CkptStoreWarning:
+            # Whoever turns warnings into errors does not mean an object that is in place already.
+            _LOG.warning("%s", text)

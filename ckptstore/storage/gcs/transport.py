@@ -1,0 +1,378 @@
+"""Google Cloud Storage, over gcsfs.
+
+Versions are generations: a new number for every write of an object, so no version ever comes back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from ckptstore.storage.gcs.compose import (
+    ComposeSession,
+    delete_names,
+    is_nameable,
+    parts_prefix,
+    unfinished_uploads,
+)
+from ckptstore.storage.gcs.copy import copied
+from ckptstore.storage.gcs.errors import fault_of
+from ckptstore.storage.gcs.messages import (
+    RESOURCE_FIELDS,
+    batch_body,
+    json_of,
+    related_body,
+    resource,
+    split_batch,
+    with_query,
+)
+from ckptstore.storage.gcs.resumable import ResumableSession
+from ckptstore.storage.gcs.service import (
+    BATCH_API,
+    JSON_API,
+    MEDIA_API,
+    UPLOAD_API,
+    GcsService,
+    bucket_url,
+    condition,
+    info_in,
+    json_bytes,
+    no_bucket,
+    object_url,
+    stored_in,
+)
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.probe import compose_verdict_for, verdicts_known
+from ckptstore.storage.object_store.storage import ObjectStorage
+from ckptstore.storage.object_store.transport import (
+    Heading,
+    Page,
+    Parts,
+    Place,
+    Precondition,
+    Session,
+    Sink,
+    StaleUpload,
+    Stored,
+    Transport,
+    Way,
+)
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.values import Capabilities, ObjectInfo
+
+__all__ = ["GcsTransport", "open_gcs"]
+
+# What the service takes in one batch.
+_BATCH_SIZE = 100
+
+# Two parts side by side save a round trip, and cost two: to compose them, and to delete them.
+_SERIAL_PARTS = 2
+
+# What is said of uploads that go part by part.
+_NO_PARTS = {
+    "ignored": "the server does not keep the conditions of compose",
+    "refused": "the server does not compose objects",
+    "kept": "the bucket does not let go of parts: a retention policy, holds, or no permission to delete",
+}
+
+
+def open_gcs(**options: Any) -> ObjectStorage:
+    """Return the storage of ``gs://`` URLs; nothing is connected before the first request.
+
+    Parameters
+    ----------
+    **options
+        Parameters of gcsfs's file system; ``allow_http=True`` lets credentials travel over plain http,
+        ``direct=False`` sends large bodies through gcsfs as well, ``parallel_uploads=False`` large objects
+        in one stream.
+
+    Raises
+    ------
+    UsageError
+        If the endpoint is not a URL, or credentials would travel in the clear.
+    """
+    return ObjectStorage(GcsTransport(options))
+
+
+class GcsTransport(Transport):
+    """The requests of the JSON API.
+
+    Parameters
+    ----------
+    options : mapping
+        See `gcs_options.GCS_OPTIONS`.
+    """
+
+    scheme = "gs"
+    nominal = Capabilities(
+        backend="gcs",
+        create_if_absent=True,
+        compare_and_swap=True,
+        conditional_delete=True,
+        durable_when_acknowledged=True,
+        checksum_proved_by_store=True,
+        several_hosts=True,
+    )
+    batch_size = _BATCH_SIZE
+    bogus_version = "1"
+    part_unit_bytes = 256 * 1024
+    most_parts = 1_000_000
+    # In one stream each chunk costs a round trip; side by side each part costs three requests' fees.
+    part_size_bytes = 32 * 1024 * 1024
+    parallel_parts = 8
+    parallel_reads = 8
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._service = GcsService(options)
+        self._wants_parts = bool(options.get("parallel_uploads", True))
+
+    def __repr__(self) -> str:
+        return f"GcsTransport({self.endpoint!r})"
+
+    @property
+    def endpoint(self) -> str:
+        return self._service.endpoint
+
+    @property
+    def skew_s(self) -> float:  # type: ignore[override]
+        return self._service.skew_s
+
+    # ----------------------------------------------------------------------------------------------- reading
+
+    def head(self, place: Place, operation: Operation) -> ObjectInfo:
+        answer = self._service.ask("GET", object_url(JSON_API, place), operation, {"fields": RESOURCE_FIELDS})
+        if answer.status != 200:
+            raise self._service.fault(answer, place.bucket, operation)
+        self._service.note(place.bucket)
+        return info_in(place.bucket, json_of(answer.body))
+
+    def get(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        byte_range: str | None,
+        version: str | None,
+        accept: Callable[[Heading], Sink],
+    ) -> None:
+        # The bytes as they are stored: a compressed answer has another length.
+        headers = {"Accept-Encoding": "identity"}
+        if byte_range is not None:
+            headers["Range"] = byte_range
+
+        def take(status: int, head: Mapping[str, str]) -> Sink:
+            self._service.note(place.bucket)
+            length = head.get("Content-Length", "")
+            return accept(
+                Heading(
+                    status=status,
+                    version=head.get("X-Goog-Generation", ""),
+                    size_bytes=int(length) if length.isdecimal() else None,
+                    content_range=head.get("Content-Range"),
+                    encoding=head.get("Content-Encoding"),
+                )
+            )
+
+        query = {"alt": "media", "generation": version}
+        answer = self._service.ask(
+            "GET", object_url(MEDIA_API, place), operation, query, headers, accept=take
+        )
+        if answer.status not in (200, 206):
+            raise self._service.fault(answer, place.bucket, operation)
+
+    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+        return self._page(bucket, prefix, token, operation, delimiter="/")
+
+    def _page(
+        self, bucket: str, prefix: str, token: str | None, operation: Operation, *, delimiter: str | None
+    ) -> Page:
+        query = {
+            "prefix": prefix,
+            "delimiter": delimiter,
+            "pageToken": token,
+            "maxResults": "1000",
+            "fields": f"items({RESOURCE_FIELDS}),nextPageToken",
+        }
+        answer = self._service.ask("GET", bucket_url(bucket) + "/o", operation, query)
+        if answer.status != 200:
+            fault = fault_of(*answer)
+            raise no_bucket(bucket) if fault.kind is Kind.ABSENT else fault
+        self._service.note(bucket)
+        page = json_of(answer.body)
+        items = page.get("items", ()) if isinstance(page, dict) and "error" not in page else None
+        if not isinstance(items, list | tuple):
+            raise Fault(Kind.GARBLED, "the answer is not a listing", code=str(answer.status))
+        return Page([info_in(bucket, item) for item in items], page.get("nextPageToken") or None)
+
+    def _below(self, bucket: str, prefix: str, operation: Operation) -> Iterator[ObjectInfo]:
+        """Yield every object whose name begins with `prefix`, whatever stands behind it."""
+        token: str | None = ""
+        while token is not None:
+            page = self._page(bucket, prefix, token or None, operation, delimiter=None)
+            yield from page.objects
+            token = page.token
+
+    # ----------------------------------------------------------------------------------------------- writing
+
+    def put(
+        self,
+        place: Place,
+        pieces: Sequence[memoryview],
+        operation: Operation,
+        *,
+        crc32c: int,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        # no-store: what anybody may read is cached for an hour otherwise, the record too.
+        description = resource(place.name, write_id, crc32c=crc32c, cache_control="no-store")
+        content_type, body = related_body(description, pieces)
+        query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(precondition)}
+        answer = self._service.ask(
+            "POST",
+            bucket_url(place.bucket, UPLOAD_API) + "/o",
+            operation,
+            query,
+            {"Content-Type": content_type},
+            body,
+        )
+        if answer.status != 200:
+            raise self._service.fault(answer, place.bucket, operation)
+        self._service.note(place.bucket)
+        return stored_in(json_of(answer.body), answer.status)
+
+    def begin(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        size_bytes: int | None,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Session:
+        if size_bytes is not None and size_bytes > _SERIAL_PARTS * self.part_size_bytes:
+            return ComposeSession(self, place, write_id, precondition, size_bytes)
+        description = resource(place.name, write_id)
+        query = {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(precondition)}
+        headers = {
+            "Content-Type": "application/json; charset=UTF-8",
+            "X-Upload-Content-Type": description["contentType"],
+        }
+        answer = self._service.ask(
+            "POST",
+            bucket_url(place.bucket, UPLOAD_API) + "/o",
+            operation,
+            query,
+            headers,
+            (json_bytes(description),),
+        )
+        if answer.status not in (200, 201):
+            raise self._service.fault(answer, place.bucket, operation)
+        self._service.note(place.bucket)
+        url = answer.headers.get("Location", "")
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise Fault(Kind.GARBLED, "the answer names no session", code=str(answer.status))
+        return ResumableSession(
+            url,
+            self._service.client().exchange,
+            lambda answer: stored_in(json_of(answer.body), answer.status),
+        )
+
+    def parts(self, place: Place, size_bytes: int | None, operation: Operation) -> Parts:
+        if size_bytes is None or size_bytes <= _SERIAL_PARTS * self.part_size_bytes or not is_nameable(place):
+            return Parts(1)
+        if not self._wants_parts:
+            return Parts(1, "one after the other: parallel_uploads=False in the storage options")
+        verdict = compose_verdict_for(self, place, operation)
+        if verdict != "yes":
+            return Parts(1, f"one after the other: {_NO_PARTS[verdict]}", is_wanted=False)
+        return Parts(self.parallel_parts, f"{self.parallel_parts} at a time, composed at the end")
+
+    def compose(
+        self,
+        target: Place,
+        sources: Sequence[tuple[str, str]],
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> ObjectInfo:
+        description = {
+            "destination": resource(target.name, write_id),
+            "sourceObjects": [
+                {"name": name, "objectPreconditions": {"ifGenerationMatch": version}}
+                for name, version in sources
+            ],
+        }
+        answer = self._service.ask(
+            "POST",
+            object_url(JSON_API, target) + "/compose",
+            operation,
+            {"fields": RESOURCE_FIELDS, **condition(precondition)},
+            {"Content-Type": "application/json; charset=UTF-8"},
+            (json_bytes(description),),
+        )
+        if answer.status != 200:
+            raise self._service.fault(answer, target.bucket, operation)
+        return info_in(target.bucket, json_of(answer.body))
+
+    def copy(
+        self,
+        source: ObjectInfo,
+        target: Place,
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        verdicts = verdicts_known(self, target.bucket)
+        if verdicts is not None and not verdicts.cond_delete:
+            # The service keeps the conditions of every request; who drops one may drop that of the target.
+            raise Fault(Kind.UNSUPPORTED, "the server does not keep every condition")
+        return copied(self._service, source, target, operation, write_id, precondition)
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        return self._service.client().way
+
+    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+        answer = self._service.ask(
+            "DELETE", object_url(JSON_API, place), operation, {"ifGenerationMatch": version}
+        )
+        if answer.status not in (200, 204):
+            # A 404 is as good as done, whatever is missing.
+            raise fault_of(*answer)
+
+    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+        client = self._service.client()
+        targets = [
+            with_query(object_url(JSON_API, Place(bucket, name)), client.parameters({})) for name in names
+        ]
+        content_type, body = batch_body("DELETE", targets)
+        answer = self._service.ask("POST", BATCH_API, operation, {}, {"Content-Type": content_type}, (body,))
+        if answer.status in (404, 405, 501):
+            raise Fault(Kind.UNSUPPORTED, "the server knows no batches", code=str(answer.status))
+        if answer.status != 200:
+            raise fault_of(*answer)
+        try:
+            parts = split_batch(answer.headers.get("Content-Type", ""), answer.body, len(names))
+        except ValueError as error:
+            raise Fault(Kind.GARBLED, f"the answer to a batch: {error}") from None
+        return {
+            name: fault_of(part.status, {}, part.body)
+            for name, part in zip(names, parts, strict=True)
+            if part.status not in (200, 204, 404)
+        }
+
+    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+        # Sessions cannot be listed; the service forgets them after a week. Parts can.
+        found = list(self._below(bucket, parts_prefix(prefix), operation))
+        # By the server's own clock: ages must not depend on ours.
+        return unfinished_uploads(found, bucket, prefix, time.time() + self.skew_s)
+
+    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
+        below = f"{parts_prefix(place.name)}/{upload_id}/"
+        names = [info.key.partition("/")[2] for info in self._below(place.bucket, below, operation)]
+        for fault in delete_names(self, place.bucket, names, operation).values():
+            raise fault

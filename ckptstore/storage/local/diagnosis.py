@@ -1,0 +1,285 @@
+"""What a local directory can do, for ``ckptstore doctor``: what the file system is, and what it lacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptstore.errors import CkptStoreError, StorageFullError, UnsupportedError, UsageError, from_os_error
+from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.local.direct_io import DirectWriter, direct_rules
+from ckptstore.storage.local.directory import Directory, translated
+from ckptstore.storage.local.locks import hold, is_held, mark_upload, release, upload_mark
+
+__all__ = ["examine_directory", "scratch_directory"]
+
+# Buckets mounted as directories: no locks between hosts, no create-only rename, and what fsync returns for is
+# still on this machine. File system type → the scheme that reaches the same bucket directly.
+_MOUNTED_BUCKETS = {
+    "fuse.gcsfuse": "gs",
+    "fuse.s3fs": "s3",
+    "fuse.mountpoint-s3": "s3",
+    "fuse.goofys": "s3",
+    "fuse.geesefs": "s3",
+    "fuse.rclone": "s3",
+    "fuse.blobfuse": "",
+    "fuse.blobfuse2": "",
+    "fuse.ossfs": "",
+    "fuse.cosfs": "",
+}
+# These name themselves in the source only: the type is plain "fuse".
+_MOUNTED_SOURCES = {"mountpoint-s3": "s3", "gcsfuse": "gs", "s3fs": "s3", "goofys": "s3"}
+
+_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+_SHARED = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "9p", "beegfs", "gpfs", "glusterfs", "afs"}
+)
+
+_LOW_BYTES = 1 << 30
+
+_SCRATCH = re.compile(r"\.ckptstore-doctor-[0-9a-f]{12}")
+_STALE_S = 3600.0
+
+# Octal in /proc/self/mountinfo: space, tab, newline, backslash (proc(5)).
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class _Mount(NamedTuple):
+    point: str
+    type: str
+    source: str
+
+
+@contextmanager
+def scratch_directory(path: str) -> Iterator[str]:
+    """Make a directory in `path`, or in what exists of it, and remove it with all files in it.
+
+    Raises
+    ------
+    CkptStoreError
+        If it cannot be made.
+    """
+    parent = _existing(path)
+    with translated("cannot write", parent):
+        _sweep(parent)
+        scratch = os.path.join(parent, f".ckptstore-doctor-{os.urandom(6).hex()}")
+        os.mkdir(scratch)
+    try:
+        yield scratch
+    finally:
+        with suppress(OSError):
+            _remove(scratch)
+
+
+def _sweep(parent: str) -> None:
+    """Remove what a doctor left that was killed."""
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        if _SCRATCH.fullmatch(name):
+            with suppress(OSError):
+                if time.time() - os.lstat(path).st_mtime > _STALE_S:
+                    _remove(path)
+
+
+def _remove(scratch: str) -> None:
+    for name in os.listdir(scratch):
+        os.unlink(os.path.join(scratch, name))
+    os.rmdir(scratch)
+
+
+def _existing(path: str) -> str:
+    """Return `path`, or the nearest directory above it that is there."""
+    current = path or "/"
+    while not os.path.lexists(current):
+        current = os.path.dirname(current)
+    return current
+
+
+def examine_directory(path: str) -> Iterator[Finding]:
+    """Yield what `Storage.examine` asks for.
+
+    Parameters
+    ----------
+    path : str
+        Absolute; need not exist.
+    """
+    path = path or "/"
+    existing = _existing(path)
+    if not os.path.isdir(existing):
+        error = UsageError(
+            "a file stands where a directory should be",
+            url=existing,
+            hint="Name the directory of the checkpoints.",
+        )
+        yield failed("directory", error)
+        return
+    if existing == path:
+        yield Finding("directory", "ok", "is there")
+    else:
+        yield Finding("directory", "ok", f"is not there yet; the first save makes it in {existing}")
+    yield _file_system(existing)
+    yield from _space(existing)
+    try:
+        with scratch_directory(path) as scratch, Directory(scratch) as directory:
+            yield from _try_out(directory)
+    except CkptStoreError as error:
+        yield failed("write", error)
+    except OSError as error:
+        yield failed("write", from_os_error(error, "cannot write", existing))
+
+
+def _file_system(path: str) -> Finding:
+    mount = _mount_of(path)
+    if mount is None:
+        return Finding("file system", "ok", "of unknown type")
+    scheme = _MOUNTED_BUCKETS.get(mount.type)
+    if scheme is None and mount.type.startswith("fuse"):
+        scheme = _MOUNTED_SOURCES.get(mount.source)
+    detail = f"{mount.type}, mounted at {mount.point}"
+    if scheme is not None:
+        url = f"{scheme}://BUCKET/…" if scheme else "the bucket's own URL"
+        return Finding(
+            "file system",
+            "degraded",
+            f"{detail}: a bucket that looks like a directory",
+            hint=f"Writers are not kept apart here, and a save that returned may be lost: pass {url}",
+        )
+    if mount.type in _IN_MEMORY:
+        return Finding(
+            "file system", "degraded", f"{detail}: in memory", hint="Nothing here survives a reboot."
+        )
+    if mount.type in _SHARED:
+        detail += ": over the network; leftovers of killed saves of other machines wait for gc"
+    return Finding("file system", "ok", detail)
+
+
+def _mount_of(path: str) -> _Mount | None:
+    """Return the mount that `path` lies on; None where the system does not tell."""
+    try:
+        with Directory(path) as directory:
+            facts = Path(f"/proc/self/fdinfo/{directory.fd}").read_text("utf-8")
+        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    # By mount id, not by device: btrfs gives files another device number than the mount table shows.
+    mount_id = next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), None)
+    for line in mounts.splitlines():
+        # id parent major:minor root mount-point options [optional…] - type source options (proc(5))
+        fields = line.split(" ")
+        if fields[0] == mount_id:
+            rest = fields.index("-")
+            point, kind, source = (
+                _ESCAPE.sub(lambda found: chr(int(found[1], 8)), field)
+                for field in (fields[4], fields[rest + 1], fields[rest + 2])
+            )
+            return _Mount(point, kind, source)
+    return None
+
+
+def _space(path: str) -> Iterator[Finding]:
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return
+    free = status.f_bavail * status.f_frsize
+    total = status.f_blocks * status.f_frsize
+    if not total:
+        return
+    detail = f"{free / (1 << 30):.1f} GiB of {total / (1 << 30):.1f} GiB"
+    if not free or (status.f_files and not status.f_favail):
+        what = "no room is left" if not free else "no further file can be made: all inodes are in use"
+        yield failed("free space", StorageFullError(what, url=path, hint="Make room, then save again."))
+    elif free < _LOW_BYTES:
+        hint = "A save needs the size of a whole checkpoint on top of those that it keeps."
+        yield Finding("free space", "degraded", detail, hint=hint)
+    else:
+        yield Finding("free space", "ok", detail)
+
+
+def _try_out(directory: Directory) -> Iterator[Finding]:
+    """Yield what of the means that `LocalStorage` has is there."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open("trial", flags, 0o666, dir_fd=directory.fd)
+    try:
+        os.write(fd, b"ckptstore doctor\n")
+        yield _sync(fd, directory)
+        yield _locks(fd, directory)
+        yield _links(directory)
+        yield _large_files(fd)
+        mark_upload(fd)
+        if upload_mark(fd):
+            yield Finding("extended attributes", "ok", "files can be marked as ours")
+        else:
+            hint = (
+                "What a killed save leaves behind is not cleared away by the next run, but by ckptstore gc."
+            )
+            yield Finding("extended attributes", "degraded", "files cannot be marked as ours", hint=hint)
+    finally:
+        os.close(fd)
+
+
+def _sync(fd: int, directory: Directory) -> Finding:
+    start_s = time.monotonic()
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        return failed("fsync", from_os_error(error, "cannot make files durable", directory.path))
+    took = f"{(time.monotonic() - start_s) * 1000:.0f} ms"
+    try:
+        os.fsync(directory.fd)
+    except OSError:
+        hint = "After a power cut a checkpoint that was saved shortly before may be missing."
+        return Finding("fsync", "degraded", f"files in {took}; directories cannot be synced", hint=hint)
+    return Finding("fsync", "ok", took)
+
+
+def _large_files(fd: int) -> Finding:
+    rules = direct_rules(fd)
+    if isinstance(rules, str):
+        return Finding("large files", "ok", f"written through the page cache: direct I/O is {rules}")
+    writer = DirectWriter(fd, rules, "trial")
+    writer.write_at(0, (memoryview(bytes(rules.block_bytes)),))
+    is_direct = writer.is_direct
+    writer.finish()
+    if not is_direct:
+        return Finding("large files", "ok", "written through the page cache: direct I/O is refused")
+    detail = f"written past the page cache; memory aligned to {rules.memory_bytes} bytes is not copied"
+    return Finding("large files", "ok", detail)
+
+
+def _locks(fd: int, directory: Directory) -> Finding:
+    try:
+        is_locked = hold(fd)
+        other = os.open("trial", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.fd)
+        try:
+            is_seen = is_held(other)
+        finally:
+            os.close(other)
+    finally:
+        release(fd)
+    if is_locked and is_seen:
+        return Finding("locks", "ok", "flock")
+    error = UnsupportedError(
+        "the file system cannot lock files, so concurrent writers cannot be kept apart",
+        url=directory.path,
+        hint="Mount it with locking (Lustre: -o flock), or choose another directory.",
+    )
+    return failed("locks", error)
+
+
+def _links(directory: Directory) -> Finding:
+    try:
+        os.link("trial", "linked", src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+    except OSError as error:
+        reason = errno.errorcode.get(error.errno or 0, "refused")
+        return Finding("hard links", "ok", f"none ({reason}): a rename under the lock takes their place")
+    if not stat.S_ISREG(os.stat("linked", dir_fd=directory.fd).st_mode):
+        return Finding("hard links", "degraded", "a link does not lead to the file")
+    return Finding("hard links", "ok", "create a name only if it is free")

@@ -1,0 +1,258 @@
+"""Direct I/O: large files go from memory to the disk, past the page cache.
+
+Why: 1 GiB with its checksum, durable (ext4 on a virtual disk, two cores, medians of alternating rounds):
+
+=================================================  ==================  ===========
+way                                                seconds             CPU s/GiB
+=================================================  ==================  ===========
+direct, parts of 8 MiB, 1 / 2 / 4 threads          0.38 / 0.33 / 0.30  0.1
+direct, memory that is not aligned, 3 threads      0.35                0.17
+buffered, early write-back, fsync, 1 or 2 threads  0.25 to 2.6         0.24 to 2.6
+buffered, fsync, 2 threads                         1.1 to 2.1          1.9
+=================================================  ==================  ===========
+
+The page cache is as fast only where the machine has its pages at hand; else it has to be given new memory
+first. More than 4 threads, and larger parts, change nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import struct
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from ckptstore.storage.local.locks import file_system_type
+
+__all__ = ["DirectRules", "DirectWriter", "direct_rules", "write_all"]
+
+_LOG = logging.getLogger("ckptstore")
+
+# Not btrfs: it checks its own sums, and memory that changes while it is written makes a file that cannot be
+# read any more. Not network file systems: nobody measured them. tmpfs has nothing to go past.
+_TAKES_DIRECT = frozenset({"ext2", "ext3", "ext4", "f2fs", "overlay", "xfs"})
+
+# What a file system answers that cannot do it after all; EFAULT: memory of a device, which only a copy can
+# reach; ENOMEM: no room to pin the pages.
+_REFUSED = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOMEM, errno.ENOSYS}
+)
+
+_PAGE_BYTES = 4096
+
+# Linux takes so many in one call.
+_MAX_PIECES = 1024
+
+# Memory that is not aligned is copied through these; 1 and 2 MiB are slower, 8 are not faster.
+_BUFFER_BYTES = 4 * 1024 * 1024
+_KEPT_BUFFERS = 4
+
+# New memory is dear, so it is kept from file to file. A full deque drops its oldest. Taking and giving back
+# are single steps of the interpreter, so there is no lock that a fork could leave locked; a child has copies.
+_BUFFERS: deque[mmap.mmap] = deque(maxlen=_KEPT_BUFFERS)
+
+
+class DirectRules(NamedTuple):
+    """What direct I/O asks for.
+
+    Attributes
+    ----------
+    memory_bytes : int
+        Addresses are multiples of this.
+    block_bytes : int
+        Offsets and sizes are multiples of this.
+    """
+
+    memory_bytes: int
+    block_bytes: int
+
+
+def direct_rules(fd: int) -> DirectRules | str:
+    """Return what direct I/O to a file asks for, or why it is not used there."""
+    if not hasattr(os, "O_DIRECT"):
+        return "unknown to this system"
+    kind = file_system_type(fd)
+    if kind not in _TAKES_DIRECT:
+        return f"not used on {kind or 'a file system of unknown type'}"
+    rules = _asked_rules(fd)
+    if rules is None:
+        return f"refused by {kind}"
+    if _PAGE_BYTES % rules.memory_bytes or _BUFFER_BYTES % rules.block_bytes:
+        return f"in need of unusual alignment on {kind}"
+    # Whole pages, so that none is written in both ways.
+    return DirectRules(rules.memory_bytes, max(rules.block_bytes, _PAGE_BYTES))
+
+
+def _asked_rules(fd: int) -> DirectRules | None:
+    """Return what the kernel says (statx(2), STATX_DIOALIGN; Linux 6.1); pages where it says nothing."""
+    try:
+        import ctypes
+
+        statx = ctypes.CDLL(None, use_errno=True).statx
+    except (ImportError, OSError, AttributeError):
+        return DirectRules(_PAGE_BYTES, _PAGE_BYTES)
+    answer = ctypes.create_string_buffer(256)
+    at_empty_path, dioalign = 0x1000, 0x2000
+    if statx(fd, b"", at_empty_path, dioalign, answer) or not (
+        struct.unpack_from("=I", answer, 0)[0] & dioalign
+    ):
+        return DirectRules(_PAGE_BYTES, _PAGE_BYTES)
+    memory_bytes, block_bytes = struct.unpack_from("=II", answer, 0x98)
+    return DirectRules(memory_bytes, block_bytes) if memory_bytes and block_bytes else None
+
+
+def write_all(fd: int, offset: int, pieces: Sequence[memoryview]) -> None:
+    """Write `pieces`, flat views of bytes, one behind the other from byte `offset` on, through the cache.
+
+    Threads
+    -------
+    Several at the same time, at different offsets.
+    """
+    left = deque(pieces)
+    while left:
+        # One call for all: the cache takes in few large pieces faster than many small ones.
+        written = os.pwritev(fd, list(islice(left, _MAX_PIECES)), offset)
+        offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.popleft())
+        if written:
+            left[0] = left[0][written:]
+
+
+class DirectWriter:
+    """Writes to one file directly, and through the page cache as soon as that is refused.
+
+    Parameters
+    ----------
+    fd : int
+        For reading and writing; its status flags belong to the writer until `finish`.
+    rules : DirectRules
+    name : str
+        For the log.
+
+    Threads
+    -------
+    `write_at` from several at the same time, at different offsets; `finish` when no `write_at` runs.
+    """
+
+    def __init__(self, fd: int, rules: DirectRules, name: str) -> None:
+        self._fd = fd
+        self._rules = rules
+        self._name = name
+        self._end: tuple[int, bytes] | None = None
+        self.is_direct = False
+        try:
+            self._switch(on=True)
+        except OSError as error:
+            self._degrade(error)
+
+    def write_at(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        """Write all of `pieces` from byte `offset` on, the beginning of a block.
+
+        What does not fill a block at the end of the file waits for `finish`.
+        """
+        pieces = [piece for piece in pieces if piece]
+        if not self.is_direct:
+            write_all(self._fd, offset, pieces)
+        elif len(pieces) == 1 and not _address(pieces[0]) % self._rules.memory_bytes:
+            self._put(offset, pieces[0])
+        elif pieces:
+            self._put_copies(offset, pieces)
+
+    def finish(self) -> None:
+        """Write the end; from now on the file is written through the page cache."""
+        if self.is_direct:
+            self._switch(on=False)
+        if self._end is not None:
+            offset, data = self._end
+            write_all(self._fd, offset, (memoryview(data),))
+            self._end = None
+
+    def _put_copies(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        try:
+            buffer = _BUFFERS.pop()
+        except IndexError:
+            try:
+                buffer = _new_buffer()
+            except OSError as error:
+                self._degrade(error)
+                write_all(self._fd, offset, pieces)
+                return
+        try:
+            room = np.frombuffer(buffer, np.uint8)
+            filled = 0
+            for piece in pieces:
+                # numpy's copy, because it lets the other threads run.
+                source = np.frombuffer(piece, np.uint8)
+                while len(source):
+                    count = min(len(source), _BUFFER_BYTES - filled)
+                    np.copyto(room[filled : filled + count], source[:count])
+                    source = source[count:]
+                    filled += count
+                    if filled == _BUFFER_BYTES:
+                        self._put(offset, memoryview(buffer))
+                        offset += filled
+                        filled = 0
+            self._put(offset, memoryview(buffer)[:filled])
+        finally:
+            _BUFFERS.append(buffer)
+
+    def _put(self, offset: int, data: memoryview) -> None:
+        """Write whole blocks from aligned memory, and keep what is left over."""
+        block = self._rules.block_bytes
+        stop = len(data) - len(data) % block
+        done = 0
+        while done < stop:
+            is_direct = self.is_direct
+            try:
+                count = os.pwrite(self._fd, data[done:stop], offset + done)
+            except OSError as error:
+                if not is_direct or error.errno not in _REFUSED:
+                    raise
+                self._degrade(error)
+                continue
+            # After a short write the block in which it stopped is written again.
+            if is_direct and count < block:
+                self._degrade(OSError(errno.EINVAL, "a write stopped within a block"))
+            done += count - count % block if is_direct and count >= block else count
+        if stop < len(data):
+            if self.is_direct:
+                self._end = (offset + stop, bytes(data[stop:]))
+            else:
+                write_all(self._fd, offset + stop, (data[stop:],))
+
+    def _degrade(self, error: OSError) -> None:
+        _LOG.debug(
+            "%s: direct I/O was refused (%s): written through the page cache", self._name, error.strerror
+        )
+        # First the flag: a thread that finds `is_direct` false writes whatever size it likes.
+        self._switch(on=False)
+
+    def _switch(self, *, on: bool) -> None:
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+        self.is_direct = on
+
+
+def _new_buffer() -> mmap.mmap:
+    # Not the default, shared memory: that takes a fault for each small page.
+    buffer = mmap.mmap(-1, _BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # The disk gets few long pieces of memory instead of a thousand pages: 1 GiB in 0.32 s instead of 0.57 s.
+    # Kernels without huge pages refuse the advice.
+    with suppress(AttributeError, OSError):
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
+
+
+def _address(piece: memoryview) -> int:
+    address: int = np.frombuffer(piece, np.uint8).__array_interface__["data"][0]
+    return address

@@ -1,0 +1,322 @@
+"""Unfinished files of the local backend: made durable, published, removed in any event."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from ckptstore.config import host_id
+from ckptstore.errors import TransientError, UsageError
+from ckptstore.storage.local.direct_io import DirectWriter, direct_rules, write_all
+from ckptstore.storage.local.directory import Directory, version_of
+from ckptstore.storage.local.locks import (
+    file_system_type,
+    hold,
+    locked_directory,
+    mark_upload,
+    release,
+    writer_is_dead,
+)
+from ckptstore.storage.values import Ambiguous, Committed, Lost
+
+if TYPE_CHECKING:
+    from ckptstore.storage.values import PutOutcome
+
+__all__ = ["TempFile", "drop_if_stale", "parse_temp_name"]
+
+_TEMP_NAME = re.compile(r"(?P<final>.+)\.tmp-(?P<host>[0-9a-f]{8})-[0-9a-f]{16}", re.DOTALL)
+
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
+
+_RESERVES = frozenset({"btrfs", "ext4", "f2fs", "tmpfs", "xfs"})
+_WORTH_RESERVING_BYTES = 1 << 20
+
+
+def parse_temp_name(name: str) -> tuple[str, str] | None:
+    """Return the final name and the writer's host id if `name` is that of an unfinished file."""
+    match = _TEMP_NAME.fullmatch(name)
+    return (match["final"], match["host"]) if match else None
+
+
+class TempFile:
+    """A file under a temporary name beside its final one, locked while it is open.
+
+    Leaving the ``with`` block removes what was not published, and closes; so does dropping the object, which
+    is what an interrupt does that arrives before the block is entered. In a forked child nothing is removed
+    and no lock is released: both are the parent's.
+
+    Threads
+    -------
+    One thread at a time, but for `write_at`.
+    """
+
+    fd = -1
+
+    def __init__(self, directory: Directory, final: str, *, is_upload: bool = False) -> None:
+        self.version = ""
+        self._reserved_bytes = 0
+        self._direct: DirectWriter | None = None
+        self._directory = directory
+        self._final = final
+        self._pid = os.getpid()
+        self._name: str | None = None
+        try:
+            # Until one is locked before anybody took it for a leftover.
+            while self.fd < 0:
+                self._create()
+            if is_upload:
+                mark_upload(self.fd)
+        except BaseException:
+            self.discard()
+            self.close()
+            raise
+
+    def _create(self) -> None:
+        # Known before the file exists, so that an interrupt between the two lines leaves nothing behind.
+        self._name = f"{self._final}.tmp-{host_id()}-{os.urandom(8).hex()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.fd = os.open(self._name, flags, 0o666, dir_fd=self._directory.fd)
+        if not hold(self.fd):
+            self.discard()
+            self.close()
+            return
+        try:
+            os.lstat(self._name, dir_fd=self._directory.fd)
+        except FileNotFoundError:
+            # Taken for a dead writer's and swept away before it was locked.
+            self.close()
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a forked child."""
+        return self._pid == os.getpid()
+
+    def reserve(self, size_bytes: int) -> None:
+        """Take the room for so many bytes at once, where that costs the file system nothing.
+
+        A full disk then shows before the first byte is written, and the blocks of a large file lie together
+        and need not be allocated one after the other: 1 GiB written and synced in 0.42 s instead of 0.52 s.
+        """
+        # Elsewhere the C library writes into every block instead.
+        if size_bytes >= _WORTH_RESERVING_BYTES and file_system_type(self.fd) in _RESERVES:
+            os.posix_fallocate(self.fd, 0, size_bytes)
+            self._reserved_bytes = size_bytes
+
+    def use_direct_io(self) -> str | None:
+        """Have `write_at` go past the page cache, from now on; return why that is not done, if so.
+
+        Every offset is then a multiple of a large power of two.
+        """
+        rules = direct_rules(self.fd)
+        if isinstance(rules, str):
+            return rules
+        self._direct = DirectWriter(self.fd, rules, f"{self._directory.path}/{self._final}")
+        return None
+
+    def write_at(self, offset: int, pieces: Sequence[memoryview]) -> None:
+        """Write all of `pieces`, flat views of bytes, one behind the other from byte `offset` on.
+
+        Threads
+        -------
+        Several at the same time, at different offsets.
+        """
+        if self._direct is None:
+            write_all(self.fd, offset, pieces)
+        else:
+            self._direct.write_at(offset, pieces)
+
+    def seal(self, size_bytes: int, *, replaces: os.stat_result | None = None) -> None:
+        """Make the bytes durable, where the directory is synced, and settle the version.
+
+        Nothing is written after that.
+
+        Parameters
+        ----------
+        size_bytes : int
+            How many were written.
+        replaces : os.stat_result, optional
+            The file that this one is to replace: its mode is kept, and its version will never come back.
+        """
+        if self._direct is not None:
+            self._direct.finish()
+        if size_bytes < self._reserved_bytes:
+            os.ftruncate(self.fd, size_bytes)
+        stamp_ns = time.time_ns()
+        if replaces is not None:
+            mode = stat.S_IMODE(replaces.st_mode)
+            if mode != stat.S_IMODE(os.fstat(self.fd).st_mode):
+                os.fchmod(self.fd, mode)
+            stamp_ns = max(stamp_ns, replaces.st_mtime_ns + 1)
+        # The system's own stamps may stand still for a timer tick (Linux before 6.13: 1 to 10 ms), and inodes
+        # are used again: A, B, C written within a tick could end with the version of A, and a swap that waits
+        # for A would destroy C.
+        with suppress(OSError):
+            os.utime(self.fd, ns=(stamp_ns, stamp_ns))
+        if self._directory.is_synced:
+            os.fsync(self.fd)
+        self.version = version_of(os.fstat(self.fd))
+
+    def publish(self) -> PutOutcome:
+        """Give the sealed file its final name if nothing is there; durable when the answer is `Committed`."""
+        # Not rename, which replaces what is there.
+        problem = self._name_by(os.link)
+        if isinstance(problem, FileExistsError):
+            return self._lost()
+        if isinstance(problem, FileNotFoundError):
+            raise TransientError(
+                "the unfinished file was removed while it was written",
+                url=f"{self._directory.path}/{self._final}",
+                hint="A clean-up took it for a dead writer's: raise its minimum age above the longest save.",
+            ) from problem
+        if isinstance(problem, OSError):
+            if problem.errno not in _NO_LINKS:
+                raise problem
+            return self._publish_without_link()
+        return problem or self._settled()
+
+    def _publish_without_link(self) -> PutOutcome:
+        with locked_directory(self._directory.fd, self._directory.path):
+            try:
+                os.lstat(self._final, dir_fd=self._directory.fd)
+            except FileNotFoundError:
+                unknown = self._rename()
+            else:
+                return self._lost()
+        return unknown or self._settled()
+
+    def replace(self, version: str) -> PutOutcome:
+        """Put the sealed file in the place of `version`; durable when the answer is `Committed`."""
+        with locked_directory(self._directory.fd, self._directory.path):
+            status = self._directory.status(self._final)
+            if status is None or version_of(status) != version:
+                return Lost(None if status is None else version_of(status))
+            unknown = self._rename()
+        return unknown or self._settled()
+
+    def _rename(self) -> Ambiguous | None:
+        problem = self._name_by(os.rename)
+        if isinstance(problem, OSError):
+            raise problem
+        if problem is None:
+            self._name = None
+        return problem
+
+    def _name_by(self, call: Callable[..., None]) -> OSError | Ambiguous | None:
+        """Link or rename to the final name; return the error if that did not happen, None if it did."""
+        fd = self._directory.fd
+        try:
+            call(self._name, self._final, src_dir_fd=fd, dst_dir_fd=fd)
+        except OSError as error:
+            # On a network file system the answer may be lost, or be that to a repetition, which found the
+            # file of the first attempt. A false error would make the caller clean up behind a visible file.
+            # Not through a symbolic link, which ours never is: one in a loop would leave it in doubt.
+            try:
+                if version_of(os.lstat(self._final, dir_fd=fd)) != self.version:
+                    return error
+            except FileNotFoundError:
+                return error
+            except OSError as second:
+                return Ambiguous(f"{error.strerror}; looking whether the file is in place: {second.strerror}")
+        return None
+
+    def _lost(self) -> Lost:
+        status = self._directory.status(self._final)
+        if status is not None:
+            return Lost(version_of(status))
+        try:
+            os.lstat(self._final, dir_fd=self._directory.fd)
+        except FileNotFoundError:
+            return Lost(None)
+        raise UsageError(
+            "a symbolic link that leads nowhere stands where the file should be",
+            url=f"{self._directory.path}/{self._final}",
+            hint="Remove the link, or bring back what it pointed to.",
+        )
+
+    def _settled(self) -> PutOutcome:
+        # What cannot be removed is an unfinished file like any other, to be swept away later.
+        with suppress(OSError):
+            self.discard()
+        self._name = None
+        try:
+            self._directory.sync()
+        except OSError as error:
+            # Readers see it already, so it is not a failure after which one may clean up.
+            return Ambiguous(f"the file is in place, but its directory could not be synced: {error.strerror}")
+        return Committed(self.version)
+
+    def discard(self) -> None:
+        """Remove the temporary name, if it is still there."""
+        # Threads whose writes fail at the same time, on a full disk, all come here.
+        name = self._name
+        if name is not None and self.is_ours:
+            with suppress(FileNotFoundError):
+                self._directory.unlink(name)
+            self._name = None
+
+    def close(self) -> None:
+        """Release the lock; the file stays as it is."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            if self.is_ours:
+                release(fd)
+            with suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            with suppress(OSError):
+                self.discard()
+            self.close()
+
+    def __enter__(self) -> TempFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.discard()
+        except OSError as failure:
+            if error is None:
+                raise
+            error.add_note(f"the unfinished file {self._name} could not be removed: {failure.strerror}")
+        finally:
+            self.close()
+
+
+def drop_if_stale(directory: Directory, name: str, host: str, min_age_s: float) -> bool:
+    """Remove an unfinished file if its writer is provably dead or it was not written to for `min_age_s`.
+
+    Returns
+    -------
+    bool
+        Whether this call removed it.
+    """
+    try:
+        status = os.lstat(name, dir_fd=directory.fd)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if time.time() - status.st_mtime >= min_age_s:
+            os.unlink(name, dir_fd=directory.fd)
+            return True
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
+    except FileNotFoundError:
+        return False
+    try:
+        # Still locked by us when it goes: a writer that made it just now waits for the lock, and then sees.
+        with writer_is_dead(fd, host) as dead:
+            if dead:
+                os.unlink(name, dir_fd=directory.fd)
+            return dead
+    except FileNotFoundError:
+        return False
+    finally:
+        os.close(fd)

@@ -1,0 +1,117 @@
+"""One large file under way on a local disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ckptstore.errors import CkptStoreError, UsageError
+from ckptstore.storage.local.directory import Directory, translated
+from ckptstore.storage.local.temp_file import TempFile
+from ckptstore.storage.upload import Upload
+from ckptstore.storage.values import Committed, PutOutcome
+
+__all__ = ["LocalUpload"]
+
+_LOG = logging.getLogger("ckptstore")
+
+# Below, a file is written as fast through the page cache, and needs no preparation.
+_WORTH_DIRECT_BYTES = 1 << 20
+
+_PARALLEL_DIRECT = 4
+_PARALLEL_BUFFERED = 2
+
+
+class LocalUpload(Upload):
+    """A file under a temporary name, locked until `close`.
+
+    `close` without `commit` or `abort` leaves the unfinished file, as the death of the process would. An
+    upload that is dropped without any of them is aborted.
+
+    Where the disk is waited for anyway, a large file of known size goes past the page cache; see
+    `local_direct` for the measurements.
+    """
+
+    part_size_bytes = 8 * 1024 * 1024
+
+    def __init__(self, directory: Directory, name: str, url: str, size_bytes: int | None) -> None:
+        super().__init__()
+        self._url = url
+        self._directory = directory
+        self._temp = TempFile(directory, name, is_upload=True)
+        self._is_open = True
+        self._failure: CkptStoreError | None = None
+        self.parallel = _PARALLEL_BUFFERED
+        if size_bytes is None:
+            return
+        try:
+            self._temp.reserve(size_bytes)
+            if directory.is_synced and size_bytes >= _WORTH_DIRECT_BYTES:
+                self._go_direct()
+        except BaseException:
+            self._give_up()
+            self._temp.close()
+            raise
+
+    def _go_direct(self) -> None:
+        reason = self._temp.use_direct_io()
+        if reason is None:
+            self.parallel = _PARALLEL_DIRECT
+        else:
+            _LOG.debug("%s: direct I/O is %s: written through the page cache", self._url, reason)
+
+    def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
+        if self._failure is not None and self._temp.is_ours:
+            # That of another thread. Should this one be heard first, it tells what really happened.
+            raise self._failure
+        self._check_open()
+        try:
+            with translated("cannot write", self._url):
+                self._temp.write_at(number * self.part_size_bytes, pieces)
+        except BaseException as error:
+            if self._failure is None and isinstance(error, CkptStoreError):
+                self._failure = error
+            # How much of it was written is unknown, so nothing can follow.
+            self._give_up()
+            raise
+
+    def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
+        try:
+            with translated("cannot create", self._url):
+                self._temp.seal(size_bytes)
+                outcome = self._temp.publish()
+        except BaseException:
+            self._give_up()
+            raise
+        self._is_open = False
+        if isinstance(outcome, Committed):
+            # Of each data file one descriptor is kept until the index is published: that with the lock.
+            self._directory.close()
+        else:
+            self._give_up()
+        return outcome
+
+    def _check_open(self) -> None:
+        if not self._is_open or not self._temp.is_ours:
+            raise UsageError(
+                "this upload is over, or belongs to the parent of this process",
+                url=self._url,
+                hint="Begin another upload.",
+            )
+
+    def _give_up(self) -> None:
+        self._is_open = False
+        # The first error counts; what cannot be removed now is left for abort_stale_uploads.
+        with suppress(OSError):
+            self._temp.discard()
+
+    def abort(self) -> None:
+        self._is_open = False
+        with translated("cannot remove the unfinished file", self._url):
+            self._temp.discard()
+
+    def close(self) -> None:
+        self._is_open = False
+        self._temp.close()
+        self._directory.close()

@@ -1,0 +1,125 @@
+"""What an object store answers to the first requests of ``ckptstore doctor``: where it is, what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ckptstore.errors import CkptStoreError, NotFoundError
+from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.object_store.faults import Fault, Kind, error_of
+from ckptstore.storage.object_store.transport import Place
+
+if TYPE_CHECKING:
+    from ckptstore.storage.object_store.probe import Verdicts
+    from ckptstore.storage.object_store.storage import ObjectStorage
+
+__all__ = ["examine_objects"]
+
+# Larger than what goes in one stream anywhere.
+_LARGE_BYTES = 1 << 40
+
+
+def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
+    """Yield what `Storage.examine` asks for.
+
+    Parameters
+    ----------
+    storage : ObjectStorage
+    directory_key : str
+        ``bucket/name`` of the directory, or the bucket alone.
+    """
+    url = storage.url_of(directory_key)
+    try:
+        endpoint = storage.transport.endpoint
+    except Fault as fault:
+        yield failed("endpoint", error_of(fault, "cannot find out where the server is", url))
+        return
+    except CkptStoreError as error:
+        yield failed("endpoint", error)
+        return
+    yield Finding("endpoint", "ok", endpoint)
+    finding = _answers(storage, directory_key, url)
+    yield finding
+    if finding.state == "failed":
+        return
+    yield from _way(storage, directory_key.partition("/")[0])
+    try:
+        verdicts = storage.verdicts(storage.place(f"{directory_key}/.ckptstore-doctor"), url)
+    except CkptStoreError as error:
+        yield failed("conditions", error)
+        return
+    yield _conditions(verdicts)
+    yield from _parts(storage, storage.place(f"{directory_key}/.ckptstore-doctor"))
+
+
+def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
+    """Return whether the bucket is there and lets itself be listed."""
+    bucket, _, name = directory_key.partition("/")
+    operation = storage.operation()
+    try:
+        operation.run(lambda op: storage.transport.list_page(bucket, f"{name}/" if name else "", None, op))
+    except Fault as fault:
+        error = error_of(fault, "cannot list the directory", url, operation)
+        if fault.kind is Kind.NO_BUCKET:
+            # Elsewhere this is no "not found", which readers take for "no checkpoint". Here it is the answer.
+            missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
+            return failed("bucket", missing)
+        if fault.kind is Kind.FORBIDDEN:
+            # Writing may be allowed all the same.
+            return Finding("bucket", "degraded", str(error))
+        return failed("bucket", error)
+    except CkptStoreError as error:
+        return failed("bucket", error)
+    return Finding("bucket", "ok", "is there, and the credentials are accepted")
+
+
+def _way(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
+    """Yield how the bytes of large objects travel."""
+    try:
+        way = storage.operation().run(lambda op: storage.transport.way(bucket, op))
+    except Fault:
+        return  # what was asked before it has told
+    if way.is_wanted:
+        yield Finding("large objects", "ok", f"{'directly ' if way.is_direct else ''}{way.reason}")
+    else:
+        yield Finding(
+            "large objects",
+            "degraded",
+            way.reason,
+            hint="It works, and is slower; see storage option direct.",
+        )
+
+
+def _parts(storage: ObjectStorage, place: Place) -> Iterator[Finding]:
+    """Yield how the parts of large objects travel, where that depends on the server."""
+    try:
+        parts = storage.transport.parts(place, _LARGE_BYTES, storage.operation())
+    except Fault as fault:
+        yield Finding("parts of uploads", "degraded", f"cannot find out how they travel: {fault}")
+        return
+    if parts.reason:
+        hint = None if parts.is_wanted else "It works, and is slower."
+        yield Finding("parts of uploads", "ok" if parts.is_wanted else "degraded", parts.reason, hint=hint)
+
+
+def _conditions(verdicts: Verdicts) -> Finding:
+    words = [
+        f"create {_word(verdicts.create)}",
+        f"swap {_word(verdicts.cas)} ({_MISSING[verdicts.cas_missing]})",
+        f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
+    ]
+    detail = ", ".join(words)
+    # What follows from it is told after the trial.
+    return Finding("conditions", "degraded" if verdicts.single_writer else "ok", detail)
+
+
+_MISSING = {
+    "404": "of nothing: 404",
+    "412": "of nothing: 412",
+    "created": "of nothing: created all the same",
+}
+
+
+def _word(answer: str) -> str:
+    return {"yes": "honoured", "ignored": "ignored", "refused": "refused"}[answer]

@@ -1,0 +1,310 @@
+"""What a server really does with conditions: six requests, once for each endpoint and bucket in a process.
+
+Another six before the first object that would be composed of parts.
+
+Many servers and proxies accept a condition and ignore it. One that does so is found out before the first save
+relies on it; the store then runs in single-writer mode and says so once.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+from ckptstore.checksums import crc32c
+from ckptstore.errors import CkptStoreWarning
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import Place, Precondition, Stored, Transport
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.values import Capabilities, ObjectInfo
+
+__all__ = [
+    "Verdicts",
+    "capabilities_of",
+    "compose_verdict_for",
+    "give_up_composing",
+    "verdicts_for",
+    "verdicts_known",
+]
+
+Answer: TypeAlias = Literal["yes", "ignored", "refused"]
+ComposeAnswer: TypeAlias = Literal["yes", "ignored", "refused", "kept"]
+
+_CONTENT = memoryview(b"ckptstore asks whether this server honours conditional requests\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What a server does with conditions.
+
+    Attributes
+    ----------
+    create : {"yes", "ignored", "refused"}
+        A PUT that asks for nothing to be there: honoured, carried out all the same, or never carried out.
+    cas : {"yes", "ignored", "refused"}
+        A PUT that asks for a version.
+    cas_missing : {"404", "412", "created"}
+        The same where nothing is there.
+    cond_delete : bool
+        Whether a DELETE that asks for another version leaves the object alone.
+    crc32c : bool
+        Whether the server tells the checksum of what it took.
+    compose : {"yes", "ignored", "refused", "kept"} or None
+        Making an object of others: with its conditions; without them; not at all; the others cannot be
+        deleted afterwards. None: not asked yet.
+    """
+
+    create: Answer
+    cas: Answer
+    cas_missing: Literal["404", "412", "created"]
+    cond_delete: bool
+    crc32c: bool
+    compose: ComposeAnswer | None = None
+
+    @property
+    def can_swap(self) -> bool:
+        """Whether compare-and-swap can be relied on."""
+        return self.cas == "yes" and self.cas_missing != "created"
+
+    @property
+    def single_writer(self) -> bool:
+        """Whether concurrent writers are not kept apart."""
+        return self.create != "yes" or not self.can_swap
+
+
+_LOCKS = ForkSafeLocks()
+_known: dict[tuple[str, str, str], Verdicts] = {}
+
+
+def verdicts_known(transport: Transport, bucket: str) -> Verdicts | None:
+    """Return what was found out before, without a request."""
+    return _known.get((transport.scheme, transport.endpoint, bucket))
+
+
+def verdicts_for(transport: Transport, place: Place, operation: Operation) -> Verdicts:
+    """Return what the server of `place` does; ask it if nobody did before.
+
+    The probe's objects lie beside `place`, because permissions often end at a directory.
+
+    Raises
+    ------
+    Fault
+        If the server cannot be asked.
+    """
+    identity = (transport.scheme, transport.endpoint, place.bucket)
+    found = _known.get(identity)
+    if found is not None:
+        return found
+    with _LOCKS[0]:
+        found = _known.get(identity)
+        if found is None:
+            found = _known[identity] = _ask(transport, place, operation)
+            if found.single_writer:
+                _warn(transport, place.bucket, found)
+    return found
+
+
+def compose_verdict_for(transport: Transport, place: Place, operation: Operation) -> ComposeAnswer:
+    """Return what the server of `place` does when objects are composed; ask it if nobody did before.
+
+    Raises
+    ------
+    Fault
+        If the server cannot be asked.
+    """
+    identity = (transport.scheme, transport.endpoint, place.bucket)
+    verdict = verdicts_for(transport, place, operation).compose
+    if verdict is None:
+        with _LOCKS[0]:
+            found = _known[identity]
+            verdict = found.compose
+            if verdict is None:
+                verdict = _ask_to_compose(transport, place, operation) if found.create == "yes" else "ignored"
+                _known[identity] = replace(found, compose=verdict)
+    return verdict
+
+
+def give_up_composing(transport: Transport, bucket: str) -> bool:
+    """Compose no objects in this bucket any more: parts cannot be deleted; False if that was known."""
+    identity = (transport.scheme, transport.endpoint, bucket)
+    with _LOCKS[0]:
+        found = _known.get(identity)
+        if found is None or found.compose == "kept":
+            return False
+        _known[identity] = replace(found, compose="kept")
+    return True
+
+
+def capabilities_of(nominal: Capabilities, verdicts: Verdicts | None) -> Capabilities:
+    """Return what a backend really does, from what it documents and what was found out."""
+    if verdicts is None:
+        return nominal
+    return replace(
+        nominal,
+        create_if_absent=verdicts.create == "yes",
+        compare_and_swap=verdicts.can_swap,
+        conditional_delete=verdicts.cond_delete,
+        checksum_proved_by_store=verdicts.crc32c,
+    )
+
+
+def _warn(transport: Transport, bucket: str, verdicts: Verdicts) -> None:
+    lacks = []
+    if verdicts.create != "yes":
+        lacks.append(f"create-if-absent is {verdicts.create}")
+    if verdicts.cas != "yes":
+        lacks.append(f"compare-and-swap is {verdicts.cas}")
+    elif not verdicts.can_swap:
+        lacks.append("compare-and-swap of a missing object creates it")
+    warnings.warn(
+        f"{transport.scheme}://{bucket} at {transport.endpoint} runs in single-writer mode, because the"
+        f" server does not keep concurrent writers apart ({'; '.join(lacks)}): let only one job save here",
+        CkptStoreWarning,
+        stacklevel=2,
+    )
+
+
+def _ask(transport: Transport, beside: Place, operation: Operation) -> Verdicts:
+    directory = beside.name.rpartition("/")[0]
+    while True:
+        base = f"{directory}/.ckptstore-probe-" if directory else ".ckptstore-probe-"
+        place = Place(beside.bucket, base + uuid.uuid4().hex[:12])
+        first = _put(transport, place, Precondition(None), operation)
+        if isinstance(first, Stored) or first.kind is not Kind.PRECONDITION:
+            break
+        # Only our own request can have made an object of that name: its answer was lost, and it was sent
+        # twice. Nothing can be learned from this name any more.
+        _clean_up(transport, [place], operation)
+        if not operation.again(Fault(Kind.CUT, "the answer to the probe was lost")):
+            raise first
+    absent = Place(place.bucket, place.name + "-absent")
+    if isinstance(first, Stored):
+        second = _put(transport, place, Precondition(None), operation)
+        create: Answer = "ignored" if isinstance(second, Stored) else "yes"
+    else:
+        # RELEASE.2025-09-06 of MinIO answers 404 to every create.
+        create = "refused"
+        first = _put(transport, place, None, operation)
+        if isinstance(first, Fault):
+            raise first
+    stale = _put(transport, place, Precondition(transport.bogus_version), operation)
+    missing = _put(transport, absent, Precondition(first.version), operation)
+    cas: Answer
+    if isinstance(stale, Stored):
+        cas = "ignored"
+    else:
+        cas = "yes" if stale.kind in (Kind.PRECONDITION, Kind.ABSENT) else "refused"
+    cas_missing: Literal["404", "412", "created"]
+    if isinstance(missing, Stored):
+        cas_missing = "created"
+    else:
+        cas_missing = "412" if missing.kind is Kind.PRECONDITION else "404"
+    cond_delete = False
+    try:
+        operation.child().run(lambda op: transport.delete(place, op, version=transport.bogus_version))
+    except Fault as fault:
+        # Where deleting is denied nothing is known, and `delete_if` looks before it deletes.
+        cond_delete = fault.kind is Kind.PRECONDITION
+    _clean_up(transport, [place, absent], operation)
+    return Verdicts(create, cas, cas_missing, cond_delete, first.crc32c is not None)
+
+
+def _ask_to_compose(transport: Transport, beside: Place, operation: Operation) -> ComposeAnswer:
+    base = beside.name[: beside.name.rfind("/") + 1] + f".ckptstore-probe-{uuid.uuid4().hex[:12]}"
+    first, second, target = (
+        Place(beside.bucket, f"{base}-{ending}") for ending in ("first", "second", "composed")
+    )
+    sources = []
+    for place in (first, second):
+        stored = _put(transport, place, None, operation)
+        if isinstance(stored, Fault):
+            raise stored
+        sources.append((place.name, stored.version))
+    verdict = _composes(transport, target, sources, operation)
+    refused = _clean_up(transport, [first, second, target], operation)
+    return "kept" if verdict == "yes" and refused else verdict
+
+
+def _composes(
+    transport: Transport, target: Place, sources: list[tuple[str, str]], operation: Operation
+) -> ComposeAnswer:
+    write_id = uuid.uuid4().hex
+
+    def compose(of: list[tuple[str, str]], op: Operation) -> ObjectInfo | Fault:
+        try:
+            return transport.compose(target, of, op, write_id=write_id, precondition=Precondition(None))
+        except Fault as fault:
+            if fault.kind in _REFUSALS | {Kind.FORBIDDEN}:
+                # Its frames would keep whoever asked alive.
+                return fault.with_traceback(None)
+            raise
+
+    stale = [(sources[0][0], transport.bogus_version), sources[1]]
+    try:
+        with_stale = operation.child().run(partial(compose, stale))
+        if isinstance(with_stale, ObjectInfo):
+            return "ignored"
+        if with_stale.kind is not Kind.PRECONDITION:
+            return "refused"
+        made = operation.child().run(partial(compose, sources))
+        if isinstance(made, Fault) and made.kind is Kind.PRECONDITION:
+            # Only the first of two requests can have made it.
+            made = operation.child().run(partial(transport.head, target))
+        again = operation.child().run(partial(compose, sources))
+    except Fault as fault:
+        # A stand-in of the service may break on what it does not know.
+        if fault.kind in (Kind.SERVER, Kind.GARBLED, Kind.ABSENT):
+            return "refused"
+        raise
+    whole = crc32c(_CONTENT, crc32c(_CONTENT))
+    if not isinstance(made, ObjectInfo) or (made.write_id, made.crc32c) != (write_id, whole):
+        return "refused"
+    return "yes" if isinstance(again, Fault) and again.kind is Kind.PRECONDITION else "ignored"
+
+
+# Only such an answer says something about conditions; what hinders every request is raised.
+_REFUSALS = {Kind.PRECONDITION, Kind.ABSENT, Kind.UNPROVED, Kind.UNSUPPORTED, Kind.BAD_REQUEST}
+
+
+def _put(
+    transport: Transport, place: Place, precondition: Precondition | None, operation: Operation
+) -> Stored | Fault:
+    """Return the server's answer: done, or how it refused."""
+
+    def attempt(op: Operation) -> Stored | Fault:
+        try:
+            return transport.put(
+                place,
+                (_CONTENT,),
+                op,
+                crc32c=crc32c(_CONTENT),
+                write_id=uuid.uuid4().hex,
+                precondition=precondition,
+            )
+        except Fault as fault:
+            if fault.kind in _REFUSALS:
+                return fault.with_traceback(None)
+            raise
+
+    return operation.child().run(attempt)
+
+
+def _clean_up(transport: Transport, places: list[Place], operation: Operation) -> bool:
+    """Delete what the probe made, as far as that is possible; return whether that was refused."""
+    try:
+        names = [place.name for place in places]
+        faults = operation.child().run(lambda op: transport.delete_many(places[0].bucket, names, op))
+    except Fault as fault:
+        if fault.kind is not Kind.UNSUPPORTED:
+            return fault.kind is Kind.FORBIDDEN
+        faults = {}
+        for place in places:
+            try:
+                operation.child().run(partial(transport.delete, place, version=None))
+            except Fault as refusal:
+                faults[place.name] = refusal
+    return any(fault.kind is Kind.FORBIDDEN for fault in faults.values())

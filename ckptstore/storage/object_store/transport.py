@@ -1,0 +1,393 @@
+"""What a service module must provide: single requests, tried once, with classified failures.
+
+`object_store` builds the nine primitives out of these; `s3` and `gcs` implement them. Nothing here retries,
+sleeps, compares versions or decides what a conflict means.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.values import Capabilities, ObjectInfo
+
+__all__ = [
+    "WRITE_ID",
+    "Heading",
+    "Page",
+    "Parts",
+    "Place",
+    "Precondition",
+    "Session",
+    "Sink",
+    "StaleUpload",
+    "Stored",
+    "Transport",
+    "Way",
+    "pour",
+]
+
+WRITE_ID = "ckptstore_write_id"
+"""The user metadata that says which write made an object. An identifier, for services that ask for one."""
+
+
+class Place(NamedTuple):
+    """One object: bucket and name, exactly as the service shall see them."""
+
+    bucket: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        """The key in the storage: ``bucket/name``."""
+        return f"{self.bucket}/{self.name}"
+
+
+class Precondition(NamedTuple):
+    """What must be there for a write to happen: this version, or nothing (None)."""
+
+    version: str | None
+
+
+class Stored(NamedTuple):
+    """What the server says of an object that it took.
+
+    Attributes
+    ----------
+    version : str
+    crc32c : int or None
+        Of the whole object, as the server calculated it; None if it does not say.
+    is_repeated : bool
+        Whether the client may have sent the request more than once.
+    """
+
+    version: str
+    crc32c: int | None = None
+    is_repeated: bool = False
+
+
+class Heading(NamedTuple):
+    """What is known of a GET before its body: status, version, and the headers about lengths.
+
+    Attributes
+    ----------
+    status : int
+        200 or 206; other ones are faults.
+    size_bytes : int or None
+        ``Content-Length``, of the body.
+    content_range : str or None
+        ``Content-Range``, as it came.
+    encoding : str or None
+        ``Content-Encoding``, as it came.
+    """
+
+    status: int
+    version: str
+    size_bytes: int | None
+    content_range: str | None
+    encoding: str | None = None
+
+
+class Sink(ABC):
+    """Where the body of an answer goes: memory of the caller's, window by window.
+
+    Calls
+    -----
+    ``window``, then ``filled``, until the body ends.
+    """
+
+    @abstractmethod
+    def window(self) -> memoryview:
+        """Return memory for the bytes that come next; never empty."""
+
+    @abstractmethod
+    def filled(self, size_bytes: int) -> None:
+        """Hear that so many bytes were put at the beginning of the window. May raise."""
+
+
+def pour(data: bytes | memoryview, sink: Sink) -> None:
+    """Copy `data` into `sink`, for a client that has the bytes in memory of its own."""
+    view = memoryview(data)
+    while view:
+        window = sink.window()
+        size_bytes = min(len(window), len(view))
+        window[:size_bytes] = view[:size_bytes]
+        sink.filled(size_bytes)
+        view = view[size_bytes:]
+
+
+class Way(NamedTuple):
+    """How bulk bytes travel to a bucket.
+
+    Attributes
+    ----------
+    is_direct : bool
+        Over connections of our own; otherwise through the service's client.
+    reason : str
+        Why not, or over what.
+    is_wanted : bool
+        Whether it is as the caller asked for.
+    """
+
+    is_direct: bool
+    reason: str
+    is_wanted: bool = True
+
+
+class Parts(NamedTuple):
+    """How the parts of a large object travel to a bucket.
+
+    Attributes
+    ----------
+    parallel : int
+        How many at the same time; 1: in order.
+    reason : str
+        Empty where it goes without saying.
+    is_wanted : bool
+        Whether it is as the caller asked for.
+    """
+
+    parallel: int
+    reason: str = ""
+    is_wanted: bool = True
+
+
+class Page(NamedTuple):
+    """One page of a listing; `token` asks for the next one, None if this is the last."""
+
+    objects: Sequence[ObjectInfo]
+    token: str | None
+
+
+class StaleUpload(NamedTuple):
+    """An unfinished upload that the server lists."""
+
+    name: str
+    upload_id: str
+    age_s: float
+
+
+class Session(ABC):
+    """One large object under way on the server, invisible until `complete`.
+
+    Attributes
+    ----------
+    sends_last_part : bool
+        True: every part goes through `send`. False: `complete` brings the last one.
+    leaves_parts : bool
+        Whether `abort` is to be called once the object is there, too: for what it was made of.
+    """
+
+    sends_last_part: bool = False
+    leaves_parts: bool = False
+
+    @property
+    @abstractmethod
+    def upload_id(self) -> str:
+        """The id under which `Transport.list_uploads` lists it."""
+
+    @abstractmethod
+    def send(
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+    ) -> None:
+        """Send a part, numbered from 0; called again after a fault, with ``operation.tries`` above 1."""
+
+    @abstractmethod
+    def complete(
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
+    ) -> Stored:
+        """Make the object visible if the precondition given at its begin holds.
+
+        Parameters
+        ----------
+        last : sequence of memoryview
+            The bytes not sent yet; none where `sends_last_part`.
+        size_bytes, crc32c : int
+            Of the whole object.
+        """
+
+    @abstractmethod
+    def abort(self, operation: Operation) -> None:
+        """Throw away what was sent; what is gone already is no fault."""
+
+
+class Transport(ABC):
+    """The requests of one service, with one set of credentials. Each method is one attempt.
+
+    Every method has an `operation`: it waits no longer than ``operation.remaining_s()`` for the next byte and
+    calls ``operation.progress()`` when one moved. It raises `Fault` and nothing else of its own.
+
+    Attributes
+    ----------
+    scheme : str
+        ``"s3"`` or ``"gs"``.
+    nominal : Capabilities
+        What the service documents; the probe says what the server really does.
+    batch_size : int
+        Keys in one `delete_many`.
+    bogus_version : str
+        A well-formed version that no object has.
+    part_unit_bytes : int
+        Parts are multiples of this, except the last one.
+    most_parts : int
+        In one session.
+    part_size_bytes : int
+        Of an object whose size is known, if `most_parts` suffice.
+    parallel_parts : int
+        How many parts of a session may be sent at the same time, unless `parts` says otherwise; 1: in order.
+    parallel_reads : int
+        How many reads at the same time are faster than one.
+    object_hides_directory : bool
+        Whether a server may show an empty listing below a name that is an object itself.
+    explains_head : bool
+        Whether a refused `head` says why.
+    skew_s : float
+        How far the server's clock is ahead of ours, by its last answer.
+
+    Threads
+    -------
+    Safe for concurrent use, and after a fork: a child opens connections of its own.
+    """
+
+    scheme: str
+    nominal: Capabilities
+    batch_size: int
+    bogus_version: str
+    part_unit_bytes: int
+    most_parts: int
+    part_size_bytes: int = 8 * 1024 * 1024
+    parallel_parts: int = 1
+    parallel_reads: int = 1
+    object_hides_directory: bool = False
+    explains_head: bool = True
+    skew_s: float = 0.0
+
+    @property
+    @abstractmethod
+    def endpoint(self) -> str:
+        """Where requests go, for messages and as the identity of the server; never holds a secret."""
+
+    @abstractmethod
+    def head(self, place: Place, operation: Operation) -> ObjectInfo:
+        """Return what the server keeps, write id and CRC32C of the whole object included where it does.
+
+        Raises `Fault` with `Kind.UNPROVED` where a 404 does not say what is missing.
+        """
+
+    @abstractmethod
+    def get(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        byte_range: str | None,
+        version: str | None,
+        accept: Callable[[Heading], Sink],
+    ) -> None:
+        """Read an object, or a range of it, into the sink that `accept` returns for the answer's heading.
+
+        Parameters
+        ----------
+        byte_range : str or None
+            The ``Range`` header.
+        version : str or None
+            Answered with `Kind.PRECONDITION` (or `ABSENT`) if another one is there.
+        accept : callable
+            May raise; the body is then not read, and the exception comes out of this call.
+        """
+
+    @abstractmethod
+    def put(
+        self,
+        place: Place,
+        pieces: Sequence[memoryview],
+        operation: Operation,
+        *,
+        crc32c: int,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        """Write an object in one request, with its checksum, so that the server refuses other bytes."""
+
+    def copy(
+        self,
+        source: ObjectInfo,
+        target: Place,
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Stored:
+        """Copy an object inside the service, with the condition that it still has its version.
+
+        Parameters
+        ----------
+        source : ObjectInfo
+            What a `head` said of it just now.
+        precondition : Precondition or None
+            Of the target.
+
+        Raises
+        ------
+        Fault
+            `Kind.UNSUPPORTED` where the service does not do it for this object; nothing happened then.
+        """
+        raise Fault(Kind.UNSUPPORTED, "there are no copies inside this service")
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        """Return how bulk bytes travel to and from `bucket`."""
+        return Way(False, "through the client of the service")
+
+    def parts(self, place: Place, size_bytes: int | None, operation: Operation) -> Parts:
+        """Return how the parts of an object of this size would travel; may ask the server."""
+        return Parts(self.parallel_parts)
+
+    def compose(
+        self,
+        target: Place,
+        sources: Sequence[tuple[str, str]],
+        operation: Operation,
+        *,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> ObjectInfo:
+        """Make an object of other ones, given by name and version, with the condition that they are these."""
+        raise Fault(Kind.UNSUPPORTED, "this service does not compose objects")
+
+    @abstractmethod
+    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+        """Delete an object, with the condition that `version` is there unless it is None."""
+
+    @abstractmethod
+    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+        """Delete exactly these objects; return the faults of those that could not be.
+
+        What is not there is no fault. `Kind.UNSUPPORTED`: the caller deletes one by one.
+        """
+
+    @abstractmethod
+    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+        """Return the objects whose name begins with `prefix` and has no slash behind it."""
+
+    @abstractmethod
+    def begin(
+        self,
+        place: Place,
+        operation: Operation,
+        *,
+        size_bytes: int | None,
+        write_id: str,
+        precondition: Precondition | None,
+    ) -> Session:
+        """Begin a large object; `size_bytes` is a hint, and None where its parts will come in order."""
+
+    @abstractmethod
+    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+        """Return unfinished uploads of names that begin with `prefix`; empty where nobody can list them."""
+
+    @abstractmethod
+    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
+        """Drop a listed upload; one that is gone is no fault."""

@@ -1,0 +1,386 @@
+"""The s3fs instance behind an S3 storage: one for each set of options and process."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from botocore.credentials import RefreshableCredentials
+from s3fs import S3FileSystem
+
+from ckptstore.errors import CkptStoreError, UsageError
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.event_loop import LoopThread
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.server_clock import skew_of
+from ckptstore.storage.redact import Redactor
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.s3.errors import fault_of
+from ckptstore.storage.url import is_loopback
+
+__all__ = ["Blueprint", "S3Client", "SentBody"]
+
+_T = TypeVar("_T")
+
+# Ten connections, the default, run 60 ranges in seven waves.
+_CONFIG: dict[str, Any] = {
+    "max_pool_connections": 64,
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    # Every upload carries a CRC32C of ours, and what is read has checksums of its own.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+
+# Up to here "Expect: 100-continue" costs a round trip and saves nothing; and while a client waits for the
+# server's word, its read timeout does not run.
+_EXPECT_FROM_BYTES = 1024 * 1024
+
+_PIECE_BYTES = 64 * 1024
+
+
+class _FileSystem(S3FileSystem):  # type: ignore[misc]
+    # fsspec takes options for the protocol "s3" from files and the environment; for this name it finds none.
+    protocol = ("ckptstore+s3",)
+
+    @staticmethod
+    def close_session(loop: object, s3: object) -> None:
+        """Do nothing: s3fs calls this wherever it is collected, in a forked child too. See `_close`."""
+
+
+class SentBody:
+    """A body that is sent piece by piece out of the caller's memory, and can be sent again.
+
+    botocore asks for ``read``, ``seek``, ``tell`` and the length, and never reads, as the checksum is given;
+    aiohttp iterates.
+    """
+
+    def __init__(self, pieces: Sequence[memoryview], operation: Operation) -> None:
+        self._pieces = pieces
+        self._size_bytes = sum(map(len, pieces))
+        self._operation = operation
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        base = (0, self._position, self._size_bytes)[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        whole = b"".join(self._pieces)
+        stop = self._size_bytes if size < 0 else min(self._size_bytes, self._position + size)
+        piece = whole[self._position : stop]
+        self._position = stop
+        return piece
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        # Each pass from the start: whoever repeats a request iterates anew.
+        position = 0
+        for whole in self._pieces:
+            for start in range(0, len(whole), _PIECE_BYTES):
+                piece = whole[start : start + _PIECE_BYTES]
+                yield piece
+                position += len(piece)
+                self._operation.sent(position)
+
+
+class Blueprint(NamedTuple):
+    """One request as the client prepared and signed it, and what it would be sent with.
+
+    Attributes
+    ----------
+    name : str
+        Of the object in it, which stands at the end of the URL's path.
+    credentials : object
+        The client's own; None if it does not show them.
+    verify : str, bool or None
+        Whose certificates are trusted, as botocore says it; None if the client does not say.
+    certificate : tuple of str
+        Files of the certificate that the client shows, and of its key; empty if it shows none.
+    has_proxy : bool
+    """
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+    credentials: Any
+    verify: Any
+    certificate: tuple[str, ...]
+    has_proxy: bool
+    connect_timeout_s: float
+
+    def __repr__(self) -> str:
+        return "Blueprint()"
+
+
+class _Captured(Exception):  # noqa: N818 - carries a request out of the client, instead of sending it
+    def __init__(self, request: Any) -> None:
+        super().__init__()
+        self.request = request
+
+
+_NAME = "ckptstore-blueprint"
+_NEEDED: dict[str, dict[str, Any]] = {
+    "get_object": {},
+    "put_object": {"Body": b""},
+    "upload_part": {"Body": b"", "PartNumber": 1, "UploadId": "x"},
+}
+_is_capturing: ContextVar[bool] = ContextVar("ckptstore_is_capturing", default=False)
+
+
+class S3Client:
+    """Makes single calls through s3fs, each once, within the deadline of its operation.
+
+    Parameters
+    ----------
+    options : mapping
+        Those of `s3fs.S3FileSystem`, and ``allow_http`` and ``direct``.
+
+    Attributes
+    ----------
+    skew_s : float
+        How far the server's clock is ahead of ours, by its last answer.
+    redact : Redactor
+        Of the secrets in the options.
+    wants_direct : bool
+        False if the options say ``direct=False``.
+
+    Threads
+    -------
+    Safe for concurrent use, and after a fork.
+    """
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        # Without credentials there is nothing that could be overheard.
+        self._allow_http = bool(self._options.pop("allow_http", False)) or bool(options.get("anon"))
+        self.wants_direct = bool(self._options.pop("direct", True))
+        self.redact = Redactor(options)
+        self._locks = ForkSafeLocks()
+        self._thread: LoopThread | None = None
+        self._fs: _FileSystem | None = None
+        self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._endpoint = ""
+        self._frozen: dict[int, tuple[Any, Any]] = {}
+        self.skew_s = 0.0
+
+    def call(
+        self, use: Callable[[_FileSystem], Awaitable[_T]], operation: Operation, bucket: str | None = None
+    ) -> _T:
+        """Run `use` with the file system, as one attempt.
+
+        Raises
+        ------
+        Fault
+        """
+        fs, thread = self._opened()
+
+        async def run() -> _T:
+            await self._connected(fs, bucket)
+            return await use(fs)
+
+        try:
+            return thread.call(run, operation)
+        except (Fault, CkptStoreError):
+            raise
+        except Exception as error:
+            fault = fault_of(error, self.redact)
+            if fault is None:
+                raise
+        # Not "from error": what the client raises may hold what it was given.
+        raise fault
+
+    def request(self, method: str, operation: Operation, **arguments: Any) -> dict[str, Any]:
+        """Call one method of the service's client through s3fs and return its answer."""
+
+        async def use(fs: _FileSystem) -> dict[str, Any]:
+            answer: dict[str, Any] = await fs._call_s3(method, **arguments)
+            headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+            self.note_date(headers.get("date"))
+            return answer
+
+        return self.call(use, operation, arguments.get("Bucket"))
+
+    def note_date(self, date: str | None) -> None:
+        """Take note of the server's clock, from the ``Date`` of an answer that just came."""
+        self.skew_s = skew_of(date, self.skew_s)
+
+    def blueprint(self, kind: str, bucket: str, operation: Operation) -> Blueprint:
+        """Have the client prepare and sign a request of that kind, and return it instead of sending it."""
+
+        async def use(fs: _FileSystem) -> Blueprint:
+            client = await fs.get_s3(bucket)
+            method = getattr(client, kind)
+            arguments = fs._get_s3_method_kwargs(method, Bucket=bucket, Key=_NAME, **_NEEDED[kind])
+            token = _is_capturing.set(True)
+            try:
+                await method(**arguments)
+            except _Captured as captured:
+                return _blueprint(client, captured.request)
+            finally:
+                _is_capturing.reset(token)
+            raise Fault(Kind.GARBLED, "the client sent nothing")
+
+        return self.call(use, operation, bucket)
+
+    def frozen(self, credentials: Any, operation: Operation) -> Any:
+        """Return what `credentials` of a blueprint are now, renewed if it is time.
+
+        Raises
+        ------
+        Fault
+            If they cannot be renewed.
+        """
+        known = self._frozen.get(id(credentials))
+        if known is not None and known[0] is credentials:
+            is_refreshable = isinstance(credentials, RefreshableCredentials)
+            if not is_refreshable or not credentials.refresh_needed():
+                return known[1]
+
+        async def use(fs: _FileSystem) -> Any:
+            return await credentials.get_frozen_credentials()
+
+        frozen = self.call(use, operation)
+        self._frozen[id(credentials)] = credentials, frozen
+        return frozen
+
+    def endpoint(self, operation: Operation) -> str:
+        """Return the URL that requests go to, as options, environment and profile say."""
+        if not self._endpoint:
+
+            async def nothing(fs: _FileSystem) -> None:
+                pass
+
+            self.call(nothing, operation)
+        return self._endpoint
+
+    def _opened(self) -> tuple[_FileSystem, LoopThread]:
+        with self._locks[0]:
+            if self._fs is None or self._thread is None or self._thread.pid != os.getpid():
+                thread = LoopThread()
+                try:
+                    fs = _FileSystem(loop=thread.loop, **self._settings())
+                except (KeyError, TypeError, ValueError) as error:
+                    thread.close()
+                    raise self._misfit(error) from None
+                fs.retries = 1
+                thread.kept.append(fs)
+                self._fs, self._thread = fs, thread
+                self._hooked = weakref.WeakSet()
+                self._frozen = {}
+                weakref.finalize(self, _close, fs, thread)
+            return self._fs, self._thread
+
+    def _settings(self) -> dict[str, Any]:
+        settings = dict(self._options)
+        config = _CONFIG | dict(settings.get("config_kwargs") or {})
+        # One attempt: repeating is our business, and only we know what an answer that was lost means.
+        config["retries"] = {"mode": "standard", "total_max_attempts": 1}
+        # With a checksum given, botocore would hash the whole body a second time for the signature.
+        config["s3"] = {"payload_signing_enabled": False} | dict(config.get("s3") or {})
+        settings["config_kwargs"] = config
+        # A cached listing answers with what was there; a cached instance with another's settings.
+        settings["use_listings_cache"] = False
+        settings["skip_instance_cache"] = True
+        return settings
+
+    def _misfit(self, error: Exception) -> UsageError:
+        return UsageError(
+            f"the client does not take these storage options: {self.redact(str(error))}",
+            hint="They are those of s3fs.S3FileSystem.",
+        )
+
+    async def _connected(self, fs: _FileSystem, bucket: str | None) -> None:
+        try:
+            await fs.set_session()
+        except TypeError as error:
+            raise self._misfit(error) from None
+        client = await fs.get_s3(bucket)
+        _send_once(client)
+        if client in self._hooked:
+            return
+        endpoint = str(client.meta.endpoint_url)
+        self._check_endpoint(endpoint)
+        client.meta.events.register_last("before-call.s3", _drop_expect)
+        client.meta.events.register_first("before-send.s3", _capture)
+        self._endpoint = self.redact(endpoint)
+        self._hooked.add(client)
+
+    def _check_endpoint(self, endpoint: str) -> None:
+        parts = urlsplit(endpoint)
+        if parts.scheme == "http" and not self._allow_http and not is_loopback(parts.hostname or ""):
+            raise UsageError(
+                "credentials would travel over plain http",
+                url=self.redact(endpoint),
+                expected="https, or an endpoint on this machine",
+                hint="Use https, or pass allow_http=True in the storage options.",
+            )
+
+
+def _send_once(client: Any) -> None:
+    """Keep aiohttp from sending a request again by itself when a kept connection breaks.
+
+    Its sessions are made with the first request, which has no kept connection. Where a release has no such
+    switch, write ids still tell the two apart.
+    """
+    sessions = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    for session in (getattr(sessions, "_sessions", None) or {}).values():
+        session._retry_connection = False
+
+
+def _close(fs: _FileSystem, thread: LoopThread) -> None:
+    """Close the connections of a client that is collected, or at the end of the process."""
+    if thread.pid != os.getpid() or thread.loop.is_closed():
+        return
+
+    async def close() -> None:
+        if fs._s3 is not None:
+            await fs._s3creator.__aexit__(None, None, None)
+        thread.loop.stop()
+
+    # The collector may run in the thread of the loop, so nothing can be waited for.
+    thread.loop.call_soon_threadsafe(lambda: thread.loop.create_task(close()))
+
+
+def _drop_expect(params: dict[str, Any], model: Any = None, **_: Any) -> None:
+    body = params.get("body")
+    is_small = not isinstance(body, Sized) or len(body) <= _EXPECT_FROM_BYTES
+    # A part carries no condition that could save sending it.
+    if is_small or getattr(model, "name", "") == "UploadPart":
+        params["headers"].pop("Expect", None)
+
+
+def _capture(request: Any, **_: Any) -> None:
+    if _is_capturing.get():
+        raise _Captured(request)
+
+
+def _blueprint(client: Any, request: Any) -> Blueprint:
+    """Put together what is known of a prepared request; most of it is in no public place."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    proxies = getattr(getattr(session, "_proxy_config", None), "proxy_url_for", lambda url: None)
+    certificate = (getattr(session, "_cert_file", None), getattr(session, "_key_file", None))
+    headers = {
+        name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        for name, value in request.headers.items()
+    }
+    return Blueprint(
+        _NAME,
+        request.url,
+        headers,
+        getattr(getattr(client, "_request_signer", None), "_credentials", None),
+        getattr(session, "_verify", None),
+        tuple(str(file) for file in certificate if file),
+        bool(proxies(request.url)),
+        float(client.meta.config.connect_timeout),
+    )

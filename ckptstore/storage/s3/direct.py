@@ -1,0 +1,256 @@
+"""The bulk requests of S3 over connections of our own, as the service's client would make and sign them.
+
+Where a request goes and what it carries is not worked out here: the client prepares one of each kind for each
+bucket, and this is its blueprint (`S3Client.blueprint`). Only the name of the object, what differs from
+request to request, and the signature are filled in.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.httpsession import get_cert_path
+from botocore.parsers import ResponseParserError, create_parser
+
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import Way
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.s3.client import Blueprint, S3Client
+from ckptstore.storage.s3.errors import fault_of, fault_of_response
+from ckptstore.storage.wire.connections import Server
+from ckptstore.storage.wire.exchange import Accept, DirectReply, DirectRequest, exchange
+
+__all__ = ["NotDirect", "S3Direct"]
+
+_SCOPE = "AWS4-HMAC-SHA256 Credential="
+
+# Of the prepared request, what belongs to that one only.
+_OF_ONE_REQUEST = {
+    *("authorization", "x-amz-date", "date", "x-amz-content-sha256", "x-amz-security-token", "expect"),
+    *("amz-sdk-invocation-id", "amz-sdk-request", "content-length", "content-md5", "host"),
+    *("transfer-encoding", "x-amz-decoded-content-length", "x-amz-trailer", "x-amz-te", "content-encoding"),
+}
+
+# A bucket that sends us elsewhere more often than this is left to the client.
+_MOST_REDIRECTS = 3
+
+_REDIRECTS = {301, 302, 307, 308}
+
+_PARSER = create_parser("rest-xml")
+
+
+class NotDirect(Exception):  # noqa: N818 - not an error: the request is to take the other way
+    """A request that has to go through the client."""
+
+
+class _Signer(S3SigV4Auth):  # type: ignore[misc]
+    def payload(self, request: AWSRequest) -> str:
+        # Its checksum is in the headers, and those are signed; hashing it once more costs 0.7 s a GiB.
+        return "UNSIGNED-PAYLOAD"
+
+
+class _Refused(NamedTuple):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How one kind of request for one bucket is made."""
+
+    server: Server
+    base: str  # the URL, up to the name of the object
+    headers: Mapping[str, str] = field(repr=False)
+    region: str  # empty: anonymous
+    credentials: Any = field(repr=False)
+
+
+class S3Direct:
+    """Sends requests with large bodies, or for them.
+
+    Parameters
+    ----------
+    client : S3Client
+    is_wanted : bool
+        False: every request takes the other way.
+
+    Threads
+    -------
+    Safe for concurrent use, and after a fork.
+    """
+
+    def __init__(self, client: S3Client, is_wanted: bool = True) -> None:
+        self._client = client
+        self._is_wanted = is_wanted
+        self._pid = os.getpid()
+        self._plans: dict[tuple[str, str], _Plan | _Refused] = {}
+        self._servers: dict[tuple[str, str, int], Server] = {}
+        self._redirects: dict[str, int] = {}
+
+    def way(self, bucket: str, operation: Operation) -> Way:
+        """Return how bulk bytes travel; see `Transport.way`."""
+        if not self._is_wanted:
+            return Way(False, "through s3fs: direct=False in the storage options")
+        plan = self._plan("get_object", bucket, operation)
+        if isinstance(plan, _Refused):
+            return Way(False, f"through s3fs: {plan.reason}", is_wanted=False)
+        return Way(True, "over " + ("HTTPS" if plan.server.is_encrypted else "HTTP"))
+
+    def request(
+        self,
+        kind: str,
+        bucket: str,
+        name: str,
+        operation: Operation,
+        *,
+        query: str = "",
+        headers: Mapping[str, str],
+        body: Sequence[bytes | memoryview] = (),
+        accept: Accept | None = None,
+    ) -> DirectReply:
+        """Send one request and return its answer, which is good.
+
+        Parameters
+        ----------
+        kind : str
+            The name of the client's method: ``"get_object"``, ``"put_object"``, ``"upload_part"``.
+        query : str
+            Without question mark, percent-encoded.
+
+        Raises
+        ------
+        NotDirect
+            If the client has to do it.
+        Fault
+        """
+        plan = self._plan(kind, bucket, operation) if self._is_wanted else _Refused("")
+        if isinstance(plan, _Refused):
+            raise NotDirect
+        method = "GET" if kind == "get_object" else "PUT"
+        request = self._signed(plan, method, name, query, headers, body, operation)
+        reply = exchange(plan.server, request, operation, accept)
+        self._client.note_date(reply.headers.get("Date"))
+        if reply.status in (200, 206) or (method == "PUT" and 200 <= reply.status < 300):
+            return reply
+        raise self._judged(reply, bucket)
+
+    def _judged(self, reply: DirectReply, bucket: str) -> Fault | NotDirect:
+        headers = {name.lower(): value for name, value in reply.headers.items()}
+        answer = {"status_code": reply.status, "headers": headers, "body": reply.body}
+        try:
+            parsed = _PARSER.parse(answer, None) if reply.status >= 300 else {}
+        except ResponseParserError as error:
+            fault = fault_of(error, self._client.redact)
+            return fault or Fault(Kind.GARBLED, "the answer cannot be read")
+        code = parsed.get("Error", {}).get("Code")
+        if reply.status in _REDIRECTS or code == "AuthorizationHeaderMalformed":
+            # The client finds the region, asks there, and its next blueprint leads there.
+            self._redirects[bucket] = self._redirects.get(bucket, 0) + 1
+            self._forget(bucket)
+            return NotDirect()
+        return fault_of_response(parsed, self._client.redact)
+
+    def _forget(self, bucket: str) -> None:
+        refusal = _Refused("the server sends requests for this bucket elsewhere, again and again")
+        for key in [key for key in self._plans if key[1] == bucket]:
+            if self._redirects[bucket] < _MOST_REDIRECTS:
+                self._plans.pop(key, None)
+            else:
+                self._plans[key] = refusal
+
+    def _signed(
+        self,
+        plan: _Plan,
+        method: str,
+        name: str,
+        query: str,
+        headers: Mapping[str, str],
+        body: Sequence[bytes | memoryview],
+        operation: Operation,
+    ) -> DirectRequest:
+        url = plan.base + quote(name, safe="/~") + (f"?{query}" if query else "")
+        parts = urlsplit(url)
+        carried = {**plan.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
+        if plan.region:
+            request = AWSRequest(method=method, url=url, headers=carried)
+            frozen = self._client.frozen(plan.credentials, operation)
+            _Signer(frozen, "s3", plan.region).add_auth(request)
+            carried = dict(request.headers.items())
+        return DirectRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
+
+    def _plan(self, kind: str, bucket: str, operation: Operation) -> _Plan | _Refused:
+        if self._pid != os.getpid():
+            # The client of the parent, its credentials and its connections are not ours.
+            self._plans, self._servers, self._pid = {}, {}, os.getpid()
+        plan = self._plans.get((kind, bucket))
+        if plan is None:
+            blueprint = self._client.blueprint(kind, bucket, operation)
+            plan = self._plans[kind, bucket] = self._read(blueprint)
+        return plan
+
+    def _read(self, blueprint: Blueprint) -> _Plan | _Refused:
+        """Return what a blueprint says, or why it cannot be followed."""
+        headers = {
+            name: value for name, value in blueprint.headers.items() if name.lower() not in _OF_ONE_REQUEST
+        }
+        all_headers = {name.lower(): value for name, value in blueprint.headers.items()}
+        base, placed, _ = blueprint.url.partition("?")[0].rpartition(blueprint.name)
+        parts = urlsplit(blueprint.url)
+        if (
+            not placed
+            or not base.endswith("/")
+            or parts.scheme not in ("http", "https")
+            or not parts.hostname
+        ):
+            return _Refused("the client makes URLs of an unknown form")
+        if blueprint.has_proxy:
+            return _Refused("a proxy is configured")
+        if blueprint.verify is None:
+            return _Refused("this release of the client does not tell its TLS settings")
+        authorization = all_headers.get("authorization", "")
+        region = ""
+        if authorization:
+            _, _, scope = authorization.removeprefix(_SCOPE).partition(",")[0].partition("/")
+            fields = scope.split("/")
+            if not authorization.startswith(_SCOPE) or len(fields) != 4 or fields[2] != "s3":
+                return _Refused("requests are signed in a way of their own")
+            if all_headers.get("x-amz-content-sha256") != "UNSIGNED-PAYLOAD":
+                return _Refused("the configuration asks for signed payloads")
+            if blueprint.credentials is None:
+                return _Refused("this release of the client does not tell its credentials")
+            region = fields[1]
+        elif "signature" in parts.query.lower():
+            return _Refused("requests are signed in a way of their own")
+        return _Plan(self._server(parts, blueprint), base, headers, region, blueprint.credentials)
+
+    def _server(self, parts: Any, blueprint: Blueprint) -> Server:
+        is_encrypted = parts.scheme == "https"
+        port = parts.port or (443 if is_encrypted else 80)
+        key = (parts.scheme, parts.hostname, port)
+        server = self._servers.get(key)
+        if server is None:
+            context = _context(blueprint) if is_encrypted else None
+            server = Server(parts.hostname, port, context, blueprint.connect_timeout_s)
+            server = self._servers.setdefault(key, server)
+        return server
+
+
+def _context(blueprint: Blueprint) -> ssl.SSLContext:
+    """Return what the client would trust, and show."""
+    context = ssl.create_default_context(cafile=_authorities(blueprint.verify))
+    if not blueprint.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if blueprint.certificate:
+        context.load_cert_chain(*blueprint.certificate)
+    return context
+
+
+def _authorities(verify: Any) -> str | None:
+    return str(get_cert_path(verify)) if verify else None

@@ -1,0 +1,202 @@
+"""What s3fs, botocore and aiohttp raise, translated into faults: by code and status, never by errno or text.
+
+The one exception is a server that reports its full disk as an internal error and says so in words only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import aiohttp
+import botocore.exceptions as boto
+from botocore.parsers import ResponseParserError
+
+from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+
+__all__ = ["fault_of", "fault_of_code", "fault_of_response"]
+
+# The server's own code. AWS: the list of error responses; XMinio…: MinIO; the rest: versitygw.
+_CODES = {
+    "NoSuchKey": Kind.ABSENT,
+    "NoSuchVersion": Kind.ABSENT,
+    "NoSuchBucket": Kind.NO_BUCKET,
+    "NoSuchUpload": Kind.UPLOAD_GONE,
+    "InvalidPart": Kind.UPLOAD_GONE,
+    "InvalidPartOrder": Kind.UPLOAD_GONE,
+    "PreconditionFailed": Kind.PRECONDITION,
+    "ConditionalRequestConflict": Kind.CONFLICT,
+    "OperationAborted": Kind.CONFLICT,
+    "ConcurrentModification": Kind.CONFLICT,
+    "AccessDenied": Kind.FORBIDDEN,
+    "AccountProblem": Kind.FORBIDDEN,
+    "AllAccessDisabled": Kind.FORBIDDEN,
+    "ExpiredToken": Kind.FORBIDDEN,
+    "InvalidAccessKeyId": Kind.FORBIDDEN,
+    "InvalidSecurity": Kind.FORBIDDEN,
+    "InvalidToken": Kind.FORBIDDEN,
+    "RequestTimeTooSkewed": Kind.FORBIDDEN,
+    "SignatureDoesNotMatch": Kind.FORBIDDEN,
+    "TokenRefreshRequired": Kind.FORBIDDEN,
+    # versitygw answers an unknown access key with a 404.
+    "XAdminUserNotFound": Kind.FORBIDDEN,
+    "InsufficientStorage": Kind.FULL,
+    "XMinioStorageFull": Kind.FULL,
+    "XMinioAdminBucketQuotaExceeded": Kind.FULL,
+    "QuotaExceeded": Kind.FULL,
+    "BadDigest": Kind.BAD_CHECKSUM,
+    "InvalidDigest": Kind.BAD_CHECKSUM,
+    "XAmzContentChecksumMismatch": Kind.BAD_CHECKSUM,
+    "XAmzContentSHA256Mismatch": Kind.BAD_CHECKSUM,
+    "InvalidRange": Kind.BAD_RANGE,
+    "SlowDown": Kind.THROTTLED,
+    "SlowDownRead": Kind.THROTTLED,
+    "SlowDownWrite": Kind.THROTTLED,
+    "ServiceUnavailable": Kind.THROTTLED,
+    "Throttling": Kind.THROTTLED,
+    "ThrottlingException": Kind.THROTTLED,
+    "TooManyRequests": Kind.THROTTLED,
+    "RequestLimitExceeded": Kind.THROTTLED,
+    "InternalError": Kind.SERVER,
+    "RequestTimeout": Kind.CUT,
+    "IncompleteBody": Kind.CUT,
+    "NotImplemented": Kind.UNSUPPORTED,
+    "MethodNotAllowed": Kind.UNSUPPORTED,
+    "ExistingObjectIsDirectory": Kind.MISPLACED,
+    "ObjectParentIsFile": Kind.MISPLACED,
+    "XMinioObjectExistsAsDirectory": Kind.MISPLACED,
+    "XMinioParentIsObject": Kind.MISPLACED,
+}
+
+_STATUSES = {
+    401: Kind.FORBIDDEN,
+    403: Kind.FORBIDDEN,
+    404: Kind.UNPROVED,
+    405: Kind.UNSUPPORTED,
+    408: Kind.CUT,
+    409: Kind.CONFLICT,
+    412: Kind.PRECONDITION,
+    416: Kind.BAD_RANGE,
+    429: Kind.THROTTLED,
+    501: Kind.UNSUPPORTED,
+    503: Kind.THROTTLED,
+    507: Kind.FULL,
+}
+
+_HINTS = {
+    "RequestTimeTooSkewed": "Set the clock of this machine: requests are signed with the time.",
+    "ExpiredToken": "Renew the credentials.",
+    "TokenRefreshRequired": "Renew the credentials.",
+    "InvalidAccessKeyId": "Check the access key, and that the endpoint is the one it belongs to.",
+    "XAdminUserNotFound": "Check the access key, and that the endpoint is the one it belongs to.",
+    "SignatureDoesNotMatch": "Check the secret key.",
+    "AuthorizationHeaderMalformed": "Name the region of the bucket.",
+    "PermanentRedirect": "Name the region of the bucket, or its endpoint.",
+    "301": "Name the region of the bucket, or its endpoint.",
+}
+_NO_CREDENTIALS = (
+    "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or the storage options key and secret."
+)
+
+_LONGEST_TEXT = 65_536
+_LONGEST_LINE = 500
+
+# The order matters: the first class that fits.
+_CLASSES: tuple[tuple[type[BaseException], Kind], ...] = (
+    (boto.NoCredentialsError, Kind.FORBIDDEN),
+    (boto.PartialCredentialsError, Kind.FORBIDDEN),
+    (boto.CredentialRetrievalError, Kind.FORBIDDEN),
+    (boto.TokenRetrievalError, Kind.FORBIDDEN),
+    (boto.SSOError, Kind.FORBIDDEN),
+    (boto.ProfileNotFound, Kind.FORBIDDEN),
+    (boto.ConnectTimeoutError, Kind.NOT_SENT),
+    (boto.ProxyConnectionError, Kind.NOT_SENT),
+    (boto.ReadTimeoutError, Kind.STALLED),
+    (boto.ConnectionClosedError, Kind.CUT),
+    (boto.HTTPClientError, Kind.CUT),
+    (boto.IncompleteReadError, Kind.CUT),
+    (boto.ResponseStreamingError, Kind.CUT),
+    (ResponseParserError, Kind.GARBLED),
+    (boto.ParamValidationError, Kind.BAD_REQUEST),
+    (boto.BotoCoreError, Kind.BAD_REQUEST),
+    (asyncio.TimeoutError, Kind.STALLED),
+    (aiohttp.ClientError, Kind.CUT),
+    (asyncio.IncompleteReadError, Kind.CUT),
+    (OSError, Kind.CUT),
+    (ValueError, Kind.BAD_REQUEST),  # an endpoint that is no URL, a bucket that is no bucket name
+)
+
+
+def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None:
+    """Return the fault that `error` means, None if it is none that a request can have.
+
+    Parameters
+    ----------
+    error : BaseException
+        From s3fs, which wraps the error of the service, or from below it.
+    redact : callable
+        Takes the secrets out of a text.
+    """
+    for candidate in (error.__cause__, error):
+        response = getattr(candidate, "response", None)
+        if isinstance(response, Mapping):
+            return fault_of_response(response, redact)
+    kind = _kind_of(error)
+    if kind is None:
+        return None
+    # What botocore says of a connection is always the same sentence; the reason lies below.
+    reason = getattr(error, "kwargs", {}).get("error") or error
+    hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else scarcity_hint(reason)
+    return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
+
+
+def fault_of_code(code: str, text: str, redact: Callable[[str], str]) -> Fault:
+    """Return the fault for one entry of an answer that lists several."""
+    return Fault(_CODES.get(code, Kind.SERVER), _line(text, redact), code=code)
+
+
+def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str]) -> Fault:
+    """Return the fault that a refusal means, as botocore parsed it."""
+    error = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    code = str(error.get("Code") or "")
+    text = str(error.get("Message") or "")
+    status = int(metadata.get("HTTPStatusCode") or 0)
+    kind = _CODES.get(code)
+    if kind is None:
+        kind = _STATUSES.get(status)
+    if kind is None:
+        kind = Kind.SERVER if status >= 500 else Kind.BAD_REQUEST
+        if code.startswith("KMS."):
+            kind = Kind.FORBIDDEN
+    if kind is Kind.SERVER and "no space left" in text:
+        kind = Kind.FULL
+    try:
+        retry_after_s = float(metadata.get("HTTPHeaders", {}).get("retry-after", 0))
+    except ValueError:
+        retry_after_s = 0.0
+    return Fault(
+        kind,
+        _line(text, redact) or "no further words",
+        code=code or str(status),
+        retry_after_s=retry_after_s,
+        hint=_HINTS.get(code),
+    )
+
+
+def _kind_of(error: BaseException) -> Kind | None:
+    inner = getattr(error, "kwargs", {}).get("error")
+    if isinstance(error, boto.SSLError):
+        # A certificate does not get better by asking again; a handshake that broke off may.
+        return Kind.UNTRUSTED if isinstance(inner, aiohttp.ClientConnectorCertificateError) else Kind.NOT_SENT
+    if isinstance(error, boto.EndpointConnectionError):
+        is_unsent = isinstance(inner, aiohttp.ClientConnectorError | socket.gaierror)
+        return Kind.NOT_SENT if is_unsent else Kind.CUT
+    return next((kind for known, kind in _CLASSES if isinstance(error, known)), None)
+
+
+def _line(text: str, redact: Callable[[str], str]) -> str:
+    # Cut short last: half a secret would not be recognised.
+    return redact(" ".join(text[:_LONGEST_TEXT].split()))[:_LONGEST_LINE]

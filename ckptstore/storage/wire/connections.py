@@ -1,0 +1,212 @@
+"""Connections to one server, kept for the next request; each belongs to one thread while it is used."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import select
+import socket
+import ssl
+import time
+from contextlib import suppress
+from typing import Any
+
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.retry import Operation
+
+__all__ = ["Connection", "Server"]
+
+# Idle ones. More threads than this on one server gain nothing.
+_MOST_KEPT = 16
+
+# Of TLS so much is sent or received between two looks at the clock.
+_TLS_BYTES = 256 * 1024
+
+# Servers and balancers close what is silent for a minute or so, and the first to know would be a request.
+_LONGEST_IDLE_S = 45.0
+
+
+class Connection:
+    """One connection, after its handshake.
+
+    Threads
+    -------
+    One thread; `abort` from any.
+    """
+
+    def __init__(self, channel: http.client.HTTPConnection, pid: int) -> None:
+        self.http = channel
+        self.socket: socket.socket = channel.sock
+        self.pid = pid
+        self.idle_since_s = 0.0
+
+    def wait_at_most(self, operation: Operation) -> None:
+        """Let the next send or receive wait as long as the attempt may.
+
+        Raises
+        ------
+        Fault
+            If that time is over.
+        """
+        remaining_s = operation.remaining_s()
+        if remaining_s <= 0:
+            raise Fault(Kind.STALLED, f"no byte moved for {operation.policy.attempt_s:g} s")
+        self.socket.settimeout(remaining_s)
+
+    def send(self, block: memoryview) -> int:
+        """Send the beginning of `block`, and return how much of it went."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            # All or nothing, so a piece of it: progress shows after each.
+            block = block[:_TLS_BYTES]
+        return self.socket.send(block)
+
+    def receive_into(self, window: memoryview) -> int:
+        """Put what comes at the beginning of `window`; return how much that is, 0 at the end.
+
+        Of TLS one call brings no more than 16 KiB, so there are several.
+        """
+        if not isinstance(self.socket, ssl.SSLSocket):
+            return self.socket.recv_into(window)
+        window = window[:_TLS_BYTES]
+        position = 0
+        try:
+            while position < len(window):
+                size_bytes = self.socket.recv_into(window[position:])
+                if not size_bytes:
+                    break
+                position += size_bytes
+        except OSError:
+            # What came counts; what is wrong shows again.
+            if not position:
+                raise
+        return position
+
+    def has_answer(self) -> bool:
+        """Return whether something came from the server, the end of the connection included."""
+        poll = select.poll()
+        try:
+            poll.register(self.socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):
+            return True
+
+    def abort(self) -> None:
+        """Break the connection, also while another thread waits for it."""
+        # Not the method of TLS sockets, which takes the session away under the feet of that thread.
+        with suppress(OSError):
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close it."""
+        self.http.close()
+        self.socket.close()
+
+
+class Server:
+    """A server, and the connections to it that wait for their next request.
+
+    Parameters
+    ----------
+    host : str
+    port : int
+    context : ssl.SSLContext or None
+        None: plain HTTP.
+    connect_timeout_s : float
+
+    Threads
+    -------
+    Safe for concurrent use. A forked child makes connections of its own: closing those it inherited says
+    nothing to the server.
+    """
+
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext | None, connect_timeout_s: float
+    ) -> None:
+        self.host = host
+        self.port = port
+        self._context = context
+        self._connect_timeout_s = connect_timeout_s
+        self._locks = ForkSafeLocks()
+        self._kept: list[Connection] = []
+
+    def __repr__(self) -> str:
+        return f"<Server {self.host}:{self.port}>"
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is reached over TLS."""
+        return self._context is not None
+
+    def borrow(self, operation: Operation) -> Connection:
+        """Return a connection that nobody else has: the one used last, or a new one.
+
+        Raises
+        ------
+        Fault
+        """
+        while (connection := self._pop()) is not None:
+            if connection.pid == os.getpid() and not self._is_stale(connection):
+                return connection
+            connection.close()
+        return self._connect(operation)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection on which nothing is under way."""
+        connection.idle_since_s = time.monotonic()
+        with self._locks[0]:
+            self._kept.append(connection)
+            dropped = self._kept[:-_MOST_KEPT]
+            del self._kept[:-_MOST_KEPT]
+        for old in dropped:
+            old.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        while (connection := self._pop()) is not None:
+            connection.close()
+
+    def __del__(self) -> None:
+        for connection in self._kept:
+            connection.close()
+
+    def _pop(self) -> Connection | None:
+        with self._locks[0]:
+            return self._kept.pop() if self._kept else None
+
+    @staticmethod
+    def _is_stale(connection: Connection) -> bool:
+        # What came unasked is the end of the connection.
+        return time.monotonic() - connection.idle_since_s > _LONGEST_IDLE_S or connection.has_answer()
+
+    def _connect(self, operation: Operation) -> Connection:
+        timeout_s = min(self._connect_timeout_s, operation.remaining_s())
+        if timeout_s <= 0:
+            raise Fault(Kind.STALLED, "there was no time left to connect")
+        options: dict[str, Any] = {"timeout": timeout_s, "blocksize": 1}
+        channel: http.client.HTTPConnection
+        if self._context is None:
+            channel = http.client.HTTPConnection(self.host, self.port, **options)
+        else:
+            channel = http.client.HTTPSConnection(self.host, self.port, context=self._context, **options)
+        # What broke is found out by us, and tried again by nobody below.
+        channel.auto_open = 0
+        try:
+            channel.connect()
+        except ssl.SSLCertVerificationError as error:
+            channel.close()
+            raise Fault(
+                Kind.UNTRUSTED, f"{self.host}:{self.port}: certificate: {error.verify_message}"
+            ) from None
+        except (OSError, UnicodeError) as error:
+            channel.close()
+            # Before the handshake is over no request can have arrived.
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            if isinstance(error, TimeoutError):
+                reason = f"no answer within {timeout_s:g} s"
+            raise Fault(
+                Kind.NOT_SENT,
+                f"cannot connect to {self.host}:{self.port}: {reason}",
+                hint=scarcity_hint(error),
+            ) from None
+        return Connection(channel, os.getpid())

@@ -1,0 +1,246 @@
+"""Bulk bytes over HTTP/1.1 with nothing in between: out of the caller's memory, and into it.
+
+A checkpoint needs no buffering, no re-chunking and no event loop, and each of these costs a copy or a switch
+for every piece of it. One request is one thread's; who wants several at a time has several threads.
+
+Nothing here retries or waits: a request is one attempt of an `Operation`, and what fails is a `Fault`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias, cast
+
+from ckptstore.errors import CkptStoreError
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import Sink, pour
+from ckptstore.storage.retry import Operation
+from ckptstore.storage.wire.connections import Connection, Server
+
+__all__ = ["DIRECT_FROM_BYTES", "DirectReply", "DirectRequest", "exchange"]
+
+DIRECT_FROM_BYTES = 64 * 1024
+"""A body from this size on is worth a way of its own; smaller ones go with all other small requests."""
+
+# Pieces smaller than this are joined to blocks of this size before they are sent.
+_JOINED_BYTES = 128 * 1024
+
+# Of an answer that says what went wrong.
+_LONGEST_ERROR_BYTES = 1024 * 1024
+
+# A server that refuses a request in the middle of its body has answered by then.
+_EARLY_ANSWER_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DirectRequest:
+    """One request; `repr` shows neither headers nor query, which may hold what opens doors.
+
+    Attributes
+    ----------
+    target : str
+        Path and query, percent-encoded.
+    headers : mapping
+        All of them, ``Host`` included; ``Content-Length`` is added where there is a body.
+    """
+
+    method: str
+    target: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    body: Sequence[bytes | memoryview] = field(default=(), repr=False)
+
+
+class DirectReply(NamedTuple):
+    """An answer; the body is empty if a sink took it. Headers are found in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Accept: TypeAlias = Callable[[int, Mapping[str, str]], Sink]
+"""Takes status and headers of an answer 200 or 206 to a GET, returns what takes the body. May raise."""
+
+
+def exchange(
+    server: Server, request: DirectRequest, operation: Operation, accept: Accept | None = None
+) -> DirectReply:
+    """Send `request` once, as an attempt of `operation`, and return the answer.
+
+    Raises
+    ------
+    Fault
+        If there is no answer, or only a part of it.
+    CkptStoreError
+        From `accept`.
+    """
+    connection = server.borrow(operation)
+    operation.cancellation.watch(connection.abort)
+    is_reusable = False
+    try:
+        response = _ask(connection, request, operation)
+        operation.progress()
+        reply, is_reusable = _take(connection, response, request, operation, accept)
+        if operation.cancellation.is_cancelled and not is_reusable:
+            raise _cancelled()
+        return reply
+    except (Fault, CkptStoreError):
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        fault = _cancelled() if operation.cancellation.is_cancelled else _fault_of(error, operation)
+    finally:
+        operation.cancellation.unwatch(connection.abort)
+        if is_reusable:
+            server.give_back(connection)
+        else:
+            connection.close()
+    # Not "from": the words of these libraries may hold a header.
+    raise fault
+
+
+def _ask(connection: Connection, request: DirectRequest, operation: Operation) -> http.client.HTTPResponse:
+    """Send all of `request` and return the head of the answer."""
+    channel = connection.http
+    # Without being told otherwise, a proxy may compress. It is not signed: some balancers rewrite it.
+    is_told = "accept-encoding" in map(str.lower, request.headers)
+    channel.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=is_told)
+    for name, value in request.headers.items():
+        channel.putheader(name, value)
+    if request.body or request.method in ("PUT", "POST"):
+        channel.putheader("Content-Length", str(sum(map(len, request.body))))
+    connection.wait_at_most(operation)
+    try:
+        channel.endheaders()
+        position = 0
+        for block in _blocks(request.body):
+            position = _send(connection, block, position, operation)
+    except OSError:
+        # Who refuses a request does not always read its body to the end. What it says explains more.
+        refusal = _early_answer(connection)
+        if refusal is None:
+            raise
+        return refusal
+    connection.wait_at_most(operation)
+    return channel.getresponse()
+
+
+def _send(connection: Connection, block: memoryview, position: int, operation: Operation) -> int:
+    """Send `block`, which begins at `position` of the body; return where it ends."""
+    while block:
+        connection.wait_at_most(operation)
+        size_bytes = connection.send(block)
+        block = block[size_bytes:]
+        position += size_bytes
+        operation.sent(position)
+    return position
+
+
+def _blocks(pieces: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
+    """Yield the bytes of all pieces: large ones as they are, runs of small ones joined."""
+    joined = bytearray()
+    for piece in pieces:
+        if joined and len(joined) + len(piece) > _JOINED_BYTES:
+            yield memoryview(joined)
+            joined = bytearray()
+        if len(piece) < _JOINED_BYTES:
+            joined += piece
+        else:
+            yield memoryview(piece)
+    if joined:
+        yield memoryview(joined)
+
+
+def _early_answer(connection: Connection) -> http.client.HTTPResponse | None:
+    """Return the refusal that came while the body was sent, None if there is none."""
+    if not connection.has_answer():
+        return None
+    with suppress(OSError, http.client.HTTPException, ValueError):
+        connection.socket.settimeout(_EARLY_ANSWER_S)
+        # It has sent less than it announced, and cannot be asked for the answer.
+        response = http.client.HTTPResponse(connection.socket)
+        response.begin()
+        response.will_close = True
+        if response.status >= 300:
+            return response
+    return None
+
+
+def _take(
+    connection: Connection,
+    response: http.client.HTTPResponse,
+    request: DirectRequest,
+    operation: Operation,
+    accept: Accept | None,
+) -> tuple[DirectReply, bool]:
+    """Read the body of an answer; return it, and whether the connection is good for another request."""
+    # They are found in any case, upper or lower.
+    headers = cast("Mapping[str, str]", response.headers)
+    try:
+        if accept is None or response.status not in (200, 206):
+            connection.wait_at_most(operation)
+            body = response.read(_LONGEST_ERROR_BYTES)
+            if response.length and len(body) < _LONGEST_ERROR_BYTES and not response.will_close:
+                # Without the code in it a refusal is easily taken for another one.
+                raise Fault(Kind.CUT, f"the answer ended after {len(body)} bytes")
+            is_whole = response.isclosed()
+            return DirectReply(response.status, headers, body), is_whole and not response.will_close
+        sink = accept(response.status, headers)
+        if response.length is None:
+            while piece := response.read1(_JOINED_BYTES):
+                pour(piece, sink)
+                operation.progress()
+                connection.wait_at_most(operation)
+            is_whole = response.chunked and response.isclosed()
+        else:
+            is_whole = _fill(connection, response, response.length, sink, operation)
+        return DirectReply(response.status, headers, b""), is_whole and not response.will_close
+    finally:
+        response.close()
+
+
+def _fill(
+    connection: Connection,
+    response: http.client.HTTPResponse,
+    left_bytes: int,
+    sink: Sink,
+    operation: Operation,
+) -> bool:
+    """Receive a body of known length straight into `sink`; return whether all of it came."""
+    # What came together with the head lies in a buffer; a window longer than that buffer empties it.
+    is_buffered = True
+    while left_bytes:
+        window = sink.window()
+        if len(window) > left_bytes:
+            window = window[:left_bytes]
+        connection.wait_at_most(operation)
+        if is_buffered or len(window) <= io.DEFAULT_BUFFER_SIZE:
+            size_bytes = response.fp.readinto1(window)
+            is_buffered = len(window) <= io.DEFAULT_BUFFER_SIZE
+        else:
+            size_bytes = connection.receive_into(window)
+        if not size_bytes:
+            return False
+        sink.filled(size_bytes)
+        operation.progress()
+        left_bytes -= size_bytes
+    return True
+
+
+def _cancelled() -> Fault:
+    return Fault(Kind.CANCELLED, "the request was given up")
+
+
+def _fault_of(error: Exception, operation: Operation) -> Fault:
+    code = type(error).__name__
+    if isinstance(error, TimeoutError):
+        return Fault(Kind.STALLED, f"no byte moved for {operation.policy.attempt_s:g} s")
+    if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
+        return Fault(Kind.CUT, "the server closed the connection before it answered", code=code)
+    if isinstance(error, OSError):
+        return Fault(Kind.CUT, error.strerror or "the connection broke", code=code)
+    # Without its words, which quote what came, or what was to be sent.
+    return Fault(Kind.GARBLED, "this is not an answer that HTTP knows", code=code)

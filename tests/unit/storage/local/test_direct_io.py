@@ -1,0 +1,659 @@
+"""Large files past the page cache: every byte in its place, and what happens when that is refused."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ckptstore.checksums import crc32c
+from ckptstore.errors import CkptStoreError, StorageFullError, TransientError, UsageError
+from ckptstore.storage.local import direct_io
+from ckptstore.storage.local import upload as upload_module
+from ckptstore.storage.local.diagnosis import examine_directory
+from ckptstore.storage.local.direct_io import DirectRules, DirectWriter, direct_rules
+from ckptstore.storage.local.storage import LocalStorage
+from ckptstore.storage.local.upload import LocalUpload
+from ckptstore.storage.values import Committed
+
+PART = LocalUpload.part_size_bytes
+BUFFER = direct_io._BUFFER_BYTES
+LARGE = PART * 2 + BUFFER + 4096 + 5
+
+
+@pytest.fixture(scope="module")
+def content() -> npt.NDArray[np.uint8]:
+    """Bytes in memory that begins at a page."""
+    memory = mmap.mmap(-1, PART * 3, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    array = np.frombuffer(memory, np.uint8)
+    array[:] = np.random.default_rng(5).integers(0, 256, len(array), dtype=np.uint8)
+    return array
+
+
+@pytest.fixture
+def direct(tmp_path: Path) -> Path:
+    """Return a path where direct I/O works."""
+    with open(tmp_path / "trial", "wb") as file:
+        rules = direct_rules(file.fileno())
+    (tmp_path / "trial").unlink()
+    if isinstance(rules, str):
+        pytest.skip(f"direct I/O is {rules}")
+    return tmp_path / "f"
+
+
+def parts_of(data: npt.NDArray[np.uint8], cuts: list[int] | None = None) -> list[list[memoryview]]:
+    """Return the pieces of each part; `cuts` are where pieces end, besides."""
+    view = memoryview(data)  # type: ignore[arg-type]
+    edges = sorted({*range(0, len(view), PART), *(cuts or ()), len(view)})
+    parts: list[list[memoryview]] = [[] for _ in range(max(1, -(-len(view) // PART)))]
+    for start, stop in pairwise(edges):
+        parts[start // PART].append(view[start:stop])
+    return parts
+
+
+def send_all(
+    upload: LocalUpload, data: npt.NDArray[np.uint8], cuts: list[int] | None = None, *, threads: int = 1
+) -> None:
+    parts = list(enumerate(parts_of(data, cuts)))
+    last = len(parts) - 1
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    number, pieces = parts.pop()
+                except IndexError:
+                    return
+                upload.send(number, pieces, crc32c(b"".join(pieces)), is_last=number == last)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+    if errors:
+        raise errors[0]
+
+
+def save(
+    path: Path, data: npt.NDArray[np.uint8], cuts: list[int] | None = None, *, threads: int = 1
+) -> LocalUpload:
+    with LocalStorage().upload(str(path), len(data)) as upload:
+        send_all(upload, data, cuts, threads=threads)
+        assert isinstance(upload.commit(), Committed)
+    return upload
+
+
+def noted(function: Callable[..., None], calls: list[object]) -> Callable[..., None]:
+    def call(*args: object) -> None:
+        calls.append(args)
+        function(*args)
+
+    return call
+
+
+def is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int, int]]:
+    """Note of every write whether it was direct, its offset and its size."""
+    noted: list[tuple[bool, int, int]] = []
+    pwrite, pwritev = os.pwrite, os.pwritev
+
+    def call(fd: int, data: memoryview, offset: int) -> int:
+        noted.append((is_direct(fd), offset, len(data)))
+        return pwrite(fd, data, offset)
+
+    def call_many(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+        noted.append((is_direct(fd), offset, sum(map(len, pieces))))
+        return pwritev(fd, pieces, offset)
+
+    monkeypatch.setattr(os, "pwrite", call)
+    monkeypatch.setattr(os, "pwritev", call_many)
+    return noted
+
+
+SIZES = [
+    0,
+    1,
+    4095,
+    (1 << 20) - 1,
+    1 << 20,
+    (1 << 20) + 1,
+    (1 << 20) + 511,
+    (1 << 20) + 512,
+    BUFFER - 1,
+    BUFFER,
+    BUFFER + 4097,
+    PART - 1,
+    PART,
+    PART + 1,
+    PART + 4096,
+    2 * PART,
+    LARGE,
+]
+
+
+@pytest.mark.parametrize("shift", [0, 16, 512, 13])
+@pytest.mark.parametrize("size_bytes", SIZES)
+def test_what_is_written_is_what_was_given(
+    tmp_path: Path, content: npt.NDArray[np.uint8], size_bytes: int, shift: int
+) -> None:
+    data = content[shift : shift + size_bytes]
+    save(tmp_path / "f", data, threads=2)
+    assert (tmp_path / "f").read_bytes() == data.tobytes()
+    assert (tmp_path / "f").stat().st_size == size_bytes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pieces_of_any_size_lie_end_to_end(tmp_path: Path, content: npt.NDArray[np.uint8], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size_bytes = LARGE - int(rng.integers(0, 9000))
+    cuts = [int(cut) for cut in rng.integers(0, size_bytes, 200)] + [BUFFER, PART - 1, PART + 1]
+    save(tmp_path / "f", content[:size_bytes], cuts, threads=4)
+    assert (tmp_path / "f").read_bytes() == content[:size_bytes].tobytes()
+
+
+def test_empty_pieces_are_nothing(tmp_path: Path, content: npt.NDArray[np.uint8]) -> None:
+    data = content[: (1 << 20) + 3]
+    view = memoryview(data)  # type: ignore[arg-type]
+    with LocalStorage().upload(str(tmp_path / "f"), len(data)) as upload:
+        upload.send(0, [view[:0], view, view[:0]], crc32c(data), is_last=True)
+        upload.commit()
+    assert (tmp_path / "f").read_bytes() == data.tobytes()
+
+
+def test_aligned_memory_goes_to_the_disk_as_it_is(
+    direct: Path, content: npt.NDArray[np.uint8], writes: list[tuple[bool, int, int]]
+) -> None:
+    save(direct, content[: 2 * PART + 4096 + 7])
+    assert sorted(writes, key=lambda write: write[1]) == [
+        (True, 0, PART),
+        (True, PART, PART),
+        (True, 2 * PART, 4096),
+        (False, 2 * PART + 4096, 7),
+    ]
+
+
+def test_other_memory_is_copied_through_few_buffers_that_are_kept(
+    direct: Path, content: npt.NDArray[np.uint8], writes: list[tuple[bool, int, int]]
+) -> None:
+    for _ in range(2):
+        save(direct, content[1 : 2 * PART + 1], threads=4)
+        direct.unlink()
+    assert len(writes) == 2 * 2 * PART // BUFFER
+    assert all(was_direct for was_direct, _, _ in writes)
+    kept = list(direct_io._BUFFERS)
+    assert 1 <= len(kept) <= 4
+    save(direct, content[1 : 2 * PART + 1])
+    assert set(map(id, direct_io._BUFFERS)) == set(map(id, kept))
+
+
+def test_a_small_file_and_one_of_unknown_size_go_through_the_cache(
+    direct: Path, content: npt.NDArray[np.uint8], writes: list[tuple[bool, int, int]]
+) -> None:
+    save(direct, content[: 1 << 19])
+    with LocalStorage().upload(f"{direct}2") as upload:
+        upload.write(content)
+        upload.commit()
+    assert not any(was_direct for was_direct, _, _ in writes)
+    assert Path(f"{direct}2").read_bytes() == content.tobytes()
+
+
+@pytest.mark.parametrize("announced", [1 << 20, PART, LARGE + 9_000_000])
+def test_another_size_than_announced_changes_nothing(
+    tmp_path: Path, content: npt.NDArray[np.uint8], announced: int
+) -> None:
+    with LocalStorage().upload(str(tmp_path / "f"), announced) as upload:
+        send_all(upload, content[:LARGE])
+        upload.commit()
+    assert (tmp_path / "f").read_bytes() == content[:LARGE].tobytes()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOMEM])
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_write_that_is_refused_goes_through_the_cache(
+    direct: Path,
+    content: npt.NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    shift: int,
+    at: int,
+) -> None:
+    pwrite = os.pwrite
+    tries: list[int] = []
+
+    def refuse(fd: int, data: memoryview, offset: int) -> int:
+        if is_direct(fd):
+            tries.append(offset)
+            if len(tries) >= at:
+                raise OSError(number, os.strerror(number))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with caplog.at_level(logging.DEBUG, "ckptstore"):
+        save(direct, content[shift : LARGE + shift], threads=3)
+    assert direct.read_bytes() == content[shift : LARGE + shift].tobytes()
+    assert at <= len(tries) <= at + 3
+    assert "direct I/O was refused" in caplog.text
+
+
+def test_no_thread_hears_of_the_page_cache_before_it_is_on(
+    direct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else it would write an odd size directly, which is refused.
+    seen: list[bool] = []
+    real = fcntl.fcntl
+
+    def watch(fd: int, command: int, value: int = 0) -> int:
+        if command == fcntl.F_SETFL and not value & os.O_DIRECT:
+            seen.append(writer.is_direct)
+        return real(fd, command, value)
+
+    with open(direct, "w+b") as file:
+        writer = DirectWriter(file.fileno(), DirectRules(512, 4096), "trial")
+        assert writer.is_direct
+        monkeypatch.setattr(fcntl, "fcntl", watch)
+        writer._degrade(OSError(errno.EINVAL, "Invalid argument"))
+        assert seen == [True]
+        assert not writer.is_direct
+        assert not is_direct(file.fileno())
+
+
+def test_a_file_that_cannot_be_switched_is_written_through_the_cache(
+    direct: Path,
+    content: npt.NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real = fcntl.fcntl
+
+    def refuse(fd: int, command: int, value: int = 0) -> int:
+        if command == fcntl.F_SETFL and value & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, command, value)
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with caplog.at_level(logging.DEBUG, "ckptstore"):
+        save(direct, content[:LARGE])
+    assert direct.read_bytes() == content[:LARGE].tobytes()
+    assert "through the page cache" in caplog.text
+    monkeypatch.setattr(direct_io, "direct_rules", lambda fd: DirectRules(512, 4096))
+    (finding,) = [found for found in examine_directory(str(direct.parent)) if found.check == "large files"]
+    assert (finding.state, finding.detail) == ("ok", "written through the page cache: direct I/O is refused")
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory_bytes", "block_bytes"), [("nfs4", 512, 512), ("btrfs", 512, 512), ("ext4", 8192, 512)]
+)
+def test_where_direct_io_is_not_known_to_be_good_it_is_not_used(
+    tmp_path: Path,
+    content: npt.NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    writes: list[tuple[bool, int, int]],
+    kind: str,
+    memory_bytes: int,
+    block_bytes: int,
+) -> None:
+    monkeypatch.setattr(direct_io, "file_system_type", lambda fd: kind)
+    monkeypatch.setattr(direct_io, "_asked_rules", lambda fd: DirectRules(memory_bytes, block_bytes))
+    upload = save(tmp_path / "f", content[:LARGE])
+    assert upload.parallel == 2
+    assert not any(was_direct for was_direct, _, _ in writes)
+    (finding,) = [found for found in examine_directory(str(tmp_path)) if found.check == "large files"]
+    assert finding.state == "ok"
+    assert kind in finding.detail
+    assert "through the page cache" in finding.detail
+
+
+def test_a_kernel_that_says_nothing_is_taken_to_want_pages(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctypes
+
+    class Old:
+        @staticmethod
+        def statx(*args: object) -> int:
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: Old())
+    with open(direct, "wb") as file:
+        assert direct_rules(file.fileno()) == DirectRules(4096, 4096)
+    direct.unlink()
+    save(direct, content[512 : LARGE + 512])
+    assert direct.read_bytes() == content[512 : LARGE + 512].tobytes()
+
+
+def test_doctor_says_how_large_files_are_written(direct: Path) -> None:
+    (finding,) = [found for found in examine_directory(str(direct.parent)) if found.check == "large files"]
+    assert finding.state == "ok"
+    assert "past the page cache" in finding.detail
+
+
+@pytest.mark.parametrize("step", [7, 4096, 5000, 1 << 20])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_short_direct_writes_go_on_where_they_stopped(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, step: int, shift: int
+) -> None:
+    pwrite = os.pwrite
+    size_bytes = PART + 5000 if step > 4095 else (1 << 20) + 5000
+
+    def short(fd: int, data: memoryview, offset: int) -> int:
+        if not is_direct(fd):
+            return pwrite(fd, data, offset)
+        # What the disk took before it stopped; the kernel itself takes whole blocks only.
+        whole = max(4096, step - step % 4096)
+        return min(pwrite(fd, data[:whole], offset), step)
+
+    monkeypatch.setattr(os, "pwrite", short)
+    degraded: list[object] = []
+    monkeypatch.setattr(DirectWriter, "_degrade", noted(DirectWriter._degrade, degraded))
+    save(direct, content[shift : size_bytes + shift])
+    assert bool(degraded) == (step < 4096)
+    assert direct.read_bytes() == content[shift : size_bytes + shift].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StorageFullError), (errno.EDQUOT, StorageFullError), (errno.EIO, TransientError)],
+)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_an_error_of_the_disk_is_told_and_leaves_the_old_file(
+    direct: Path,
+    content: npt.NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    kind: type[CkptStoreError],
+    shift: int,
+) -> None:
+    storage = LocalStorage()
+    old = direct.with_name("old")
+    save(old, content[:LARGE])
+    pwrite = os.pwrite
+
+    def fail(fd: int, data: memoryview, offset: int) -> int:
+        if offset >= PART:
+            raise OSError(number, os.strerror(number))
+        return pwrite(fd, data, offset)
+
+    with storage.upload(str(direct), LARGE) as upload:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fail)
+            with pytest.raises(kind) as caught:
+                send_all(upload, content[shift : LARGE + shift], threads=3)
+        assert caught.value.url == str(direct)  # type: ignore[attr-defined]
+        assert os.listdir(direct.parent) == ["old"]
+        with pytest.raises(UsageError):
+            upload.commit()
+    assert old.read_bytes() == content[:LARGE].tobytes()
+    assert len(direct_io._BUFFERS) <= 4
+
+
+def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
+    script = f"""
+import resource
+from ckptstore.errors import StorageFullError
+from ckptstore.storage.local.storage import LocalStorage
+resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, 3 << 20))
+def save(announced):
+    with LocalStorage().upload({str(tmp_path / "f")!r}, announced) as upload:
+        upload.write(bytes(5 << 20))
+        upload.commit()
+for announced in (5 << 20, 2 << 20, None):
+    try:
+        save(announced)
+    except StorageFullError as error:
+        print("full", error.errno)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == f"full {errno.EFBIG}\n" * 3, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_that_comes_after_a_failure_tells_of_the_same(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(fd: int, data: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with LocalStorage().upload(str(direct), LARGE) as upload:
+        first, second, _ = parts_of(content[:LARGE])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", fail)
+            with pytest.raises(StorageFullError):
+                upload.send(0, first, 0)
+        with pytest.raises(StorageFullError):
+            upload.send(1, second, 0)
+        with pytest.raises(UsageError):
+            upload.commit()
+    assert os.listdir(direct.parent) == []
+
+
+@pytest.fixture
+def memory_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 40 MiB, which newer kernels write directly and older ones do not."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(mount)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True, timeout=30)
+
+
+def test_a_disk_without_direct_io_and_without_room(memory_disk: Path, content: npt.NDArray[np.uint8]) -> None:
+    save(memory_disk / "f", content[:LARGE], threads=2)
+    with pytest.raises(StorageFullError):
+        save(memory_disk / "g", content[:LARGE])
+    with LocalStorage().upload(str(memory_disk / "g")) as upload, pytest.raises(StorageFullError):
+        send_all(upload, content)
+    assert os.listdir(memory_disk) == ["f"]
+    assert (memory_disk / "f").read_bytes() == content[:LARGE].tobytes()
+
+
+def test_the_end_of_the_file_is_durable_too(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    pwrite, pwritev, fsync = os.pwrite, os.pwritev, os.fsync
+
+    def note_write(fd: int, data: memoryview, offset: int) -> int:
+        events.append("write")
+        return pwrite(fd, data, offset)
+
+    def note_end(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
+        events.append("end")
+        return pwritev(fd, pieces, offset)
+
+    def note_sync(fd: int) -> None:
+        events.append("sync")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "pwrite", note_write)
+    monkeypatch.setattr(os, "pwritev", note_end)
+    monkeypatch.setattr(os, "fsync", note_sync)
+    save(direct, content[: (1 << 20) + 9])
+    assert events == ["write", "end", "sync", "sync"]
+
+
+def test_two_uploads_at_once_do_not_share_a_buffer(direct: Path, content: npt.NDArray[np.uint8]) -> None:
+    tasks = [
+        threading.Thread(
+            target=save, args=(direct.with_name(f"f{k}"), content[k : LARGE + k]), kwargs={"threads": 3}
+        )
+        for k in range(1, 4)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(timeout=120)
+    for k in range(1, 4):
+        assert direct.with_name(f"f{k}").read_bytes() == content[k : LARGE + k].tobytes()
+    assert len(direct_io._BUFFERS) <= 4
+
+
+def test_a_forked_child_writes_files_of_its_own(direct: Path, content: npt.NDArray[np.uint8]) -> None:
+    data = content[3 : LARGE + 3]
+    save(direct, data)
+    with LocalStorage().upload(f"{direct}2", LARGE) as upload:
+        upload.send(0, parts_of(data)[0], crc32c(data[:PART]))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                save(Path(f"{direct}3"), data[::-1].copy()[:LARGE])
+                try:
+                    upload.send(1, parts_of(data)[1], 0)
+                except UsageError:
+                    code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for number in (1, 2):
+            pieces = parts_of(data)[number]
+            upload.send(number, pieces, crc32c(b"".join(pieces)), is_last=number == 2)
+        assert isinstance(upload.commit(), Committed)
+    assert Path(f"{direct}2").read_bytes() == data.tobytes()
+    assert Path(f"{direct}3").read_bytes() == data[::-1].tobytes()
+
+
+def test_without_memory_for_a_buffer_the_page_cache_does(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    direct_io._BUFFERS.clear()
+    monkeypatch.setattr(mmap, "mmap", full)
+    save(direct, content[1 : LARGE + 1])
+    assert direct.read_bytes() == content[1 : LARGE + 1].tobytes()
+
+
+def test_no_descriptor_is_needed_beyond_those_of_a_small_file(
+    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    with LocalStorage().upload(str(direct), 10) as small:
+        counts.append(len(os.listdir("/proc/self/fd")))
+        small.abort()
+    with LocalStorage().upload(str(direct), LARGE) as large:
+        send_all(large, content[:LARGE])
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[0] == counts[1]
+
+
+def test_more_parts_at_a_time_are_asked_for_where_that_helps(direct: Path) -> None:
+    storage = LocalStorage()
+    found: list[int] = []
+    opened: list[Callable[[], LocalUpload]] = [
+        lambda: storage.upload(str(direct), LARGE),
+        lambda: storage.upload(str(direct), 10),
+        lambda: storage.relaxed().upload(str(direct), LARGE),
+    ]
+    for begin in opened:
+        with begin() as upload:
+            found.append(upload.parallel)
+    assert found == [
+        upload_module._PARALLEL_DIRECT,
+        upload_module._PARALLEL_BUFFERED,
+        upload_module._PARALLEL_BUFFERED,
+    ]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_a_failure_in_any_system_call_leaves_the_whole_file_or_none(
+    direct: Path,
+    content: npt.NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    after: bool,
+) -> None:
+    data = content[1 : (1 << 20) + 700]
+    calls = ["pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl", "utime", "link", "fstat"]
+    number = 0
+    made: list[str] = []
+
+    def wrap(name: str) -> Callable[..., object]:
+        real = getattr(fcntl if name == "fcntl" else os, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            made.append(name)
+            if len(made) == number and not after:
+                raise error
+            result = real(*args, **kwargs)
+            if len(made) == number:
+                raise error
+            return result
+
+        return call
+
+    for number in range(1, 100):
+        made.clear()
+        failure: BaseException | None = None
+        with monkeypatch.context() as patch:
+            for name in calls:
+                patch.setattr(fcntl if name == "fcntl" else os, name, wrap(name))
+            try:
+                # Announced larger than it is, so that it is cut.
+                with LocalStorage().upload(str(direct), 2 << 20) as upload:
+                    send_all(upload, data)
+                    outcome = upload.commit()
+            except (CkptStoreError, KeyboardInterrupt) as caught:
+                failure = caught
+        where = f"{made[min(number, len(made)) - 1]} (call {number} of {made})"
+        content_now = direct.read_bytes() if direct.exists() else None
+        assert set(os.listdir(direct.parent)) <= {direct.name}, where
+        if failure is None and isinstance(outcome, Committed):
+            assert content_now == data.tobytes(), where
+        else:
+            assert content_now in (None, data.tobytes()), where
+            if isinstance(failure, CkptStoreError):
+                assert content_now is None, where
+        direct.unlink(missing_ok=True)
+        if number > len(made):
+            break
+    assert {"pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl"} <= set(made)
+    assert number < 99
+
+
+def test_any_number_of_pieces_of_any_size_is_written_in_order(tmp_path: Path) -> None:
+    # More than the kernel takes in one call, empty ones among them, and calls that stop anywhere.
+    data = os.urandom(20_000)
+    cuts = sorted({0, 20_000, *(7 * n for n in range(2500)), *range(19_000, 19_100)})
+    pieces = [memoryview(data)[low:high] for low, high in pairwise(cuts)]
+    pieces[5:5] = [memoryview(b"")] * 3
+    pwritev = os.pwritev
+    with (tmp_path / "f").open("wb") as file, pytest.MonkeyPatch.context() as patch:
+        direct_io.write_all(file.fileno(), 11, pieces)
+        patch.setattr(
+            os, "pwritev", lambda fd, some, offset: pwritev(fd, [b"".join(some)[: 1 + offset % 900]], offset)
+        )
+        direct_io.write_all(file.fileno(), 30_011, pieces)
+        direct_io.write_all(file.fileno(), 60_000, [memoryview(b"")])
+    assert (tmp_path / "f").read_bytes() == bytes(11) + data + bytes(10_000) + data

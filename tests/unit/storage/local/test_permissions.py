@@ -1,0 +1,152 @@
+"""Refused access is told as refused access: never as "not there", and never after half of the work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptstore.storage.local.locks import LOCK_NAME
+from ckptstore.storage.local.storage import LocalStorage
+from ckptstore.storage.values import Committed
+
+PRELUDE = """
+import os, sys
+import ckptstore.storage.retry
+from ckptstore import errors
+from ckptstore.storage.base import Committed
+from ckptstore.storage.local.storage import LocalStorage
+from ckptstore.types import ByteRange
+if os.getuid() == 0:
+    # Root may do everything, so be nobody; after the imports, which may lie where nobody may not look.
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+storage = LocalStorage()
+place = sys.argv[1]
+def told(call):
+    try:
+        answer = call()
+    except errors.CkptStoreError as error:
+        assert error.url.startswith(place), error.url
+        return type(error).__name__
+    return "done" if isinstance(answer, Committed) else answer
+def upload(key):
+    with storage.upload(key) as handle:
+        handle.write(b"x")
+        return handle.commit()
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    # Not tmp_path: other users may not enter pytest's directory.
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
+        for directory in path.iterdir():
+            directory.chmod(0o755)
+
+
+def as_nobody(place: Path, script: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script, str(place)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_read_only_directory_can_be_read_and_changes_are_refused(place: Path) -> None:
+    directory = place / "run"
+    LocalStorage().put_new(str(directory / "checkpoint"), b"data")
+    directory.chmod(0o555)
+    script = """
+key = place + "/run/checkpoint"
+print(storage.get(key).data.decode(), storage.head(key).size_bytes, len(list(storage.list(key))))
+version = storage.head(key).version
+print(storage.is_abandoned(key), storage.abort_stale_uploads(place + "/run/", 0.0))
+for call in (
+    lambda: storage.put_new(key + "2", b"x"),
+    lambda: storage.put_new(place + "/run/new/deep/er", b"x"),
+    lambda: storage.put_if(key, b"x", version),
+    lambda: upload(key + "2"),
+    lambda: storage.delete_if(key, version),
+    lambda: storage.delete_many([key]),
+):
+    print(told(call))
+"""
+    assert as_nobody(place, script) == ["data", "4", "1", "False", "0"] + ["AccessError"] * 6
+    assert [path.name for path in directory.iterdir()] == ["checkpoint"]
+
+
+def test_a_directory_that_may_not_be_entered_is_not_an_empty_one(place: Path) -> None:
+    directory = place / "run"
+    LocalStorage().put_new(str(directory / "checkpoint"), b"data")
+    script = """
+for key in (place + "/run/checkpoint", place + "/run/absent"):
+    for call in (
+        lambda: storage.get(key),
+        lambda: storage.read_into(key, [ByteRange(0, 1)], [memoryview(bytearray(1))]),
+        lambda: storage.head(key),
+        lambda: list(storage.list(key)),
+        lambda: storage.abort_stale_uploads(key, 0.0),
+        lambda: storage.put_new(key, b"x"),
+        lambda: storage.put_if(key, b"x", "1:2:3:4"),
+        lambda: storage.delete_if(key, "1:2:3:4"),
+        lambda: storage.delete_many([key]),
+    ):
+        print(told(call))
+print(storage.is_abandoned(place + "/run/checkpoint"))
+"""
+    directory.chmod(0o000)
+    assert as_nobody(place, script) == ["AccessError"] * 18 + ["False"]
+
+
+def test_what_may_be_opened_by_name_need_not_be_listed(place: Path) -> None:
+    directory = place / "run"
+    LocalStorage().put_new(str(directory / "checkpoint"), b"data")
+    script = """
+print(storage.get(place + "/run/checkpoint").data.decode())
+print(told(lambda: storage.get(place + "/run/absent")))
+print(told(lambda: list(storage.list(place + "/run/"))))
+"""
+    directory.chmod(0o711)
+    assert as_nobody(place, script) == ["data", "NotFoundError", "AccessError"]
+
+
+def test_a_file_that_may_not_be_read_is_not_a_missing_one(place: Path) -> None:
+    LocalStorage().put_new(str(place / "checkpoint"), b"data")
+    (place / "checkpoint").chmod(0o000)
+    script = """
+print(told(lambda: storage.get(place + "/checkpoint")), storage.head(place + "/checkpoint").size_bytes)
+"""
+    assert as_nobody(place, script) == ["AccessError", "4"]
+    (place / "checkpoint").chmod(0o755)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs files of two users")
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["shared", "sticky"])
+def test_two_users_share_the_lock_of_a_directory(place: Path, mode: int) -> None:
+    # Root's lock file has mode 0644, and in a sticky directory Linux refuses to open it for creation.
+    directory = place / "run"
+    storage = LocalStorage()
+    outcome = storage.put_new(str(directory / "checkpoint"), b"one")
+    assert isinstance(outcome, Committed)
+    assert isinstance(storage.put_if(str(directory / "checkpoint"), b"two", outcome.version), Committed)
+    assert (directory / LOCK_NAME).stat().st_mode & 0o777 == 0o644
+    directory.chmod(mode)
+    script = """
+key = place + "/run/theirs"
+print(told(lambda: storage.put_new(key, b"one")))
+print(told(lambda: storage.put_if(key, b"two", storage.head(key).version)))
+print(told(lambda: storage.delete_if(key, storage.head(key).version)))
+"""
+    assert as_nobody(place, script) == ["done", "done", "True"]

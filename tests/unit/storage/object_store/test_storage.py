@@ -1,0 +1,472 @@
+"""What an object store's answers mean: read-back of writes, proofs of absence, deletes, listings."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from ckptstore.errors import (
+    AccessError,
+    ChecksumError,
+    CkptStoreError,
+    CkptStoreWarning,
+    NotFoundError,
+    StorageFullError,
+    TransientError,
+    UsageError,
+)
+from ckptstore.storage.object_store.faults import RULES, Fault, Kind
+from ckptstore.storage.values import Ambiguous, Committed, Lost
+from tests.unit.storage.object_store.fake_transport import FINE, FakeTransport, after, before, storage_of
+
+KEY, NAME = "b/run/model.index", "run/model.index"
+
+_DOUBTFUL = [Kind.CUT, Kind.STALLED, Kind.SERVER, Kind.GARBLED]
+
+
+@pytest.fixture
+def transport() -> FakeTransport:
+    return FakeTransport()
+
+
+def test_a_create_is_one_request(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    assert storage.put_new(KEY, b"data") == Committed(transport.objects[NAME].version)
+    assert transport.calls == [("put", NAME)]
+
+
+def test_a_create_that_finds_an_object_is_lost_to_its_version(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    theirs = transport.place_raw(NAME, b"theirs")
+    assert storage.put_new(KEY, b"ours") == Lost(theirs)
+    assert transport.calls == [("put", NAME), ("head", NAME)]
+
+
+@pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT, Kind.PRECONDITION])
+def test_a_create_whose_answer_was_lost_is_recognised_as_ours(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("put", after(kind))
+    outcome = storage.put_new(KEY, b"data")
+    assert outcome == Committed(transport.objects[NAME].version)
+    assert transport.calls == [("put", NAME), ("head", NAME)]
+
+
+@pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT])
+def test_a_create_that_did_not_arrive_is_sent_again(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("put", before(kind))
+    assert isinstance(storage.put_new(KEY, b"data"), Committed)
+    assert transport.calls == [("put", NAME), ("head", NAME), ("put", NAME)]
+
+
+@pytest.mark.parametrize("kind", _DOUBTFUL)
+def test_a_create_that_somebody_else_won_meanwhile_is_lost(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("put", before(kind, lambda: transport.place_raw(NAME, b"theirs")))
+    assert storage.put_new(KEY, b"ours") == Lost(transport.objects[NAME].version)
+    assert transport.objects[NAME].data == b"theirs"
+
+
+def test_a_hidden_repetition_is_no_conflict(transport: FakeTransport) -> None:
+    # The client below sends a PUT twice without a word: the first won, the second is told "412".
+    storage = storage_of(transport)
+    transport.script("put", after(Kind.PRECONDITION))
+    assert isinstance(storage.put_new(KEY, b"data"), Committed)
+
+
+@pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.PRECONDITION, Kind.CONFLICT])
+def test_what_cannot_be_read_back_is_ambiguous(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("put", after(kind))
+    transport.script("head", *[before(Kind.CUT)] * RULES[Kind.CUT].tries)
+    outcome = storage.put_new(KEY, b"data")
+    assert isinstance(outcome, Ambiguous)
+    assert "could not be read back" in outcome.reason
+
+
+@pytest.mark.parametrize("kind", _DOUBTFUL)
+def test_a_write_that_may_still_land_is_ambiguous(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("put", *[before(kind)] * RULES[kind].tries)
+    assert isinstance(storage.put_new(KEY, b"data"), Ambiguous)
+    assert len(transport.asked("put")) == len(transport.asked("head")) == RULES[kind].tries
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (Kind.FORBIDDEN, AccessError),
+        (Kind.NO_BUCKET, AccessError),
+        (Kind.UNTRUSTED, AccessError),
+        (Kind.FULL, StorageFullError),
+        (Kind.MISPLACED, UsageError),
+        (Kind.BAD_REQUEST, UsageError),
+    ],
+)
+def test_a_refusal_is_certain_and_final(
+    transport: FakeTransport, kind: Kind, error: type[CkptStoreError]
+) -> None:
+    storage = storage_of(transport)
+    transport.script("put", before(kind))
+    with pytest.raises(error) as caught:
+        storage.put_new(KEY, b"data")
+    assert caught.value.url == "fake://b/run/model.index"
+    assert transport.calls == [("put", NAME)]
+
+
+@pytest.mark.parametrize("kind", [Kind.FORBIDDEN, Kind.NO_BUCKET, Kind.FULL])
+def test_a_refusal_after_a_lost_answer_proves_nothing(transport: FakeTransport, kind: Kind) -> None:
+    # The first attempt may land at any time, whatever the second is told.
+    storage = storage_of(transport)
+    transport.script("put", before(Kind.CUT), before(kind))
+    assert isinstance(storage.put_new(KEY, b"data"), Ambiguous)
+
+
+@pytest.mark.parametrize("kind", [Kind.NOT_SENT, Kind.THROTTLED])
+def test_what_never_reached_the_server_is_an_error_and_not_ambiguous(
+    transport: FakeTransport, kind: Kind
+) -> None:
+    storage = storage_of(transport)
+    transport.script("put", *[before(kind)] * RULES[kind].tries)
+    with pytest.raises(TransientError, match=f"after {RULES[kind].tries} attempts"):
+        storage.put_new(KEY, b"data")
+
+
+def test_a_throttled_create_that_landed_all_the_same_is_found(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    tries = RULES[Kind.THROTTLED].tries
+    transport.script("put", *[before(Kind.THROTTLED)] * (tries - 1), after(Kind.THROTTLED))
+    assert isinstance(storage.put_new(KEY, b"data"), Committed)
+
+
+def test_another_checksum_of_what_was_stored_is_an_error(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+
+    def damage() -> None:
+        transport.objects[NAME].crc32c = 1
+
+    transport.script("put", after(Kind.CUT, damage))
+    with pytest.raises(ChecksumError, match="not the one that was sent"):
+        storage.put_new(KEY, b"data")
+
+
+def test_a_swap_is_one_request(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    assert storage.put_if(KEY, b"new", old) == Committed(transport.objects[NAME].version)
+    assert transport.calls == [("put", NAME)]
+
+
+def test_a_swap_of_another_version_is_lost(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    theirs = transport.place_raw(NAME, b"theirs")
+    assert storage.put_if(KEY, b"ours", old) == Lost(theirs)
+
+
+def test_a_swap_of_nothing_is_lost_to_nothing(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    assert storage.put_if(KEY, b"ours", "v9") == Lost(None)
+
+
+@pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT, Kind.PRECONDITION, Kind.ABSENT])
+def test_a_swap_whose_answer_was_lost_is_recognised_as_ours(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    transport.script("put", after(kind))
+    assert storage.put_if(KEY, b"new", old) == Committed(transport.objects[NAME].version)
+    assert len(transport.asked("put")) == 1
+
+
+@pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT])
+def test_a_swap_that_did_not_arrive_is_sent_again(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    transport.script("put", before(kind))
+    assert isinstance(storage.put_if(KEY, b"new", old), Committed)
+    assert transport.objects[NAME].data == b"new"
+
+
+@pytest.mark.parametrize("kind", _DOUBTFUL)
+def test_a_swap_of_what_was_deleted_meanwhile_is_lost_to_nothing(
+    transport: FakeTransport, kind: Kind
+) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    transport.script("put", before(kind, lambda: transport.objects.clear()))
+    assert storage.put_if(KEY, b"new", old) == Lost(None)
+
+
+def test_a_condition_that_fails_though_it_holds_is_tried_a_few_times_only(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    old = transport.place_raw(NAME, b"old")
+    transport.script("put", *[before(Kind.PRECONDITION)] * 50)
+    with pytest.raises(CkptStoreError):
+        storage.put_if(KEY, b"new", old)
+    assert len(transport.asked("put")) == RULES[Kind.PRECONDITION].tries
+
+
+def test_absence_is_believed_from_a_get_only(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    with pytest.raises(NotFoundError):
+        storage.head(KEY)
+    assert transport.calls == [("head", NAME), ("get", f"{NAME} bytes=0-0")]
+
+
+@pytest.mark.parametrize("kind", [Kind.NO_BUCKET, Kind.FORBIDDEN, Kind.UNPROVED])
+def test_a_404_that_proves_nothing_is_never_not_found(transport: FakeTransport, kind: Kind) -> None:
+    storage = storage_of(transport)
+    transport.script("get", before(kind), before(kind))
+    with pytest.raises(AccessError):
+        storage.head(KEY)
+    with pytest.raises(AccessError):
+        storage.get(KEY)
+
+
+@pytest.mark.parametrize("data", [b"", b"data"])
+def test_what_appears_between_head_and_get_is_there(transport: FakeTransport, data: bytes) -> None:
+    storage = storage_of(transport)
+
+    def appear() -> None:
+        transport.place_raw(NAME, data)
+
+    transport.script("head", before(Kind.UNPROVED, appear))
+    assert storage.head(KEY).size_bytes == len(data)
+
+
+@pytest.mark.parametrize(
+    "key", ["b", "b/", "", "/x", "b//x", "b/./x", "b/x/..", "b/x\n", "b/x/", "b/" + "x" * 1025, "b/\ud800"]
+)
+def test_a_key_that_servers_take_differently_is_refused(transport: FakeTransport, key: str) -> None:
+    storage = storage_of(transport)
+    calls: list[Callable[[], object]] = [
+        lambda: storage.get(key),
+        lambda: storage.head(key),
+        lambda: storage.put_new(key, b""),
+        lambda: storage.put_if(key, b"", "v1"),
+        lambda: storage.upload(key),
+        lambda: storage.delete_if(key, "v1"),
+        lambda: storage.delete_many([key]),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()
+    assert not transport.calls
+
+
+def test_a_conditional_delete_is_one_request(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    version = transport.place_raw(NAME, b"x")
+    assert storage.delete_if(KEY, version)
+    assert transport.calls == [("delete", f"{NAME} {version}")]
+
+
+def test_a_delete_whose_answer_was_lost_is_done(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    version = transport.place_raw(NAME, b"x")
+    transport.script("delete", after(Kind.CUT))
+    assert storage.delete_if(KEY, version)
+    assert len(transport.asked("delete")) == 2
+
+
+def test_a_delete_of_another_version_leaves_it(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    version = transport.place_raw(NAME, b"x")
+    transport.place_raw(NAME, b"y")
+    assert not storage.delete_if(KEY, version)
+    assert transport.objects[NAME].data == b"y"
+
+
+def test_without_conditional_deletes_the_version_is_looked_at_first() -> None:
+    transport = FakeTransport(honours_delete=False)
+    storage = storage_of(transport)
+    assert not storage.capabilities.conditional_delete
+    version = transport.place_raw(NAME, b"x")
+    newer = transport.place_raw(NAME, b"y")
+    assert not storage.delete_if(KEY, version)
+    assert transport.calls == [("head", NAME)]
+    assert storage.delete_if(KEY, newer)
+    assert storage.delete_if(KEY, newer), "nothing there counts as done"
+
+
+def test_a_version_seen_a_moment_ago_is_not_looked_at_again() -> None:
+    # What retention does: look at the victim, write the record, delete. The request budget counts on it.
+    transport = FakeTransport(honours_delete=False)
+    storage = storage_of(transport)
+    version = transport.place_raw(NAME, b"x")
+    storage.head(KEY)
+    transport.calls.clear()
+    assert storage.delete_if(KEY, version)
+    assert transport.calls == [("delete", NAME)]
+
+
+def test_a_version_that_we_replaced_ourselves_is_looked_at_again() -> None:
+    transport = FakeTransport(honours_delete=False)
+    storage = storage_of(transport)
+    version = transport.place_raw(NAME, b"x")
+    storage.head(KEY)
+    assert isinstance(storage.put_if(KEY, b"y", version), Committed)
+    assert not storage.delete_if(KEY, version)
+    assert transport.objects[NAME].data == b"y"
+
+
+def test_who_may_not_write_may_still_delete(transport: FakeTransport) -> None:
+    from ckptstore.storage.object_store.storage import ObjectStorage
+
+    storage = ObjectStorage(transport)
+    version = transport.place_raw(NAME, b"x")
+    transport.script("put", before(Kind.FORBIDDEN))
+    assert storage.delete_if(KEY, version)
+    assert not transport.objects
+
+
+def test_many_are_deleted_in_batches_and_each_once(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    names = [f"run/{number}" for number in range(7)]
+    for name in names:
+        transport.place_raw(name, b"x")
+    storage.delete_many([f"b/{name}" for name in [*names, names[0]]])
+    assert not transport.objects
+    assert [len(batch.split()) for batch in transport.asked("delete_many")] == [3, 3]
+    assert transport.asked("delete") == ["run/6"]
+
+
+def test_a_server_without_bulk_deletes_gets_single_ones() -> None:
+    transport = FakeTransport(deletes_many=False)
+    storage = storage_of(transport)
+    for name in ("run/a", "run/b"):
+        transport.place_raw(name, b"x")
+    storage.delete_many(["b/run/a", "b/run/b", "b/run/c"])
+    assert not transport.objects
+    assert transport.asked("delete") == ["run/a", "run/b", "run/c"]
+
+
+def test_a_refusal_inside_a_bulk_answer_is_raised_after_all_were_tried(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_of(transport)
+    for number in range(6):
+        transport.place_raw(f"run/{number}", b"x")
+    whole = transport.delete_many
+
+    def refuse(bucket: str, names: list[str], operation: object) -> dict[str, Fault]:
+        kept = [name for name in names if name == "run/1"]
+        whole(bucket, [name for name in names if name not in kept], operation)  # type: ignore[arg-type]
+        return {name: Fault(Kind.FORBIDDEN, "no", code="AccessDenied") for name in kept}
+
+    monkeypatch.setattr(transport, "delete_many", refuse)
+    with pytest.raises(AccessError) as caught:
+        storage.delete_many([f"b/run/{number}" for number in range(6)])
+    assert caught.value.url == "fake://b/run/1"
+    assert list(transport.objects) == ["run/1"]
+
+
+def test_what_may_pass_inside_a_bulk_answer_is_tried_again(
+    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_of(transport)
+    for name in ("run/a", "run/b"):
+        transport.place_raw(name, b"x")
+    monkeypatch.setattr(
+        transport,
+        "delete_many",
+        lambda *_: {"run/a": Fault(Kind.SERVER, "later"), "run/b": Fault(Kind.ABSENT, "")},
+    )
+    storage.delete_many(["b/run/a", "b/run/b"])
+    assert transport.asked("delete") == ["run/a"]
+
+
+def test_a_listing_follows_all_pages_in_order(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    for name in ("run/c", "run/a", "run/e", "run/b", "run/d", "run/d/x", "run2/a"):
+        transport.place_raw(name, b"x")
+    assert [info.key for info in storage.list("b/run/")] == [f"b/run/{letter}" for letter in "abcde"]
+    assert len(transport.asked("list_page")) == 3
+
+
+def test_a_page_that_fails_fails_the_listing(transport: FakeTransport) -> None:
+    # A listing that ends early would look like a shorter one.
+    storage = storage_of(transport)
+    for number in range(5):
+        transport.place_raw(f"run/{number}", b"x")
+    transport.script("list_page", FINE, before(Kind.FORBIDDEN))
+    with pytest.raises(AccessError):
+        list(storage.list("b/run/"))
+
+
+def test_the_marker_of_an_empty_directory_is_no_object(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    transport.place_raw("run/", b"")
+    assert list(storage.list("b/run/")) == []
+
+
+def test_an_object_with_the_name_of_the_directory_is_named_where_it_may_hide_it(
+    transport: FakeTransport,
+) -> None:
+    transport.object_hides_directory = True  # type: ignore[misc]
+    storage = storage_of(transport)
+    assert list(storage.list("b/run/")) == []
+    transport.place_raw("run", b"x")
+    with pytest.raises(UsageError, match="the directory's own name") as caught:
+        storage.list("b/run/")
+    assert caught.value.url == "fake://b/run"
+
+
+@pytest.mark.parametrize(
+    ("weak", "claims"),
+    [
+        (FakeTransport(honours_create=False), (False, True)),
+        (FakeTransport(honours_swap=False), (True, False)),
+        (FakeTransport(creates_missing=True), (True, False)),
+        (FakeTransport(honours_create=False, honours_swap=False), (False, False)),
+    ],
+    ids=["create", "swap", "swap of nothing", "both"],
+)
+def test_a_server_that_ignores_conditions_is_found_out_and_said_once(
+    weak: FakeTransport, claims: tuple[bool, bool]
+) -> None:
+    with pytest.warns(CkptStoreWarning, match="single-writer") as said:
+        storage = storage_of(weak)
+    assert len(said) == 1
+    found = storage.capabilities
+    assert (found.create_if_absent, found.compare_and_swap) == claims
+    assert found.single_writer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        storage.probe("b/other/x")
+
+
+@pytest.mark.filterwarnings("ignore::ckptstore.errors.CkptStoreWarning")
+def test_one_writer_on_a_weak_server_still_overwrites_nothing() -> None:
+    storage = storage_of(weak := FakeTransport(honours_create=False, honours_swap=False))
+    theirs = weak.place_raw(NAME, b"theirs")
+    assert storage.put_new(KEY, b"ours") == Lost(theirs)
+    assert storage.put_if(KEY, b"ours", "v0") == Lost(theirs)
+    assert isinstance(storage.put_if(KEY, b"ours", theirs), Committed)
+    assert storage.put_if("b/run/absent", b"x", theirs) == Lost(None)
+    with storage.upload("b/run/small") as upload:
+        upload.write(b"x")
+        assert isinstance(upload.commit(), Committed)
+
+
+def test_reading_asks_no_server_what_it_does(transport: FakeTransport) -> None:
+    from ckptstore.storage.object_store.storage import ObjectStorage
+
+    storage = ObjectStorage(transport)
+    transport.place_raw(NAME, b"x")
+    storage.get(KEY)
+    storage.head(KEY)
+    list(storage.list("b/run/"))
+    assert storage.capabilities == transport.nominal
+    assert not transport.asked("put")
+
+
+def test_a_storage_is_not_pickled(transport: FakeTransport) -> None:
+    storage = storage_of(transport)
+    for dump in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="pass the URL"):
+            dump(storage)
