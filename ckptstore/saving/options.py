@@ -57,7 +57,7 @@ class SaveOptions:
         """Return `location` in a storage that is as durable as these options ask for."""
         if self.durability == "disk":
             return location
-        return replace(location, storage=location.storage.relaxed())
+        return replace(location, storage=location.storage.without_sync())
 
     def transfer(self, url: str, step: int | None) -> Transfer:
         """Return a save of `url` that keeps to these options; its deadline begins now."""

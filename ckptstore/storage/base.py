@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckptstore.storage.finding import Finding
     from ckptstore.storage.upload import Upload
-    from ckptstore.storage.values import Buffer, Capabilities, Got, ObjectInfo, PutOutcome, SuffixRange
+    from ckptstore.storage.values import Buffer, Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
     from ckptstore.types import ByteRange
 
 __all__ = ["Location", "Storage"]
@@ -65,7 +65,7 @@ class Storage(ABC):
     @abstractmethod
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         """Return bytes of one object.
 
         Parameters
@@ -174,7 +174,7 @@ class Storage(ABC):
             How many were dropped.
         """
 
-    def relaxed(self) -> Storage:
+    def without_sync(self) -> Storage:
         """Return the same place, written to without waiting until it survives a power cut.
 
         Itself where that makes no difference.
@@ -182,7 +182,7 @@ class Storage(ABC):
         return self
 
     def make_durable(self, key: str, version: str) -> None:  # noqa: B027 - most have nothing to do
-        """Wait until what is there survives a power cut, if it was put in the `relaxed` storage.
+        """Wait until what is there survives a power cut, if it was put in the `without_sync` storage.
 
         Nothing to do where everything does. Elsewhere raises `NotFoundError` if another version is there.
         """
@@ -191,11 +191,7 @@ class Storage(ABC):
         """Return the time by the storage's clock, the one of `mtime_s`; seconds since 1970."""
         return time.time()
 
-    def tidy(self, directory_key: str) -> bool:
-        """Remove a directory that holds nothing; False if it does, or where there are no directories."""
-        return False
-
-    def examine(self, directory_key: str) -> Iterable[Finding]:
+    def diagnose(self, directory_key: str) -> Iterable[Finding]:
         """Say what this backend knows of itself and of a directory, for somebody who has trouble with it.
 
         What hinders every save is a failed finding; nothing is raised.

@@ -1,7 +1,7 @@
 """Trying out, on a place where checkpoints are or shall be, everything that a save and a restore need.
 
 What is tried is really done, with small objects of random names beside the checkpoints, which are removed
-again. A backend adds what it knows of itself (`Storage.examine`).
+again. A backend adds what it knows of itself (`Storage.diagnose`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
     Nothing that was there is changed, and nothing is left behind unless deleting is what fails; the finding
     then names it.
     """
-    findings = list(storage.examine(directory_key))
+    findings = list(storage.diagnose(directory_key))
     if any(finding.state == "failed" for finding in findings):
         # The rest would only say the same in other words.
         return findings

@@ -20,7 +20,15 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Capabilities, Committed, Got, Lost, ObjectInfo, PutOutcome, SuffixRange
+from ckptstore.storage.values import (
+    Capabilities,
+    Committed,
+    GetResult,
+    Lost,
+    ObjectInfo,
+    PutOutcome,
+    SuffixRange,
+)
 
 if TYPE_CHECKING:
     from fsspec.implementations.memory import MemoryFile
@@ -85,13 +93,13 @@ class MemoryStorage(Storage):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         seen = self._look(key)
         url = self.url_of(key)
         check_pin(version, seen.version, url)
         start, stop = resolve_range(byte_range, len(seen.data), url)
         whole = stop - start == len(seen.data)
-        return Got(seen.data if whole else seen.data[start:stop], seen.version, len(seen.data))
+        return GetResult(seen.data if whole else seen.data[start:stop], seen.version, len(seen.data))
 
     def read_into(
         self,

@@ -15,7 +15,7 @@ __all__ = [
     "Ambiguous",
     "Capabilities",
     "Committed",
-    "Got",
+    "GetResult",
     "Lost",
     "ObjectInfo",
     "PutOutcome",
@@ -30,7 +30,7 @@ class SuffixRange:
     size_bytes: int
 
 
-class Got(NamedTuple):
+class GetResult(NamedTuple):
     """What `Storage.get` answers: bytes, the version they belong to, the size of the whole object."""
 
     data: bytes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.storage.base import Storage
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Capabilities, Got, ObjectInfo, PutOutcome, SuffixRange
+from ckptstore.storage.values import Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
 
 if TYPE_CHECKING:
     from ckptstore.storage.finding import Finding
@@ -21,11 +21,11 @@ _T = TypeVar("_T")
 
 
 class StorageWrapper(Storage):
-    """Pass every call on to `inner`, through `called`.
+    """Pass every call on to `inner`, through `intercept`.
 
     Threads
     -------
-    As safe as `inner` and what overrides `called`.
+    As safe as `inner` and what overrides `intercept`.
     """
 
     def __init__(self, inner: Storage) -> None:
@@ -35,7 +35,7 @@ class StorageWrapper(Storage):
     def capabilities(self) -> Capabilities:  # type: ignore[override]
         return self.inner.capabilities
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         """Make one call; override this.
 
         Parameters
@@ -50,7 +50,7 @@ class StorageWrapper(Storage):
         """
         return call()
 
-    def opened(self, upload: Upload) -> None:
+    def on_upload(self, upload: Upload) -> None:
         """Hear of an upload of `inner` that was begun; override this to keep hold of it."""
 
     def url_of(self, key: str) -> str:
@@ -61,8 +61,8 @@ class StorageWrapper(Storage):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
-        return self.called("get", [key], lambda: self.inner.get(key, byte_range, version=version))
+    ) -> GetResult:
+        return self.intercept("get", [key], lambda: self.inner.get(key, byte_range, version=version))
 
     def read_into(
         self,
@@ -72,49 +72,51 @@ class StorageWrapper(Storage):
         *,
         version: str | None = None,
     ) -> None:
-        self.called("read_into", [key], lambda: self.inner.read_into(key, ranges, buffers, version=version))
+        self.intercept(
+            "read_into", [key], lambda: self.inner.read_into(key, ranges, buffers, version=version)
+        )
 
     def view(self, key: str, *, version: str) -> memoryview | None:
-        return self.called("view", [key], lambda: self.inner.view(key, version=version))
+        return self.intercept("view", [key], lambda: self.inner.view(key, version=version))
 
     def head(self, key: str) -> ObjectInfo:
-        return self.called("head", [key], lambda: self.inner.head(key))
+        return self.intercept("head", [key], lambda: self.inner.head(key))
 
     def put_new(self, key: str, data: Buffer) -> PutOutcome:
-        return self.called("put_new", [key], lambda: self.inner.put_new(key, data))
+        return self.intercept("put_new", [key], lambda: self.inner.put_new(key, data))
 
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
-        return self.called("put_if", [key], lambda: self.inner.put_if(key, data, version))
+        return self.intercept("put_if", [key], lambda: self.inner.put_if(key, data, version))
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         def begin() -> Upload:
             upload = self.inner.upload(key, size_bytes)
-            self.opened(upload)
+            self.on_upload(upload)
             return upload
 
-        return _WrappedUpload(self, key, self.called("upload", [key], begin))
+        return _WrappedUpload(self, key, self.intercept("upload", [key], begin))
 
     def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
-        return self.called(
+        return self.intercept(
             "copy_from", [target_key], lambda: self.inner.copy_from(source_key, target_key, version)
         )
 
     def delete_if(self, key: str, version: str) -> bool:
-        return self.called("delete_if", [key], lambda: self.inner.delete_if(key, version))
+        return self.intercept("delete_if", [key], lambda: self.inner.delete_if(key, version))
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        self.called("delete_many", keys, lambda: self.inner.delete_many(keys))
+        self.intercept("delete_many", keys, lambda: self.inner.delete_many(keys))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.called("list", [prefix], lambda: self.inner.list(prefix))
+        return self.intercept("list", [prefix], lambda: self.inner.list(prefix))
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
-        return self.called(
+        return self.intercept(
             "abort_stale_uploads", [prefix], lambda: self.inner.abort_stale_uploads(prefix, min_age_s)
         )
 
     def is_abandoned(self, key: str) -> bool:
-        return self.called("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
+        return self.intercept("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
 
     @property
     def parallel_reads(self) -> int:  # type: ignore[override]
@@ -129,12 +131,12 @@ class StorageWrapper(Storage):
         return self.inner.knows_writers
 
     def is_in_use(self, key: str) -> bool:
-        return self.called("is_in_use", [key], lambda: self.inner.is_in_use(key))
+        return self.intercept("is_in_use", [key], lambda: self.inner.is_in_use(key))
 
-    def relaxed(self) -> Storage:
-        """Return the relaxed `inner`, every call to which passes through `called` of this one."""
-        inner = self.inner.relaxed()
-        return self if inner is self.inner else _Relaxed(self, inner)
+    def without_sync(self) -> Storage:
+        """Return the unsynced `inner`, every call to which passes through `intercept` of this one."""
+        inner = self.inner.without_sync()
+        return self if inner is self.inner else _WithoutSync(self, inner)
 
     def make_durable(self, key: str, version: str) -> None:
         # No request, and nothing that anybody sees.
@@ -143,25 +145,25 @@ class StorageWrapper(Storage):
     def now_s(self) -> float:
         return self.inner.now_s()
 
-    def examine(self, directory_key: str) -> Iterable[Finding]:
-        return self.called("examine", [directory_key], lambda: list(self.inner.examine(directory_key)))
+    def diagnose(self, directory_key: str) -> Iterable[Finding]:
+        return self.intercept("diagnose", [directory_key], lambda: list(self.inner.diagnose(directory_key)))
 
     def scratch(self, directory_key: str) -> AbstractContextManager[str]:
         return self.inner.scratch(directory_key)
 
 
-class _Relaxed(StorageWrapper):
+class _WithoutSync(StorageWrapper):
     """Another storage inside, and all that the outer wrapper knows: what it counts, or that it died."""
 
     def __init__(self, outer: StorageWrapper, inner: Storage) -> None:
         super().__init__(inner)
         self._outer = outer
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
-        return self._outer.called(primitive, keys, call)
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+        return self._outer.intercept(primitive, keys, call)
 
-    def opened(self, upload: Upload) -> None:
-        self._outer.opened(upload)
+    def on_upload(self, upload: Upload) -> None:
+        self._outer.on_upload(upload)
 
 
 class _WrappedUpload(Upload):
@@ -177,15 +179,15 @@ class _WrappedUpload(Upload):
         self._inner._check_open()
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        self._storage.called(
+        self._storage.intercept(
             "upload.send", self._keys, lambda: self._inner.send(number, pieces, crc32c, is_last=is_last)
         )
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
-        return self._storage.called("upload.commit", self._keys, self._inner.commit)
+        return self._storage.intercept("upload.commit", self._keys, self._inner.commit)
 
     def abort(self) -> None:
-        self._storage.called("upload.abort", self._keys, self._inner.abort)
+        self._storage.intercept("upload.abort", self._keys, self._inner.abort)
 
     def close(self) -> None:
-        self._storage.called("upload.close", self._keys, self._inner.close)
+        self._storage.intercept("upload.close", self._keys, self._inner.close)

@@ -44,7 +44,7 @@ class CountingStorage(StorageWrapper):
         self.calls: list[Call] = []
         self.counts: Counter[str] = Counter()
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         with self._lock:
             self.counts[primitive] += 1
             self.calls.extend(Call(primitive, key) for key in keys)

@@ -76,7 +76,7 @@ class FaultyStorage(StorageWrapper):
         self._death = ""
         self.calls: list[Call] = []
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         with self._lock:
             if self.crashed:
                 raise SimulatedCrash(self._death)
@@ -110,7 +110,7 @@ class FaultyStorage(StorageWrapper):
         self._death = f"the process died {when}"
         raise SimulatedCrash(self._death)
 
-    def opened(self, upload: Upload) -> None:
+    def on_upload(self, upload: Upload) -> None:
         # Kept, or the garbage collector would tidy up what a dead process leaves behind.
         with self._lock:
             self._held.append(upload)

@@ -263,8 +263,6 @@ def merge_bundles(
                 CkptStoreWarning,
                 stacklevel=2,
             )
-        if place.parent.key != directory.key:
-            place.storage.tidy(place.parent.key)
 
 
 def _read_index(place: Location) -> MergeInput:

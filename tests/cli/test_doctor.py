@@ -102,7 +102,7 @@ def test_json(run):
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_the_exit_code_is_that_of_what_failed(run, error, code, flags):
     class Failing(StorageWrapper):
-        def called(self, name, keys, call):
+        def intercept(self, name, keys, call):
             if name == "put_if":
                 raise error("cannot replace", url=keys[0], hint="Do this.")
             return call()

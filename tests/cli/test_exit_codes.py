@@ -173,7 +173,7 @@ def failure(request):
     error, exit_code, code = request.param
 
     class Failing(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             raise error
 
     with use_wrapper(Failing):
@@ -195,7 +195,7 @@ def test_failures_of_the_storage(run, tmp_path, failure, command):
 
 def test_one_locked_file_does_not_hide_the_listing(run, tmp_path, save):
     class Locked(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             if keys[0].endswith("model-2.index"):
                 raise errors.AccessError("cannot read: Permission denied", url=keys[0])
             return call()
@@ -230,7 +230,7 @@ def test_a_json_error_has_all_fields(run, tmp_path, save):
 
 def test_interrupted(run, tmp_path):
     class Interrupted(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             raise KeyboardInterrupt
 
     with use_wrapper(Interrupted):
@@ -240,7 +240,7 @@ def test_interrupted(run, tmp_path):
 
 def test_a_fault_of_our_own_is_not_one_of_the_documented_codes(run, tmp_path):
     class Wrong(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             raise ZeroDivisionError
 
     with use_wrapper(Wrong):

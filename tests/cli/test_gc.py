@@ -254,7 +254,7 @@ def test_no_directory(run, directory, target, code):
 
 
 class Denied(StorageWrapper):
-    def called(self, primitive, keys, call):
+    def intercept(self, primitive, keys, call):
         if primitive == "delete_many":
             raise errors.AccessError("cannot delete", url=keys[0], hint="Check the permissions.")
         return call()
@@ -274,7 +274,7 @@ def test_deleting_is_denied(run, directory, flags):
 
 def test_one_index_that_cannot_be_read_hinders_no_other(run, directory):
     class Locked(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             if primitive == "get" and keys[0].endswith("model-9.index"):
                 raise errors.TransientError("cannot read", url=keys[0])
             return call()

@@ -89,7 +89,7 @@ def test_ctrl_c(spawn):
         from ckptstore.storage.wrappers import StorageWrapper
 
         class Waiting(StorageWrapper):
-            def called(self, primitive, keys, call):
+            def intercept(self, primitive, keys, call):
                 print("ready", file=sys.stderr, flush=True)
                 signal.pause()
 

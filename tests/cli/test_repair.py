@@ -191,7 +191,7 @@ def test_a_newer_protocol(run, directory):
 @pytest.mark.parametrize("primitive", ["get", "list", "put_new"])
 def test_failures_of_the_storage(run, directory, error, code, primitive):
     class Failing(StorageWrapper):
-        def called(self, name, keys, call):
+        def intercept(self, name, keys, call):
             if name == primitive:
                 raise error("no", url=keys[0])
             return call()

@@ -147,7 +147,7 @@ def test_an_empty_directory_is_no_good_backup(run, tmp_path):
 
 def test_what_cannot_be_read_is_not_called_damaged(run, tmp_path, save):
     class Locked(StorageWrapper):
-        def called(self, primitive, keys, call):
+        def intercept(self, primitive, keys, call):
             if keys[0].endswith("model-1.index"):
                 raise AccessError("cannot read: Permission denied", url=keys[0])
             return call()

@@ -137,7 +137,7 @@ class _Disturbed(StorageWrapper):
         self.left = number
         self._disturb = disturb
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         self.left -= 1
         if self.left == 0:
             self._disturb()

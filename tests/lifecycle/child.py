@@ -27,7 +27,7 @@ class Held(StorageWrapper):
     def __init__(self, inner, primitive, seconds):
         super().__init__(inner)
         self.primitive, self.seconds = primitive, seconds
-    def called(self, primitive, keys, call):
+    def intercept(self, primitive, keys, call):
         if primitive == self.primitive:
             reached.set()
             threading.Event().wait(self.seconds)

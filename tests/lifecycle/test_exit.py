@@ -181,8 +181,8 @@ def test_one_that_is_being_published_is_named_as_such(tmp_path: Path) -> None:
         """
         at_exit.EXIT_STALL_S = at_exit.CLEAN_UP_S = 0.5
         class HeldIndex(Held):
-            def called(self, primitive, keys, call):
-                return super().called(primitive, keys, call) if ".index" in keys[0] else call()
+            def intercept(self, primitive, keys, call):
+                return super().intercept(primitive, keys, call) if ".index" in keys[0] else call()
         wrap(lambda inner: HeldIndex(inner, "put_new", None))
         ck.Saver().save_async(W, sys.argv[1] + "/m", 1)
         """,

@@ -15,7 +15,7 @@ ROUNDS = """
 doors = {}
 
 class Door(StorageWrapper):
-    def called(self, primitive, keys, call):
+    def intercept(self, primitive, keys, call):
         if primitive in doors:
             reached.set()
             door, error = doors[primitive]

@@ -63,7 +63,7 @@ class GatedStorage(StorageWrapper):
         self.gate = gate
         self.calls: list[tuple[str, str]] = []
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         self.calls.append((primitive, keys[0] if keys else ""))
         self.gate.pass_through(primitive, keys)
         return call()

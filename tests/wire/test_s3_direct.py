@@ -296,7 +296,7 @@ def test_a_bucket_that_never_stops_sending_us_on_is_left_to_the_client(
 
 def _reason(storage: ObjectStorage, bucket: str) -> str:
     """Return why bytes do not travel directly, as `doctor` says it."""
-    (finding,) = [one for one in storage.examine(f"{bucket}/run") if one.check == "large objects"]
+    (finding,) = [one for one in storage.diagnose(f"{bucket}/run") if one.check == "large objects"]
     assert finding.state == "degraded"
     assert finding.hint
     return finding.detail
@@ -341,7 +341,7 @@ def test_a_proxy_is_left_to_the_client(
 def test_who_switched_it_off_is_not_warned(minio: S3Server, bucket: str) -> None:
     for direct, words in ((True, "directly over HTTP"), (False, "through s3fs")):
         storage = storage_for(minio.options | {"direct": direct})
-        (finding,) = [one for one in storage.examine(f"{bucket}/run") if one.check == "large objects"]
+        (finding,) = [one for one in storage.diagnose(f"{bucket}/run") if one.check == "large objects"]
         assert finding.state == "ok"
         assert words in finding.detail
 

@@ -40,7 +40,7 @@ from ckptstore.storage.values import (
     Ambiguous,
     Capabilities,
     Committed,
-    Got,
+    GetResult,
     Lost,
     ObjectInfo,
     PutOutcome,
@@ -115,7 +115,7 @@ class GenericStorage(Storage):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         url = self.url_of(key)
         for is_last in (*(False for _ in range(_READS - 1)), True):
             info = self._files.info(key)
@@ -127,7 +127,7 @@ class GenericStorage(Storage):
             pause(_READ_PAUSE_S)
         if len(data) != stop - start:
             raise truncated(url, start, stop, start + len(data))
-        return Got(data, info.version, info.size_bytes)
+        return GetResult(data, info.version, info.size_bytes)
 
     def read_into(
         self,

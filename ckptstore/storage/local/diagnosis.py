@@ -18,7 +18,7 @@ from ckptstore.storage.local.direct_io import DirectWriter, direct_rules
 from ckptstore.storage.local.directory import Directory, translated
 from ckptstore.storage.local.locks import hold, is_held, mark_upload, release, upload_mark
 
-__all__ = ["examine_directory", "scratch_directory"]
+__all__ = ["diagnose_directory", "scratch_directory"]
 
 # Buckets mounted as directories: no locks between hosts, no create-only rename, and what fsync returns for is
 # still on this machine. File system type → the scheme that reaches the same bucket directly.
@@ -102,8 +102,8 @@ def _existing(path: str) -> str:
     return current
 
 
-def examine_directory(path: str) -> Iterator[Finding]:
-    """Yield what `Storage.examine` asks for.
+def diagnose_directory(path: str) -> Iterator[Finding]:
+    """Yield what `Storage.diagnose` asks for.
 
     Parameters
     ----------

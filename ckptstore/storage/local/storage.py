@@ -2,7 +2,7 @@
 
 Guarantees
 ----------
-What was acknowledged is on the disk: data and directory entries are synced first. (Not by the `relaxed`
+What was acknowledged is on the disk: data and directory entries are synced first. (Not by the `without_sync`
 storage, which leaves that to the system: after a power cut its files may be empty or missing.) Whatever call
 the process dies in, a reader sees the old file or the new one; what can stay behind is a file named
 ``<final>.tmp-<host>-<random>``, which no listing shows and `abort_stale_uploads` removes.
@@ -24,13 +24,13 @@ from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.local.clone import age_stamp_s, copied
-from ckptstore.storage.local.diagnosis import examine_directory, scratch_directory
+from ckptstore.storage.local.diagnosis import diagnose_directory, scratch_directory
 from ckptstore.storage.local.directory import Directory, check_regular, translated, version_of
 from ckptstore.storage.local.locks import LOCK_NAME, is_held, locked_directory, upload_mark, writer_is_dead
 from ckptstore.storage.local.mapping import mapped
 from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name
 from ckptstore.storage.local.upload import LocalUpload
-from ckptstore.storage.values import Capabilities, Got, Lost, ObjectInfo, PutOutcome, SuffixRange
+from ckptstore.storage.values import Capabilities, GetResult, Lost, ObjectInfo, PutOutcome, SuffixRange
 
 if TYPE_CHECKING:
     from ckptstore.storage.finding import Finding
@@ -67,7 +67,7 @@ class LocalStorage(Storage):
         if not is_synced:
             self.capabilities = replace(type(self).capabilities, durable_when_acknowledged=False)
 
-    def relaxed(self) -> LocalStorage:
+    def without_sync(self) -> LocalStorage:
         return type(self)(is_synced=False) if self._is_synced else self
 
     def url_of(self, key: str) -> str:
@@ -75,10 +75,10 @@ class LocalStorage(Storage):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         with _opened(key, version) as (fd, status):
             start, stop = resolve_range(byte_range, status.st_size, key)
-            return Got(_read(fd, start, stop, key), version_of(status), status.st_size)
+            return GetResult(_read(fd, start, stop, key), version_of(status), status.st_size)
 
     def read_into(
         self,
@@ -261,8 +261,8 @@ class LocalStorage(Storage):
         finally:
             os.close(fd)
 
-    def examine(self, directory_key: str) -> Iterator[Finding]:
-        return examine_directory(directory_key)
+    def diagnose(self, directory_key: str) -> Iterator[Finding]:
+        return diagnose_directory(directory_key)
 
     def scratch(self, directory_key: str) -> AbstractContextManager[str]:
         return scratch_directory(directory_key)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from ckptstore.storage.object_store.probe import Verdicts
     from ckptstore.storage.object_store.storage import ObjectStorage
 
-__all__ = ["examine_objects"]
+__all__ = ["diagnose_objects"]
 
 # Larger than what goes in one stream anywhere.
 _LARGE_BYTES = 1 << 40
 
 
-def examine_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
-    """Yield what `Storage.examine` asks for.
+def diagnose_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
+    """Yield what `Storage.diagnose` asks for.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from ckptstore.storage.checks import check_pin, resolve_range, resolve_reads, tr
 from ckptstore.storage.object_store.faults import Fault, Kind, error_of
 from ckptstore.storage.object_store.transport import Heading, Place, Sink, Transport
 from ckptstore.storage.retry import Operation
-from ckptstore.storage.values import Got, SuffixRange
+from ckptstore.storage.values import GetResult, SuffixRange
 from ckptstore.types import ByteRange
 
 __all__ = ["ObjectReader"]
@@ -63,14 +63,14 @@ class ObjectReader:
         self._version = version
         self._new_operation = new_operation
 
-    def get(self, byte_range: ByteRange | SuffixRange | None) -> Got:
+    def get(self, byte_range: ByteRange | SuffixRange | None) -> GetResult:
         """Return bytes; see `Storage.get`."""
         if byte_range is not None:
             resolve_range(byte_range, sys.maxsize, self._url)  # an empty range is never sent
         blocks = _Blocks()
         download = _Download(self, byte_range, blocks)
         download.run()
-        return Got(b"".join(blocks.filled_blocks), download.version, download.size_bytes)
+        return GetResult(b"".join(blocks.filled_blocks), download.version, download.size_bytes)
 
     def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
         """Fill buffers; see `Storage.read_into`."""

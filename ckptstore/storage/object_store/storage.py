@@ -25,7 +25,7 @@ from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite, new_write_id
 from ckptstore.storage.object_store.deletes import ObjectDeleter
-from ckptstore.storage.object_store.diagnosis import examine_objects
+from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.faults import Fault, Kind, error_of
 from ckptstore.storage.object_store.listing import list_objects
 from ckptstore.storage.object_store.probe import Verdicts, capabilities_of, verdicts_for, verdicts_known
@@ -42,7 +42,7 @@ from ckptstore.storage.object_store.transport import (
 from ckptstore.storage.object_store.upload import ObjectUpload
 from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Capabilities, Got, ObjectInfo, PutOutcome, SuffixRange
+from ckptstore.storage.values import Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
 from ckptstore.types import ByteRange
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class ObjectStorage(Storage):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         got = self._reader(key, version).get(byte_range)
         self._deleter.note(key, got.version)
         return got
@@ -277,8 +277,8 @@ class ObjectStorage(Storage):
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
         return self._deleter.abort_stale_uploads(prefix, min_age_s, list(self._uploads))
 
-    def examine(self, directory_key: str) -> Iterator[Finding]:
-        return examine_objects(self, directory_key)
+    def diagnose(self, directory_key: str) -> Iterator[Finding]:
+        return diagnose_objects(self, directory_key)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, start = self._split(prefix)

@@ -1,4 +1,4 @@
-"""`view`, `copy_from` and `relaxed`: shorter ways, which a storage may have or not."""
+"""`view`, `copy_from` and `without_sync`: shorter ways, which a storage may have or not."""
 
 from __future__ import annotations
 
@@ -127,43 +127,43 @@ class ShortcutContract(ContractBase):
             assert sum(isinstance(outcome, Committed) for outcome in outcomes) == 1, outcomes
         assert self.get_raw(target) in (None, _DATA)
 
-    def test_the_relaxed_storage_is_the_same_place(self, source: Location) -> None:
+    def test_the_storage_without_sync_is_the_same_place(self, source: Location) -> None:
         storage = source.storage
-        relaxed = storage.relaxed()
-        assert relaxed.relaxed() is relaxed
-        assert relaxed.url_of(source.key) == storage.url_of(source.key)
-        claimed = relaxed.probe(source.key)
+        unsynced = storage.without_sync()
+        assert unsynced.without_sync() is unsynced
+        assert unsynced.url_of(source.key) == storage.url_of(source.key)
+        claimed = unsynced.probe(source.key)
         durable = storage.probe(source.key).durable_when_acknowledged
         assert replace(claimed, durable_when_acknowledged=durable) == storage.probe(source.key)
-        assert relaxed.get(source.key) == storage.get(source.key)
-        assert list(relaxed.list(source.key)) == list(storage.list(source.key))
+        assert unsynced.get(source.key) == storage.get(source.key)
+        assert list(unsynced.list(source.key)) == list(storage.list(source.key))
 
-    def test_what_was_put_relaxed_can_be_made_durable(self, source: Location) -> None:
+    def test_what_was_put_without_sync_can_be_made_durable(self, source: Location) -> None:
         storage, key = source.storage, source.parent.child("graph").key
-        version = committed(storage.relaxed().put_new(key, b"graph"))
-        for place in (storage, storage.relaxed()):
+        version = committed(storage.without_sync().put_new(key, b"graph"))
+        for place in (storage, storage.without_sync()):
             place.make_durable(key, version)
             assert place.get(key, version=version).data == b"graph"
 
-    def test_the_relaxed_storage_promises_the_same(self, directory: Location, target: Location) -> None:
+    def test_the_storage_without_sync_promises_the_same(self, directory: Location, target: Location) -> None:
         storage, key = directory.storage, directory.child("record").key
-        relaxed = storage.relaxed()
-        first = committed(relaxed.put_new(key, b"one"))
+        unsynced = storage.without_sync()
+        first = committed(unsynced.put_new(key, b"one"))
         assert storage.head(key).version == first
         if storage.probe(key).create_if_absent:
-            assert relaxed.put_new(key, b"two") == Lost(first)
-        second = committed(relaxed.put_if(key, b"two", first))
+            assert unsynced.put_new(key, b"two") == Lost(first)
+        second = committed(unsynced.put_if(key, b"two", first))
         if storage.probe(key).compare_and_swap:
-            assert relaxed.put_if(key, b"three", first) == Lost(second)
+            assert unsynced.put_if(key, b"three", first) == Lost(second)
         assert storage.get(key, version=second).data == b"two"
-        with relaxed.upload(target.key, 5) as upload:
+        with unsynced.upload(target.key, 5) as upload:
             upload.write(b"large")
             assert self.get_raw(target) is None
             committed(upload.commit())
         assert self.get_raw(target) == b"large"
-        with relaxed.upload(target.key + "2") as upload:
+        with unsynced.upload(target.key + "2") as upload:
             upload.write(b"unwanted")
         assert self.get_raw(replace(target, key=target.key + "2", url=target.url + "2")) is None
-        assert relaxed.delete_if(key, second)
-        relaxed.delete_many([target.key])
+        assert unsynced.delete_if(key, second)
+        unsynced.delete_many([target.key])
         assert list(storage.list(f"{directory.key}/")) == []

@@ -13,7 +13,7 @@ from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.naming import data_name
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Committed, Got, SuffixRange
+from ckptstore.storage.values import Committed, GetResult, SuffixRange
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.types import ByteRange
 
@@ -66,7 +66,7 @@ class Tracking(StorageWrapper):
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> Got:
+    ) -> GetResult:
         got = super().get(key, byte_range, version=version)
         start = byte_range.start if isinstance(byte_range, ByteRange) else got.size_bytes - len(got.data)
         self.reads.append((key, start, start + len(got.data)))

@@ -78,7 +78,7 @@ class FailingOnce(StorageWrapper):
         self.calls.clear()
         self._number = number
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         self.calls.append((primitive, keys[0] if keys else ""))
         now = len(self.calls) == self._number
         if now and self._side == "before":

@@ -24,7 +24,7 @@ class _Stalling(StorageWrapper):
 
     failed = False
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         if self.failed:
             scope = current_scope()
             allowed_s.append(float("inf") if scope is None else scope.remaining_s())

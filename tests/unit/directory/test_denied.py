@@ -22,7 +22,7 @@ class Denying(StorageWrapper):
 
     denied: tuple[str, ...] = ()
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         if primitive in self.denied:
             raise ck.AccessError(f"{primitive} is not allowed", url=keys[0])
         return call()

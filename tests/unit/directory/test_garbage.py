@@ -352,7 +352,7 @@ class TestTheLiving:
         class Collecting(StorageWrapper):
             busy = False
 
-            def called(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
                 if not self.busy:
                     type(self).busy = True
                     place = locate(directory)
@@ -468,7 +468,7 @@ class TestTheLiving:
 
 class TestTroubles:
     class Locked(StorageWrapper):
-        def called(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+        def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
             if primitive == "get" and keys[0].endswith("model-9.index"):
                 raise AccessError("cannot read", url=keys[0])
             return call()
@@ -483,7 +483,7 @@ class TestTroubles:
 
     def test_what_could_not_be_removed_is_told(self, run: Path) -> None:
         class Denied(StorageWrapper):
-            def called(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
                 if primitive == "delete_many":
                     self.inner.delete_many([key for key in keys if "a-1" in key])
                     raise AccessError("cannot delete", url=keys[0])

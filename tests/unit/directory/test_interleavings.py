@@ -28,7 +28,7 @@ class Before(StorageWrapper):
         self._wanted = (primitive, name)
         self._deed = deed
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         if keys and (primitive, keys[0].rpartition("/")[2]) == self._wanted:
             self._left -= 1
             if self._left == 0:

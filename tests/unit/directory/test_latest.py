@@ -180,7 +180,7 @@ def test_an_error_is_never_no_checkpoint(run: Path, primitive: str, error: type[
     point_to(run, "gone" if primitive == "list" else "model-10")
 
     class Refusing(StorageWrapper):
-        def called(self, name, keys, call):  # type: ignore[no-untyped-def]
+        def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
             if name == primitive:
                 raise error("no")
             return call()

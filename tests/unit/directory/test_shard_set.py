@@ -40,7 +40,7 @@ class Watched(StorageWrapper):
         self.sent = 0
         self.calls: list[tuple[str, float | None]] = []
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         scope = current_scope()
         self.calls.append((primitive, None if scope is None else scope.deadline_s))
         if primitive == "upload.send":
@@ -49,7 +49,7 @@ class Watched(StorageWrapper):
                 is_now = self.sent == self._at
             if is_now:
                 self._deed()
-        return super().called(primitive, keys, call)
+        return super().intercept(primitive, keys, call)
 
 
 def _watched(directory: Location, at: int = -1, deed: Callable[[], None] = lambda: None) -> Location:

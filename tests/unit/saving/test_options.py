@@ -88,7 +88,7 @@ class TestWrongOnes:
 class LateForTheRecord(StorageWrapper):
     """The time is up when the record is to be written."""
 
-    def called(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         if primitive in ("put_new", "put_if") and keys[0].endswith("/checkpoint"):
             scope = current_scope()
             assert scope is not None
@@ -140,7 +140,7 @@ class TestDeadline:
         with use_wrapper(LateForTheRecord), monkeypatch.context() as patch:
             with pytest.raises(ck.DeadlineError, match="next save"):
                 saver.save(values(1), tmp_path / "m", 1)
-            patch.setattr(LateForTheRecord, "called", StorageWrapper.called)
+            patch.setattr(LateForTheRecord, "intercept", StorageWrapper.intercept)
             saver.save(values(2), tmp_path / "m", 2)
         assert listed(saver) == ["m-1", "m-2"]
         assert stamp_of(tmp_path / "m-1") == 1

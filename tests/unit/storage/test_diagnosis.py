@@ -81,7 +81,7 @@ class TestTrial:
         self, primitive: str, check: str, error: type[errors.CkptStoreError]
     ) -> None:
         class Failing(StorageWrapper):
-            def called(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
                 if name == primitive:
                     raise error("no", url=keys[0])
                 return call()
@@ -95,7 +95,7 @@ class TestTrial:
 
     def test_no_listing_is_a_limit(self) -> None:
         class Unlisted(StorageWrapper):
-            def called(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
                 if name == "list":
                     raise errors.AccessError("cannot list", url=keys[0])
                 return call()
@@ -114,7 +114,7 @@ class TestTrial:
 
     def test_no_deleting_is_a_limit_and_names_what_is_left(self) -> None:
         class Undeleted(StorageWrapper):
-            def called(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
                 if name == "delete_many":
                     raise errors.AccessError("cannot delete", url=keys[0])
                 return call()
@@ -220,7 +220,7 @@ class TestTrial:
 
     def test_an_interrupt_leaves_nothing(self) -> None:
         class Interrupted(StorageWrapper):
-            def called(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
                 if name == "put_if":
                     raise KeyboardInterrupt
                 return call()
@@ -492,7 +492,7 @@ class TestLocal:
 
 def test_a_wrapper_passes_the_questions_on(tmp_path: Path) -> None:
     wrapper = StorageWrapper(LocalStorage())
-    assert next(iter(wrapper.examine(str(tmp_path)))).check == "directory"
+    assert next(iter(wrapper.diagnose(str(tmp_path)))).check == "directory"
     with wrapper.scratch(str(tmp_path)) as place:
         assert isinstance(wrapper.put_new(f"{place}/x", b"x"), Committed)
     assert list(tmp_path.iterdir()) == []

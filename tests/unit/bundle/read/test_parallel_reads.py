@@ -46,7 +46,7 @@ class Parallel(StorageWrapper):
         self.lengths: list[int] = []
         self.threads: set[int] = set()
 
-    def called(self, primitive: str, keys: Sequence[str], call: Any) -> Any:
+    def intercept(self, primitive: str, keys: Sequence[str], call: Any) -> Any:
         self.calls.append(primitive)
         return call()
 

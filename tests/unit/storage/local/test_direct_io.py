@@ -22,7 +22,7 @@ from ckptstore.checksums import crc32c
 from ckptstore.errors import CkptStoreError, StorageFullError, TransientError, UsageError
 from ckptstore.storage.local import direct_io
 from ckptstore.storage.local import upload as upload_module
-from ckptstore.storage.local.diagnosis import examine_directory
+from ckptstore.storage.local.diagnosis import diagnose_directory
 from ckptstore.storage.local.direct_io import DirectRules, DirectWriter, direct_rules
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.local.upload import LocalUpload
@@ -298,7 +298,7 @@ def test_a_file_that_cannot_be_switched_is_written_through_the_cache(
     assert direct.read_bytes() == content[:LARGE].tobytes()
     assert "through the page cache" in caplog.text
     monkeypatch.setattr(direct_io, "direct_rules", lambda fd: DirectRules(512, 4096))
-    (finding,) = [found for found in examine_directory(str(direct.parent)) if found.check == "large files"]
+    (finding,) = [found for found in diagnose_directory(str(direct.parent)) if found.check == "large files"]
     assert (finding.state, finding.detail) == ("ok", "written through the page cache: direct I/O is refused")
 
 
@@ -319,7 +319,7 @@ def test_where_direct_io_is_not_known_to_be_good_it_is_not_used(
     upload = save(tmp_path / "f", content[:LARGE])
     assert upload.parallel == 2
     assert not any(was_direct for was_direct, _, _ in writes)
-    (finding,) = [found for found in examine_directory(str(tmp_path)) if found.check == "large files"]
+    (finding,) = [found for found in diagnose_directory(str(tmp_path)) if found.check == "large files"]
     assert finding.state == "ok"
     assert kind in finding.detail
     assert "through the page cache" in finding.detail
@@ -344,7 +344,7 @@ def test_a_kernel_that_says_nothing_is_taken_to_want_pages(
 
 
 def test_doctor_says_how_large_files_are_written(direct: Path) -> None:
-    (finding,) = [found for found in examine_directory(str(direct.parent)) if found.check == "large files"]
+    (finding,) = [found for found in diagnose_directory(str(direct.parent)) if found.check == "large files"]
     assert finding.state == "ok"
     assert "past the page cache" in finding.detail
 
@@ -573,7 +573,7 @@ def test_more_parts_at_a_time_are_asked_for_where_that_helps(direct: Path) -> No
     opened: list[Callable[[], LocalUpload]] = [
         lambda: storage.upload(str(direct), LARGE),
         lambda: storage.upload(str(direct), 10),
-        lambda: storage.relaxed().upload(str(direct), LARGE),
+        lambda: storage.without_sync().upload(str(direct), LARGE),
     ]
     for begin in opened:
         with begin() as upload:

@@ -125,9 +125,9 @@ def test_a_replacement_is_durable_before_it_has_its_name_and_then_so_is_the_name
 def test_what_was_put_without_waiting_is_made_durable_later(storage: LocalStorage, tmp_path: Path) -> None:
     key = str(tmp_path / "f")
     with recorded() as events:
-        storage.relaxed().put_new(key, b"x")
+        storage.without_sync().put_new(key, b"x")
         version = storage.head(key).version
-        storage.relaxed().make_durable(key, version)
+        storage.without_sync().make_durable(key, version)
     assert not any("fsync" in event for event in events)
     with recorded() as events:
         storage.make_durable(key, version)

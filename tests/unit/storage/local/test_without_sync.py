@@ -43,7 +43,7 @@ def use(storage: Storage, tmp_path: Path) -> None:
 
 
 def test_nothing_waits_for_the_disk_and_all_else_is_the_same(tmp_path: Path, synced: list[int]) -> None:
-    use(LocalStorage().relaxed(), tmp_path)
+    use(LocalStorage().without_sync(), tmp_path)
     assert synced == []
     use(LocalStorage(), tmp_path / "durable")
     assert len(synced) > 8
@@ -51,40 +51,40 @@ def test_nothing_waits_for_the_disk_and_all_else_is_the_same(tmp_path: Path, syn
 
 def test_it_says_that_nothing_is_durable(tmp_path: Path) -> None:
     storage = LocalStorage()
-    relaxed = storage.relaxed()
-    assert not relaxed.capabilities.durable_when_acknowledged
+    unsynced = storage.without_sync()
+    assert not unsynced.capabilities.durable_when_acknowledged
     assert storage.capabilities.durable_when_acknowledged
-    assert relaxed.probe(str(tmp_path)) == relaxed.capabilities
-    assert relaxed.relaxed() is relaxed
+    assert unsynced.probe(str(tmp_path)) == unsynced.capabilities
+    assert unsynced.without_sync() is unsynced
 
 
 def test_where_it_makes_no_difference_it_is_the_same_storage() -> None:
     storage = MemoryStorage()
-    assert storage.relaxed() is storage
+    assert storage.without_sync() is storage
     wrapped = CountingStorage(storage)
-    assert wrapped.relaxed() is wrapped
+    assert wrapped.without_sync() is wrapped
 
 
 def test_a_wrapper_is_not_lost(tmp_path: Path, synced: list[int]) -> None:
     storage = CountingStorage(LocalStorage())
-    relaxed = StorageWrapper(storage).relaxed()
-    assert not relaxed.capabilities.durable_when_acknowledged
-    use(relaxed, tmp_path)
+    unsynced = StorageWrapper(storage).without_sync()
+    assert not unsynced.capabilities.durable_when_acknowledged
+    use(unsynced, tmp_path)
     assert storage.counts["put_new"] == 2
     assert storage.counts["upload.send"] == 1
     assert synced == []
-    assert relaxed.relaxed() is relaxed
+    assert unsynced.without_sync() is unsynced
 
 
-def test_a_death_in_the_relaxed_storage_is_one_everywhere(tmp_path: Path) -> None:
+def test_a_death_in_the_storage_without_sync_is_one_everywhere(tmp_path: Path) -> None:
     key = str(tmp_path / "f")
     storage = FaultyStorage(LocalStorage(), errors={1: TransientError("first")}, crash_before=3)
-    relaxed = storage.relaxed()
+    unsynced = storage.without_sync()
     with pytest.raises(TransientError):
-        relaxed.put_new(key, b"x")
-    upload = relaxed.upload(key)
+        unsynced.put_new(key, b"x")
+    upload = unsynced.upload(key)
     with pytest.raises(SimulatedCrash):
-        relaxed.put_new(key + "2", b"x")
+        unsynced.put_new(key + "2", b"x")
     with pytest.raises(SimulatedCrash):
         storage.get(key)
     del upload
