@@ -157,8 +157,9 @@ bench-quick:  ## a smaller run: W of 256 MiB, fewer rounds, fewer contenders
 bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from the results of the last run
 	$(BENCH) page $(RESULTS)
 
-docs: $(VENV)/.ready  ## renew the tables of guarantees in README.md and docs/guarantees.md
+docs: $(VENV)/.ready  ## renew what the pages take from the code: tables of guarantees, drawings of the floors
 	$(BIN)/python -m tests.meta.guarantees
+	$(BIN)/python -m tests.meta.architecture
 
 # Versions and hashes only, whatever index this machine is set up to use; one lock for every Python from 3.11 on.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \

