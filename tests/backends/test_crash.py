@@ -13,7 +13,7 @@ from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
-from tests.crash.dying import run_until_death
+from tests.crash.crashing_process import run_until_crash
 from tests.crash.test_every_call import SCENARIOS, Scenario, check_reader, saver, values_of
 from tests.servers.gcs import GcsServer
 
@@ -23,12 +23,12 @@ from tests.servers.gcs import GcsServer
 def test_a_crash_in_any_call_on_a_server(scenario: Scenario, run_url: str) -> None:
     url = f"{run_url}-0"
     scenario.before(url)
-    calls = run_until_death(scenario.interrupted, url).calls
+    calls = run_until_crash(scenario.interrupted, url).calls
     assert len(calls) >= 8
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         url = f"{run_url}-{number}-{side}"
         scenario.before(url)
-        run_until_death(scenario.interrupted, url, **{side: number})
+        run_until_crash(scenario.interrupted, url, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ck.CkptStoreWarning)
@@ -46,13 +46,13 @@ def test_a_crash_in_any_call_of_a_save_that_is_sent_in_parts(
     monkeypatch.setattr(GcsTransport, "part_size_bytes", size_bytes)
     scenario = next(scenario for scenario in SCENARIOS if scenario.name == "save with retention")
     scenario.before(f"{run_url}-0")
-    calls = run_until_death(scenario.interrupted, f"{run_url}-0").calls
+    calls = run_until_crash(scenario.interrupted, f"{run_url}-0").calls
     assert [call.primitive for call in calls].count("upload.send") == 5
     unfinished = 0
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         url = f"{run_url}-{number}-{side}"
         scenario.before(url)
-        run_until_death(scenario.interrupted, url, **{side: number})
+        run_until_crash(scenario.interrupted, url, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         bucket, _, directory = url.removeprefix("gs://").partition("/")
         unfinished += any("/.ckptstore-parts/" in key for key in gcs_server.keys(bucket, directory + "/"))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from tests.crash.dying import run_until_death
+from tests.crash.crashing_process import run_until_crash
 
 
 def values_of(step: int, generation: int = 0) -> dict[str, np.ndarray]:
@@ -133,12 +133,12 @@ def test_a_crash_in_any_call_leaves_the_old_or_the_new(
 ) -> None:
     directory = make_directory()
     scenario.before(directory)
-    calls = run_until_death(scenario.interrupted, directory).calls
+    calls = run_until_crash(scenario.interrupted, directory).calls
     assert len(calls) >= 8
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         directory = make_directory()
         scenario.before(directory)
-        run_until_death(scenario.interrupted, directory, **{side: number})
+        run_until_crash(scenario.interrupted, directory, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ck.CkptStoreWarning)

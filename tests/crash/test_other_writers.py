@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from tests.crash.dying import run_until_death
+from tests.crash.crashing_process import run_until_crash
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,12 @@ def test_a_crash_in_any_call_leaves_the_old_or_the_new(name: str, make_directory
     scenario = SCENARIOS[name]
     directory = make_directory()
     scenario.before(directory)
-    calls = run_until_death(scenario.dies, directory).calls
+    calls = run_until_crash(scenario.dies, directory).calls
     assert len(calls) >= 6
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         directory = make_directory()
         scenario.before(directory)
-        run_until_death(scenario.dies, directory, **{side: number})
+        run_until_crash(scenario.dies, directory, **{side: number})
         place = f"{side} {number}, {calls[number - 1]}"
         found = scenario.found(directory)
         assert found in scenario.allowed, place
@@ -162,11 +162,11 @@ def test_a_crash_in_any_call_leaves_the_old_or_the_new(name: str, make_directory
 def test_a_manager_leaves_nothing_of_the_dead(tmp_path: Path) -> None:
     scenario = SCENARIOS["manager"]
     scenario.before(f"{tmp_path}/0")
-    count = len(run_until_death(scenario.dies, f"{tmp_path}/0").calls)
+    count = len(run_until_crash(scenario.dies, f"{tmp_path}/0").calls)
     for number in range(1, count + 1):
         directory = tmp_path / str(number)
         scenario.before(str(directory))
-        run_until_death(scenario.dies, str(directory), crash_after=number)
+        run_until_crash(scenario.dies, str(directory), crash_after=number)
         scenario.goes_on(str(directory))
         names = sorted(path.name for path in directory.iterdir())
         assert len([name for name in names if name.endswith(".index")]) == 2

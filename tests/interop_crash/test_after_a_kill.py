@@ -17,7 +17,7 @@ import pytest
 
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
-from tests.crash.dying import run_until_death
+from tests.crash.crashing_process import run_until_crash
 from tests.crash.test_every_call import SCENARIOS, Scenario
 
 ROOT = Path(__file__).parents[2]
@@ -83,13 +83,13 @@ def test_tensorflow_restores_the_old_or_the_new(
 ) -> None:
     url = f"{run_url}-0"
     scenario.before(url)
-    calls = len(run_until_death(scenario.interrupted, url).calls)
+    calls = len(run_until_crash(scenario.interrupted, url).calls)
     assert calls >= 8
     found = set()
     for number, side in itertools.product(range(1, calls + 1), ("crash_before", "crash_after")):
         url = f"{run_url}-{number}-{side}"
         scenario.before(url)
-        run_until_death(scenario.interrupted, url, **{side: number})
+        run_until_crash(scenario.interrupted, url, **{side: number})
         copy = tmp_path / f"{number}-{side}"
         download(url, copy)
         latest = tensorflow.ask(copy)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import ckptstore as ck
-from ckptstore.directory.garbage import Garbage, GarbageReport, collect_garbage
+from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
-from ckptstore.directory.published_index import read_standing
-from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError
-from ckptstore.format.naming import data_name, parse_file_name
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
-from ckptstore.testing import CountingStorage, FaultyStorage, SimulatedCrash
+from ckptstore.testing import CountingStorage
+from tests.unit.directory.collecting import age, collect, leftovers, look, needed, reasons
 from tests.unit.directory.helpers import (
-    files_of,
     fresh_memory,
     names_in,
     save_steps,
@@ -39,48 +33,6 @@ from tests.unit.directory.helpers import (
 HOUR = 3600.0
 DAY = 24 * HOUR
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def look(directory: object, *, min_age_s: float = 0.0, records: Sequence[str] = ("checkpoint",)) -> Garbage:
-    place = locate(str(directory))
-    return find_garbage(place, [place.child(name) for name in records], min_age_s=min_age_s)
-
-
-def collect(directory: object, **options: object) -> GarbageReport:
-    return collect_garbage(locate(str(directory)), look(directory, **options))  # type: ignore[arg-type]
-
-
-def reasons(garbage: Garbage) -> dict[str, str]:
-    return {file.name: file.reason for file in garbage.files}
-
-
-def age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-
-
-def leftovers(directory: Path, *names: str, age_s: float = 0.0) -> list[str]:
-    for name in names:
-        (directory / name).write_bytes(b"left over")
-        age(directory / name, age_s)
-    return list(names)
-
-
-def needed(directory: str) -> set[str]:
-    """Return the record and the names that an index or a pending line needs, without asking the collector."""
-    place = locate(directory)
-    snapshot = read_record(place.child("checkpoint"))
-    names = {"checkpoint"} if snapshot.version is not None else set()
-    for name in names_in(directory):
-        parsed = parse_file_name(name)
-        if parsed is not None and parsed.kind == "index":
-            standing = read_standing(place, parsed.prefix)
-            assert standing is not None
-            names |= {name, f"{parsed.prefix}.meta"}
-            names |= {data_name(parsed.prefix, *shard) for shard in standing.shards}
-    for line in snapshot.record.pending:
-        names |= {data_name(line.prefix, *shard) for shard in line.shards} | {f"{line.prefix}.{line.suffix}"}
-    return names
 
 
 @pytest.fixture
@@ -496,35 +448,6 @@ class TestTroubles:
         assert [file.name for file in report.removed] == ["a-1.data-00000-of-00001"]
         assert collect(run).error is None
 
-    def test_a_crash_in_any_call_leaves_garbage_that_is_found_again(self, tmp_path: Path) -> None:
-        def prepare(directory: Path) -> None:
-            save_steps(ck.Saver(), f"{directory}/model", [1])
-            leftovers(directory, "model-9.data-00000-of-00001", "model-9.meta", "model-5.meta")
-            leftovers(directory, "model-1.data-00000-of-00005", "alone-9.data-00000-of-00001", "alone-9.meta")
-
-        def interrupted(directory: Path, **crash: int) -> int:
-            storages: list[FaultyStorage] = []
-
-            def wrap(inner):  # type: ignore[no-untyped-def]
-                storages.append(FaultyStorage(inner, **crash))
-                return storages[-1]
-
-            with use_wrapper(wrap):
-                try:
-                    collect(directory)
-                except SimulatedCrash:
-                    assert crash
-            return len(storages[0].calls)
-
-        prepare(tmp_path / "count")
-        calls = interrupted(tmp_path / "count")
-        for number, side in itertools.product(range(1, calls + 1), ("crash_before", "crash_after")):
-            directory = tmp_path / f"{side}-{number}"
-            prepare(directory)
-            interrupted(directory, **{side: number})
-            collect(directory)
-            assert names_in(str(directory)) == ["checkpoint", *files_of("model-1")], (side, number)
-
     def test_many_files_take_two_listings_and_few_reads(self) -> None:
         directory = fresh_memory()
         save_steps(ck.Saver(max_to_keep=None), f"{directory}/model", range(300))
@@ -545,81 +468,6 @@ class TestTroubles:
         assert (counts["list"], counts["delete_many"], counts["delete_if"]) == (3, 1, 0)
         # The record, and each prefix without an index; none of the healthy ones.
         assert counts["get"] == 2001
-
-
-def save_plain(directory: str, *stamps: float, run: str) -> None:
-    saver = ck.Saver(max_to_keep=2, run=run)
-    for stamp in stamps:
-        saver.save(values(stamp), f"{directory}/model")
-
-
-SCENARIOS: dict[str, tuple[Callable[[str], object], Callable[[str], object]]] = {
-    "first save": (
-        lambda d: None,
-        lambda d: save_steps(ck.Saver(max_to_keep=2, run="dies"), f"{d}/model", [1]),
-    ),
-    "retention": (
-        lambda d: save_steps(ck.Saver(max_to_keep=2, run="a"), f"{d}/model", [1, 2]),
-        lambda d: save_steps(ck.Saver(max_to_keep=2, run="dies"), f"{d}/model", [3, 4]),
-    ),
-    "overwrite": (
-        lambda d: save_steps(ck.Saver(max_to_keep=2, run="a"), f"{d}/model", [1, 2]),
-        lambda d: save_steps(ck.Saver(max_to_keep=2, run="dies"), f"{d}/model", [2, 2]),
-    ),
-    "plain prefix": (
-        lambda d: save_plain(d, 1, run="a"),
-        lambda d: save_plain(d, 2, 3, run="dies"),
-    ),
-}
-
-
-@pytest.mark.parametrize("backend", ["local", "memory"])
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_after_a_crash_in_any_call_exactly_what_is_needed_is_left(
-    name: str, backend: str, tmp_path: Path
-) -> None:
-    prepare, interrupted = SCENARIOS[name]
-    number = itertools.count()
-
-    def directory() -> str:
-        return f"{tmp_path}/{next(number)}" if backend == "local" else fresh_memory()
-
-    def attempt(place: str, **crash: int) -> int:
-        storages: list[FaultyStorage] = []
-
-        def wrap(inner):  # type: ignore[no-untyped-def]
-            storages.append(FaultyStorage(inner, **crash))
-            return storages[-1]
-
-        with use_wrapper(wrap):
-            try:
-                interrupted(place)
-            except SimulatedCrash:
-                assert crash
-        storages[0].release_holds()
-        return len(storages[0].calls)
-
-    place = directory()
-    prepare(place)
-    calls = attempt(place)
-    for call, side in itertools.product(range(1, calls + 1), ("crash_before", "crash_after")):
-        place = directory()
-        prepare(place)
-        attempt(place, **{side: call})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ck.CkptStoreWarning)
-            before = ck.latest_checkpoint(place)
-            stamp = None if before is None else stamp_of(before)
-            collect(place)
-            left = set(names_in(place))
-            assert left <= needed(place), (side, call)
-            graphs = {name for name in needed(place) if name.endswith(".meta")}
-            pending_gone = needed(place) - left - graphs
-            # Of pending ones some may be deleted already; nothing that an index needs is missing.
-            assert all(f"{name.split('.data-')[0]}.index" not in left for name in pending_gone), (side, call)
-            assert (None if before is None else stamp_of(before)) == stamp, (side, call)
-            where = locate(place).child("")
-            assert where.storage.abort_stale_uploads(where.key, 0.0) == 0, (side, call)
 
 
 def test_storages_say_whose_writers_they_know() -> None:

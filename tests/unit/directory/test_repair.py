@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 
 import ckptstore as ck
 from ckptstore.directory.paths import owner_of
-from ckptstore.directory.record_entries import listed_paths, own_entries
 from ckptstore.directory.record_update import read_record, update_record
 from ckptstore.directory.repair import RepairReport, repair_record
 from ckptstore.errors import (
@@ -22,86 +20,30 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.record_protocol import Record, format_record
+from ckptstore.format.record_protocol import format_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
-from ckptstore.testing import ManualClock
 from tests.unit.directory.helpers import checkpoints_in, fresh_memory, save_steps, stamp_of, values
-
-HOUR = 3600.0
-
-
-def repair(directory: object, **options: object) -> RepairReport:
-    place = locate(str(directory))
-    return repair_record(place, place.child("checkpoint"), **options)  # type: ignore[arg-type]
-
-
-def record_of(directory: object) -> Record:
-    snapshot = read_record(locate(str(directory)).child("checkpoint"))
-    assert snapshot.fault is None
-    return snapshot.record
-
-
-def listed_in(directory: object) -> list[str]:
-    return [path for path, _ in listed_paths(record_of(directory).state)]
-
-
-def owned_in(directory: object, basename: str = "model") -> list[str]:
-    place, record = locate(str(directory)), record_of(directory)
-    return [e.prefix for e in own_entries(place, record.state, {basename}, {}, 0.0, kept=record.kept)]
-
-
-def actions(report: RepairReport) -> dict[str, str]:
-    return {item.prefix: item.action for item in report.items}
-
-
-def latest_in(directory: object) -> str | None:
-    """Return the latest without any fallback: what the record names, or nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = ck.latest_checkpoint(str(directory))
-    return None if found is None else found.rpartition("/")[2]
-
-
-def tree(directory: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
-    }
-
-
-def put(directory: object, name: str, data: bytes) -> None:
-    place = locate(str(directory)).child(name)
-    place.storage.delete_many([place.key])
-    place.storage.put_new(place.key, data)
-
-
-def put_record(directory: object, data: bytes) -> None:
-    put(directory, "checkpoint", data)
-
-
-def mtime_of(directory: Path, prefix: str) -> float:
-    return (directory / f"{prefix}.index").stat().st_mtime_ns / 1e9
-
-
-def tear(directory: Path, prefix: str) -> None:
-    (directory / f"{prefix}.data-00000-of-00001").write_bytes(b"")
+from tests.unit.directory.repairing import (
+    actions,
+    latest_in,
+    listed_in,
+    make_run,
+    mtime_of,
+    owned_in,
+    put,
+    put_record,
+    record_of,
+    repair,
+    tear,
+    tree,
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Steps 3, 4 and 5 listed, 1 preserved by the hours, 2 deleted; a milestone that no saver ever owned."""
-    directory = tmp_path / "run"
-    clock = ManualClock()
-    saver = ck.Saver(max_to_keep=3, keep_checkpoint_every_n_hours=1, clock=clock, run="before")
-    clock.advance(1.5 * HOUR)
-    save_steps(saver, f"{directory}/model", [1])
-    clock.advance(0.1 * HOUR)
-    save_steps(saver, f"{directory}/model", [2, 3, 4, 5])
-    ck.Saver().save(values(50), f"{directory}/milestone", write_state=False)
-    assert checkpoints_in(str(directory)) == ["milestone", "model-1", "model-3", "model-4", "model-5"]
-    assert owned_in(directory) == ["model-3", "model-4", "model-5"]
-    return directory
+    return make_run(tmp_path / "run")
 
 
 class TestReadable:
@@ -483,45 +425,6 @@ class TestUnreadable:
         repair(run)
         # The one that was saved again since is another checkpoint.
         assert set(listed_in(run)) == {"model-1", "model-4", "model-5", "milestone"}
-
-
-class TestEveryLength:
-    """A record cut off anywhere."""
-
-    @pytest.fixture
-    def files(self, run: Path) -> dict[str, bytes]:
-        save_steps(ck.Saver(max_to_keep=3, run="after"), f"{run}/model", [6])
-        save_steps(ck.Saver(run="x"), f"{run}/best", [2])
-        return {name: data for name, data in tree(run).items() if name != ".ckptstore.lock"}
-
-    def test_truncated(self, files: dict[str, bytes]) -> None:
-        record = files["checkpoint"]
-        owned = {"model-4", "model-5", "model-6", "best-2"}
-        complete = owned | {"model-1", "milestone"}
-        for length in range(len(record)):
-            directory = fresh_memory()
-            for name, data in files.items():
-                put(directory, name, record[:length] if name == "checkpoint" else data)
-            repair(directory)
-            listed = set(listed_in(directory))
-            kept = set(record_of(directory).kept)
-            assert listed <= complete, length
-            assert listed - kept <= owned, length
-            assert {"model-6", "best-2"} & listed, length
-            assert latest_in(directory) in ("model-6", "best-2"), length
-            assert not repair(directory).is_changed, length
-            epochs = {owner.basename: owner.epoch for owner in record_of(directory).owners.values()}
-            assert epochs.items() <= {"model": 2, "best": 1}.items(), length
-            if length % 40 == 0:
-                self.check_next_runs(directory, complete - owned, length)
-
-    def check_next_runs(self, directory: str, untouchable: set[str], length: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ck.CkptStoreWarning)
-            for basename in ("model", "best", "milestone"):
-                save_steps(ck.Saver(max_to_keep=1, run="r"), f"{directory}/{basename}", [7, 8])
-        assert untouchable <= set(checkpoints_in(directory)), length
-        assert latest_in(directory) == "milestone-8"
 
 
 class TestTroubles:
