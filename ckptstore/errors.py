@@ -28,12 +28,12 @@ secret.
 
 from __future__ import annotations
 
-import difflib
 import errno
-import itertools
 import re
 from collections.abc import Iterable
 from typing import Any
+
+from ckptstore.suggest import did_you_mean_or_known
 
 __all__ = [
     "AccessError",
@@ -168,24 +168,35 @@ class TensorNotFoundError(NotFoundError, KeyError):
     code = "tensor-not-found"
 
     @classmethod
-    def among(cls, name: str, names: Iterable[str], what: str, **where: Any) -> TensorNotFoundError:
+    def among(
+        cls,
+        what: str,
+        name: object,
+        names: Iterable[str],
+        kind: str,
+        *,
+        url: str | None = None,
+        listed_by: str = "",
+    ) -> TensorNotFoundError:
         """Return the error for `name`, with those of `names` that look like it in the hint.
 
         Parameters
         ----------
         what : str
-            What failed, without the name: ``"the checkpoint has no such tensor"``.
-        **where
-            Fields of `CkptStoreError`.
+            What failed: ``"the checkpoint has no such tensor"``.
+        name : object
+            What was asked for; normally text.
+        names : iterable of str
+            What is there.
+        kind, listed_by : str
+            See `did_you_mean_or_known`.
         """
-        # Comparing with each of 100 000 names would take longer than the restore that failed.
-        close = difflib.get_close_matches(name, itertools.islice(names, 10_000), n=3, cutoff=0.6)
-        hint = (
-            "Did you mean " + " or ".join(repr(other) for other in close) + "?"
-            if close
-            else "List the names to see."
-        )
-        return cls(what, tensor=name, hint=hint, **where)
+        known = list(names)
+        hint = did_you_mean_or_known(name, known, kind, listed_by=listed_by)
+        if isinstance(name, str) and name.endswith(":0") and name[:-2] in known:
+            # The name of the graph's tensor; checkpoints hold the variable's.
+            hint = f"Did you mean {name[:-2]!r}?"
+        return cls(what, url=url, tensor=name if isinstance(name, str) else repr(name), hint=hint)
 
 
 class CorruptError(CkptStoreError):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-__all__ = ["ByteRange", "DType", "Slice", "TensorSpec"]
+__all__ = ["ByteRange", "DType", "Options", "PathText", "Slice", "TensorSpec"]
+
+PathText: TypeAlias = str | os.PathLike[str]
+"""A path or URL as callers write it."""
+
+Options: TypeAlias = Mapping[str, Any] | None
+"""Storage options as callers write them."""
 
 
 class DType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from ckptstore.directory.record_update import RECORD_NAME
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, TensorNotFoundError, UsageError
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.storage.base import Location
+from ckptstore.suggest import close_names
 
 __all__ = ["at_checkpoint", "at_directory", "latest_in", "require_directory"]
 
@@ -192,7 +192,7 @@ def _not_found(location: Location) -> NotFoundError:
 
 
 def _did_you_mean(location: Location, names: set[str]) -> str:
-    close = difflib.get_close_matches(location.name, sorted(names), n=3)
+    close = close_names(location.name, names)
     if close:
         return f"Did you mean {' or '.join(_beside(location, name).url for name in close)}?"
     return "Check the path; ckptstore ls shows the checkpoints of a directory."

@@ -10,7 +10,6 @@ never normalised.
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
+from ckptstore.suggest import did_you_mean
 from ckptstore.types import DType
 
 __all__ = [
@@ -133,8 +133,7 @@ def by_name(name: str) -> DType:
     """
     dtype = _BY_NAME.get(name) if isinstance(name, str) else None
     if dtype is None:
-        close = difflib.get_close_matches(str(name), _BY_NAME, n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(sorted(_BY_NAME))}."
+        hint = did_you_mean(name, _BY_NAME) or f"Known: {', '.join(sorted(_BY_NAME))}."
         raise UsageError(f"unknown element type {name!r}", hint=hint)
     return dtype
 

@@ -20,9 +20,9 @@ from ckptstore.graph.handles import BuiltOperation, BuiltTensor, Input, collecti
 from ckptstore.graph.names import check_name
 from ckptstore.graph.nodes import REFERENCE_VARIABLE_OPS
 from ckptstore.graph.op_defs import argument_types, builtin_definition
-from ckptstore.graph.suggest import close_names
 from ckptstore.graph.type_inference import fill_attributes
 from ckptstore.graph.wire import variable_def
+from ckptstore.suggest import did_you_mean_or_known
 from ckptstore.types import DType
 
 __all__ = ["GraphBuilder"]
@@ -245,7 +245,7 @@ class GraphBuilder:
                     raise UsageError(
                         f"the collection {name!r} lists variables only",
                         actual=repr(item)[:80],
-                        hint=close_names(variable, self._variables, "variables"),
+                        hint=did_you_mean_or_known(variable, self._variables, "variables"),
                     )
         elif name in COLLECTION_MESSAGES:
             raise UsageError(f"the collection {name!r} cannot be made here", hint="Choose another name.")
@@ -310,7 +310,7 @@ class GraphBuilder:
         if producer not in self._outputs:
             raise UsageError(
                 f"operation {operation!r} has the input {name!r}, which does not exist",
-                hint=close_names(producer, self._outputs, "operations"),
+                hint=did_you_mean_or_known(producer, self._outputs, "operations"),
             )
         if name.startswith("^") and not colon:
             return name, 0

@@ -17,7 +17,7 @@ from ckptstore.graph.collection_items import VariableDefinitions, decode_collect
 from ckptstore.graph.nodes import REFERENCE_VARIABLE_OPS, RESOURCE_VARIABLE_OPS, Operation, Tensor, Variable
 from ckptstore.graph.op_defs import Definitions
 from ckptstore.graph.signatures import Function, Signature, read_function, read_signature
-from ckptstore.graph.suggest import close_names
+from ckptstore.suggest import did_you_mean_or_known
 
 __all__ = ["Graph"]
 
@@ -121,7 +121,7 @@ class Graph:
         position = self._positions.get(name)
         if position is None:
             operation, colon, _ = name.partition(":")
-            hint = close_names(name, self._positions, "operations")
+            hint = did_you_mean_or_known(name, self._positions, "operations")
             if colon and operation in self._positions:
                 hint = f"{name!r} names a tensor: ask get_tensor_by_name, or for operation {operation!r}."
             raise TensorNotFoundError(f"the graph has no operation {name!r}", url=self.source, hint=hint)
@@ -301,7 +301,7 @@ class Graph:
         return self._referenced.get(name, 0)
 
     def _close_tensors(self, operation: str) -> str:
-        return close_names(operation, self._positions, "operations", suffix=":0")
+        return did_you_mean_or_known(operation, self._positions, "operations", suffix=":0")
 
     @functools.cached_property
     def _positions(self) -> dict[str, int]:

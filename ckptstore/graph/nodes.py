@@ -11,7 +11,7 @@ from ckptstore.format.protos import Proto
 from ckptstore.format.tensor_proto import dtype_of, shape_of, value_of
 from ckptstore.graph.attributes import read_attribute
 from ckptstore.graph.op_defs import argument_types
-from ckptstore.graph.suggest import close_names
+from ckptstore.suggest import did_you_mean_or_known
 from ckptstore.types import DType
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Operation:
             raise UsageError(
                 f"operation {self.name!r} ({self.type}) has no attribute {name!r}",
                 url=self._graph.source,
-                hint=close_names(name, known, "attributes"),
+                hint=did_you_mean_or_known(name, known, "attributes"),
             )
         return read_attribute(proto, source=self._graph.source, size_limit=self._graph.size_bytes)
 

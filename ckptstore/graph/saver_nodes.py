@@ -23,7 +23,7 @@ from ckptstore.graph import wire
 from ckptstore.graph.graph import Graph
 from ckptstore.graph.names import unused_scope
 from ckptstore.graph.nodes import Variable
-from ckptstore.graph.suggest import close_names
+from ckptstore.suggest import did_you_mean_or_known
 
 __all__ = [
     "ASSIGNABLE_REFERENCES",
@@ -209,7 +209,7 @@ def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str
             raise UsageError(
                 f"the graph has no variable {name!r} to save as {key!r}",
                 url=graph.source,
-                hint=close_names(name, known, "variables"),
+                hint=did_you_mean_or_known(name, known, "variables"),
             )
     return [(key, known[name]) for key, name in variables.items()]
 

@@ -10,7 +10,7 @@ from ckptstore.format import dtypes
 from ckptstore.format.protos import Proto
 from ckptstore.format.tensor_proto import RESOURCE
 from ckptstore.graph.attributes import fill_attribute
-from ckptstore.graph.suggest import close_names
+from ckptstore.suggest import did_you_mean_or_known
 
 __all__ = ["fill_attributes"]
 
@@ -45,7 +45,7 @@ def fill_attributes(
         if op_def is not None and name not in kinds and not name.startswith("_"):
             raise UsageError(
                 f"operation {node.name!r} ({node.op}) has no attribute {name!r}",
-                hint=close_names(name, kinds, "attributes"),
+                hint=did_you_mean_or_known(name, kinds, "attributes"),
             )
         fill_attribute(node.attr[name], value, kinds.get(name), attribute=name, operation=node.name)
     if op_def is None:

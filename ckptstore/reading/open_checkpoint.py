@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
@@ -24,12 +23,9 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
 from ckptstore.transfer.transfer import Transfer
-from ckptstore.types import TensorSpec
+from ckptstore.types import Options, PathText, TensorSpec
 
 __all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values"]
-
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 
 class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from ckptstore.errors import UsageError
 from ckptstore.format.naming import parse_file_name, parse_v1_pattern, split_step
+from ckptstore.transfer.budget import check_memory_budget
 from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
 
@@ -28,15 +26,7 @@ class ReadOptions:
     progress: Progress = None
 
     def __post_init__(self) -> None:
-        budget = self.memory_budget
-        if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget <= 0
-        ):
-            raise UsageError(
-                "memory_budget must be a number of bytes above 0, or None for no limit",
-                expected="a number of bytes",
-                actual=repr(budget),
-            )
+        check_memory_budget(self.memory_budget)
         reporter(self.progress)
 
     def transfer(self, url: str) -> Transfer:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.read.open_bundle import BundleReader
 from ckptstore.bundle.read.restore import restore_into
 from ckptstore.errors import UsageError
@@ -82,7 +81,7 @@ def restore_wanted(
     absent = {target: source for target, source in wanted.items() if source not in available}
     if absent and raise_missing:
         target, source = next(iter(absent.items()))
-        error = tensor_not_found(source or target, list(available), reader.url)
+        error = reader.tensor_not_found(source or target)
         if len(absent) > 1:
             error.hint = f"{error.hint} In all, {len(absent)} names are missing."
         raise error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from ckptstore.format.naming import numbered
 from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
+from ckptstore.types import Options, PathText
 
 __all__ = [
-    "Options",
-    "PathText",
+    "SECONDS_PER_HOUR",
+    "V2",
     "SaverSettings",
     "VarList",
     "check_graph_arguments",
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 VarList: TypeAlias = Sequence[str] | set[str] | frozenset[str] | Mapping[str, str]
-PathText: TypeAlias = str | os.PathLike[str]
-Options: TypeAlias = Mapping[str, Any] | None
 
-_V2 = 2
-_SECONDS_PER_HOUR = 3600.0
+V2 = 2
+"""The version of the checkpoint format that is written."""
+
+SECONDS_PER_HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +88,17 @@ class SaverSettings:
         """Return what decides which checkpoints stay; where hours count, from what `clock` says now."""
         if not self.max_to_keep:
             return KeepNewest()
-        return SaverRetention(self.max_to_keep, self.keep_hours * _SECONDS_PER_HOUR, float(clock()))
+        return SaverRetention(self.max_to_keep, self.keep_hours * SECONDS_PER_HOUR, float(clock()))
 
 
 def check_supported(*, builder: object, write_version: int, defer_build: bool, var_list: object) -> None:
     """Raise unless a Saver can do what these arguments of TensorFlow's ask for."""
     if builder is not None:
         raise UnsupportedError("a saver builder needs TensorFlow's graph", hint="Leave `builder` out.")
-    if write_version != _V2:
+    if write_version != V2:
         raise UnsupportedError(
             "only V2 checkpoints are written",
-            expected=_V2,
+            expected=V2,
             actual=write_version,
             hint="V1 checkpoints can be read.",
         )
@@ -188,7 +188,7 @@ def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool)
 def _pairs(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
     for stored_name, name in names.items():
         if name not in values:
-            raise TensorNotFoundError.among(name, values, "the values to save have no such array")
+            raise TensorNotFoundError.among("the values to save have no such array", name, values, "arrays")
         yield stored_name, values[name]
 
 

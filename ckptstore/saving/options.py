@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from ckptstore.errors import UsageError
+from ckptstore.transfer.budget import check_memory_budget
 from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
 
@@ -40,11 +41,8 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None:
-            _check_positive("deadline_s", self.deadline_s, "a number of seconds", int | float | np.number)
-            object.__setattr__(self, "deadline_s", float(self.deadline_s))
-        if self.memory_budget is not None:
-            _check_positive("memory_budget", self.memory_budget, "a number of bytes", int | np.integer)
-            object.__setattr__(self, "memory_budget", int(self.memory_budget))
+            object.__setattr__(self, "deadline_s", _positive_seconds("deadline_s", self.deadline_s))
+        object.__setattr__(self, "memory_budget", check_memory_budget(self.memory_budget))
         _check_one_of("durability", self.durability, get_args(Durability))
         _check_one_of("queue", self.queue, get_args(QueuePolicy))
         reporter(self.progress)
@@ -71,18 +69,22 @@ class SaveOptions:
         )
 
 
-def _check_positive(name: str, value: Any, unit: str, kinds: Any) -> None:
-    # numpy's comparison of a NaN is false, as Python's.
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+def _positive_seconds(name: str, value: Any) -> float:
+    # A comparison with NaN is false, in numpy as in Python.
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise UsageError(
-            f"{name} must be {unit} above 0, or None for no limit", expected=unit, actual=repr(value)
+            f"{name} must be a number of seconds above 0, or None for no limit",
+            expected="a number of seconds",
+            actual=repr(value),
         )
+    return float(value)
 
 
 def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in known:
         raise UsageError(
-            f"{name} is none of those there are",
+            f"{name} has an unknown value",
             expected=" or ".join(repr(one) for one in known),
             actual=repr(value),
         )

@@ -9,8 +9,6 @@ from typing import Any
 from ckptstore.bundle.write.plan import SavePlan, plan_save
 from ckptstore.config import process_run
 from ckptstore.saving.arguments import (
-    Options,
-    PathText,
     SaverSettings,
     check_graph_arguments,
     items_of,
@@ -27,6 +25,7 @@ from ckptstore.saving.task import (
     save_without_record,
     split_by_change,
 )
+from ckptstore.types import Options, PathText
 
 __all__ = ["SaverTasks"]
 

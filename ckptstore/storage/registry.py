@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -17,6 +16,7 @@ from ckptstore.storage.gcs.options import GCS_OPTIONS
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.url import UrlLike, parse_url
+from ckptstore.suggest import did_you_mean
 
 __all__ = ["locate", "use_wrapper"]
 
@@ -122,14 +122,13 @@ def _check_options(options: Mapping[str, Any], known: frozenset[str] | None, url
         return
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(str(name), sorted(known), n=1)
             raise UsageError(
                 f"unknown storage option {name!r}",
                 url=url,
                 expected=f"one of {', '.join(sorted(known))}"
                 if known
                 else "no options for this kind of storage",
-                hint=f"Did you mean {close[0]!r}?" if close else None,
+                hint=did_you_mean(name, known, limit=1),
             )
 
 

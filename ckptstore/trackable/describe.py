@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from ckptstore.errors import UsageError
@@ -15,6 +14,7 @@ from ckptstore.format.object_graph import (
     checkpoint_key,
     mark_checkpoint_values,
 )
+from ckptstore.suggest import did_you_mean
 from ckptstore.trackable.optimizer import Optimizer
 from ckptstore.trackable.tree import Tree
 
@@ -57,11 +57,10 @@ def describe(tree: Tree, full_names: Mapping[str, str] | None = None) -> list[No
     if given:
         path = next(iter(given))
         known = [tree.path(node_id) for node_id in names]
-        close = difflib.get_close_matches(path, known[:10_000], n=1)
         raise UsageError(
             "a name is given for a variable that the tree does not have",
             tensor=path,
-            hint=f"Did you mean {close[0]!r}?" if close else None,
+            hint=did_you_mean(path, known, limit=1),
         )
     slots: dict[int, list[SlotVariable]] = {}
     for optimizer, name, variable, slot in tree.slots:

@@ -17,8 +17,6 @@ Mirrors TensorFlow `tensorflow/python/checkpoint/graph_view.py` and
 
 from __future__ import annotations
 
-import difflib
-import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 
 from ckptstore.errors import UsageError
 from ckptstore.format.object_graph import object_path
+from ckptstore.suggest import did_you_mean
 from ckptstore.trackable.optimizer import Optimizer
 from ckptstore.trackable.tree import Place, Tree, TreeNode
 
@@ -159,16 +158,11 @@ class _Walker:
         found = tree.find(path) if isinstance(path, str) else None
         if found is not None and tree.nodes[found].has_value and tree.slot_at(found) is None:
             return found
-        # Comparing with each of 100 000 paths would take longer than the save.
-        paths = list(itertools.islice(tree.plain_paths(), 10_000))
-        close = difflib.get_close_matches(str(path), paths, n=3)
         raise UsageError(
             "a slot belongs to a variable of the tree, named by its path from the root",
             tensor=path if isinstance(path, str) else repr(path),
             actual="no such variable" if found is None else "a container",
-            hint=f"Did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else "Give the path, e.g. 'net/w'.",
+            hint=did_you_mean(path, tree.plain_paths()) or "Give the path, e.g. 'net/w'.",
         )
 
     def _add_slot(

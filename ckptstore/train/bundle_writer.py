@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 import numpy.typing as npt
 
@@ -32,12 +30,9 @@ from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.storage.values import Committed
 from ckptstore.transfer.transfer import Transfer
-from ckptstore.types import DType
+from ckptstore.types import DType, Options, PathText
 
 __all__ = ["BundleWriter", "merge_bundles"]
-
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 
 class BundleWriter:

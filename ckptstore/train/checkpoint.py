@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -29,11 +28,9 @@ from ckptstore.trackable.tree import Tree
 from ckptstore.trackable.walk import check_member, walk
 from ckptstore.train.checkpoint_values import plan_tree, restore_tree
 from ckptstore.transfer.progress import Progress
+from ckptstore.types import Options, PathText
 
 __all__ = ["Checkpoint", "Optimizer", "RestoreStatus"]
-
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 
 class Checkpoint:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
@@ -22,6 +20,7 @@ from ckptstore.format.record_protocol import Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import pause
+from ckptstore.types import Options, PathText
 
 __all__ = [
     "CheckpointState",
@@ -35,8 +34,6 @@ __all__ = [
     "wait_for_new_checkpoint",
 ]
 
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 _RECORD_TIMEOUT_S = 60.0
 

@@ -17,6 +17,7 @@ from ckptstore.directory.latest import find_latest
 from ckptstore.directory.retention import ManagerRetention
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.naming import numbered
+from ckptstore.saving.arguments import SECONDS_PER_HOUR
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.task import SaveTask, save_with_record, split_by_change
 from ckptstore.storage.prefix_names import check_prefix_name
@@ -25,8 +26,6 @@ from ckptstore.train.checkpoint import Checkpoint
 from ckptstore.transfer.progress import Progress
 
 __all__ = ["CheckpointManager"]
-
-_SECONDS_PER_HOUR = 3600.0
 
 
 class CheckpointManager:
@@ -110,7 +109,7 @@ class CheckpointManager:
         self._storage_options = storage_options
         hours = keep_checkpoint_every_n_hours
         retention = ManagerRetention(
-            max_to_keep, None if hours is None else hours * _SECONDS_PER_HOUR, float(clock())
+            max_to_keep, None if hours is None else hours * SECONDS_PER_HOUR, float(clock())
         )
         self._writer = CheckpointWriter(self._directory, None, retention, clock)
         self._writer.peek(checkpoint_name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import Any
 
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle
@@ -15,12 +13,10 @@ from ckptstore.reading.options import ReadOptions
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
-from ckptstore.types import DType
+from ckptstore.types import DType, Options, PathText
 
 __all__ = ["CheckpointReader", "list_variables", "load_checkpoint", "load_variable"]
 
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 # Where TensorFlow's name in types.proto is not the upper-case name of the type.
 _PROTO_NAMES = {"float32": "DT_FLOAT", "float64": "DT_DOUBLE", "float16": "DT_HALF"}

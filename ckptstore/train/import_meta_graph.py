@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptstore.saving.arguments import Options, PathText
 from ckptstore.train.meta_graph import load_meta_graph
 from ckptstore.train.saver import Saver
+from ckptstore.types import Options, PathText
 
 __all__ = ["import_meta_graph"]
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ckptstore.directory.publish import put_graph
 from ckptstore.errors import FormatError, NotFoundError, UnsupportedError, UsageError
 from ckptstore.graph.export import export_meta_graph_bytes, read_meta_graph
 from ckptstore.graph.graph import Graph
 from ckptstore.storage.registry import locate
+from ckptstore.types import Options, PathText
 
 __all__ = ["export_meta_graph", "load_meta_graph"]
 
-PathText = str | os.PathLike[str]
-Options = Mapping[str, Any] | None
 
 # The limit of protobuf, and so TensorFlow's.
 _LARGEST_GRAPH_BYTES = 2**31 - 1

@@ -19,8 +19,7 @@ from ckptstore.graph.graph import Graph
 from ckptstore.reading.open_checkpoint import restore_values
 from ckptstore.reading.options import ReadOptions
 from ckptstore.saving.arguments import (
-    Options,
-    PathText,
+    V2,
     SaverSettings,
     VarList,
     check_list,
@@ -38,10 +37,9 @@ from ckptstore.train.checkpoint_management import get_checkpoint_mtimes
 from ckptstore.train.meta_graph import export_meta_graph
 from ckptstore.transfer.blocks import release_blocks
 from ckptstore.transfer.progress import Progress
+from ckptstore.types import Options, PathText
 
 __all__ = ["Saver"]
-
-_V2 = 2
 
 
 class Saver:
@@ -144,7 +142,7 @@ class Saver:
         builder: None = None,
         defer_build: bool = False,
         allow_empty: bool = False,
-        write_version: int = _V2,
+        write_version: int = V2,
         pad_step_number: bool = False,
         save_relative_paths: bool = False,
         filename: str | None = None,

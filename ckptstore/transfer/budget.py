@@ -7,10 +7,31 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from ckptstore.errors import UsageError
 from ckptstore.storage.scope import Scope, current_scope
 
-__all__ = ["MemoryBudget"]
+__all__ = ["MemoryBudget", "check_memory_budget"]
+
+
+def check_memory_budget(limit_bytes: object) -> int | None:
+    """Return a caller's `memory_budget` as an integer, None for no limit.
+
+    Raises
+    ------
+    UsageError
+        If it is anything else than a positive integer or None.
+    """
+    if limit_bytes is None:
+        return None
+    if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int | np.integer) or limit_bytes <= 0:
+        raise UsageError(
+            "memory_budget must be a number of bytes above 0, or None for no limit",
+            expected="a number of bytes",
+            actual=repr(limit_bytes),
+        )
+    return int(limit_bytes)
 
 
 class MemoryBudget:
@@ -38,9 +59,7 @@ class MemoryBudget:
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
-        if limit_bytes is not None and limit_bytes <= 0:
-            raise UsageError("a memory budget is a number of bytes above 0", actual=limit_bytes)
-        self.limit_bytes = limit_bytes
+        self.limit_bytes = check_memory_budget(limit_bytes)
         self.used_bytes = 0
         self.high_water_bytes = 0
         # Reentrant: a signal handler that cancels may interrupt the thread that holds it.

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.read.batch import Jobs, SmallTensors
 from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, parse_index, view_of
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
@@ -320,12 +319,16 @@ class BundleReader(abc.ABC):
             for _ in self._overlaps(tensor, parse_index(..., tensor.shape, tensor=tensor.name)):
                 pass
 
-    def _tensor_not_found(self, name: object) -> TensorNotFoundError:
+    def tensor_not_found(self, name: object) -> TensorNotFoundError:
+        """Return the error for a name that this checkpoint does not have."""
         try:
             names = self.names()
         except CkptStoreError:
             names = []  # the hint is not worth a second failure
-        return tensor_not_found(name, names, self.url)
+        what = f"Key {name} not found in checkpoint"
+        return TensorNotFoundError.among(
+            what, name, names, "tensors", url=self.url, listed_by="list_variables()"
+        )
 
 
 def _insufficient_slices(tensor: StoredTensor, box: Box, wanted: int, found: int, url: str) -> FormatError:

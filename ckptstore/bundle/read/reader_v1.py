@@ -95,7 +95,7 @@ class ReaderV1(BundleReader):
     def _tensor(self, name: str) -> _Tensor:
         found = self._tensors.get(name) if isinstance(name, str) else None
         if found is None:
-            raise self._tensor_not_found(name)
+            raise self.tensor_not_found(name)
         return found
 
     def entry(self, name: str) -> BundleEntry:

@@ -123,7 +123,7 @@ class ReaderV2(BundleReader):
     def entry(self, name: str) -> BundleEntry:
         found = self.index.entry(key_of(name))
         if found is None:
-            raise self._tensor_not_found(name)
+            raise self.tensor_not_found(name)
         return found
 
     def stored(self, name: str) -> StoredTensor:

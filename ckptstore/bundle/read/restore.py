@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.names import tensor_not_found
 from ckptstore.bundle.read.bulk_lookup import SmallRestore
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.errors import UsageError
@@ -184,7 +183,7 @@ def _plan(
         except UsageError as error:
             misfits.append(error)
     if absent:
-        missing = tensor_not_found(absent[0], reader.names(), reader.url)
+        missing = reader.tensor_not_found(absent[0])
         if len(absent) > 1:
             missing.hint = f"{missing.hint} In all, {_listed(absent)} are missing."
         raise missing
