@@ -35,7 +35,7 @@ FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench bench-setup bench-quick bench-page docs lock clean clean-all
+.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -160,6 +160,9 @@ bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from
 docs: $(VENV)/.ready  ## renew what the pages take from the code: tables of guarantees, drawings of the floors
 	$(BIN)/python -m tests.meta.guarantees
 	$(BIN)/python -m tests.meta.architecture
+
+protos: $(VENV)/.ready  ## renew the descriptors of TensorFlow's messages from ckptstore/format/schemas/*.proto
+	$(BIN)/python -m tests.meta.schemas
 
 # Versions and hashes only, whatever index this machine is set up to use; one lock for every Python from 3.11 on.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \

@@ -6,6 +6,11 @@ two pools cannot be copied into each other; bytes travel freely.
 
 Everything here is made on first use: importing this module costs nothing, importing protobuf tens of
 milliseconds.
+
+Format
+------
+``schemas/descriptors.binpb`` is a ``FileDescriptorSet``: what protoc makes of the ``.proto`` files beside
+it, which name the files of TensorFlow that they mirror. ``make protos`` renews it.
 """
 
 from __future__ import annotations
@@ -13,13 +18,17 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ckptstore.format.coding import iter_fields
+
 if TYPE_CHECKING:
     from google.protobuf.descriptor_pool import DescriptorPool
 
 __all__ = ["Proto", "descriptor_pool", "message_class", "parse_message", "parse_reason"]
 
 Proto: TypeAlias = Any
-"""A message or message class made at run time; its fields are not known to a type checker."""
+"""A message or message class made at run time; a type checker does not know its fields."""
+
+_DESCRIPTORS = "schemas/descriptors.binpb"
 
 _lock = threading.Lock()
 _pool: DescriptorPool | None = None
@@ -51,7 +60,7 @@ def message_class(name: str) -> Proto:
     Raises
     ------
     KeyError
-        If the schemas have no such message.
+        If the schemas do not have it.
 
     Threads
     -------
@@ -67,9 +76,9 @@ def message_class(name: str) -> Proto:
 
 
 def parse_message(name: str, data: bytes) -> Proto | None:
-    """Return the message `name` in `data`; None if `data` is no such message.
+    """Return the message `name` in `data`; None if `data` does not hold one.
 
-    Fields that the schema does not know are kept in it.
+    Fields that the schema does not have are kept in it.
     """
     from google.protobuf.message import DecodeError
 
@@ -83,7 +92,7 @@ def parse_message(name: str, data: bytes) -> Proto | None:
 
 
 def parse_reason(error: Exception) -> str:
-    """Return what protobuf's text parser says, cut short: it quotes the whole line, maybe the whole file."""
+    """Return the message of protobuf's text parser, shortened: it may quote the whole file."""
     text = str(error)
     if len(text) > 200:
         text = f"{text[:60]} … {text[-120:]}"
@@ -91,18 +100,15 @@ def parse_reason(error: Exception) -> str:
 
 
 def _build_pool() -> DescriptorPool:
+    import pkgutil
+
     from google.protobuf.descriptor_pool import DescriptorPool
 
-    from ckptstore.format import schemas
-    from ckptstore.format.proto_language import parse_schema
-
-    google = parse_schema(
-        schemas.GOOGLE_PROTOBUF, package="google.protobuf", file_name="ckptstore/google.proto"
-    )
-    tensorflow = parse_schema(
-        schemas.TENSORFLOW, package="tensorflow", file_name="ckptstore/tensorflow.proto", imports=(google,)
-    )
+    data = pkgutil.get_data("ckptstore.format", _DESCRIPTORS)
+    assert data is not None, "the package was installed without its data"
     pool = DescriptorPool()
-    pool.Add(google)
-    pool.Add(tensorflow)
+    # The set's one field, the files, each after those that it imports. Parsing the set with descriptor_pb2
+    # would take longer than everything else here.
+    for _, _, file in iter_fields(data, source=_DESCRIPTORS):
+        pool.AddSerializedFile(bytes(file))
     return pool

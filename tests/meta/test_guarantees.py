@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.storage.values import Capabilities
-from ckptstore.view.guarantees import abilities_table, guarantees_table
-from tests.meta.guarantees import TABLES, place
+from tests.meta.guarantees import TABLES, abilities_table, guarantees_table, place
 
 WEAK = Capabilities(
     backend="tape",

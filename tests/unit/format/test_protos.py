@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ckptstore.format import proto_language, protos
+from ckptstore.format import protos
 from ckptstore.format.protos import descriptor_pool, message_class
 
 
@@ -62,37 +62,6 @@ def test_nothing_is_registered_for_the_whole_process_and_import_loads_no_protobu
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout == "private\n", result.stderr
-
-
-def parse(text):
-    return proto_language.parse_schema(text, package="p", file_name="p.proto")
-
-
-def test_the_notation():
-    file = parse(
-        "message A { message B { int32 x = 1; } repeated B b = 1; // comment\n"
-        " oneof kind { string s = 2; E e = 3; } map<string, A.B> many_things = 4; }\n"
-        "enum E { ZERO = 0; ONE = 1; }"
-    )
-    message = file.message_type[0]
-    assert [(field.name, field.number, field.type, field.type_name) for field in message.field] == [
-        ("b", 1, 11, ".p.A.B"),
-        ("s", 2, 9, ""),
-        ("e", 3, 14, ".p.E"),
-        ("many_things", 4, 11, ".p.A.ManyThingsEntry"),
-    ]
-    assert [field.HasField("oneof_index") for field in message.field] == [False, True, True, False]
-    assert message.nested_type[1].options.map_entry
-    assert [(value.name, value.number) for value in file.enum_type[0].value] == [("ZERO", 0), ("ONE", 1)]
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["service A {}", "message A { Nope x = 1; }", "message A { int32 x 1; }", "message A { int32 x = 1;"],
-)
-def test_a_wrong_schema_is_refused(text):
-    with pytest.raises(ValueError):
-        parse(text)
 
 
 def test_classes_are_made_by_many_threads_at_once():
