@@ -1,7 +1,7 @@
 """What all requests of one save or restore share: when they must have ended, how to give them up, a count.
 
 A scope is current while its ``with`` block runs, in the context of that thread (`contextvars`), and an
-`Operation` finds it without being told. Threads that work for a scope run in a copy of that context.
+`Attempts` finds it without being told. Threads that work for a scope run in a copy of that context.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Scope:
     Parameters
     ----------
     deadline_s : float, optional
-        Seconds from now after which no request is made and no answer waited for; see `Operation`.
+        Seconds from now after which no request is made and no answer waited for; see `Attempts`.
     what : str
         What fails when it ends too early, for messages: ``"cannot save"``.
     url : str

@@ -18,9 +18,9 @@ import numpy as np
 
 import ckptstore as ck
 from ckptstore.storage.base import Storage
+from ckptstore.storage.object_store.attempts import RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate, use_wrapper
-from ckptstore.storage.retry import RetryBudget, RetryPolicy
 from tests.servers.certificates import make_certificates, make_service_account
 from tests.servers.fault_proxy import FaultProxy, Request, _When
 from tests.servers.gcs import GcsServer

@@ -11,8 +11,8 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.bundle.verify.verify import verify_bundle
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import RetryPolicy
 from tests.backends.bad_days import Stage, impatient
 from tests.servers.fault_proxy import FaultProxy, Request
 

@@ -74,7 +74,7 @@ def _no_fence() -> Iterator[None]:
 def _no_read_back() -> Iterator[None]:
     """A conflict is somebody else's, a broken connection is a failure."""
 
-    def judge(self: ConditionalWrite, fault: Fault, operation: object) -> Lost:
+    def judge(self: ConditionalWrite, fault: Fault, attempts: object) -> Lost:
         if fault.kind in (Kind.PRECONDITION, Kind.ABSENT):
             return Lost(None)
         raise TransientError(f"the write failed: {fault}")
@@ -134,10 +134,10 @@ def _no_compare_and_swap_of_the_record() -> Iterator[None]:
     """The record is written whatever it is by now."""
     put = SimulatedTransport.put
 
-    def put_record(self: Any, place: Any, *args: Any, precondition: Any, **options: Any) -> Any:
-        if place.name.endswith("/checkpoint"):
+    def put_record(self: Any, object_name: Any, *args: Any, precondition: Any, **options: Any) -> Any:
+        if object_name.name.endswith("/checkpoint"):
             precondition = None
-        return put(self, place, *args, precondition=precondition, **options)
+        return put(self, object_name, *args, precondition=precondition, **options)
 
     with mock.patch.object(SimulatedTransport, "put", put_record):
         yield

@@ -371,6 +371,7 @@ def simulation() -> Iterator[None]:
         no_threads(),
         mock.patch.object(ckptstore.storage.retry, "time", _Time),
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
+        mock.patch.object(ckptstore.storage.object_store.attempts, "random", _Random),
         mock.patch.object(ckptstore.storage.object_store.deletes, "time", _Time),
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),

@@ -6,22 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from ckptstore.storage.object_store import probe
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import Verdicts
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
-    Heading,
+    ObjectName,
     Page,
-    Place,
     Precondition,
-    Session,
+    PutResult,
+    ResponseHead,
     Sink,
     StaleUpload,
-    Stored,
     Transport,
-    pour,
+    UploadSession,
+    copy_into,
 )
-from ckptstore.storage.retry import Cancellation, Operation, RetryBudget
+from ckptstore.storage.scope import Cancellation
 from ckptstore.storage.values import Capabilities, ObjectInfo
 from tests.simulation.bucket import NoSuchKey, PreconditionFailed
 from tests.simulation.world import Actor, LostAnswer
@@ -30,7 +31,7 @@ _T = TypeVar("_T")
 
 BUCKET = "bucket"
 
-_places: dict[str, Place] = {}
+_places: dict[str, ObjectName] = {}
 
 
 class SimulatedTransport(Transport):
@@ -62,38 +63,38 @@ class SimulatedTransport(Transport):
     def endpoint(self) -> str:
         return self._endpoint
 
-    def _send(self, op: str, key: str, apply: Callable[[], _T]) -> _T:
+    def _send(self, attempts: str, key: str, apply: Callable[[], _T]) -> _T:
         try:
-            return self._actor.request(op, key, apply)
+            return self._actor.request(attempts, key, apply)
         except LostAnswer:
             raise Fault(Kind.CUT, "the connection broke") from None
         except PreconditionFailed:
             raise Fault(Kind.PRECONDITION, "the condition does not hold") from None
         except NoSuchKey:
             # A HEAD has no body that says what is missing.
-            raise Fault(Kind.UNPROVED if op == "HEAD" else Kind.ABSENT, "not there") from None
+            raise Fault(Kind.UNPROVED if attempts == "HEAD" else Kind.ABSENT, "not there") from None
 
-    def head(self, place: Place, operation: Operation) -> ObjectInfo:
-        key = place.key
+    def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
+        key = object_name.key
         found = self._send("HEAD", key, lambda: self.bucket.get(key))
         return ObjectInfo(key, len(found.data), found.etag, found.mtime_s, found.write_id)
 
     def get(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Sink],
+        accept: Callable[[ResponseHead], Sink],
     ) -> None:
-        key = place.key
+        key = object_name.key
         found = self._send("GET", key, lambda: self.bucket.get(key))
         if version is not None and found.etag != version:
             raise Fault(Kind.PRECONDITION, "another version is there")
         data = found.data
         if byte_range is None:
-            pour(data, accept(Heading(200, found.etag, len(data), None)))
+            copy_into(data, accept(ResponseHead(200, found.etag, len(data), None)))
             return
         first, _, last = byte_range.removeprefix("bytes=").partition("-")
         start = int(first) if first else max(0, len(data) - int(last))
@@ -101,38 +102,38 @@ class SimulatedTransport(Transport):
         if start >= len(data):
             raise Fault(Kind.BAD_RANGE, "behind the end")
         content_range = f"bytes {start}-{stop - 1}/{len(data)}"
-        pour(data[start:stop], accept(Heading(206, found.etag, stop - start, content_range)))
+        copy_into(data[start:stop], accept(ResponseHead(206, found.etag, stop - start, content_range)))
 
     def put(
         self,
-        place: Place,
+        object_name: ObjectName,
         pieces: Sequence[memoryview],
-        operation: Operation,
+        attempts: Attempts,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
-        key, content = place.key, b"".join(pieces)
+    ) -> PutResult:
+        key, content = object_name.key, b"".join(pieces)
         version = None if precondition is None else precondition.version
         if_absent = precondition is not None and version is None
-        stored = self._send(
+        result = self._send(
             "PUT" if version is None else "PUT IF",
             key,
             lambda: self.bucket.put(key, content, write_id=write_id, if_absent=if_absent, if_match=version),
         )
-        return Stored(stored.etag, crc32c)
+        return PutResult(result.etag, crc32c)
 
-    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
-        key = place.key
+    def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
+        key = object_name.key
         self._send("DELETE", key, lambda: self.bucket.delete(key, if_match=version))
 
-    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+    def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         keys = [f"{bucket}/{name}" for name in names]
         self._send("DELETE MANY", " ".join(keys), lambda: self.bucket.delete_many(keys))
         return {}
 
-    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+    def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         start = f"{bucket}/{prefix}"
         found = self._send("LIST", start, lambda: self.bucket.list(start))
         return Page(
@@ -146,19 +147,19 @@ class SimulatedTransport(Transport):
 
     def begin(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         size_bytes: int | None,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Session:
+    ) -> UploadSession:
         raise NotImplementedError("nothing here is that large")
 
-    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+    def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         return []
 
-    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
+    def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         raise NotImplementedError
 
 
@@ -206,16 +207,16 @@ class ActorStorage(ObjectStorage):
         self._waiting = _Waiting(actor)
         self.budget = _NO_LIMIT
 
-    def operation(self, cancellation: Cancellation | None = None) -> Operation:
-        return Operation(self.policy, self.budget, self._waiting, clock=self._clock)
+    def new_attempts(self, cancellation: Cancellation | None = None) -> Attempts:
+        return Attempts(self.policy, self.budget, self._waiting, clock=self._clock)
 
-    def place(self, key: str) -> Place:
+    def object_name(self, key: str) -> ObjectName:
         # Mostly the same few keys, in every run.
         found = _places.get(key)
         if found is None:
             if len(_places) > 1000:
                 _places.clear()
-            found = _places[key] = super().place(key)
+            found = _places[key] = super().object_name(key)
         return found
 
     def now_s(self) -> float:

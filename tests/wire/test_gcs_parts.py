@@ -27,10 +27,10 @@ from ckptstore.errors import (
 from ckptstore.storage.gcs import compose as compose_module
 from ckptstore.storage.gcs.messages import crc32c_text
 from ckptstore.storage.gcs.transport import GcsTransport
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.object_store.probe import verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import RetryPolicy
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 from ckptstore.testing.contract.base import at_once
 from tests.servers.gcs import GcsServer

@@ -32,8 +32,8 @@ from ckptstore.errors import (
 from ckptstore.storage.base import Location
 from ckptstore.storage.gcs.messages import crc32c_text
 from ckptstore.storage.gcs.transport import GcsTransport
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
-from ckptstore.storage.retry import RetryPolicy
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome, SuffixRange
 from ckptstore.types import ByteRange
 from tests.servers.gcs import GcsServer
@@ -668,16 +668,16 @@ def test_large_bodies_go_the_way_that_was_asked_for(
     assert len(large) == 4
     assert {is_direct(one) for one in large} == {direct}
     assert not any(is_direct(one) for one in seen if one not in large)
-    way = scene.storage.transport.way(scene.bucket, scene.storage.operation())
-    assert (way.is_direct, way.is_wanted) == (direct, True)
+    data_path = scene.storage.transport.data_path(scene.bucket, scene.storage.new_attempts())
+    assert (data_path.is_direct, data_path.is_wanted) == (direct, True)
 
 
 def test_a_session_of_ones_own_is_left_to_the_client(proxy: WireProxy, gcs_server: GcsServer) -> None:
     options = gcs_server.options | {"endpoint_url": proxy.url, "session_kwargs": {"trust_env": True}}
     storage = storage_of(options)
-    way = storage.transport.way("bucket", storage.operation())
-    assert (way.is_direct, way.is_wanted) == (False, False)
-    assert "session_kwargs" in way.reason
+    data_path = storage.transport.data_path("bucket", storage.new_attempts())
+    assert (data_path.is_direct, data_path.is_wanted) == (False, False)
+    assert "session_kwargs" in data_path.reason
 
 
 def test_a_copy_is_made_only_where_nothing_is_and_of_the_version_asked_for(scene: Scene) -> None:
@@ -850,11 +850,11 @@ def test_who_comes_without_credentials_and_is_refused_is_told_so(scene: Scene) -
 
 def test_the_file_system_below_is_the_plain_one() -> None:
     # The default one asks a gRPC service about the bucket first: 45 s for a ranged read from an emulator.
-    from ckptstore.storage.gcs.client import _FileSystem
+    from ckptstore.storage.gcs.client import _GcsFileSystem
 
-    names = [kind.__name__ for kind in _FileSystem.__mro__]
+    names = [kind.__name__ for kind in _GcsFileSystem.__mro__]
     assert "ExtendedGcsFileSystem" not in names
-    assert "gs" not in _FileSystem.protocol
+    assert "gs" not in _GcsFileSystem.protocol
 
 
 _PROGRAM = """

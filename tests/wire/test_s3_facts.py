@@ -25,9 +25,10 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.storage.base import Location
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import RetryPolicy, pause
+from ckptstore.storage.retry import pause
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.transport import S3Transport
 from ckptstore.storage.values import Ambiguous, Committed, Lost

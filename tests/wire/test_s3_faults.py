@@ -24,9 +24,9 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.storage.base import Location
+from ckptstore.storage.object_store.attempts import RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import RULES, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
-from ckptstore.storage.retry import RetryBudget, RetryPolicy
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.transport import S3Transport
 from ckptstore.storage.values import Ambiguous, Committed, Lost, SuffixRange

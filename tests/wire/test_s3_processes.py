@@ -17,9 +17,9 @@ import pytest
 
 from ckptstore.errors import CkptStoreError
 from ckptstore.storage.base import Location
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import RetryPolicy
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.transport import S3Transport
 from ckptstore.storage.values import Committed, Lost
@@ -150,7 +150,7 @@ def test_it_works_inside_a_running_event_loop_and_in_that_of_fsspec(directory: L
 _INTERRUPTED = """
 import sys, threading
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import RetryPolicy
+from ckptstore.storage.object_store.attempts import RetryPolicy
 directory = locate(sys.argv[1], dict(key="testtest", secret="testtest", endpoint_url=sys.argv[2]))
 storage, what = directory.storage, sys.argv[3]
 storage.probe(directory.child("x").key)

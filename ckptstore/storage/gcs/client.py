@@ -24,11 +24,11 @@ from ckptstore.errors import CkptStoreError
 from ckptstore.storage.gcs.direct import GcsDirect
 from ckptstore.storage.gcs.errors import redacted
 from ckptstore.storage.gcs.messages import Accept, Answer, Request, slices, with_query
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.event_loop import LoopThread
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
-from ckptstore.storage.object_store.transport import Way, pour
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import DataPath, copy_into
 from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES
 
 __all__ = ["GcsClient"]
@@ -43,7 +43,7 @@ _CONNECT_S = 10.0
 _CLOSE_TIMEOUT_S = 1.0
 
 
-class _FileSystem(GCSFileSystem):  # type: ignore[misc]  # gcsfs has no type information
+class _GcsFileSystem(GCSFileSystem):  # type: ignore[misc]  # gcsfs has no type information
     """gcsfs's plain file system; the default one asks a gRPC service first (71 s a request on an emulator).
 
     Under a protocol of its own, so that neither ``FSSPEC_GS_…`` variables nor fsspec's configuration files
@@ -85,7 +85,7 @@ class GcsClient:
         self._session: aiohttp.ClientSession | None = None
         self.skew_s = 0.0
         try:
-            self._fs = _FileSystem(
+            self._fs = _GcsFileSystem(
                 **{
                     **options,
                     "loop": self._thread.loop,
@@ -108,18 +108,20 @@ class GcsClient:
         self._timeout = timeout
         self._root = self._fs._location.rstrip("/")
         self._origin = URL(self._root).origin()
-        self.way = self._find_way(options, wants_direct)
+        self.data_path = self._find_data_path(options, wants_direct)
         self._direct = GcsDirect()
         _OPEN.add(self)
 
-    def _find_way(self, options: Mapping[str, Any], wants_direct: bool) -> Way:
+    def _find_data_path(self, options: Mapping[str, Any], wants_direct: bool) -> DataPath:
         if not wants_direct:
-            return Way(False, "through gcsfs: direct=False in the storage options")
+            return DataPath(False, "through gcsfs: direct=False in the storage options")
         if options.get("session_kwargs"):
-            return Way(False, "through gcsfs: session_kwargs ask for a session of their own", is_wanted=False)
+            return DataPath(
+                False, "through gcsfs: session_kwargs ask for a session of their own", is_wanted=False
+            )
         if getattr(self._fs, "_use_client_cert", False):
-            return Way(False, "through gcsfs: it shows a certificate of this machine", is_wanted=False)
-        return Way(True, f"over {self._origin.scheme.upper()}")
+            return DataPath(False, "through gcsfs: it shows a certificate of this machine", is_wanted=False)
+        return DataPath(True, f"over {self._origin.scheme.upper()}")
 
     @property
     def is_anonymous(self) -> bool:
@@ -130,13 +132,13 @@ class GcsClient:
         """Return the parameters of `query` that are not None, and the project that pays if one is named."""
         return self._fs._get_params(query)  # type: ignore[no-any-return]
 
-    def exchange(self, request: Request, operation: Operation, accept: Accept | None = None) -> Answer:
-        """Send `request` once, as an attempt of `operation`, and return the answer.
+    def exchange(self, request: Request, attempts: Attempts, accept: Accept | None = None) -> Answer:
+        """Send `request` once, as an attempt of `attempts`, and return the answer.
 
         Parameters
         ----------
         request : Request
-        operation : Operation
+        attempts : Attempts
         accept : callable, optional
             Is given the head of an answer with status 200 or 206, and returns what takes its body. May raise;
             the body is then not read.
@@ -147,11 +149,11 @@ class GcsClient:
             If there is no answer, or only a part of it.
         """
         size_bytes = sum(map(len, request.body))
-        if self.way.is_direct and (accept is not None or size_bytes >= DIRECT_FROM_BYTES):
-            return self._send_directly(request, operation, accept)
-        return self._thread.call(lambda: self._attempt(request, operation, accept), operation)
+        if self.data_path.is_direct and (accept is not None or size_bytes >= DIRECT_FROM_BYTES):
+            return self._send_directly(request, attempts, accept)
+        return self._thread.call(lambda: self._attempt(request, attempts, accept), attempts)
 
-    def _send_directly(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+    def _send_directly(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
         url, is_ours = self._target(request)
         headers: Mapping[str, str] = request.headers
         fault = None
@@ -162,7 +164,7 @@ class GcsClient:
                 fault = _credential_fault(error, "the credentials cannot be renewed")
         if fault is not None:
             raise fault
-        reply = self._direct.send(url, request, headers, operation, accept)
+        reply = self._direct.send(url, request, headers, attempts, accept)
         self.skew_s = skew_of(reply.headers.get("Date"), self.skew_s)
         return Answer(*reply)
 
@@ -175,9 +177,9 @@ class GcsClient:
         url = with_query(url, self.parameters(request.query))
         return url, URL(url, encoded=True).origin() == self._origin
 
-    async def _attempt(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+    async def _attempt(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
         try:
-            return await self._send(request, operation, accept)
+            return await self._send(request, attempts, accept)
         except (Fault, CkptStoreError):
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -185,7 +187,7 @@ class GcsClient:
         # Not from there: a URL in it may be as good as a token.
         raise fault
 
-    async def _send(self, request: Request, operation: Operation, accept: Accept | None) -> Answer:
+    async def _send(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
         url, is_ours = self._target(request)
         target = URL(url, encoded=True)
         headers = await self._signed(request.headers) if is_ours else dict(request.headers)
@@ -193,7 +195,7 @@ class GcsClient:
         if request.body or request.method in ("POST", "PUT"):
             headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
             # An iterator: what was sent can be sent again by nobody but the retry layer.
-            body = _sending(request.body, operation) if request.body else b""
+            body = _sending(request.body, attempts) if request.body else b""
         if self._session is None:
             self._session = await self._fs._set_session()
             # Otherwise it sends GET, PUT and DELETE again by itself when a kept connection breaks.
@@ -201,14 +203,14 @@ class GcsClient:
         async with self._session.request(
             request.method, target, headers=headers, data=body, allow_redirects=False, timeout=self._timeout
         ) as response:
-            operation.progress()
+            attempts.record_progress()
             self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
             if accept is None or response.status not in (200, 206):
                 return Answer(response.status, response.headers, await response.read())
             sink = accept(response.status, response.headers)
             async for piece in response.content.iter_any():
-                operation.progress()
-                pour(piece, sink)
+                attempts.record_progress()
+                copy_into(piece, sink)
             return Answer(response.status, response.headers, b"")
 
     def close(self) -> None:
@@ -274,13 +276,13 @@ os.register_at_fork(after_in_child=_disown_all)
 
 
 async def _sending(
-    pieces: Sequence[bytes | memoryview], operation: Operation
+    pieces: Sequence[bytes | memoryview], attempts: Attempts
 ) -> AsyncIterator[bytes | memoryview]:
     position = 0
     for piece in slices(pieces, _SEND_BYTES):
         yield piece
         position += len(piece)
-        operation.sent(position)
+        attempts.record_sent(position)
 
 
 def _credential_fault(error: Exception, what: str) -> Fault:

@@ -24,17 +24,17 @@ from typing import NamedTuple
 
 from ckptstore.checksums import combine
 from ckptstore.errors import CkptStoreWarning
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import give_up_composing
 from ckptstore.storage.object_store.transport import (
-    Place,
+    ObjectName,
     Precondition,
-    Session,
+    PutResult,
     StaleUpload,
-    Stored,
     Transport,
+    UploadSession,
 )
-from ckptstore.storage.retry import Operation
 from ckptstore.storage.values import ObjectInfo
 
 __all__ = [
@@ -65,9 +65,9 @@ def parts_prefix(start: str) -> str:
     return f"{directory}{slash}{_PARTS}/{name}"
 
 
-def is_nameable(place: Place) -> bool:
+def is_nameable(object_name: ObjectName) -> bool:
     """Tell whether there is room for the names of parts."""
-    longest = f"{parts_prefix(place.name)}/{'0' * _WRITE_ID_DIGITS}/0-000000"
+    longest = f"{parts_prefix(object_name.name)}/{'0' * _WRITE_ID_DIGITS}/0-000000"
     return len(longest.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
 
 
@@ -95,20 +95,20 @@ def unfinished_uploads(
 
 
 def delete_names(
-    transport: Transport, bucket: str, names: Sequence[str], operation: Operation
+    transport: Transport, bucket: str, names: Sequence[str], attempts: Attempts
 ) -> dict[str, Fault]:
     """Delete these objects, as many as there are in a request; return the faults of those that are left."""
     left: dict[str, Fault] = {}
     for first in range(0, len(names), transport.batch_size):
         batch = names[first : first + transport.batch_size]
         try:
-            left |= transport.delete_many(bucket, batch, operation)
+            left |= transport.delete_many(bucket, batch, attempts)
         except Fault as fault:
             if fault.kind is not Kind.UNSUPPORTED:
                 raise
             for name in batch:
                 try:
-                    transport.delete(Place(bucket, name), operation, version=None)
+                    transport.delete(ObjectName(bucket, name), attempts, version=None)
                 except Fault as refusal:
                     if refusal.kind is not Kind.ABSENT:
                         left[name] = refusal
@@ -124,14 +124,14 @@ class _Made(NamedTuple):
     crc32c: int
 
 
-class ComposeSession(Session):
-    """See `Session`.
+class ComposeSession(UploadSession):
+    """See `UploadSession`.
 
     Parameters
     ----------
     transport : Transport
         One that composes.
-    place : Place
+    object_name : ObjectName
     write_id : str
     precondition : Precondition or None
     size_bytes : int
@@ -148,17 +148,17 @@ class ComposeSession(Session):
     def __init__(
         self,
         transport: Transport,
-        place: Place,
+        object_name: ObjectName,
         write_id: str,
         precondition: Precondition | None,
         size_bytes: int,
     ) -> None:
         self._transport = transport
-        self._place = place
+        self._object_name = object_name
         self._write_id = write_id
         self._precondition = precondition
         self._size_bytes = size_bytes
-        self._prefix = f"{parts_prefix(place.name)}/{write_id}/"
+        self._prefix = f"{parts_prefix(object_name.name)}/{write_id}/"
         self._lock = threading.Lock()
         self._parts: dict[int, _Made] = {}
         self._composed: dict[str, _Made] = {}
@@ -171,23 +171,23 @@ class ComposeSession(Session):
         return self._write_id
 
     def send(
-        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
         part = self._parts.get(number)
         if part is None:
             size_bytes = sum(map(len, pieces))
 
-            def put(place: Place) -> Stored:
+            def put(object_name: ObjectName) -> PutResult:
                 return self._transport.put(
-                    place,
+                    object_name,
                     pieces,
-                    operation,
+                    attempts,
                     crc32c=crc32c,
                     write_id=self._write_id,
                     precondition=Precondition(None),
                 )
 
-            part = self._make(f"{number:06d}", size_bytes, crc32c, put, operation)
+            part = self._make(f"{number:06d}", size_bytes, crc32c, put, attempts)
         group = number // MOST_SOURCES
         with self._lock:
             self._parts[number] = part
@@ -196,19 +196,19 @@ class ComposeSession(Session):
         part_bytes = offset // number if number else part.size_bytes
         if len(parts) == MOST_SOURCES and self._size_bytes > MOST_SOURCES * part_bytes:
             # While other parts are on their way; at the end it would be waited for.
-            self._merged(0, group, parts, operation)
+            self._merged(0, group, parts, attempts)
 
     def complete(
-        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
-    ) -> Stored:
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> PutResult:
         sources = [self._parts[number] for number in sorted(self._parts)]
         level = 0
         while len(sources) > MOST_SOURCES:
             groups = [sources[first : first + MOST_SOURCES] for first in range(0, len(sources), MOST_SOURCES)]
-            sources = [self._merged(level, number, group, operation) for number, group in enumerate(groups)]
+            sources = [self._merged(level, number, group, attempts) for number, group in enumerate(groups)]
             level += 1
         try:
-            return self._compose(self._place, sources, self._precondition, operation)
+            return self._compose(self._object_name, sources, self._precondition, attempts)
         except Fault as fault:
             if fault.kind is Kind.PRECONDITION:
                 self._refusals += 1
@@ -218,7 +218,7 @@ class ComposeSession(Session):
                 fault.kind = Kind.UPLOAD_GONE
             raise
 
-    def _merged(self, level: int, number: int, sources: Sequence[_Made], operation: Operation) -> _Made:
+    def _merged(self, level: int, number: int, sources: Sequence[_Made], attempts: Attempts) -> _Made:
         """Return one object that is all of `sources`, made now or before."""
         if len(sources) == 1:
             return sources[0]
@@ -228,81 +228,83 @@ class ComposeSession(Session):
             crc32c = reduce(lambda whole, each: combine(whole, each.crc32c, each.size_bytes), sources, 0)
             size_bytes = sum(each.size_bytes for each in sources)
 
-            def compose(place: Place) -> Stored:
-                return self._compose(place, sources, Precondition(None), operation)
+            def compose(object_name: ObjectName) -> PutResult:
+                return self._compose(object_name, sources, Precondition(None), attempts)
 
-            found = self._composed[name] = self._make(name, size_bytes, crc32c, compose, operation)
+            found = self._composed[name] = self._make(name, size_bytes, crc32c, compose, attempts)
         return found
 
     def _compose(
         self,
-        place: Place,
+        object_name: ObjectName,
         sources: Sequence[_Made],
         precondition: Precondition | None,
-        operation: Operation,
-    ) -> Stored:
+        attempts: Attempts,
+    ) -> PutResult:
         pinned = [(source.name, source.version) for source in sources]
         info = self._transport.compose(
-            place, pinned, operation, write_id=self._write_id, precondition=precondition
+            object_name, pinned, attempts, write_id=self._write_id, precondition=precondition
         )
-        return Stored(info.version, info.crc32c)
+        return PutResult(info.version, info.crc32c)
 
     def _make(
         self,
         name: str,
         size_bytes: int,
         crc32c: int,
-        make: Callable[[Place], Stored],
-        operation: Operation,
+        make: Callable[[ObjectName], PutResult],
+        attempts: Attempts,
     ) -> _Made:
         """Make one of the upload's own objects, once, however often it is asked for after a fault."""
-        place = Place(self._place.bucket, self._prefix + name)
+        object_name = ObjectName(self._object_name.bucket, self._prefix + name)
         with self._lock:
-            may_be_there = place.name in self._names
-            self._names.add(place.name)
+            may_be_there = object_name.name in self._names
+            self._names.add(object_name.name)
         if may_be_there:
             # Cheaper than sending it again.
-            found = self._found(place, size_bytes, crc32c, operation)
+            found = self._found(object_name, size_bytes, crc32c, attempts)
             if found is not None:
                 return found
         try:
-            stored = make(place)
+            result = make(object_name)
         except Fault as fault:
             if fault.kind is Kind.ABSENT:
                 fault.kind = Kind.UPLOAD_GONE
             if fault.kind is not Kind.PRECONDITION:
                 raise
             # The first of two identical requests won. Or what it would be made of is gone.
-            found = self._found(place, size_bytes, crc32c, operation)
+            found = self._found(object_name, size_bytes, crc32c, attempts)
             if found is None:
                 fault.kind = Kind.UPLOAD_GONE
                 raise
             return found
-        self._check(crc32c, stored.crc32c)
-        return _Made(place.name, stored.version, size_bytes, crc32c)
+        self._check(crc32c, result.crc32c)
+        return _Made(object_name.name, result.version, size_bytes, crc32c)
 
-    def _found(self, place: Place, size_bytes: int, crc32c: int, operation: Operation) -> _Made | None:
+    def _found(
+        self, object_name: ObjectName, size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> _Made | None:
         """Return what is there under a name of ours, None if nothing is."""
         try:
-            info = self._transport.head(place, operation)
+            info = self._transport.head(object_name, attempts)
         except Fault as fault:
             # In a missing bucket the next request says so.
             if fault.kind in (Kind.ABSENT, Kind.UNPROVED):
                 return None
             raise
         self._check(crc32c, info.crc32c)
-        return _Made(place.name, info.version, size_bytes, crc32c)
+        return _Made(object_name.name, info.version, size_bytes, crc32c)
 
     @staticmethod
     def _check(wanted: int, found: int | None) -> None:
         if found != wanted:
             raise Fault(Kind.BAD_CHECKSUM, "a part arrived with another checksum")
 
-    def abort(self, operation: Operation) -> None:
+    def abort(self, attempts: Attempts) -> None:
         with self._lock:
             names = sorted(self._names)
         try:
-            left = delete_names(self._transport, self._place.bucket, names, operation)
+            left = delete_names(self._transport, self._object_name.bucket, names, attempts)
         except Fault as fault:
             if fault.kind is not Kind.FORBIDDEN:
                 raise
@@ -318,7 +320,7 @@ class ComposeSession(Session):
 
     def _give_up_parts(self, fault: Fault) -> None:
         """Send objects to this bucket in one stream from now on, and say so once."""
-        bucket = self._place.bucket
+        bucket = self._object_name.bucket
         if not give_up_composing(self._transport, bucket):
             return
         text = (

@@ -10,11 +10,11 @@ from ckptstore.storage.gcs.service import (
     garbled,
     json_bytes,
     object_url,
-    stored_in,
+    result_in,
 )
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Place, Precondition, Stored
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult
 from ckptstore.storage.values import ObjectInfo
 
 __all__ = ["copied"]
@@ -23,14 +23,18 @@ __all__ = ["copied"]
 def copied(
     service: GcsService,
     source: ObjectInfo,
-    target: Place,
-    operation: Operation,
+    target: ObjectName,
+    attempts: Attempts,
     write_id: str,
     precondition: Precondition | None,
-) -> Stored:
+) -> PutResult:
     """Copy an object; see `Transport.copy`."""
     bucket, _, name = source.key.partition("/")
-    url = object_url(JSON_API, Place(bucket, name)) + "/rewriteTo" + object_path(target.bucket, target.name)
+    url = (
+        object_url(JSON_API, ObjectName(bucket, name))
+        + "/rewriteTo"
+        + object_path(target.bucket, target.name)
+    )
     body = (json_bytes(resource(target.name, write_id)),)
     query = {
         "ifSourceGenerationMatch": source.version,
@@ -41,9 +45,9 @@ def copied(
     token: str | None = None
     while True:
         # A large one between places takes several requests, each of which goes on where the last ended.
-        answer = service.ask("POST", url, operation, {**query, "rewriteToken": token}, headers, body)
+        answer = service.ask("POST", url, attempts, {**query, "rewriteToken": token}, headers, body)
         if answer.status != 200:
-            fault = service.fault(answer, target.bucket, operation)
+            fault = service.fault(answer, target.bucket, attempts)
             if fault.kind in (Kind.ABSENT, Kind.BAD_REQUEST, Kind.FORBIDDEN):
                 raise Fault(Kind.UNSUPPORTED, fault.text, code=fault.code)
             raise fault
@@ -51,6 +55,6 @@ def copied(
         if not isinstance(fields, dict):
             raise garbled(answer.status)
         if fields.get("done", True):
-            return stored_in(fields.get("resource"), answer.status)
+            return result_in(fields.get("resource"), answer.status)
         token = str(fields.get("rewriteToken"))
-        operation.progress()
+        attempts.record_progress()

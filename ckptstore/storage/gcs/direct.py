@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from ckptstore.storage.gcs.messages import Request
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.wire.connections import Server
 from ckptstore.storage.wire.exchange import Accept, DirectReply, DirectRequest, exchange
 
@@ -33,7 +33,7 @@ class GcsDirect:
         url: str,
         request: Request,
         headers: Mapping[str, str],
-        operation: Operation,
+        attempts: Attempts,
         accept: Accept | None,
     ) -> DirectReply:
         """Send `request` to `url`, which is complete, with these headers.
@@ -48,7 +48,7 @@ class GcsDirect:
         carried = {**headers, "Host": host}
         server = self._server(parts.scheme, parts.hostname or "", parts.port)
         return exchange(
-            server, DirectRequest(request.method, target, carried, request.body), operation, accept
+            server, DirectRequest(request.method, target, carried, request.body), attempts, accept
         )
 
     def _server(self, scheme: str, host: str, port: int | None) -> Server:

@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ckptstore.storage.gcs.errors import fault_of
 from ckptstore.storage.gcs.messages import Answer, Request, crc32c_text, cut, next_byte
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Session, Stored
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import PutResult, UploadSession
 
 __all__ = ["ResumableSession"]
 
 _GONE = {404, 410, 499}
 
 
-class ResumableSession(Session):
+class ResumableSession(UploadSession):
     """One session on the server.
 
     Parameters
@@ -44,12 +44,12 @@ class ResumableSession(Session):
     def __init__(
         self,
         url: str,
-        exchange: Callable[[Request, Operation], Answer],
-        stored: Callable[[Answer], Stored],
+        exchange: Callable[[Request, Attempts], Answer],
+        result: Callable[[Answer], PutResult],
     ) -> None:
         self._url = url
         self._exchange = exchange
-        self._stored = stored
+        self._stored = result
 
     def __repr__(self) -> str:
         return "ResumableSession()"
@@ -60,21 +60,21 @@ class ResumableSession(Session):
         return ""
 
     def send(
-        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
-        answer = self._deliver(offset, pieces, "*", {}, operation)
+        answer = self._deliver(offset, pieces, "*", {}, attempts)
         if answer is not None:
             # Only a server that takes a question for the end of the upload does this.
             raise Fault(Kind.UPLOAD_GONE, "the server ended the upload before its last part")
 
     def complete(
-        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
-    ) -> Stored:
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> PutResult:
         # The service compares it before the object becomes visible; others ignore the header, and the
         # checksum in the answer is compared by whoever called.
         headers = {"X-Goog-Hash": f"crc32c={crc32c_text(crc32c)}"}
         offset = size_bytes - sum(map(len, last))
-        answer = self._deliver(offset, last, str(size_bytes), headers, operation)
+        answer = self._deliver(offset, last, str(size_bytes), headers, attempts)
         if answer is None:
             raise Fault(Kind.GARBLED, "the server has all of the object and does not end the upload")
         return self._stored(answer)
@@ -85,21 +85,21 @@ class ResumableSession(Session):
         pieces: Sequence[memoryview],
         total: str,
         headers: Mapping[str, str],
-        operation: Operation,
+        attempts: Attempts,
     ) -> Answer | None:
         """Send what the server lacks of `pieces`; return the answer that shows the object, if one did."""
         start, stop = offset, offset + sum(map(len, pieces))
-        if operation.tries > 1:
+        if attempts.tries > 1:
             # A request that failed may have left any part of its bytes. Sent twice they can be stored twice
             # (googleapis/google-cloud-cpp#2980).
-            answer = self._ask(f"bytes */{total}", (), {}, operation)
+            answer = self._ask(f"bytes */{total}", (), {}, attempts)
             if answer.status != 308:
                 return answer
             start = self._kept(answer, offset, stop)
         while start < stop or total != "*":
             extent = f"{start}-{stop - 1}" if start < stop else "*"
             missing = cut(pieces, start - offset, stop - offset)
-            answer = self._ask(f"bytes {extent}/{total}", missing, headers, operation)
+            answer = self._ask(f"bytes {extent}/{total}", missing, headers, attempts)
             if answer.status != 308:
                 return answer
             kept = self._kept(answer, offset, stop)
@@ -113,11 +113,11 @@ class ResumableSession(Session):
         content_range: str,
         body: Sequence[memoryview],
         headers: Mapping[str, str],
-        operation: Operation,
+        attempts: Attempts,
     ) -> Answer:
         answer = self._exchange(
             Request("PUT", self._url, headers={**headers, "Content-Range": content_range}, body=body),
-            operation,
+            attempts,
         )
         if answer.status in (200, 201, 308):
             return answer
@@ -136,8 +136,8 @@ class ResumableSession(Session):
             raise Fault(Kind.UPLOAD_GONE, f"the server keeps {kept} bytes of {offset} that it acknowledged")
         return kept
 
-    def abort(self, operation: Operation) -> None:
-        answer = self._exchange(Request("DELETE", self._url), operation)
+    def abort(self, attempts: Attempts) -> None:
+        answer = self._exchange(Request("DELETE", self._url), attempts)
         # 499 is the documented answer. One that was finished before stays finished: 200, 204 or a 4xx.
         if answer.status >= 500 or answer.status in (408, 429):
             raise fault_of(answer.status, answer.headers, answer.body)

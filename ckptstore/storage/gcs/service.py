@@ -21,9 +21,9 @@ from ckptstore.storage.gcs.messages import (
     object_path,
 )
 from ckptstore.storage.gcs.options import resolve_options
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Place, Precondition, Stored
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult
 from ckptstore.storage.values import ObjectInfo
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "json_bytes",
     "no_bucket",
     "object_url",
-    "stored_in",
+    "result_in",
 ]
 
 JSON_API = "/storage/v1"
@@ -101,32 +101,32 @@ class GcsService:
         self,
         method: str,
         path: str,
-        operation: Operation,
+        attempts: Attempts,
         query: Mapping[str, str | None],
         headers: Mapping[str, str] | None = None,
         body: Sequence[bytes | memoryview] = (),
         accept: Accept | None = None,
     ) -> Answer:
-        """Send one request as an attempt of `operation`; see `GcsClient.exchange`."""
+        """Send one request as an attempt of `attempts`; see `GcsClient.exchange`."""
         request = Request(method, path, query, headers or {}, body)
-        return self.client().exchange(request, operation, accept)
+        return self.client().exchange(request, attempts, accept)
 
     def note(self, bucket: str) -> None:
         """Hear that a bucket exists."""
         self._answered_s[bucket] = time.monotonic()
 
-    def fault(self, answer: Answer, bucket: str, operation: Operation) -> Fault:
+    def fault(self, answer: Answer, bucket: str, attempts: Attempts) -> Fault:
         """Return what a refusal means; a 404 is not believed before the bucket answered."""
         fault = fault_of(*answer)
         if fault.kind is Kind.ABSENT:
-            return self._missing(bucket, operation) or fault
+            return self._missing(bucket, attempts) or fault
         if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE):
             self.note(bucket)
         elif fault.kind is Kind.FORBIDDEN and self.client().is_anonymous:
             fault = Fault(fault.kind, f"{fault.text} (the request carried no credentials)", code=fault.code)
         return fault
 
-    def _missing(self, bucket: str, operation: Operation) -> Fault | None:
+    def _missing(self, bucket: str, attempts: Attempts) -> Fault | None:
         """Find out whether the bucket is there: objects and buckets are missed in the same words."""
         answered_s = self._answered_s.get(bucket)
         if answered_s is not None and time.monotonic() - answered_s < _BELIEVED_S:
@@ -136,7 +136,7 @@ class GcsService:
             # Where listing is denied. If this is denied too, somebody is there who denies it.
             (bucket_url(bucket), {"fields": "name"}),
         ):
-            answer = self.ask("GET", path, operation, query)
+            answer = self.ask("GET", path, attempts, query)
             if answer.status == 404:
                 return no_bucket(bucket)
             if answer.status not in (401, 403):
@@ -155,10 +155,10 @@ def info_in(bucket: str, fields: Any) -> ObjectInfo:
         raise garbled(200) from None
 
 
-def stored_in(fields: Any, status: int) -> Stored:
+def result_in(fields: Any, status: int) -> PutResult:
     """Return what the resource of a new object says; a `Fault` if it is none."""
     try:
-        return Stored(str(int(fields["generation"])), crc32c_value(fields.get("crc32c")))
+        return PutResult(str(int(fields["generation"])), crc32c_value(fields.get("crc32c")))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise garbled(status) from None
 
@@ -188,9 +188,9 @@ def bucket_url(bucket: str, api: str = JSON_API) -> str:
     return f"{api}/b/{quote(bucket, safe='', errors='replace')}"
 
 
-def object_url(api: str, place: Place) -> str:
+def object_url(api: str, object_name: ObjectName) -> str:
     """Return the path of an object."""
-    return api + object_path(place.bucket, place.name)
+    return api + object_path(object_name.bucket, object_name.name)
 
 
 def json_bytes(description: Mapping[str, Any]) -> bytes:

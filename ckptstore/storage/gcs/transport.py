@@ -41,25 +41,25 @@ from ckptstore.storage.gcs.service import (
     json_bytes,
     no_bucket,
     object_url,
-    stored_in,
+    result_in,
 )
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import compose_verdict_for, verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
-    Heading,
+    DataPath,
+    ObjectName,
     Page,
     Parts,
-    Place,
     Precondition,
-    Session,
+    PutResult,
+    ResponseHead,
     Sink,
     StaleUpload,
-    Stored,
     Transport,
-    Way,
+    UploadSession,
 )
-from ckptstore.storage.retry import Operation
 from ckptstore.storage.values import Capabilities, ObjectInfo
 
 __all__ = ["GcsTransport", "open_gcs"]
@@ -141,21 +141,23 @@ class GcsTransport(Transport):
 
     # ----------------------------------------------------------------------------------------------- reading
 
-    def head(self, place: Place, operation: Operation) -> ObjectInfo:
-        answer = self._service.ask("GET", object_url(JSON_API, place), operation, {"fields": RESOURCE_FIELDS})
+    def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
+        answer = self._service.ask(
+            "GET", object_url(JSON_API, object_name), attempts, {"fields": RESOURCE_FIELDS}
+        )
         if answer.status != 200:
-            raise self._service.fault(answer, place.bucket, operation)
-        self._service.note(place.bucket)
-        return info_in(place.bucket, json_of(answer.body))
+            raise self._service.fault(answer, object_name.bucket, attempts)
+        self._service.note(object_name.bucket)
+        return info_in(object_name.bucket, json_of(answer.body))
 
     def get(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Sink],
+        accept: Callable[[ResponseHead], Sink],
     ) -> None:
         # The bytes as they are stored: a compressed answer has another length.
         headers = {"Accept-Encoding": "identity"}
@@ -163,10 +165,10 @@ class GcsTransport(Transport):
             headers["Range"] = byte_range
 
         def take(status: int, head: Mapping[str, str]) -> Sink:
-            self._service.note(place.bucket)
+            self._service.note(object_name.bucket)
             length = head.get("Content-Length", "")
             return accept(
-                Heading(
+                ResponseHead(
                     status=status,
                     version=head.get("X-Goog-Generation", ""),
                     size_bytes=int(length) if length.isdecimal() else None,
@@ -177,16 +179,16 @@ class GcsTransport(Transport):
 
         query = {"alt": "media", "generation": version}
         answer = self._service.ask(
-            "GET", object_url(MEDIA_API, place), operation, query, headers, accept=take
+            "GET", object_url(MEDIA_API, object_name), attempts, query, headers, accept=take
         )
         if answer.status not in (200, 206):
-            raise self._service.fault(answer, place.bucket, operation)
+            raise self._service.fault(answer, object_name.bucket, attempts)
 
-    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
-        return self._page(bucket, prefix, token, operation, delimiter="/")
+    def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
+        return self._page(bucket, prefix, token, attempts, delimiter="/")
 
     def _page(
-        self, bucket: str, prefix: str, token: str | None, operation: Operation, *, delimiter: str | None
+        self, bucket: str, prefix: str, token: str | None, attempts: Attempts, *, delimiter: str | None
     ) -> Page:
         query = {
             "prefix": prefix,
@@ -195,7 +197,7 @@ class GcsTransport(Transport):
             "maxResults": "1000",
             "fields": f"items({RESOURCE_FIELDS}),nextPageToken",
         }
-        answer = self._service.ask("GET", bucket_url(bucket) + "/o", operation, query)
+        answer = self._service.ask("GET", bucket_url(bucket) + "/o", attempts, query)
         if answer.status != 200:
             fault = fault_of(*answer)
             raise no_bucket(bucket) if fault.kind is Kind.ABSENT else fault
@@ -206,11 +208,11 @@ class GcsTransport(Transport):
             raise Fault(Kind.GARBLED, "the answer is not a listing", code=str(answer.status))
         return Page([info_in(bucket, item) for item in items], page.get("nextPageToken") or None)
 
-    def _below(self, bucket: str, prefix: str, operation: Operation) -> Iterator[ObjectInfo]:
+    def _below(self, bucket: str, prefix: str, attempts: Attempts) -> Iterator[ObjectInfo]:
         """Yield every object whose name begins with `prefix`, whatever stands behind it."""
         token: str | None = ""
         while token is not None:
-            page = self._page(bucket, prefix, token or None, operation, delimiter=None)
+            page = self._page(bucket, prefix, token or None, attempts, delimiter=None)
             yield from page.objects
             token = page.token
 
@@ -218,43 +220,43 @@ class GcsTransport(Transport):
 
     def put(
         self,
-        place: Place,
+        object_name: ObjectName,
         pieces: Sequence[memoryview],
-        operation: Operation,
+        attempts: Attempts,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
+    ) -> PutResult:
         # no-store: what anybody may read is cached for an hour otherwise, the record too.
-        description = resource(place.name, write_id, crc32c=crc32c, cache_control="no-store")
+        description = resource(object_name.name, write_id, crc32c=crc32c, cache_control="no-store")
         content_type, body = related_body(description, pieces)
         query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(precondition)}
         answer = self._service.ask(
             "POST",
-            bucket_url(place.bucket, UPLOAD_API) + "/o",
-            operation,
+            bucket_url(object_name.bucket, UPLOAD_API) + "/o",
+            attempts,
             query,
             {"Content-Type": content_type},
             body,
         )
         if answer.status != 200:
-            raise self._service.fault(answer, place.bucket, operation)
-        self._service.note(place.bucket)
-        return stored_in(json_of(answer.body), answer.status)
+            raise self._service.fault(answer, object_name.bucket, attempts)
+        self._service.note(object_name.bucket)
+        return result_in(json_of(answer.body), answer.status)
 
     def begin(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         size_bytes: int | None,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Session:
+    ) -> UploadSession:
         if size_bytes is not None and size_bytes > _SERIAL_PARTS * self.part_size_bytes:
-            return ComposeSession(self, place, write_id, precondition, size_bytes)
-        description = resource(place.name, write_id)
+            return ComposeSession(self, object_name, write_id, precondition, size_bytes)
+        description = resource(object_name.name, write_id)
         query = {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(precondition)}
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
@@ -262,39 +264,43 @@ class GcsTransport(Transport):
         }
         answer = self._service.ask(
             "POST",
-            bucket_url(place.bucket, UPLOAD_API) + "/o",
-            operation,
+            bucket_url(object_name.bucket, UPLOAD_API) + "/o",
+            attempts,
             query,
             headers,
             (json_bytes(description),),
         )
         if answer.status not in (200, 201):
-            raise self._service.fault(answer, place.bucket, operation)
-        self._service.note(place.bucket)
+            raise self._service.fault(answer, object_name.bucket, attempts)
+        self._service.note(object_name.bucket)
         url = answer.headers.get("Location", "")
         if urlsplit(url).scheme not in ("http", "https"):
             raise Fault(Kind.GARBLED, "the answer names no session", code=str(answer.status))
         return ResumableSession(
             url,
             self._service.client().exchange,
-            lambda answer: stored_in(json_of(answer.body), answer.status),
+            lambda answer: result_in(json_of(answer.body), answer.status),
         )
 
-    def parts(self, place: Place, size_bytes: int | None, operation: Operation) -> Parts:
-        if size_bytes is None or size_bytes <= _SERIAL_PARTS * self.part_size_bytes or not is_nameable(place):
+    def parts(self, object_name: ObjectName, size_bytes: int | None, attempts: Attempts) -> Parts:
+        if (
+            size_bytes is None
+            or size_bytes <= _SERIAL_PARTS * self.part_size_bytes
+            or not is_nameable(object_name)
+        ):
             return Parts(1)
         if not self._wants_parts:
             return Parts(1, "one after the other: parallel_uploads=False in the storage options")
-        verdict = compose_verdict_for(self, place, operation)
+        verdict = compose_verdict_for(self, object_name, attempts)
         if verdict != "yes":
             return Parts(1, f"one after the other: {_NO_PARTS[verdict]}", is_wanted=False)
         return Parts(self.parallel_parts, f"{self.parallel_parts} at a time, composed at the end")
 
     def compose(
         self,
-        target: Place,
+        target: ObjectName,
         sources: Sequence[tuple[str, str]],
-        operation: Operation,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
@@ -309,48 +315,49 @@ class GcsTransport(Transport):
         answer = self._service.ask(
             "POST",
             object_url(JSON_API, target) + "/compose",
-            operation,
+            attempts,
             {"fields": RESOURCE_FIELDS, **condition(precondition)},
             {"Content-Type": "application/json; charset=UTF-8"},
             (json_bytes(description),),
         )
         if answer.status != 200:
-            raise self._service.fault(answer, target.bucket, operation)
+            raise self._service.fault(answer, target.bucket, attempts)
         return info_in(target.bucket, json_of(answer.body))
 
     def copy(
         self,
         source: ObjectInfo,
-        target: Place,
-        operation: Operation,
+        target: ObjectName,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
+    ) -> PutResult:
         verdicts = verdicts_known(self, target.bucket)
         if verdicts is not None and not verdicts.cond_delete:
             # The service keeps the conditions of every request; who drops one may drop that of the target.
             raise Fault(Kind.UNSUPPORTED, "the server does not keep every condition")
-        return copied(self._service, source, target, operation, write_id, precondition)
+        return copied(self._service, source, target, attempts, write_id, precondition)
 
-    def way(self, bucket: str, operation: Operation) -> Way:
-        return self._service.client().way
+    def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
+        return self._service.client().data_path
 
-    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+    def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
         answer = self._service.ask(
-            "DELETE", object_url(JSON_API, place), operation, {"ifGenerationMatch": version}
+            "DELETE", object_url(JSON_API, object_name), attempts, {"ifGenerationMatch": version}
         )
         if answer.status not in (200, 204):
             # A 404 is as good as done, whatever is missing.
             raise fault_of(*answer)
 
-    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+    def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         client = self._service.client()
         targets = [
-            with_query(object_url(JSON_API, Place(bucket, name)), client.parameters({})) for name in names
+            with_query(object_url(JSON_API, ObjectName(bucket, name)), client.parameters({}))
+            for name in names
         ]
         content_type, body = batch_body("DELETE", targets)
-        answer = self._service.ask("POST", BATCH_API, operation, {}, {"Content-Type": content_type}, (body,))
+        answer = self._service.ask("POST", BATCH_API, attempts, {}, {"Content-Type": content_type}, (body,))
         if answer.status in (404, 405, 501):
             raise Fault(Kind.UNSUPPORTED, "the server knows no batches", code=str(answer.status))
         if answer.status != 200:
@@ -365,14 +372,14 @@ class GcsTransport(Transport):
             if part.status not in (200, 204, 404)
         }
 
-    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+    def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         # Sessions cannot be listed; the service forgets them after a week. Parts can.
-        found = list(self._below(bucket, parts_prefix(prefix), operation))
+        found = list(self._below(bucket, parts_prefix(prefix), attempts))
         # By the server's own clock: ages must not depend on ours.
         return unfinished_uploads(found, bucket, prefix, time.time() + self.skew_s)
 
-    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
-        below = f"{parts_prefix(place.name)}/{upload_id}/"
-        names = [info.key.partition("/")[2] for info in self._below(place.bucket, below, operation)]
-        for fault in delete_names(self, place.bucket, names, operation).values():
+    def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
+        below = f"{parts_prefix(object_name.name)}/{upload_id}/"
+        names = [info.key.partition("/")[2] for info in self._below(object_name.bucket, below, attempts)]
+        for fault in delete_names(self, object_name.bucket, names, attempts).values():
             raise fault

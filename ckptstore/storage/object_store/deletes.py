@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import AccessError, CkptStoreError, NotFoundError
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
-from ckptstore.storage.object_store.transport import Place, StaleUpload
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import ObjectName, StaleUpload
 
 if TYPE_CHECKING:
     from ckptstore.storage.object_store.storage import ObjectStorage
@@ -63,9 +64,9 @@ class ObjectDeleter:
     def delete_if(self, key: str, version: str) -> bool:
         """See `Storage.delete_if`."""
         storage = self._storage
-        place, url = storage.place(key), storage.url_of(key)
+        object_name, url = storage.object_name(key), storage.url_of(key)
         try:
-            is_honoured = storage.verdicts(place, url).cond_delete
+            is_honoured = storage.verdicts(object_name, url).cond_delete
         except AccessError:
             # Who may not write, which is how that is found out, may still delete.
             is_honoured = False
@@ -76,16 +77,16 @@ class ObjectDeleter:
                     return False
             except NotFoundError:
                 return True
-        operation = storage.operation()
+        attempts = storage.new_attempts()
         condition = version if is_honoured else None
         try:
-            operation.run(lambda op: storage.transport.delete(place, op, version=condition))
+            attempts.run(lambda attempts: storage.transport.delete(object_name, attempts, version=condition))
         except Fault as fault:
             if fault.kind is Kind.ABSENT:
                 return True
             if fault.kind is Kind.PRECONDITION:
                 return self._is_gone(key)
-            raise error_of(fault, "cannot delete the object", url, operation) from None
+            raise error_of(fault, "cannot delete the object", url, attempts) from None
         return True
 
     def _is_gone(self, key: str) -> bool:
@@ -100,8 +101,8 @@ class ObjectDeleter:
         """See `Storage.delete_many`."""
         by_bucket: dict[str, list[str]] = {}
         for key in keys:
-            place = self._storage.place(key)
-            by_bucket.setdefault(place.bucket, []).append(place.name)
+            object_name = self._storage.object_name(key)
+            by_bucket.setdefault(object_name.bucket, []).append(object_name.name)
         failed: list[CkptStoreError] = []
         size = self._storage.transport.batch_size
         for bucket, names in by_bucket.items():
@@ -121,33 +122,33 @@ class ObjectDeleter:
         batch = [name for name in names if name not in alone]
         failed: list[CkptStoreError] = []
         if batch:
-            operation = storage.operation()
+            attempts = storage.new_attempts()
             try:
-                faults = operation.run(lambda op: storage.transport.delete_many(bucket, batch, op))
+                faults = attempts.run(lambda attempts: storage.transport.delete_many(bucket, batch, attempts))
             except Fault as fault:
                 if fault.kind is not Kind.UNSUPPORTED:
-                    url = storage.url_of(Place(bucket, batch[0]).key)
-                    return [error_of(fault, f"cannot delete {len(batch)} objects", url, operation)]
+                    url = storage.url_of(ObjectName(bucket, batch[0]).key)
+                    return [error_of(fault, f"cannot delete {len(batch)} objects", url, attempts)]
                 alone = [*alone, *batch]
                 faults = {}
             for name, refusal in faults.items():
                 if refusal.kind is Kind.FORBIDDEN:
-                    url = storage.url_of(Place(bucket, name).key)
+                    url = storage.url_of(ObjectName(bucket, name).key)
                     failed.append(error_of(refusal, "cannot delete the object", url))
                 elif refusal.kind is not Kind.ABSENT:
                     # What may pass is asked for alone, where it is repeated.
                     alone.append(name)
-        failed.extend(error for name in alone if (error := self._delete(Place(bucket, name))))
+        failed.extend(error for name in alone if (error := self._delete(ObjectName(bucket, name))))
         return failed
 
-    def _delete(self, place: Place) -> CkptStoreError | None:
-        operation = self._storage.operation()
+    def _delete(self, object_name: ObjectName) -> CkptStoreError | None:
+        attempts = self._storage.new_attempts()
         try:
-            operation.run(lambda op: self._storage.transport.delete(place, op, version=None))
+            attempts.run(lambda attempts: self._storage.transport.delete(object_name, attempts, version=None))
         except Fault as fault:
             if fault.kind is not Kind.ABSENT:
-                url = self._storage.url_of(place.key)
-                return error_of(fault, "cannot delete the object", url, operation)
+                url = self._storage.url_of(object_name.key)
+                return error_of(fault, "cannot delete the object", url, attempts)
         return None
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float, own: Sequence[ObjectUpload]) -> int:
@@ -163,12 +164,14 @@ class ObjectDeleter:
         for upload in own:
             if upload.upload_id is not None:
                 known.add(upload.upload_id)
-            is_here = upload.place.bucket == bucket and _lies_in(upload.place.name, start, directory)
+            is_here = upload.object_name.bucket == bucket and _lies_in(
+                upload.object_name.name, start, directory
+            )
             if is_here and upload.age_s >= min_age_s:
                 upload.drop_as_stale()
                 dropped += 1
         listed: list[StaleUpload] = storage.run(
-            lambda op: storage.transport.list_uploads(bucket, start, op),
+            lambda attempts: storage.transport.list_uploads(bucket, start, attempts),
             "cannot list unfinished uploads",
             storage.url_of(prefix),
         )
@@ -180,13 +183,13 @@ class ObjectDeleter:
                 or not _lies_in(stale.name, start, directory)
             ):
                 continue
-            place = Place(bucket, stale.name)
+            object_name = ObjectName(bucket, stale.name)
             storage.run(
-                lambda op, place=place, stale=stale: storage.transport.abort_upload(
-                    place, stale.upload_id, op
+                lambda attempts, object_name=object_name, stale=stale: storage.transport.abort_upload(
+                    object_name, stale.upload_id, attempts
                 ),  # type: ignore[misc]
                 "cannot remove the unfinished upload",
-                storage.url_of(place.key),
+                storage.url_of(object_name.key),
             )
             dropped += 1
         return dropped

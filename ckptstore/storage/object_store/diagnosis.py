@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, NotFoundError
 from ckptstore.storage.finding import Finding, failed
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
-from ckptstore.storage.object_store.transport import Place
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import ObjectName
 
 if TYPE_CHECKING:
     from ckptstore.storage.object_store.probe import Verdicts
@@ -43,24 +44,26 @@ def diagnose_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Fin
     yield finding
     if finding.state == "failed":
         return
-    yield from _way(storage, directory_key.partition("/")[0])
+    yield from _data_path(storage, directory_key.partition("/")[0])
     try:
-        verdicts = storage.verdicts(storage.place(f"{directory_key}/.ckptstore-doctor"), url)
+        verdicts = storage.verdicts(storage.object_name(f"{directory_key}/.ckptstore-doctor"), url)
     except CkptStoreError as error:
         yield failed("conditions", error)
         return
     yield _conditions(verdicts)
-    yield from _parts(storage, storage.place(f"{directory_key}/.ckptstore-doctor"))
+    yield from _parts(storage, storage.object_name(f"{directory_key}/.ckptstore-doctor"))
 
 
 def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
     """Return whether the bucket is there and lets itself be listed."""
     bucket, _, name = directory_key.partition("/")
-    operation = storage.operation()
+    attempts = storage.new_attempts()
     try:
-        operation.run(lambda op: storage.transport.list_page(bucket, f"{name}/" if name else "", None, op))
+        attempts.run(
+            lambda attempts: storage.transport.list_page(bucket, f"{name}/" if name else "", None, attempts)
+        )
     except Fault as fault:
-        error = error_of(fault, "cannot list the directory", url, operation)
+        error = error_of(fault, "cannot list the directory", url, attempts)
         if fault.kind is Kind.NO_BUCKET:
             # Elsewhere this is no "not found", which readers take for "no checkpoint". Here it is the answer.
             missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
@@ -74,27 +77,29 @@ def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
     return Finding("bucket", "ok", "is there, and the credentials are accepted")
 
 
-def _way(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
+def _data_path(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
     """Yield how the bytes of large objects travel."""
     try:
-        way = storage.operation().run(lambda op: storage.transport.way(bucket, op))
+        data_path = storage.new_attempts().run(lambda attempts: storage.transport.data_path(bucket, attempts))
     except Fault:
         return  # what was asked before it has told
-    if way.is_wanted:
-        yield Finding("large objects", "ok", f"{'directly ' if way.is_direct else ''}{way.reason}")
+    if data_path.is_wanted:
+        yield Finding(
+            "large objects", "ok", f"{'directly ' if data_path.is_direct else ''}{data_path.reason}"
+        )
     else:
         yield Finding(
             "large objects",
             "degraded",
-            way.reason,
+            data_path.reason,
             hint="It works, and is slower; see storage option direct.",
         )
 
 
-def _parts(storage: ObjectStorage, place: Place) -> Iterator[Finding]:
+def _parts(storage: ObjectStorage, object_name: ObjectName) -> Iterator[Finding]:
     """Yield how the parts of large objects travel, where that depends on the server."""
     try:
-        parts = storage.transport.parts(place, _LARGE_BYTES, storage.operation())
+        parts = storage.transport.parts(object_name, _LARGE_BYTES, storage.new_attempts())
     except Fault as fault:
         yield Finding("parts of uploads", "degraded", f"cannot find out how they travel: {fault}")
         return

@@ -15,8 +15,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ckptstore.errors import TransientError
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
-from ckptstore.storage.retry import Operation
 
 __all__ = ["LoopThread"]
 
@@ -72,8 +72,8 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def call(self, start: Callable[[], Coroutine[Any, Any, _T]], operation: Operation) -> _T:
-        """Run the coroutine that `start` makes, as one attempt of `operation`, and return its result.
+    def call(self, start: Callable[[], Coroutine[Any, Any, _T]], attempts: Attempts) -> _T:
+        """Run the coroutine that `start` makes, as one attempt of `attempts`, and return its result.
 
         Raises
         ------
@@ -83,16 +83,16 @@ class LoopThread:
             into no buffer any more.
         """
         call = _Call(self.loop, start)
-        operation.cancellation.watch(call.drop)
+        attempts.cancellation.watch(call.drop)
         try:
             while not call.answer.done():
-                concurrent.futures.wait([call.answer], timeout=operation.remaining_s())
-                if not call.answer.done() and operation.remaining_s() <= 0:
-                    raise Fault(Kind.STALLED, f"no byte moved for {operation.policy.attempt_s:g} s")
+                concurrent.futures.wait([call.answer], timeout=attempts.remaining_s())
+                if not call.answer.done() and attempts.remaining_s() <= 0:
+                    raise Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
             answer: _T = call.answer.result()
             return answer
         finally:
-            operation.cancellation.unwatch(call.drop)
+            attempts.cancellation.unwatch(call.drop)
             if not call.answer.done():
                 call.drop()
                 concurrent.futures.wait([call.answer], timeout=_STOP_TIMEOUT_S)

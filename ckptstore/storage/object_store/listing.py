@@ -7,8 +7,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import UsageError
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
-from ckptstore.storage.object_store.transport import Place
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import ObjectName
 from ckptstore.storage.values import ObjectInfo
 
 if TYPE_CHECKING:
@@ -36,23 +37,23 @@ def list_objects(storage: ObjectStorage, bucket: str, start: str) -> list[Object
         found.extend(info for info in page.objects if not info.key.endswith("/"))
     directory = start.rpartition("/")[0]
     if not found and directory and storage.transport.object_hides_directory:
-        _check_directory(storage, Place(bucket, directory))
+        _check_directory(storage, ObjectName(bucket, directory))
     # Some servers list as their disks do.
     found.sort(key=attrgetter("key"))
     return found
 
 
-def _check_directory(storage: ObjectStorage, directory: Place) -> None:
+def _check_directory(storage: ObjectStorage, directory: ObjectName) -> None:
     """Raise if an empty listing may be a lie."""
     url = storage.url_of(directory.key)
-    operation = storage.operation()
+    attempts = storage.new_attempts()
     try:
-        operation.run(partial(storage.transport.head, directory))
+        attempts.run(partial(storage.transport.head, directory))
     except Fault as fault:
         # The bucket answered the listing, so a 404 is about this name.
         if fault.kind in (Kind.ABSENT, Kind.UNPROVED, Kind.FORBIDDEN):
             return
-        raise error_of(fault, "cannot look at the directory", url, operation) from None
+        raise error_of(fault, "cannot look at the directory", url, attempts) from None
     raise UsageError(
         "an object has the directory's own name, and some servers then list nothing below it",
         url=url,

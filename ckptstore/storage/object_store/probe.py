@@ -17,9 +17,9 @@ from typing import Literal, TypeAlias
 from ckptstore.checksums import crc32c
 from ckptstore.errors import CkptStoreWarning
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Place, Precondition, Stored, Transport
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult, Transport
 from ckptstore.storage.values import Capabilities, ObjectInfo
 
 __all__ = [
@@ -85,45 +85,47 @@ def verdicts_known(transport: Transport, bucket: str) -> Verdicts | None:
     return _known.get((transport.scheme, transport.endpoint, bucket))
 
 
-def verdicts_for(transport: Transport, place: Place, operation: Operation) -> Verdicts:
-    """Return what the server of `place` does; ask it if nobody did before.
+def verdicts_for(transport: Transport, object_name: ObjectName, attempts: Attempts) -> Verdicts:
+    """Return what the server of `object_name` does; ask it if nobody did before.
 
-    The probe's objects lie beside `place`, because permissions often end at a directory.
+    The probe's objects lie beside `object_name`, because permissions often end at a directory.
 
     Raises
     ------
     Fault
         If the server cannot be asked.
     """
-    identity = (transport.scheme, transport.endpoint, place.bucket)
+    identity = (transport.scheme, transport.endpoint, object_name.bucket)
     found = _known.get(identity)
     if found is not None:
         return found
     with _LOCKS[0]:
         found = _known.get(identity)
         if found is None:
-            found = _known[identity] = _ask(transport, place, operation)
+            found = _known[identity] = _ask(transport, object_name, attempts)
             if found.single_writer:
-                _warn(transport, place.bucket, found)
+                _warn(transport, object_name.bucket, found)
     return found
 
 
-def compose_verdict_for(transport: Transport, place: Place, operation: Operation) -> ComposeAnswer:
-    """Return what the server of `place` does when objects are composed; ask it if nobody did before.
+def compose_verdict_for(transport: Transport, object_name: ObjectName, attempts: Attempts) -> ComposeAnswer:
+    """Return what the server of `object_name` does when objects are composed; ask it if nobody did before.
 
     Raises
     ------
     Fault
         If the server cannot be asked.
     """
-    identity = (transport.scheme, transport.endpoint, place.bucket)
-    verdict = verdicts_for(transport, place, operation).compose
+    identity = (transport.scheme, transport.endpoint, object_name.bucket)
+    verdict = verdicts_for(transport, object_name, attempts).compose
     if verdict is None:
         with _LOCKS[0]:
             found = _known[identity]
             verdict = found.compose
             if verdict is None:
-                verdict = _ask_to_compose(transport, place, operation) if found.create == "yes" else "ignored"
+                verdict = (
+                    _ask_to_compose(transport, object_name, attempts) if found.create == "yes" else "ignored"
+                )
                 _known[identity] = replace(found, compose=verdict)
     return verdict
 
@@ -168,75 +170,77 @@ def _warn(transport: Transport, bucket: str, verdicts: Verdicts) -> None:
     )
 
 
-def _ask(transport: Transport, beside: Place, operation: Operation) -> Verdicts:
+def _ask(transport: Transport, beside: ObjectName, attempts: Attempts) -> Verdicts:
     directory = beside.name.rpartition("/")[0]
     while True:
         base = f"{directory}/.ckptstore-probe-" if directory else ".ckptstore-probe-"
-        place = Place(beside.bucket, base + uuid.uuid4().hex[:12])
-        first = _put(transport, place, Precondition(None), operation)
-        if isinstance(first, Stored) or first.kind is not Kind.PRECONDITION:
+        object_name = ObjectName(beside.bucket, base + uuid.uuid4().hex[:12])
+        first = _put(transport, object_name, Precondition(None), attempts)
+        if isinstance(first, PutResult) or first.kind is not Kind.PRECONDITION:
             break
         # Only our own request can have made an object of that name: its answer was lost, and it was sent
         # twice. Nothing can be learned from this name any more.
-        _clean_up(transport, [place], operation)
-        if not operation.again(Fault(Kind.CUT, "the answer to the probe was lost")):
+        _clean_up(transport, [object_name], attempts)
+        if not attempts.wait_to_retry(Fault(Kind.CUT, "the answer to the probe was lost")):
             raise first
-    absent = Place(place.bucket, place.name + "-absent")
-    if isinstance(first, Stored):
-        second = _put(transport, place, Precondition(None), operation)
-        create: Answer = "ignored" if isinstance(second, Stored) else "yes"
+    absent = ObjectName(object_name.bucket, object_name.name + "-absent")
+    if isinstance(first, PutResult):
+        second = _put(transport, object_name, Precondition(None), attempts)
+        create: Answer = "ignored" if isinstance(second, PutResult) else "yes"
     else:
         # RELEASE.2025-09-06 of MinIO answers 404 to every create.
         create = "refused"
-        first = _put(transport, place, None, operation)
+        first = _put(transport, object_name, None, attempts)
         if isinstance(first, Fault):
             raise first
-    stale = _put(transport, place, Precondition(transport.bogus_version), operation)
-    missing = _put(transport, absent, Precondition(first.version), operation)
+    stale = _put(transport, object_name, Precondition(transport.bogus_version), attempts)
+    missing = _put(transport, absent, Precondition(first.version), attempts)
     cas: Answer
-    if isinstance(stale, Stored):
+    if isinstance(stale, PutResult):
         cas = "ignored"
     else:
         cas = "yes" if stale.kind in (Kind.PRECONDITION, Kind.ABSENT) else "refused"
     cas_missing: Literal["404", "412", "created"]
-    if isinstance(missing, Stored):
+    if isinstance(missing, PutResult):
         cas_missing = "created"
     else:
         cas_missing = "412" if missing.kind is Kind.PRECONDITION else "404"
     cond_delete = False
     try:
-        operation.child().run(lambda op: transport.delete(place, op, version=transport.bogus_version))
+        attempts.child().run(
+            lambda attempts: transport.delete(object_name, attempts, version=transport.bogus_version)
+        )
     except Fault as fault:
         # Where deleting is denied nothing is known, and `delete_if` looks before it deletes.
         cond_delete = fault.kind is Kind.PRECONDITION
-    _clean_up(transport, [place, absent], operation)
+    _clean_up(transport, [object_name, absent], attempts)
     return Verdicts(create, cas, cas_missing, cond_delete, first.crc32c is not None)
 
 
-def _ask_to_compose(transport: Transport, beside: Place, operation: Operation) -> ComposeAnswer:
+def _ask_to_compose(transport: Transport, beside: ObjectName, attempts: Attempts) -> ComposeAnswer:
     base = beside.name[: beside.name.rfind("/") + 1] + f".ckptstore-probe-{uuid.uuid4().hex[:12]}"
     first, second, target = (
-        Place(beside.bucket, f"{base}-{ending}") for ending in ("first", "second", "composed")
+        ObjectName(beside.bucket, f"{base}-{ending}") for ending in ("first", "second", "composed")
     )
     sources = []
-    for place in (first, second):
-        stored = _put(transport, place, None, operation)
-        if isinstance(stored, Fault):
-            raise stored
-        sources.append((place.name, stored.version))
-    verdict = _composes(transport, target, sources, operation)
-    refused = _clean_up(transport, [first, second, target], operation)
+    for object_name in (first, second):
+        result = _put(transport, object_name, None, attempts)
+        if isinstance(result, Fault):
+            raise result
+        sources.append((object_name.name, result.version))
+    verdict = _composes(transport, target, sources, attempts)
+    refused = _clean_up(transport, [first, second, target], attempts)
     return "kept" if verdict == "yes" and refused else verdict
 
 
 def _composes(
-    transport: Transport, target: Place, sources: list[tuple[str, str]], operation: Operation
+    transport: Transport, target: ObjectName, sources: list[tuple[str, str]], attempts: Attempts
 ) -> ComposeAnswer:
     write_id = uuid.uuid4().hex
 
-    def compose(of: list[tuple[str, str]], op: Operation) -> ObjectInfo | Fault:
+    def compose(of: list[tuple[str, str]], attempts: Attempts) -> ObjectInfo | Fault:
         try:
-            return transport.compose(target, of, op, write_id=write_id, precondition=Precondition(None))
+            return transport.compose(target, of, attempts, write_id=write_id, precondition=Precondition(None))
         except Fault as fault:
             if fault.kind in _REFUSALS | {Kind.FORBIDDEN}:
                 # Its frames would keep whoever asked alive.
@@ -245,16 +249,16 @@ def _composes(
 
     stale = [(sources[0][0], transport.bogus_version), sources[1]]
     try:
-        with_stale = operation.child().run(partial(compose, stale))
+        with_stale = attempts.child().run(partial(compose, stale))
         if isinstance(with_stale, ObjectInfo):
             return "ignored"
         if with_stale.kind is not Kind.PRECONDITION:
             return "refused"
-        made = operation.child().run(partial(compose, sources))
+        made = attempts.child().run(partial(compose, sources))
         if isinstance(made, Fault) and made.kind is Kind.PRECONDITION:
             # Only the first of two requests can have made it.
-            made = operation.child().run(partial(transport.head, target))
-        again = operation.child().run(partial(compose, sources))
+            made = attempts.child().run(partial(transport.head, target))
+        again = attempts.child().run(partial(compose, sources))
     except Fault as fault:
         # A stand-in of the service may break on what it does not know.
         if fault.kind in (Kind.SERVER, Kind.GARBLED, Kind.ABSENT):
@@ -271,16 +275,16 @@ _REFUSALS = {Kind.PRECONDITION, Kind.ABSENT, Kind.UNPROVED, Kind.UNSUPPORTED, Ki
 
 
 def _put(
-    transport: Transport, place: Place, precondition: Precondition | None, operation: Operation
-) -> Stored | Fault:
+    transport: Transport, object_name: ObjectName, precondition: Precondition | None, attempts: Attempts
+) -> PutResult | Fault:
     """Return the server's answer: done, or how it refused."""
 
-    def attempt(op: Operation) -> Stored | Fault:
+    def attempt(attempts: Attempts) -> PutResult | Fault:
         try:
             return transport.put(
-                place,
+                object_name,
                 (_CONTENT,),
-                op,
+                attempts,
                 crc32c=crc32c(_CONTENT),
                 write_id=uuid.uuid4().hex,
                 precondition=precondition,
@@ -290,21 +294,23 @@ def _put(
                 return fault.with_traceback(None)
             raise
 
-    return operation.child().run(attempt)
+    return attempts.child().run(attempt)
 
 
-def _clean_up(transport: Transport, places: list[Place], operation: Operation) -> bool:
+def _clean_up(transport: Transport, object_names: list[ObjectName], attempts: Attempts) -> bool:
     """Delete what the probe made, as far as that is possible; return whether that was refused."""
     try:
-        names = [place.name for place in places]
-        faults = operation.child().run(lambda op: transport.delete_many(places[0].bucket, names, op))
+        names = [object_name.name for object_name in object_names]
+        faults = attempts.child().run(
+            lambda attempts: transport.delete_many(object_names[0].bucket, names, attempts)
+        )
     except Fault as fault:
         if fault.kind is not Kind.UNSUPPORTED:
             return fault.kind is Kind.FORBIDDEN
         faults = {}
-        for place in places:
+        for object_name in object_names:
             try:
-                operation.child().run(partial(transport.delete, place, version=None))
+                attempts.child().run(partial(transport.delete, object_name, version=None))
             except Fault as refusal:
-                faults[place.name] = refusal
+                faults[object_name.name] = refusal
     return any(fault.kind is Kind.FORBIDDEN for fault in faults.values())

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from ckptstore.errors import CkptStoreError, NotFoundError, TruncatedFileError
 from ckptstore.storage.checks import check_pin, resolve_range, resolve_reads, truncated
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
-from ckptstore.storage.object_store.transport import Heading, Place, Sink, Transport
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink, Transport
 from ckptstore.storage.values import GetResult, SuffixRange
 from ckptstore.types import ByteRange
 
@@ -40,28 +41,28 @@ class ObjectReader:
     Parameters
     ----------
     transport : Transport
-    place : Place
+    object_name : ObjectName
     url : str
         For messages.
     version : str or None
         The one that is wanted; without it, the one that the first answer shows.
-    new_operation : callable
-        Begins an operation.
+    new_attempts : callable
+        Returns the `Attempts` of a new operation.
     """
 
     def __init__(
         self,
         transport: Transport,
-        place: Place,
+        object_name: ObjectName,
         url: str,
         version: str | None,
-        new_operation: Callable[[], Operation],
+        new_attempts: Callable[[], Attempts],
     ) -> None:
         self._transport = transport
-        self._place = place
+        self._object_name = object_name
         self._url = url
         self._version = version
-        self._new_operation = new_operation
+        self._new_attempts = new_attempts
 
     def get(self, byte_range: ByteRange | SuffixRange | None) -> GetResult:
         """Return bytes; see `Storage.get`."""
@@ -106,11 +107,11 @@ class _Target(ABC):
     """Where the bytes of one range go, in order."""
 
     @abstractmethod
-    def window(self, left_bytes: int) -> memoryview:
+    def get_buffer(self, left_bytes: int) -> memoryview:
         """Return memory for the next bytes, of which so many are to come, at least one; may be longer."""
 
     @abstractmethod
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         """Hear that so many bytes were put at the beginning of the window."""
 
 
@@ -126,13 +127,13 @@ class _Blocks(_Target):
         """What came; only where all of it did."""
         return self._blocks
 
-    def window(self, left_bytes: int) -> memoryview:
+    def get_buffer(self, left_bytes: int) -> memoryview:
         if not self._room:
             self._blocks.append(bytearray(min(left_bytes, _BLOCK_BYTES)))
             self._room = memoryview(self._blocks[-1])
         return self._room
 
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         self._room = self._room[size_bytes:]
 
 
@@ -146,7 +147,7 @@ class _Pieces(_Target):
         self._scratch = memoryview(b"")
         self._is_scratch = False
 
-    def window(self, left_bytes: int) -> memoryview:
+    def get_buffer(self, left_bytes: int) -> memoryview:
         start, stop, buffer = self._pieces[self._first]
         self._is_scratch = start > self._position or stop - start < _SMALL_BYTES
         if not self._is_scratch:
@@ -164,7 +165,7 @@ class _Pieces(_Target):
                 return min(start, end)
         return end
 
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         end = self._position + size_bytes
         while self._first < len(self._pieces):
             start, stop, buffer = self._pieces[self._first]
@@ -199,9 +200,9 @@ class _Download(Sink):
         pieces: Sequence[_Piece] = (),
     ) -> None:
         self._transport = reader._transport
-        self._place = reader._place
+        self._object_name = reader._object_name
         self._url = reader._url
-        self._new_operation = reader._new_operation
+        self._new_attempts = reader._new_attempts
         self._wanted_version = reader._version
         self._range = byte_range
         self._target = target
@@ -220,16 +221,16 @@ class _Download(Sink):
         ------
         CkptStoreError
         """
-        operation = self._new_operation()
+        attempts = self._new_attempts()
         try:
-            operation.run(self._attempt)
+            attempts.run(self._attempt)
         except Fault as fault:
             if fault.kind is Kind.BAD_RANGE:
-                self._look(fault, operation)
+                self._look(fault, attempts)
             else:
-                raise self._error_of(fault, operation) from None
+                raise self._error_of(fault, attempts) from None
 
-    def _attempt(self, operation: Operation) -> None:
+    def _attempt(self, attempts: Attempts) -> None:
         if self._is_too_long:
             raise self._too_long()
         if self._received == self._expected:
@@ -237,8 +238,8 @@ class _Download(Sink):
         before = self._received
         try:
             self._transport.get(
-                self._place,
-                operation,
+                self._object_name,
+                attempts,
                 byte_range=self._header(),
                 version=self.version or self._wanted_version,
                 accept=self._accept,
@@ -247,20 +248,20 @@ class _Download(Sink):
                 raise Fault(Kind.CUT, f"the body ended after {self._received} of {self._expected} bytes")
         except Fault:
             if self._received - before >= _GOOD_PIECE_BYTES:
-                operation.forgive()
+                attempts.reset_failures()
             raise
 
-    def _look(self, fault: Fault, operation: Operation) -> None:
+    def _look(self, fault: Fault, attempts: Attempts) -> None:
         """Find out how long the object is, after a 416, which does not say it everywhere."""
         try:
-            info = operation.child().run(lambda op: self._transport.head(self._place, op))
+            info = attempts.child().run(lambda attempts: self._transport.head(self._object_name, attempts))
         except Fault:
-            raise self._error_of(fault, operation) from None
+            raise self._error_of(fault, attempts) from None
         check_pin(self.version or self._wanted_version, info.version, self._url)
         if isinstance(self._range, ByteRange) and info.size_bytes < self._range.stop:
             raise self._truncated(self._range, info.size_bytes)
         if info.size_bytes:
-            raise self._error_of(fault, operation)
+            raise self._error_of(fault, attempts)
         self.version = info.version
 
     def _header(self) -> str | None:
@@ -270,57 +271,57 @@ class _Download(Sink):
             return f"bytes=-{self._range.size_bytes}"
         return None if self._range is None else f"bytes={self._range.start}-{self._range.stop - 1}"
 
-    def _accept(self, heading: Heading) -> Sink:
+    def _accept(self, head: ResponseHead) -> Sink:
         """Judge an answer by its headers, before any byte of its body is taken."""
-        if not heading.version:
+        if not head.version:
             raise Fault(Kind.GARBLED, "the answer names no version: this is not the object store")
-        check_pin(self.version or self._wanted_version, heading.version, self._url)
-        start, stop, total = self._extent(heading)
-        if heading.size_bytes not in (None, stop - start):
-            raise Fault(Kind.GARBLED, f"{heading.size_bytes} bytes are announced, and {stop - start}")
+        check_pin(self.version or self._wanted_version, head.version, self._url)
+        start, stop, total = self._extent(head)
+        if head.size_bytes not in (None, stop - start):
+            raise Fault(Kind.GARBLED, f"{head.size_bytes} bytes are announced, and {stop - start}")
         if self._received and start != self._start + self._received:
             raise Fault(Kind.GARBLED, f"the answer begins at byte {start}")
         if not self._received:
             self._check_extent(start, stop, total)
-            self.version, self.size_bytes = heading.version, total
+            self.version, self.size_bytes = head.version, total
             self._start, self._expected = start, stop - start
         return self
 
-    def window(self) -> memoryview:
+    def get_buffer(self) -> memoryview:
         left_bytes = self._expected - self._received
         if not left_bytes:
             return memoryview(bytearray(1))  # for the byte that must not come
-        return self._target.window(left_bytes)[:left_bytes]
+        return self._target.get_buffer(left_bytes)[:left_bytes]
 
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         if self._received == self._expected:
             self._is_too_long = True
             raise self._too_long()
-        self._target.filled(size_bytes)
+        self._target.buffer_updated(size_bytes)
         self._received += size_bytes
 
     def _too_long(self) -> Fault:
         return Fault(Kind.GARBLED, f"the body is longer than the {self._expected} bytes announced")
 
-    def _extent(self, heading: Heading) -> tuple[int, int, int]:
+    def _extent(self, head: ResponseHead) -> tuple[int, int, int]:
         """Return first byte, end and size of the whole object that an answer announces."""
-        if heading.status == 206:
-            match = _CONTENT_RANGE.fullmatch(heading.content_range or "")
+        if head.status == 206:
+            match = _CONTENT_RANGE.fullmatch(head.content_range or "")
             if match is None:
-                raise Fault(Kind.GARBLED, f"the answer says Content-Range {heading.content_range!r}")
-            if heading.size_bytes is None and heading.encoding not in (None, "", "identity"):
+                raise Fault(Kind.GARBLED, f"the answer says Content-Range {head.content_range!r}")
+            if head.size_bytes is None and head.encoding not in (None, "", "identity"):
                 # With a length it is what somebody stored; without, what something on the way made of it.
-                raise Fault(Kind.UNSUPPORTED, f"the answer was compressed on the way ({heading.encoding})")
+                raise Fault(Kind.UNSUPPORTED, f"the answer was compressed on the way ({head.encoding})")
             return int(match[1]), int(match[2]) + 1, int(match[3])
-        if heading.size_bytes is None:
+        if head.size_bytes is None:
             raise Fault(Kind.GARBLED, "the answer does not say how long it is")
-        if self._header() is not None and not self._is_whole(heading.size_bytes):
+        if self._header() is not None and not self._is_whole(head.size_bytes):
             # Not read: it may be a hundred gigabytes.
             raise Fault(
                 Kind.UNSUPPORTED,
                 "a range was answered with the whole object: the server or a proxy ignores it",
             )
-        return 0, heading.size_bytes, heading.size_bytes
+        return 0, head.size_bytes, head.size_bytes
 
     def _is_whole(self, size_bytes: int) -> bool:
         """Tell whether an object of that size is what the range asks for, or less."""
@@ -348,7 +349,7 @@ class _Download(Sink):
         start, stop = next(ends, (wanted.start, wanted.stop))
         return truncated(self._url, start, stop, size_bytes)
 
-    def _error_of(self, fault: Fault, operation: Operation) -> CkptStoreError:
+    def _error_of(self, fault: Fault, attempts: Attempts) -> CkptStoreError:
         if fault.kind is Kind.PRECONDITION or (fault.kind is Kind.ABSENT and self._wanted_version):
             return NotFoundError(
                 "the version asked for was replaced or deleted",
@@ -356,4 +357,4 @@ class _Download(Sink):
                 expected=f"version {self.version or self._wanted_version}",
                 hint="Start again from the record or the index.",
             )
-        return error_of(fault, "cannot read the object", self._url, operation)
+        return error_of(fault, "cannot read the object", self._url, attempts)

@@ -23,24 +23,25 @@ from ckptstore.errors import UsageError
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite, new_write_id
 from ckptstore.storage.object_store.deletes import ObjectDeleter
 from ckptstore.storage.object_store.diagnosis import diagnose_objects
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.listing import list_objects
 from ckptstore.storage.object_store.probe import Verdicts, capabilities_of, verdicts_for, verdicts_known
 from ckptstore.storage.object_store.reads import ObjectReader
 from ckptstore.storage.object_store.transport import (
-    Heading,
-    Place,
+    ObjectName,
     Precondition,
-    Session,
+    PutResult,
+    ResponseHead,
     Sink,
-    Stored,
     Transport,
+    UploadSession,
 )
 from ckptstore.storage.object_store.upload import ObjectUpload
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
 from ckptstore.types import ByteRange
@@ -105,16 +106,16 @@ class ObjectStorage(Storage):
 
     def probe(self, key: str) -> Capabilities:
         """Find out what the server of `key` really does: six requests, once for each bucket."""
-        verdicts = self.verdicts(self.place(key), self.url_of(key))
+        verdicts = self.verdicts(self.object_name(key), self.url_of(key))
         return capabilities_of(self.transport.nominal, verdicts)
 
-    def verdicts(self, place: Place, url: str) -> Verdicts:
+    def verdicts(self, object_name: ObjectName, url: str) -> Verdicts:
         """Return what the server does with conditions; the first call for a bucket asks it."""
         try:
-            found = verdicts_for(self.transport, place, self.operation())
+            found = verdicts_for(self.transport, object_name, self.new_attempts())
         except Fault as fault:
             raise error_of(fault, "cannot find out what the server does with conditions", url) from None
-        self._buckets.add(place.bucket)
+        self._buckets.add(object_name.bucket)
         return found
 
     def url_of(self, key: str) -> str:
@@ -138,21 +139,23 @@ class ObjectStorage(Storage):
         self._reader(key, version).read_into(ranges, buffers)
 
     def _reader(self, key: str, version: str | None) -> ObjectReader:
-        return ObjectReader(self.transport, self.place(key), self.url_of(key), version, self.operation)
+        return ObjectReader(
+            self.transport, self.object_name(key), self.url_of(key), version, self.new_attempts
+        )
 
     def head(self, key: str) -> ObjectInfo:
-        place, url = self.place(key), self.url_of(key)
-        operation = self.operation()
+        object_name, url = self.object_name(key), self.url_of(key)
+        attempts = self.new_attempts()
         try:
-            info = operation.run(lambda op: self._head(place, op))
+            info = attempts.run(lambda attempts: self._head(object_name, attempts))
         except Fault as fault:
-            raise error_of(fault, "cannot look at the object", url, operation) from None
+            raise error_of(fault, "cannot look at the object", url, attempts) from None
         self._deleter.note(key, info.version)
         return info
 
-    def _head(self, place: Place, operation: Operation) -> ObjectInfo:
+    def _head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         try:
-            return self.transport.head(place, operation)
+            return self.transport.head(object_name, attempts)
         except Fault as fault:
             is_mute = not self.transport.explains_head and fault.kind in (Kind.FORBIDDEN, Kind.BAD_REQUEST)
             if fault.kind is not Kind.UNPROVED and not is_mute:
@@ -162,35 +165,35 @@ class ObjectStorage(Storage):
         with suppress(_ItIsThere):
             try:
                 self.transport.get(
-                    place, operation, byte_range="bytes=0-0", version=None, accept=_stop_reading
+                    object_name, attempts, byte_range="bytes=0-0", version=None, accept=_stop_reading
                 )
             except Fault as reason:
                 if reason.kind is not Kind.BAD_RANGE:  # an empty object
                     raise
         # Put there in between, or the HEAD alone is refused.
-        return self.transport.head(place, operation)
+        return self.transport.head(object_name, attempts)
 
     def put_new(self, key: str, data: Buffer) -> PutOutcome:
         view = byte_view(data)
-        return self.create(self.place(key), self.url_of(key), (view,), crc32c(view), new_write_id())
+        return self.create(self.object_name(key), self.url_of(key), (view,), crc32c(view), new_write_id())
 
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
-        place, url = self.place(key), self.url_of(key)
+        object_name, url = self.object_name(key), self.url_of(key)
         view = byte_view(data)
-        is_honoured = self.verdicts(place, url).can_swap
+        is_honoured = self.verdicts(object_name, url).can_swap
         condition = Precondition(version)
-        return self._put(place, url, (view,), crc32c(view), new_write_id(), condition, is_honoured)
+        return self._put(object_name, url, (view,), crc32c(view), new_write_id(), condition, is_honoured)
 
     def create(
-        self, place: Place, url: str, pieces: Sequence[memoryview], checksum: int, write_id: str
+        self, object_name: ObjectName, url: str, pieces: Sequence[memoryview], checksum: int, write_id: str
     ) -> PutOutcome:
         """Create an object in one request; for `put_new` and small uploads."""
-        is_honoured = self.verdicts(place, url).create == "yes"
-        return self._put(place, url, pieces, checksum, write_id, Precondition(None), is_honoured)
+        is_honoured = self.verdicts(object_name, url).create == "yes"
+        return self._put(object_name, url, pieces, checksum, write_id, Precondition(None), is_honoured)
 
     def _put(
         self,
-        place: Place,
+        object_name: ObjectName,
         url: str,
         pieces: Sequence[memoryview],
         checksum: int,
@@ -198,16 +201,16 @@ class ObjectStorage(Storage):
         precondition: Precondition,
         is_honoured: bool,
     ) -> PutOutcome:
-        self._deleter.forget(place.key)
+        self._deleter.forget(object_name.key)
 
-        def send(operation: Operation, condition: Precondition | None) -> Stored:
+        def send(attempts: Attempts, condition: Precondition | None) -> PutResult:
             return self.transport.put(
-                place, pieces, operation, crc32c=checksum, write_id=write_id, precondition=condition
+                object_name, pieces, attempts, crc32c=checksum, write_id=write_id, precondition=condition
             )
 
         write = ConditionalWrite(
             self.transport,
-            place,
+            object_name,
             url,
             precondition=precondition,
             is_honoured=is_honoured,
@@ -215,17 +218,19 @@ class ObjectStorage(Storage):
             size_bytes=sum(map(len, pieces)),
             crc32c=checksum,
         )
-        return write.run(send, self.operation())
+        return write.run(send, self.new_attempts())
 
     def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
-        place, url = self.place(target_key), self.url_of(target_key)
+        object_name, url = self.object_name(target_key), self.url_of(target_key)
         found = self.head(source_key)
         check_pin(version, found.version, self.url_of(source_key))
-        verdicts, write_id = self.verdicts(place, url), new_write_id()
+        verdicts, write_id = self.verdicts(object_name, url), new_write_id()
 
-        def send(operation: Operation, condition: Precondition | None) -> Stored:
+        def send(attempts: Attempts, condition: Precondition | None) -> PutResult:
             try:
-                return self.transport.copy(found, place, operation, write_id=write_id, precondition=condition)
+                return self.transport.copy(
+                    found, object_name, attempts, write_id=write_id, precondition=condition
+                )
             except Fault as fault:
                 if fault.kind is Kind.UNSUPPORTED:
                     raise _CannotCopy from None
@@ -233,7 +238,7 @@ class ObjectStorage(Storage):
 
         write = ConditionalWrite(
             self.transport,
-            place,
+            object_name,
             url,
             precondition=Precondition(None),
             is_honoured=verdicts.create == "yes",
@@ -242,14 +247,14 @@ class ObjectStorage(Storage):
             crc32c=found.crc32c,
             doubts_repeats=True,
         )
-        self._deleter.forget(place.key)
+        self._deleter.forget(object_name.key)
         try:
-            return write.run(send, self.operation())
+            return write.run(send, self.new_attempts())
         except _CannotCopy:
             return None
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
-        upload = ObjectUpload(self, self.place(key), self.url_of(key), size_bytes)
+        upload = ObjectUpload(self, self.object_name(key), self.url_of(key), size_bytes)
         self._uploads.add(upload)
         return upload
 
@@ -257,12 +262,12 @@ class ObjectStorage(Storage):
         """Hear that an upload is over."""
         self._uploads.discard(upload)
 
-    def abort_later(self, session: Session) -> None:
+    def abort_later(self, session: UploadSession) -> None:
         """Abort a session that nobody holds any more, in the background and as far as that is possible."""
 
         def abort() -> None:
             with suppress(Fault):
-                self.operation().run(session.abort)
+                self.new_attempts().run(session.abort)
 
         # The interpreter may be shutting down: then it is left to `abort_stale_uploads`.
         with suppress(RuntimeError):
@@ -291,17 +296,17 @@ class ObjectStorage(Storage):
         # What the last answer said; before the first one nobody can want to compare.
         return time.time() + self.transport.skew_s
 
-    def operation(self) -> Operation:
-        """Begin an operation."""
-        return Operation(self.policy, self.budget)
+    def new_attempts(self) -> Attempts:
+        """Return the attempts of a new operation."""
+        return Attempts(self.policy, self.budget)
 
-    def run(self, call: Callable[[Operation], _T], what: str, url: str) -> _T:
+    def run(self, call: Callable[[Attempts], _T], what: str, url: str) -> _T:
         """Make a request that may simply be repeated; translate what it does not overcome."""
-        operation = self.operation()
+        attempts = self.new_attempts()
         try:
-            return operation.run(call)
+            return attempts.run(call)
         except Fault as fault:
-            raise error_of(fault, what, url, operation) from None
+            raise error_of(fault, what, url, attempts) from None
 
     def pool(self) -> ThreadPoolExecutor:
         """Return the threads for what nobody waits for."""
@@ -311,7 +316,7 @@ class ObjectStorage(Storage):
                 self._pool = os.getpid(), pool
             return self._pool[1]
 
-    def place(self, key: str) -> Place:
+    def object_name(self, key: str) -> ObjectName:
         """Return bucket and name of `key`.
 
         Raises
@@ -321,7 +326,7 @@ class ObjectStorage(Storage):
         """
         bucket, name = self._split(key)
         self._check_name(name, key)
-        return Place(bucket, name)
+        return ObjectName(bucket, name)
 
     def _split(self, key: str) -> tuple[str, str]:
         bucket, _, name = key.partition("/")
@@ -361,7 +366,7 @@ class _CannotCopy(Exception):  # noqa: N818 - likewise
     pass
 
 
-def _stop_reading(heading: Heading) -> Sink:
+def _stop_reading(head: ResponseHead) -> Sink:
     raise _ItIsThere
 
 

@@ -10,31 +10,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.retry import Operation
 from ckptstore.storage.values import Capabilities, ObjectInfo
 
 __all__ = [
     "WRITE_ID",
-    "Heading",
+    "DataPath",
+    "ObjectName",
     "Page",
     "Parts",
-    "Place",
     "Precondition",
-    "Session",
+    "PutResult",
+    "ResponseHead",
     "Sink",
     "StaleUpload",
-    "Stored",
     "Transport",
-    "Way",
-    "pour",
+    "UploadSession",
+    "copy_into",
 ]
 
 WRITE_ID = "ckptstore_write_id"
 """The user metadata that says which write made an object. An identifier, for services that ask for one."""
 
 
-class Place(NamedTuple):
+class ObjectName(NamedTuple):
     """One object: bucket and name, exactly as the service shall see them."""
 
     bucket: str
@@ -52,7 +52,7 @@ class Precondition(NamedTuple):
     version: str | None
 
 
-class Stored(NamedTuple):
+class PutResult(NamedTuple):
     """What the server says of an object that it took.
 
     Attributes
@@ -69,7 +69,7 @@ class Stored(NamedTuple):
     is_repeated: bool = False
 
 
-class Heading(NamedTuple):
+class ResponseHead(NamedTuple):
     """What is known of a GET before its body: status, version, and the headers about lengths.
 
     Attributes
@@ -96,30 +96,30 @@ class Sink(ABC):
 
     Calls
     -----
-    ``window``, then ``filled``, until the body ends.
+    ``get_buffer``, then ``buffer_updated``, until the body ends.
     """
 
     @abstractmethod
-    def window(self) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Return memory for the bytes that come next; never empty."""
 
     @abstractmethod
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         """Hear that so many bytes were put at the beginning of the window. May raise."""
 
 
-def pour(data: bytes | memoryview, sink: Sink) -> None:
+def copy_into(data: bytes | memoryview, sink: Sink) -> None:
     """Copy `data` into `sink`, for a client that has the bytes in memory of its own."""
     view = memoryview(data)
     while view:
-        window = sink.window()
-        size_bytes = min(len(window), len(view))
-        window[:size_bytes] = view[:size_bytes]
-        sink.filled(size_bytes)
+        buffer = sink.get_buffer()
+        size_bytes = min(len(buffer), len(view))
+        buffer[:size_bytes] = view[:size_bytes]
+        sink.buffer_updated(size_bytes)
         view = view[size_bytes:]
 
 
-class Way(NamedTuple):
+class DataPath(NamedTuple):
     """How bulk bytes travel to a bucket.
 
     Attributes
@@ -170,7 +170,7 @@ class StaleUpload(NamedTuple):
     age_s: float
 
 
-class Session(ABC):
+class UploadSession(ABC):
     """One large object under way on the server, invisible until `complete`.
 
     Attributes
@@ -191,14 +191,14 @@ class Session(ABC):
 
     @abstractmethod
     def send(
-        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
-        """Send a part, numbered from 0; called again after a fault, with ``operation.tries`` above 1."""
+        """Send a part, numbered from 0; called again after a fault, with ``attempts.tries`` above 1."""
 
     @abstractmethod
     def complete(
-        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
-    ) -> Stored:
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> PutResult:
         """Make the object visible if the precondition given at its begin holds.
 
         Parameters
@@ -210,15 +210,16 @@ class Session(ABC):
         """
 
     @abstractmethod
-    def abort(self, operation: Operation) -> None:
+    def abort(self, attempts: Attempts) -> None:
         """Throw away what was sent; what is gone already is no fault."""
 
 
 class Transport(ABC):
     """The requests of one service, with one set of credentials. Each method is one attempt.
 
-    Every method has an `operation`: it waits no longer than ``operation.remaining_s()`` for the next byte and
-    calls ``operation.progress()`` when one moved. It raises `Fault` and nothing else of its own.
+    Every method takes the `Attempts` of its operation: it waits no longer than ``attempts.remaining_s()`` for
+    the next byte and calls ``attempts.record_progress()`` when one moved. It raises `Fault` and nothing else
+    of its own.
 
     Attributes
     ----------
@@ -271,7 +272,7 @@ class Transport(ABC):
         """Where requests go, for messages and as the identity of the server; never holds a secret."""
 
     @abstractmethod
-    def head(self, place: Place, operation: Operation) -> ObjectInfo:
+    def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         """Return what the server keeps, write id and CRC32C of the whole object included where it does.
 
         Raises `Fault` with `Kind.UNPROVED` where a 404 does not say what is missing.
@@ -280,12 +281,12 @@ class Transport(ABC):
     @abstractmethod
     def get(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Sink],
+        accept: Callable[[ResponseHead], Sink],
     ) -> None:
         """Read an object, or a range of it, into the sink that `accept` returns for the answer's heading.
 
@@ -302,25 +303,25 @@ class Transport(ABC):
     @abstractmethod
     def put(
         self,
-        place: Place,
+        object_name: ObjectName,
         pieces: Sequence[memoryview],
-        operation: Operation,
+        attempts: Attempts,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
+    ) -> PutResult:
         """Write an object in one request, with its checksum, so that the server refuses other bytes."""
 
     def copy(
         self,
         source: ObjectInfo,
-        target: Place,
-        operation: Operation,
+        target: ObjectName,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
+    ) -> PutResult:
         """Copy an object inside the service, with the condition that it still has its version.
 
         Parameters
@@ -337,19 +338,19 @@ class Transport(ABC):
         """
         raise Fault(Kind.UNSUPPORTED, "there are no copies inside this service")
 
-    def way(self, bucket: str, operation: Operation) -> Way:
+    def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel to and from `bucket`."""
-        return Way(False, "through the client of the service")
+        return DataPath(False, "through the client of the service")
 
-    def parts(self, place: Place, size_bytes: int | None, operation: Operation) -> Parts:
+    def parts(self, object_name: ObjectName, size_bytes: int | None, attempts: Attempts) -> Parts:
         """Return how the parts of an object of this size would travel; may ask the server."""
         return Parts(self.parallel_parts)
 
     def compose(
         self,
-        target: Place,
+        target: ObjectName,
         sources: Sequence[tuple[str, str]],
-        operation: Operation,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
@@ -358,36 +359,36 @@ class Transport(ABC):
         raise Fault(Kind.UNSUPPORTED, "this service does not compose objects")
 
     @abstractmethod
-    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+    def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
         """Delete an object, with the condition that `version` is there unless it is None."""
 
     @abstractmethod
-    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+    def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         """Delete exactly these objects; return the faults of those that could not be.
 
         What is not there is no fault. `Kind.UNSUPPORTED`: the caller deletes one by one.
         """
 
     @abstractmethod
-    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+    def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         """Return the objects whose name begins with `prefix` and has no slash behind it."""
 
     @abstractmethod
     def begin(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         size_bytes: int | None,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Session:
+    ) -> UploadSession:
         """Begin a large object; `size_bytes` is a hint, and None where its parts will come in order."""
 
     @abstractmethod
-    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+    def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         """Return unfinished uploads of names that begin with `prefix`; empty where nobody can list them."""
 
     @abstractmethod
-    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
+    def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         """Drop a listed upload; one that is gone is no fault."""

@@ -10,10 +10,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, TransientError, UsageError
+from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite, new_write_id
-from ckptstore.storage.object_store.faults import Fault, error_of
-from ckptstore.storage.object_store.transport import Place, Precondition, Session, Stored, Transport
-from ckptstore.storage.retry import Operation, RetryPolicy
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault
+from ckptstore.storage.object_store.transport import (
+    ObjectName,
+    Precondition,
+    PutResult,
+    Transport,
+    UploadSession,
+)
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Ambiguous, Committed, PutOutcome
 
@@ -41,11 +48,13 @@ class ObjectUpload(Upload):
     that is dropped without any of them is aborted in the background.
     """
 
-    def __init__(self, storage: ObjectStorage, place: Place, url: str, size_bytes: int | None) -> None:
+    def __init__(
+        self, storage: ObjectStorage, object_name: ObjectName, url: str, size_bytes: int | None
+    ) -> None:
         super().__init__()
         self.part_size_bytes = _part_size_bytes(size_bytes, storage.transport)
         self._storage = storage
-        self._place = place
+        self._object_name = object_name
         self._url = url
         self._pid = os.getpid()
         self._begun_s = time.monotonic()
@@ -53,17 +62,17 @@ class ObjectUpload(Upload):
         self._write_id = new_write_id()
         self._is_open = True
         self._was_dropped = False
-        self._session: Session | None = None
+        self._session: UploadSession | None = None
         self._last: Sequence[memoryview] = ()
         self._failure: CkptStoreError | None = None
         self._lock = threading.Lock()
         # It may ask, and fail.
-        self.parallel = _parallel_parts(storage, place, url, size_bytes)
+        self.parallel = _parallel_parts(storage, object_name, url, size_bytes)
 
     @property
-    def place(self) -> Place:
+    def object_name(self) -> ObjectName:
         """Where it shall be."""
-        return self._place
+        return self._object_name
 
     @property
     def upload_id(self) -> str | None:
@@ -86,7 +95,7 @@ class ObjectUpload(Upload):
                 if session.sends_last_part or not is_last:
                     offset = number * self.part_size_bytes
                     self._storage.run(
-                        lambda op: session.send(number, offset, pieces, crc32c, op),
+                        lambda attempts: session.send(number, offset, pieces, crc32c, attempts),
                         "cannot send a part of the object",
                         self._url,
                     )
@@ -99,19 +108,19 @@ class ObjectUpload(Upload):
             raise
         self._last = pieces
 
-    def _begun(self) -> Session:
+    def _begun(self) -> UploadSession:
         with self._lock:
             if self._session is None:
                 self._session = self._begin()
             return self._session
 
-    def _begin(self) -> Session:
-        is_honoured = self._storage.verdicts(self._place, self._url).create == "yes"
+    def _begin(self) -> UploadSession:
+        is_honoured = self._storage.verdicts(self._object_name, self._url).create == "yes"
         precondition = Precondition(None) if is_honoured else None
         return self._storage.run(
-            lambda op: self._storage.transport.begin(
-                self._place,
-                op,
+            lambda attempts: self._storage.transport.begin(
+                self._object_name,
+                attempts,
                 size_bytes=self._size_bytes if self.parallel > 1 else None,
                 write_id=self._write_id,
                 precondition=precondition,
@@ -123,7 +132,9 @@ class ObjectUpload(Upload):
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         try:
             if self._session is None:
-                outcome = self._storage.create(self._place, self._url, self._last, crc32c, self._write_id)
+                outcome = self._storage.create(
+                    self._object_name, self._url, self._last, crc32c, self._write_id
+                )
             else:
                 outcome = self._publish(self._session, self._last, size_bytes, crc32c)
         except BaseException:
@@ -156,31 +167,31 @@ class ObjectUpload(Upload):
             )
 
     def _publish(
-        self, session: Session, last: Sequence[memoryview], size_bytes: int, crc32c: int
+        self, session: UploadSession, last: Sequence[memoryview], size_bytes: int, crc32c: int
     ) -> PutOutcome:
         write = ConditionalWrite(
             self._storage.transport,
-            self._place,
+            self._object_name,
             self._url,
             precondition=Precondition(None),
-            is_honoured=self._storage.verdicts(self._place, self._url).create == "yes",
+            is_honoured=self._storage.verdicts(self._object_name, self._url).create == "yes",
             write_id=self._write_id,
             size_bytes=size_bytes,
             crc32c=crc32c,
             doubts_repeats=True,
         )
 
-        def complete(operation: Operation, precondition: Precondition | None) -> Stored:
-            return session.complete(last, size_bytes, crc32c, operation)
+        def complete(attempts: Attempts, precondition: Precondition | None) -> PutResult:
+            return session.complete(last, size_bytes, crc32c, attempts)
 
-        return write.run(complete, self._storage.operation())
+        return write.run(complete, self._storage.new_attempts())
 
-    def _tidy(self, session: Session) -> None:
+    def _tidy(self, session: UploadSession) -> None:
         """Remove what the object was made of; it is there, whatever comes of this."""
-        operation = Operation(_ABORT_POLICY, self._storage.budget)
+        attempts = Attempts(_ABORT_POLICY, self._storage.budget)
         try:
-            operation.begin()
-            session.abort(operation)
+            attempts.begin()
+            session.abort(attempts)
         except Fault:
             # Nobody shall wait until it works.
             self._storage.abort_later(session)
@@ -214,11 +225,11 @@ class ObjectUpload(Upload):
         self._last = ()
         if session is None:
             return
-        operation = Operation(_ABORT_POLICY, self._storage.budget)
+        attempts = Attempts(_ABORT_POLICY, self._storage.budget)
         try:
-            operation.run(session.abort)
+            attempts.run(session.abort)
         except Fault as fault:
-            raise error_of(fault, "cannot remove the unfinished upload", self._url, operation) from None
+            raise error_of(fault, "cannot remove the unfinished upload", self._url, attempts) from None
 
     def __del__(self) -> None:
         # Not here: the garbage collector may run in the thread that serves the requests.
@@ -226,12 +237,12 @@ class ObjectUpload(Upload):
             self._storage.abort_later(self._session)
 
 
-def _parallel_parts(storage: ObjectStorage, place: Place, url: str, size_bytes: int | None) -> int:
-    operation = storage.operation()
+def _parallel_parts(storage: ObjectStorage, object_name: ObjectName, url: str, size_bytes: int | None) -> int:
+    attempts = storage.new_attempts()
     try:
-        return storage.transport.parts(place, size_bytes, operation).parallel
+        return storage.transport.parts(object_name, size_bytes, attempts).parallel
     except Fault as fault:
-        raise error_of(fault, "cannot find out how to send the object", url, operation) from None
+        raise error_of(fault, "cannot find out how to send the object", url, attempts) from None
 
 
 def _part_size_bytes(size_bytes: int | None, transport: Transport) -> int:

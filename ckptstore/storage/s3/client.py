@@ -14,11 +14,11 @@ from s3fs import S3FileSystem
 
 from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.event_loop import LoopThread
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
 from ckptstore.storage.redact import Redactor
-from ckptstore.storage.retry import Operation
 from ckptstore.storage.s3.errors import fault_of
 from ckptstore.storage.url import is_loopback
 
@@ -43,7 +43,7 @@ _EXPECT_FROM_BYTES = 1024 * 1024
 _PIECE_BYTES = 64 * 1024
 
 
-class _FileSystem(S3FileSystem):  # type: ignore[misc]
+class _S3FileSystem(S3FileSystem):  # type: ignore[misc]
     # fsspec takes options for the protocol "s3" from files and the environment; for this name it finds none.
     protocol = ("ckptstore+s3",)
 
@@ -59,10 +59,10 @@ class SentBody:
     aiohttp iterates.
     """
 
-    def __init__(self, pieces: Sequence[memoryview], operation: Operation) -> None:
+    def __init__(self, pieces: Sequence[memoryview], attempts: Attempts) -> None:
         self._pieces = pieces
         self._size_bytes = sum(map(len, pieces))
-        self._operation = operation
+        self._attempts = attempts
         self._position = 0
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class SentBody:
                 piece = whole[start : start + _PIECE_BYTES]
                 yield piece
                 position += len(piece)
-                self._operation.sent(position)
+                self._attempts.record_sent(position)
 
 
 class Blueprint(NamedTuple):
@@ -168,14 +168,14 @@ class S3Client:
         self.redact = Redactor(options)
         self._locks = ForkSafeLocks()
         self._thread: LoopThread | None = None
-        self._fs: _FileSystem | None = None
+        self._fs: _S3FileSystem | None = None
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._endpoint = ""
         self._frozen: dict[int, tuple[Any, Any]] = {}
         self.skew_s = 0.0
 
     def call(
-        self, use: Callable[[_FileSystem], Awaitable[_T]], operation: Operation, bucket: str | None = None
+        self, use: Callable[[_S3FileSystem], Awaitable[_T]], attempts: Attempts, bucket: str | None = None
     ) -> _T:
         """Run `use` with the file system, as one attempt.
 
@@ -190,7 +190,7 @@ class S3Client:
             return await use(fs)
 
         try:
-            return thread.call(run, operation)
+            return thread.call(run, attempts)
         except (Fault, CkptStoreError):
             raise
         except Exception as error:
@@ -200,25 +200,25 @@ class S3Client:
         # Not "from error": what the client raises may hold what it was given.
         raise fault
 
-    def request(self, method: str, operation: Operation, **arguments: Any) -> dict[str, Any]:
+    def request(self, method: str, attempts: Attempts, **arguments: Any) -> dict[str, Any]:
         """Call one method of the service's client through s3fs and return its answer."""
 
-        async def use(fs: _FileSystem) -> dict[str, Any]:
+        async def use(fs: _S3FileSystem) -> dict[str, Any]:
             answer: dict[str, Any] = await fs._call_s3(method, **arguments)
             headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
             self.note_date(headers.get("date"))
             return answer
 
-        return self.call(use, operation, arguments.get("Bucket"))
+        return self.call(use, attempts, arguments.get("Bucket"))
 
     def note_date(self, date: str | None) -> None:
         """Take note of the server's clock, from the ``Date`` of an answer that just came."""
         self.skew_s = skew_of(date, self.skew_s)
 
-    def blueprint(self, kind: str, bucket: str, operation: Operation) -> Blueprint:
+    def blueprint(self, kind: str, bucket: str, attempts: Attempts) -> Blueprint:
         """Have the client prepare and sign a request of that kind, and return it instead of sending it."""
 
-        async def use(fs: _FileSystem) -> Blueprint:
+        async def use(fs: _S3FileSystem) -> Blueprint:
             client = await fs.get_s3(bucket)
             method = getattr(client, kind)
             arguments = fs._get_s3_method_kwargs(method, Bucket=bucket, Key=_NAME, **_NEEDED[kind])
@@ -231,9 +231,9 @@ class S3Client:
                 _is_capturing.reset(token)
             raise Fault(Kind.GARBLED, "the client sent nothing")
 
-        return self.call(use, operation, bucket)
+        return self.call(use, attempts, bucket)
 
-    def frozen(self, credentials: Any, operation: Operation) -> Any:
+    def frozen(self, credentials: Any, attempts: Attempts) -> Any:
         """Return what `credentials` of a blueprint are now, renewed if it is time.
 
         Raises
@@ -247,29 +247,29 @@ class S3Client:
             if not is_refreshable or not credentials.refresh_needed():
                 return known[1]
 
-        async def use(fs: _FileSystem) -> Any:
+        async def use(fs: _S3FileSystem) -> Any:
             return await credentials.get_frozen_credentials()
 
-        frozen = self.call(use, operation)
+        frozen = self.call(use, attempts)
         self._frozen[id(credentials)] = credentials, frozen
         return frozen
 
-    def endpoint(self, operation: Operation) -> str:
+    def endpoint(self, attempts: Attempts) -> str:
         """Return the URL that requests go to, as options, environment and profile say."""
         if not self._endpoint:
 
-            async def nothing(fs: _FileSystem) -> None:
+            async def nothing(fs: _S3FileSystem) -> None:
                 pass
 
-            self.call(nothing, operation)
+            self.call(nothing, attempts)
         return self._endpoint
 
-    def _opened(self) -> tuple[_FileSystem, LoopThread]:
+    def _opened(self) -> tuple[_S3FileSystem, LoopThread]:
         with self._locks[0]:
             if self._fs is None or self._thread is None or self._thread.pid != os.getpid():
                 thread = LoopThread()
                 try:
-                    fs = _FileSystem(loop=thread.loop, **self._settings())
+                    fs = _S3FileSystem(loop=thread.loop, **self._settings())
                 except (KeyError, TypeError, ValueError) as error:
                     thread.close()
                     raise self._misfit(error) from None
@@ -300,7 +300,7 @@ class S3Client:
             hint="They are those of s3fs.S3FileSystem.",
         )
 
-    async def _connected(self, fs: _FileSystem, bucket: str | None) -> None:
+    async def _connected(self, fs: _S3FileSystem, bucket: str | None) -> None:
         try:
             await fs.set_session()
         except TypeError as error:
@@ -338,7 +338,7 @@ def _send_once(client: Any) -> None:
         session._retry_connection = False
 
 
-def _close(fs: _FileSystem, thread: LoopThread) -> None:
+def _close(fs: _S3FileSystem, thread: LoopThread) -> None:
     """Close the connections of a client that is collected, or at the end of the process."""
     if thread.pid != os.getpid() or thread.loop.is_closed():
         return

@@ -19,9 +19,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.httpsession import get_cert_path
 from botocore.parsers import ResponseParserError, create_parser
 
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Way
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import DataPath
 from ckptstore.storage.s3.client import Blueprint, S3Client
 from ckptstore.storage.s3.errors import fault_of, fault_of_response
 from ckptstore.storage.wire.connections import Server
@@ -93,21 +93,21 @@ class S3Direct:
         self._servers: dict[tuple[str, str, int], Server] = {}
         self._redirects: dict[str, int] = {}
 
-    def way(self, bucket: str, operation: Operation) -> Way:
+    def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel; see `Transport.way`."""
         if not self._is_wanted:
-            return Way(False, "through s3fs: direct=False in the storage options")
-        plan = self._plan("get_object", bucket, operation)
+            return DataPath(False, "through s3fs: direct=False in the storage options")
+        plan = self._plan("get_object", bucket, attempts)
         if isinstance(plan, _Refused):
-            return Way(False, f"through s3fs: {plan.reason}", is_wanted=False)
-        return Way(True, "over " + ("HTTPS" if plan.server.is_encrypted else "HTTP"))
+            return DataPath(False, f"through s3fs: {plan.reason}", is_wanted=False)
+        return DataPath(True, "over " + ("HTTPS" if plan.server.is_encrypted else "HTTP"))
 
     def request(
         self,
         kind: str,
         bucket: str,
         name: str,
-        operation: Operation,
+        attempts: Attempts,
         *,
         query: str = "",
         headers: Mapping[str, str],
@@ -129,12 +129,12 @@ class S3Direct:
             If the client has to do it.
         Fault
         """
-        plan = self._plan(kind, bucket, operation) if self._is_wanted else _Refused("")
+        plan = self._plan(kind, bucket, attempts) if self._is_wanted else _Refused("")
         if isinstance(plan, _Refused):
             raise NotDirect
         method = "GET" if kind == "get_object" else "PUT"
-        request = self._signed(plan, method, name, query, headers, body, operation)
-        reply = exchange(plan.server, request, operation, accept)
+        request = self._signed(plan, method, name, query, headers, body, attempts)
+        reply = exchange(plan.server, request, attempts, accept)
         self._client.note_date(reply.headers.get("Date"))
         if reply.status in (200, 206) or (method == "PUT" and 200 <= reply.status < 300):
             return reply
@@ -172,25 +172,25 @@ class S3Direct:
         query: str,
         headers: Mapping[str, str],
         body: Sequence[bytes | memoryview],
-        operation: Operation,
+        attempts: Attempts,
     ) -> DirectRequest:
         url = plan.base + quote(name, safe="/~") + (f"?{query}" if query else "")
         parts = urlsplit(url)
         carried = {**plan.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
         if plan.region:
             request = AWSRequest(method=method, url=url, headers=carried)
-            frozen = self._client.frozen(plan.credentials, operation)
+            frozen = self._client.frozen(plan.credentials, attempts)
             _Signer(frozen, "s3", plan.region).add_auth(request)
             carried = dict(request.headers.items())
         return DirectRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
 
-    def _plan(self, kind: str, bucket: str, operation: Operation) -> _Plan | _Refused:
+    def _plan(self, kind: str, bucket: str, attempts: Attempts) -> _Plan | _Refused:
         if self._pid != os.getpid():
             # The client of the parent, its credentials and its connections are not ours.
             self._plans, self._servers, self._pid = {}, {}, os.getpid()
         plan = self._plans.get((kind, bucket))
         if plan is None:
-            blueprint = self._client.blueprint(kind, bucket, operation)
+            blueprint = self._client.blueprint(kind, bucket, attempts)
             plan = self._plans[kind, bucket] = self._read(blueprint)
         return plan
 

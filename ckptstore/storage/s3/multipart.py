@@ -6,9 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import WRITE_ID, Place, Precondition, Session, Stored
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import (
+    WRITE_ID,
+    ObjectName,
+    Precondition,
+    PutResult,
+    UploadSession,
+)
 from ckptstore.storage.s3.client import S3Client, SentBody
 from ckptstore.storage.s3.direct import NotDirect, S3Direct
 from ckptstore.storage.s3.headers import answer_of, encoded_crc32c, is_repeated, whole_crc32c
@@ -29,8 +35,8 @@ _CREATE: dict[int, dict[str, str]] = {
 def begin_multipart(
     client: S3Client,
     direct: S3Direct,
-    place: Place,
-    operation: Operation,
+    object_name: ObjectName,
+    attempts: Attempts,
     write_id: str,
     precondition: Precondition | None,
     mode: int,
@@ -46,9 +52,9 @@ def begin_multipart(
         try:
             answer = client.request(
                 "create_multipart_upload",
-                operation,
-                Bucket=place.bucket,
-                Key=place.name,
+                attempts,
+                Bucket=object_name.bucket,
+                Key=object_name.name,
                 Metadata={WRITE_ID: write_id},
                 **_CREATE[mode],
             )
@@ -57,11 +63,11 @@ def begin_multipart(
                 raise
             mode += 1
         else:
-            return MultipartUpload(client, direct, place, answer["UploadId"], precondition, mode), mode
+            return MultipartUpload(client, direct, object_name, answer["UploadId"], precondition, mode), mode
 
 
-class MultipartUpload(Session):
-    """See `Session`.
+class MultipartUpload(UploadSession):
+    """See `UploadSession`.
 
     Threads
     -------
@@ -74,7 +80,7 @@ class MultipartUpload(Session):
         self,
         client: S3Client,
         direct: S3Direct,
-        place: Place,
+        object_name: ObjectName,
         upload_id: str,
         precondition: Precondition | None,
         mode: int,
@@ -82,7 +88,7 @@ class MultipartUpload(Session):
         self._client = client
         self._direct = direct
         self._upload_id = upload_id
-        self._names = {"Bucket": place.bucket, "Key": place.name, "UploadId": upload_id}
+        self._names = {"Bucket": object_name.bucket, "Key": object_name.name, "UploadId": upload_id}
         self._precondition = precondition
         self._mode = mode
         self._parts: dict[int, dict[str, Any]] = {}
@@ -92,7 +98,7 @@ class MultipartUpload(Session):
         return self._upload_id
 
     def send(
-        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
         encoded = encoded_crc32c(crc32c)
         checksum = {} if self._mode == _NONE else {"ChecksumCRC32C": encoded}
@@ -101,7 +107,7 @@ class MultipartUpload(Session):
                 "upload_part",
                 self._names["Bucket"],
                 self._names["Key"],
-                operation,
+                attempts,
                 query=f"partNumber={number + 1}&uploadId={quote(self._upload_id, safe='')}",
                 headers={"x-amz-checksum-crc32c": encoded} if checksum else {},
                 body=pieces,
@@ -110,9 +116,9 @@ class MultipartUpload(Session):
         except NotDirect:
             answer = self._client.request(
                 "upload_part",
-                operation,
+                attempts,
                 PartNumber=number + 1,
-                Body=SentBody(pieces, operation),
+                Body=SentBody(pieces, attempts),
                 **self._names,
                 **checksum,
             )
@@ -124,11 +130,11 @@ class MultipartUpload(Session):
         self._parts[number] = {"PartNumber": number + 1, "ETag": answer["ETag"], **checksum}
 
     def complete(
-        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
-    ) -> Stored:
-        return self.finish(crc32c, operation)
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> PutResult:
+        return self.finish(crc32c, attempts)
 
-    def finish(self, crc32c: int | None, operation: Operation) -> Stored:
+    def finish(self, crc32c: int | None, attempts: Attempts) -> PutResult:
         """Complete it; `crc32c` of the whole object is None where nobody knows it."""
         arguments: dict[str, Any] = {}
         if self._mode == _WHOLE and crc32c is not None:
@@ -141,28 +147,28 @@ class MultipartUpload(Session):
         parts = [self._parts[number] for number in sorted(self._parts)]
         answer = self._client.request(
             "complete_multipart_upload",
-            operation,
+            attempts,
             MultipartUpload={"Parts": parts},
             **self._names,
             **arguments,
         )
         if not answer.get("ETag"):
             raise Fault(Kind.GARBLED, "the answer names no ETag: this is not the object store")
-        return Stored(answer["ETag"], whole_crc32c(answer), is_repeated(answer))
+        return PutResult(answer["ETag"], whole_crc32c(answer), is_repeated(answer))
 
-    def copy_part(self, number: int, start: int, stop: int, source: ObjectInfo, operation: Operation) -> None:
+    def copy_part(self, number: int, start: int, stop: int, source: ObjectInfo, attempts: Attempts) -> None:
         """Bring a part from another object, as it is inside the service."""
         bucket, _, name = source.key.partition("/")
         answer = self._client.request(
             "upload_part_copy",
-            operation,
+            attempts,
             PartNumber=number + 1,
             CopySource={"Bucket": bucket, "Key": name},
             CopySourceIfMatch=source.version,
             CopySourceRange=f"bytes={start}-{stop - 1}",
             **self._names,
         )
-        operation.progress()
+        attempts.record_progress()
         result = answer.get("CopyPartResult", {})
         if not result.get("ETag"):
             raise Fault(Kind.GARBLED, "the answer names no ETag: this is not the object store")
@@ -171,9 +177,9 @@ class MultipartUpload(Session):
             part["ChecksumCRC32C"] = result["ChecksumCRC32C"]
         self._parts[number] = part
 
-    def abort(self, operation: Operation) -> None:
+    def abort(self, attempts: Attempts) -> None:
         try:
-            self._client.request("abort_multipart_upload", operation, **self._names)
+            self._client.request("abort_multipart_upload", attempts, **self._names)
         except Fault as fault:
             if fault.kind not in (Kind.UPLOAD_GONE, Kind.ABSENT):
                 raise

@@ -12,23 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
     WRITE_ID,
-    Heading,
+    DataPath,
+    ObjectName,
     Page,
-    Place,
     Precondition,
-    Session,
+    PutResult,
+    ResponseHead,
     Sink,
     StaleUpload,
-    Stored,
     Transport,
-    Way,
-    pour,
+    UploadSession,
+    copy_into,
 )
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.s3.client import S3Client, SentBody
 from ckptstore.storage.s3.copy import copied
 from ckptstore.storage.s3.direct import NotDirect, S3Direct
@@ -82,14 +82,14 @@ class S3Transport(Transport):
 
     @property
     def endpoint(self) -> str:
-        return self._client.endpoint(Operation(RetryPolicy(), RetryBudget()))
+        return self._client.endpoint(Attempts(RetryPolicy(), RetryBudget()))
 
-    def head(self, place: Place, operation: Operation) -> ObjectInfo:
+    def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         answer = self._client.request(
-            "head_object", operation, Bucket=place.bucket, Key=place.name, ChecksumMode="ENABLED"
+            "head_object", attempts, Bucket=object_name.bucket, Key=object_name.name, ChecksumMode="ENABLED"
         )
         return ObjectInfo(
-            place.key,
+            object_name.key,
             int(answer["ContentLength"]),
             _version_of(answer),
             _seconds(answer["LastModified"]),
@@ -99,15 +99,15 @@ class S3Transport(Transport):
 
     def get(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Sink],
+        accept: Callable[[ResponseHead], Sink],
     ) -> None:
         headers: dict[str, str] = {}
-        arguments: dict[str, Any] = {"Bucket": place.bucket, "Key": place.name}
+        arguments: dict[str, Any] = {"Bucket": object_name.bucket, "Key": object_name.name}
         if byte_range is not None:
             headers["Range"] = arguments["Range"] = byte_range
         if version is not None:
@@ -115,11 +115,11 @@ class S3Transport(Transport):
         try:
             self._direct.request(
                 "get_object",
-                place.bucket,
-                place.name,
-                operation,
+                object_name.bucket,
+                object_name.name,
+                attempts,
                 headers=headers,
-                accept=lambda status, head: accept(_heading(status, head)),
+                accept=lambda status, head: accept(_response_head(status, head)),
             )
             return
         except NotDirect:
@@ -130,7 +130,7 @@ class S3Transport(Transport):
             # The body is read outside of s3fs's care: what breaks here is ours to repeat.
             async with answer["Body"] as body:
                 sink = accept(
-                    Heading(
+                    ResponseHead(
                         answer["ResponseMetadata"]["HTTPStatusCode"],
                         answer.get("ETag", ""),
                         answer.get("ContentLength"),
@@ -138,23 +138,23 @@ class S3Transport(Transport):
                         answer.get("ContentEncoding"),
                     )
                 )
-                operation.progress()
+                attempts.record_progress()
                 while piece := await body.read(_READ_BYTES):
-                    pour(piece, sink)
-                    operation.progress()
+                    copy_into(piece, sink)
+                    attempts.record_progress()
 
-        self._client.call(use, operation, place.bucket)
+        self._client.call(use, attempts, object_name.bucket)
 
     def put(
         self,
-        place: Place,
+        object_name: ObjectName,
         pieces: Sequence[memoryview],
-        operation: Operation,
+        attempts: Attempts,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
+    ) -> PutResult:
         encoded = encoded_crc32c(crc32c)
         headers = {"x-amz-checksum-crc32c": encoded, f"x-amz-meta-{WRITE_ID}": write_id}
         arguments: dict[str, Any] = {}
@@ -166,44 +166,46 @@ class S3Transport(Transport):
         if sum(map(len, pieces)) >= DIRECT_FROM_BYTES:
             with suppress(NotDirect):
                 reply = self._direct.request(
-                    "put_object", place.bucket, place.name, operation, headers=headers, body=pieces
+                    "put_object", object_name.bucket, object_name.name, attempts, headers=headers, body=pieces
                 )
                 answer = answer_of(reply.headers)
-                return Stored(_version_of(answer), whole_crc32c(answer))
+                return PutResult(_version_of(answer), whole_crc32c(answer))
         answer = self._client.request(
             "put_object",
-            operation,
-            Bucket=place.bucket,
-            Key=place.name,
-            Body=SentBody(pieces, operation),
+            attempts,
+            Bucket=object_name.bucket,
+            Key=object_name.name,
+            Body=SentBody(pieces, attempts),
             ChecksumCRC32C=encoded,
             Metadata={WRITE_ID: write_id},
             **arguments,
         )
-        return Stored(_version_of(answer), whole_crc32c(answer), is_repeated(answer))
+        return PutResult(_version_of(answer), whole_crc32c(answer), is_repeated(answer))
 
     def copy(
         self,
         source: ObjectInfo,
-        target: Place,
-        operation: Operation,
+        target: ObjectName,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
-        return copied(self._client, self._direct, source, target, operation, write_id, precondition)
+    ) -> PutResult:
+        return copied(self._client, self._direct, source, target, attempts, write_id, precondition)
 
-    def way(self, bucket: str, operation: Operation) -> Way:
-        return self._direct.way(bucket, operation)
+    def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
+        return self._direct.data_path(bucket, attempts)
 
-    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
+    def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
         arguments = {} if version is None else {"IfMatch": version}
-        self._client.request("delete_object", operation, Bucket=place.bucket, Key=place.name, **arguments)
+        self._client.request(
+            "delete_object", attempts, Bucket=object_name.bucket, Key=object_name.name, **arguments
+        )
 
-    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+    def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         wanted = {"Objects": [{"Key": name} for name in names], "Quiet": True}
         try:
-            answer = self._client.request("delete_objects", operation, Bucket=bucket, Delete=wanted)
+            answer = self._client.request("delete_objects", attempts, Bucket=bucket, Delete=wanted)
         except Fault as fault:
             if fault.kind is Kind.BAD_REQUEST:
                 # A server that knows the request, but not in this form.
@@ -216,10 +218,10 @@ class S3Transport(Transport):
             for error in answer.get("Errors", ())
         }
 
-    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+    def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         arguments = {} if token is None else {"ContinuationToken": token}
         answer = self._client.request(
-            "list_objects_v2", operation, Bucket=bucket, Prefix=prefix, Delimiter="/", **arguments
+            "list_objects_v2", attempts, Bucket=bucket, Prefix=prefix, Delimiter="/", **arguments
         )
         objects = [
             ObjectInfo(
@@ -231,26 +233,26 @@ class S3Transport(Transport):
 
     def begin(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         size_bytes: int | None,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Session:
+    ) -> UploadSession:
         session, self._checksum_mode = begin_multipart(
-            self._client, self._direct, place, operation, write_id, precondition, self._checksum_mode
+            self._client, self._direct, object_name, attempts, write_id, precondition, self._checksum_mode
         )
         return session
 
-    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+    def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         found: list[StaleUpload] = []
         asked = prefix
         marker: dict[str, Any] = {}
         while True:
             try:
                 answer = self._client.request(
-                    "list_multipart_uploads", operation, Bucket=bucket, Prefix=asked, **marker
+                    "list_multipart_uploads", attempts, Bucket=bucket, Prefix=asked, **marker
                 )
             except Fault as fault:
                 if fault.kind is not Kind.BAD_REQUEST or not marker.pop("UploadIdMarker", None):
@@ -276,13 +278,13 @@ class S3Transport(Transport):
                 "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
             }
 
-    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
-        MultipartUpload(self._client, self._direct, place, upload_id, None, 0).abort(operation)
+    def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
+        MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
 
 
-def _heading(status: int, headers: Mapping[str, str]) -> Heading:
+def _response_head(status: int, headers: Mapping[str, str]) -> ResponseHead:
     length = headers.get("Content-Length", "")
-    return Heading(
+    return ResponseHead(
         status,
         headers.get("ETag", ""),
         int(length) if length.isdecimal() else None,

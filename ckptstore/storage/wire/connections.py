@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
-from ckptstore.storage.retry import Operation
 
 __all__ = ["Connection", "Server"]
 
@@ -41,7 +41,7 @@ class Connection:
         self.pid = pid
         self.idle_since_s = 0.0
 
-    def wait_at_most(self, operation: Operation) -> None:
+    def wait_at_most(self, attempts: Attempts) -> None:
         """Let the next send or receive wait as long as the attempt may.
 
         Raises
@@ -49,9 +49,9 @@ class Connection:
         Fault
             If that time is over.
         """
-        remaining_s = operation.remaining_s()
+        remaining_s = attempts.remaining_s()
         if remaining_s <= 0:
-            raise Fault(Kind.STALLED, f"no byte moved for {operation.policy.attempt_s:g} s")
+            raise Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
         self.socket.settimeout(remaining_s)
 
     def send(self, block: memoryview) -> int:
@@ -61,18 +61,18 @@ class Connection:
             block = block[:_TLS_BYTES]
         return self.socket.send(block)
 
-    def receive_into(self, window: memoryview) -> int:
-        """Put what comes at the beginning of `window`; return how much that is, 0 at the end.
+    def receive_into(self, buffer: memoryview) -> int:
+        """Put what comes at the beginning of `get_buffer`; return how much that is, 0 at the end.
 
         Of TLS one call brings no more than 16 KiB, so there are several.
         """
         if not isinstance(self.socket, ssl.SSLSocket):
-            return self.socket.recv_into(window)
-        window = window[:_TLS_BYTES]
+            return self.socket.recv_into(buffer)
+        buffer = buffer[:_TLS_BYTES]
         position = 0
         try:
-            while position < len(window):
-                size_bytes = self.socket.recv_into(window[position:])
+            while position < len(buffer):
+                size_bytes = self.socket.recv_into(buffer[position:])
                 if not size_bytes:
                     break
                 position += size_bytes
@@ -138,7 +138,7 @@ class Server:
         """Whether it is reached over TLS."""
         return self._context is not None
 
-    def borrow(self, operation: Operation) -> Connection:
+    def borrow(self, attempts: Attempts) -> Connection:
         """Return a connection that nobody else has: the one used last, or a new one.
 
         Raises
@@ -149,7 +149,7 @@ class Server:
             if connection.pid == os.getpid() and not self._is_stale(connection):
                 return connection
             connection.close()
-        return self._connect(operation)
+        return self._connect(attempts)
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection on which nothing is under way."""
@@ -179,8 +179,8 @@ class Server:
         # What came unasked is the end of the connection.
         return time.monotonic() - connection.idle_since_s > _LONGEST_IDLE_S or connection.has_answer()
 
-    def _connect(self, operation: Operation) -> Connection:
-        timeout_s = min(self._connect_timeout_s, operation.remaining_s())
+    def _connect(self, attempts: Attempts) -> Connection:
+        timeout_s = min(self._connect_timeout_s, attempts.remaining_s())
         if timeout_s <= 0:
             raise Fault(Kind.STALLED, "there was no time left to connect")
         options: dict[str, Any] = {"timeout": timeout_s, "blocksize": 1}

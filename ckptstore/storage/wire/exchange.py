@@ -3,7 +3,7 @@
 A checkpoint needs no buffering, no re-chunking and no event loop, and each of these costs a copy or a switch
 for every piece of it. One request is one thread's; who wants several at a time has several threads.
 
-Nothing here retries or waits: a request is one attempt of an `Operation`, and what fails is a `Fault`.
+Nothing here retries or waits: a request is one attempt of an `Attempts`, and what fails is a `Fault`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, cast
 
 from ckptstore.errors import CkptStoreError
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Sink, pour
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import Sink, copy_into
 from ckptstore.storage.wire.connections import Connection, Server
 
 __all__ = ["DIRECT_FROM_BYTES", "DirectReply", "DirectRequest", "exchange"]
@@ -67,9 +67,9 @@ Accept: TypeAlias = Callable[[int, Mapping[str, str]], Sink]
 
 
 def exchange(
-    server: Server, request: DirectRequest, operation: Operation, accept: Accept | None = None
+    server: Server, request: DirectRequest, attempts: Attempts, accept: Accept | None = None
 ) -> DirectReply:
-    """Send `request` once, as an attempt of `operation`, and return the answer.
+    """Send `request` once, as an attempt of `attempts`, and return the answer.
 
     Raises
     ------
@@ -78,22 +78,22 @@ def exchange(
     CkptStoreError
         From `accept`.
     """
-    connection = server.borrow(operation)
-    operation.cancellation.watch(connection.abort)
+    connection = server.borrow(attempts)
+    attempts.cancellation.watch(connection.abort)
     is_reusable = False
     try:
-        response = _ask(connection, request, operation)
-        operation.progress()
-        reply, is_reusable = _take(connection, response, request, operation, accept)
-        if operation.cancellation.is_cancelled and not is_reusable:
+        response = _ask(connection, request, attempts)
+        attempts.record_progress()
+        reply, is_reusable = _take(connection, response, request, attempts, accept)
+        if attempts.cancellation.is_cancelled and not is_reusable:
             raise _cancelled()
         return reply
     except (Fault, CkptStoreError):
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
-        fault = _cancelled() if operation.cancellation.is_cancelled else _fault_of(error, operation)
+        fault = _cancelled() if attempts.cancellation.is_cancelled else _fault_of(error, attempts)
     finally:
-        operation.cancellation.unwatch(connection.abort)
+        attempts.cancellation.unwatch(connection.abort)
         if is_reusable:
             server.give_back(connection)
         else:
@@ -102,7 +102,7 @@ def exchange(
     raise fault
 
 
-def _ask(connection: Connection, request: DirectRequest, operation: Operation) -> http.client.HTTPResponse:
+def _ask(connection: Connection, request: DirectRequest, attempts: Attempts) -> http.client.HTTPResponse:
     """Send all of `request` and return the head of the answer."""
     channel = connection.http
     # Without being told otherwise, a proxy may compress. It is not signed: some balancers rewrite it.
@@ -112,30 +112,30 @@ def _ask(connection: Connection, request: DirectRequest, operation: Operation) -
         channel.putheader(name, value)
     if request.body or request.method in ("PUT", "POST"):
         channel.putheader("Content-Length", str(sum(map(len, request.body))))
-    connection.wait_at_most(operation)
+    connection.wait_at_most(attempts)
     try:
         channel.endheaders()
         position = 0
         for block in _blocks(request.body):
-            position = _send(connection, block, position, operation)
+            position = _send(connection, block, position, attempts)
     except OSError:
         # Who refuses a request does not always read its body to the end. What it says explains more.
         refusal = _early_answer(connection)
         if refusal is None:
             raise
         return refusal
-    connection.wait_at_most(operation)
+    connection.wait_at_most(attempts)
     return channel.getresponse()
 
 
-def _send(connection: Connection, block: memoryview, position: int, operation: Operation) -> int:
+def _send(connection: Connection, block: memoryview, position: int, attempts: Attempts) -> int:
     """Send `block`, which begins at `position` of the body; return where it ends."""
     while block:
-        connection.wait_at_most(operation)
+        connection.wait_at_most(attempts)
         size_bytes = connection.send(block)
         block = block[size_bytes:]
         position += size_bytes
-        operation.sent(position)
+        attempts.record_sent(position)
     return position
 
 
@@ -173,7 +173,7 @@ def _take(
     connection: Connection,
     response: http.client.HTTPResponse,
     request: DirectRequest,
-    operation: Operation,
+    attempts: Attempts,
     accept: Accept | None,
 ) -> tuple[DirectReply, bool]:
     """Read the body of an answer; return it, and whether the connection is good for another request."""
@@ -181,7 +181,7 @@ def _take(
     headers = cast("Mapping[str, str]", response.headers)
     try:
         if accept is None or response.status not in (200, 206):
-            connection.wait_at_most(operation)
+            connection.wait_at_most(attempts)
             body = response.read(_LONGEST_ERROR_BYTES)
             if response.length and len(body) < _LONGEST_ERROR_BYTES and not response.will_close:
                 # Without the code in it a refusal is easily taken for another one.
@@ -191,12 +191,12 @@ def _take(
         sink = accept(response.status, headers)
         if response.length is None:
             while piece := response.read1(_JOINED_BYTES):
-                pour(piece, sink)
-                operation.progress()
-                connection.wait_at_most(operation)
+                copy_into(piece, sink)
+                attempts.record_progress()
+                connection.wait_at_most(attempts)
             is_whole = response.chunked and response.isclosed()
         else:
-            is_whole = _fill(connection, response, response.length, sink, operation)
+            is_whole = _fill(connection, response, response.length, sink, attempts)
         return DirectReply(response.status, headers, b""), is_whole and not response.will_close
     finally:
         response.close()
@@ -207,25 +207,25 @@ def _fill(
     response: http.client.HTTPResponse,
     left_bytes: int,
     sink: Sink,
-    operation: Operation,
+    attempts: Attempts,
 ) -> bool:
     """Receive a body of known length straight into `sink`; return whether all of it came."""
     # What came together with the head lies in a buffer; a window longer than that buffer empties it.
     is_buffered = True
     while left_bytes:
-        window = sink.window()
-        if len(window) > left_bytes:
-            window = window[:left_bytes]
-        connection.wait_at_most(operation)
-        if is_buffered or len(window) <= io.DEFAULT_BUFFER_SIZE:
-            size_bytes = response.fp.readinto1(window)
-            is_buffered = len(window) <= io.DEFAULT_BUFFER_SIZE
+        buffer = sink.get_buffer()
+        if len(buffer) > left_bytes:
+            buffer = buffer[:left_bytes]
+        connection.wait_at_most(attempts)
+        if is_buffered or len(buffer) <= io.DEFAULT_BUFFER_SIZE:
+            size_bytes = response.fp.readinto1(buffer)
+            is_buffered = len(buffer) <= io.DEFAULT_BUFFER_SIZE
         else:
-            size_bytes = connection.receive_into(window)
+            size_bytes = connection.receive_into(buffer)
         if not size_bytes:
             return False
-        sink.filled(size_bytes)
-        operation.progress()
+        sink.buffer_updated(size_bytes)
+        attempts.record_progress()
         left_bytes -= size_bytes
     return True
 
@@ -234,10 +234,10 @@ def _cancelled() -> Fault:
     return Fault(Kind.CANCELLED, "the request was given up")
 
 
-def _fault_of(error: Exception, operation: Operation) -> Fault:
+def _fault_of(error: Exception, attempts: Attempts) -> Fault:
     code = type(error).__name__
     if isinstance(error, TimeoutError):
-        return Fault(Kind.STALLED, f"no byte moved for {operation.policy.attempt_s:g} s")
+        return Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
     if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
         return Fault(Kind.CUT, "the server closed the connection before it answered", code=code)
     if isinstance(error, OSError):

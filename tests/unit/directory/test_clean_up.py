@@ -11,8 +11,8 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.directory import shard_set
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.registry import use_wrapper
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
 
@@ -29,9 +29,9 @@ class _Stalling(StorageWrapper):
             scope = current_scope()
             allowed_s.append(float("inf") if scope is None else scope.remaining_s())
             # What any request on an object store is bound by, then.
-            operation = Operation(RetryPolicy(deadline_s=60.0), RetryBudget())
-            operation.begin()
-            assert operation.remaining_s() <= shard_set._CLEAN_UP_S
+            attempts = Attempts(RetryPolicy(deadline_s=60.0), RetryBudget())
+            attempts.begin()
+            assert attempts.remaining_s() <= shard_set._CLEAN_UP_S
         if primitive == "put_new" and keys[0].endswith(".index"):
             self.failed = True
             raise ck.DeadlineError("no byte moved", url=keys[0], hint="Try again.")

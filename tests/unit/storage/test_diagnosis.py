@@ -20,9 +20,9 @@ from ckptstore.storage.finding import Finding
 from ckptstore.storage.local import diagnosis
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
+from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.object_store.faults import Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
-from ckptstore.storage.retry import RetryPolicy
 from ckptstore.storage.values import Capabilities, Committed, Lost
 from ckptstore.storage.wrappers import StorageWrapper
 from tests.unit.storage.object_store.fake_transport import FakeTransport, before

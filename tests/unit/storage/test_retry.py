@@ -8,8 +8,11 @@ import threading
 import pytest
 
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
-from ckptstore.storage.object_store.faults import RULES, Fault, Kind, error_of
-from ckptstore.storage.retry import Backoff, Cancellation, Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import RULES, Fault, Kind
+from ckptstore.storage.retry import Backoff
+from ckptstore.storage.scope import Cancellation
 from ckptstore.testing import ManualClock
 
 
@@ -31,51 +34,51 @@ def clock() -> ManualClock:
     return ManualClock(0.0)
 
 
-def _operation(
+def _attempts(
     clock: ManualClock, policy: RetryPolicy | None = None, budget: RetryBudget | None = None
-) -> Operation:
+) -> Attempts:
     budget = budget or RetryBudget(clock=clock)
-    return Operation(policy or RetryPolicy(), budget, _Clocked(clock), clock=clock)
+    return Attempts(policy or RetryPolicy(), budget, _Clocked(clock), clock=clock)
 
 
-def _fail(operation: Operation, kind: Kind, **more: float) -> Fault:
-    def call(op: Operation) -> None:
+def _fail(attempts: Attempts, kind: Kind, **more: float) -> Fault:
+    def call(attempts: Attempts) -> None:
         raise Fault(kind, "again", **more)  # type: ignore[arg-type]
 
     with pytest.raises(Fault) as caught:
-        operation.run(call)
+        attempts.run(call)
     return caught.value
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_every_kind_has_a_rule_and_is_tried_as_often_as_it_says(clock: ManualClock, kind: Kind) -> None:
-    operation = _operation(clock)
-    assert _fail(operation, kind).kind is kind
+    attempts = _attempts(clock)
+    assert _fail(attempts, kind).kind is kind
     # Only a write that was read back asks again whether its condition holds.
-    assert operation.tries == (1 if kind is Kind.PRECONDITION else RULES[kind].tries)
+    assert attempts.tries == (1 if kind is Kind.PRECONDITION else RULES[kind].tries)
 
 
 def test_the_answer_of_a_later_attempt_is_the_answer(clock: ManualClock) -> None:
-    operation = _operation(clock)
+    attempts = _attempts(clock)
     answers = [Fault(Kind.THROTTLED, "busy"), Fault(Kind.SERVER, "oops"), "done"]
 
-    def call(op: Operation) -> str:
+    def call(attempts: Attempts) -> str:
         answer = answers.pop(0)
         if isinstance(answer, Fault):
             raise answer
         return answer  # type: ignore[return-value]
 
-    assert operation.run(call) == "done"
-    assert operation.tries == 3
+    assert attempts.run(call) == "done"
+    assert attempts.tries == 3
 
 
 def test_pauses_grow_at_random_up_to_a_bound(clock: ManualClock) -> None:
     seen: list[list[float]] = []
     for _ in range(50):
-        operation = _operation(clock)
-        _fail(operation, Kind.SERVER)
-        assert isinstance(operation.cancellation, _Clocked)
-        seen.append(operation.cancellation.pauses)
+        attempts = _attempts(clock)
+        _fail(attempts, Kind.SERVER)
+        assert isinstance(attempts.cancellation, _Clocked)
+        seen.append(attempts.cancellation.pauses)
     rule = RULES[Kind.SERVER]
     for number, pauses in enumerate(zip(*seen, strict=True)):
         bound_s = min(rule.first_pause_s * 2**number, rule.longest_pause_s)
@@ -86,104 +89,104 @@ def test_pauses_grow_at_random_up_to_a_bound(clock: ManualClock) -> None:
 
 
 def test_a_server_that_names_a_pause_gets_it(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    _fail(operation, Kind.THROTTLED, retry_after_s=3.0)
-    assert isinstance(operation.cancellation, _Clocked)
-    assert all(pause_s >= 3.0 for pause_s in operation.cancellation.pauses)
+    attempts = _attempts(clock)
+    _fail(attempts, Kind.THROTTLED, retry_after_s=3.0)
+    assert isinstance(attempts.cancellation, _Clocked)
+    assert all(pause_s >= 3.0 for pause_s in attempts.cancellation.pauses)
 
 
 def test_no_pause_leads_beyond_the_deadline(clock: ManualClock) -> None:
-    operation = _operation(clock, RetryPolicy(deadline_s=10.0))
-    _fail(operation, Kind.THROTTLED, retry_after_s=4.0)
-    assert operation.is_over
+    attempts = _attempts(clock, RetryPolicy(deadline_s=10.0))
+    _fail(attempts, Kind.THROTTLED, retry_after_s=4.0)
+    assert attempts.is_out_of_time
     assert clock.now_s < 10.0
-    assert operation.tries <= 3
+    assert attempts.tries <= 3
 
 
 def test_a_stalled_operation_ends_at_its_deadline(clock: ManualClock) -> None:
-    operation = _operation(clock)
+    attempts = _attempts(clock)
 
-    def stall(op: Operation) -> None:
-        clock.advance(op.remaining_s())
+    def stall(attempts: Attempts) -> None:
+        clock.advance(attempts.remaining_s())
         raise Fault(Kind.STALLED, "nothing moved")
 
     with pytest.raises(Fault) as caught:
-        operation.run(stall)
+        attempts.run(stall)
     assert clock.now_s <= 60.0
-    error = error_of(caught.value, "cannot read the object", "s3://b/k", operation)
+    error = error_of(caught.value, "cannot read the object", "s3://b/k", attempts)
     assert isinstance(error, DeadlineError)
     assert "progress within 60 s" in str(error)
 
 
 def test_an_attempt_may_take_any_time_while_bytes_move(clock: ManualClock) -> None:
-    operation = _operation(clock)
+    attempts = _attempts(clock)
 
-    def trickle(op: Operation) -> str:
+    def trickle(attempts: Attempts) -> str:
         for _ in range(100):
             clock.advance(19.0)
-            assert op.remaining_s() > 0
-            op.progress()
+            assert attempts.remaining_s() > 0
+            attempts.record_progress()
         return "all"
 
-    assert operation.run(trickle) == "all"
+    assert attempts.run(trickle) == "all"
 
 
 def test_an_attempt_without_a_byte_may_take_twenty_seconds(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    operation.begin()
-    assert operation.remaining_s() == 20.0
+    attempts = _attempts(clock)
+    attempts.begin()
+    assert attempts.remaining_s() == 20.0
     clock.advance(50.0)
-    assert operation.remaining_s() == 0.0
-    operation.begin()
-    assert operation.remaining_s() == 10.0
+    assert attempts.remaining_s() == 0.0
+    attempts.begin()
+    assert attempts.remaining_s() == 10.0
 
 
 def test_bytes_that_went_are_progress_where_no_attempt_was_before(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    operation.begin()
+    attempts = _attempts(clock)
+    attempts.begin()
     clock.advance(19.0)
-    operation.sent(1000)
+    attempts.record_sent(1000)
     clock.advance(19.0)
-    operation.sent(2000)
+    attempts.record_sent(2000)
     ends_s = clock.now_s + 60.0
     clock.advance(20.0)
-    operation.begin()
+    attempts.begin()
     # The same bytes once more: the attempt has time again, the operation has not.
-    operation.sent(1000)
-    assert operation.remaining_s() == pytest.approx(20.0, abs=0.1)
+    attempts.record_sent(1000)
+    assert attempts.remaining_s() == pytest.approx(20.0, abs=0.1)
     clock.now_s = ends_s - 5.0
-    operation.sent(2000)
-    assert operation.remaining_s() == 5.0
+    attempts.record_sent(2000)
+    assert attempts.remaining_s() == 5.0
 
 
 def test_the_answer_to_a_large_body_has_time_until_the_buffers_are_empty(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    operation.begin()
-    operation.sent(1 << 20)
-    assert operation.remaining_s() == 24.0
-    operation.sent(100 << 20)
-    assert operation.remaining_s() == 36.0
+    attempts = _attempts(clock)
+    attempts.begin()
+    attempts.record_sent(1 << 20)
+    assert attempts.remaining_s() == 24.0
+    attempts.record_sent(100 << 20)
+    assert attempts.remaining_s() == 36.0
 
 
 def test_attempts_that_brought_a_good_part_do_not_count(clock: ManualClock) -> None:
-    operation = _operation(clock)
+    attempts = _attempts(clock)
     left = 30
 
-    def bring(op: Operation) -> str:
+    def bring(attempts: Attempts) -> str:
         nonlocal left
-        op.progress()
-        op.forgive()
+        attempts.record_progress()
+        attempts.reset_failures()
         left -= 1
         if left:
             raise Fault(Kind.CUT, "broke off")
         return "whole"
 
-    assert operation.run(bring) == "whole"
-    assert operation.tries == 30
+    assert attempts.run(bring) == "whole"
+    assert attempts.tries == 30
 
 
 def test_an_operation_inside_another_shares_its_deadline_and_counts_for_itself(clock: ManualClock) -> None:
-    outer = _operation(clock)
+    outer = _attempts(clock)
     outer.begin()
     clock.advance(55.0)
     inner = outer.child()
@@ -196,9 +199,9 @@ def test_many_threads_on_a_dead_server_are_held_back(clock: ManualClock) -> None
     budget = RetryBudget(20.0, clock=clock)
     tries = []
     for _ in range(50):
-        operation = Operation(RetryPolicy(pause_scale=0.0), budget, _Clocked(clock), clock=clock)
-        _fail(operation, Kind.CUT)
-        tries.append(operation.tries)
+        attempts = Attempts(RetryPolicy(pause_scale=0.0), budget, _Clocked(clock), clock=clock)
+        _fail(attempts, Kind.CUT)
+        tries.append(attempts.tries)
     assert sum(tries) == 50 + 20
 
 
@@ -218,35 +221,35 @@ def test_time_and_success_refill_the_budget(clock: ManualClock) -> None:
 def test_one_thread_whose_pauses_grow_never_empties_the_budget(clock: ManualClock) -> None:
     budget = RetryBudget(clock=clock)
     for _ in range(100):
-        operation = _operation(clock, budget=budget)
-        _fail(operation, Kind.NOT_SENT)
-        assert operation.tries == RULES[Kind.NOT_SENT].tries
+        attempts = _attempts(clock, budget=budget)
+        _fail(attempts, Kind.NOT_SENT)
+        assert attempts.tries == RULES[Kind.NOT_SENT].tries
 
 
 def test_a_cancelled_operation_makes_no_further_attempt() -> None:
     cancellation = Cancellation()
-    operation = Operation(RetryPolicy(), RetryBudget(), cancellation)
+    attempts = Attempts(RetryPolicy(), RetryBudget(), cancellation)
 
-    def call(op: Operation) -> None:
+    def call(attempts: Attempts) -> None:
         cancellation.cancel()
         raise Fault(Kind.CUT, "broke off")
 
     with pytest.raises(Fault, match="broke off"):
-        operation.run(call)
-    assert operation.tries == 1
+        attempts.run(call)
+    assert attempts.tries == 1
     with pytest.raises(Fault) as caught:
-        operation.begin()
+        attempts.begin()
     assert caught.value.kind is Kind.CANCELLED
 
 
 def test_a_pause_ends_when_the_operation_is_cancelled() -> None:
     cancellation = Cancellation()
-    operation = Operation(RetryPolicy(), RetryBudget(), cancellation)
-    operation.begin()
+    attempts = Attempts(RetryPolicy(), RetryBudget(), cancellation)
+    attempts.begin()
     timer = threading.Timer(0.05, cancellation.cancel)
     timer.start()
     # An hour, if it were not for the cancellation.
-    assert not operation.again(Fault(Kind.THROTTLED, "busy", retry_after_s=30.0))
+    assert not attempts.wait_to_retry(Fault(Kind.THROTTLED, "busy", retry_after_s=30.0))
     timer.join()
 
 
@@ -286,8 +289,8 @@ def test_every_fault_becomes_an_error_that_says_what_where_and_what_to_do(kind: 
 
 
 def test_an_error_counts_the_attempts(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    error = error_of(_fail(operation, Kind.SERVER), "cannot read the object", "s3://b/k", operation)
+    attempts = _attempts(clock)
+    error = error_of(_fail(attempts, Kind.SERVER), "cannot read the object", "s3://b/k", attempts)
     assert type(error) is TransientError
     assert f"after {RULES[Kind.SERVER].tries} attempts" in str(error)
 

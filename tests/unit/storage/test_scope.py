@@ -8,8 +8,10 @@ import pytest
 
 from ckptstore.errors import DeadlineError, TransientError
 from ckptstore.storage import scope as scope_module
-from ckptstore.storage.object_store.faults import Fault, Kind, error_of
-from ckptstore.storage.retry import Backoff, Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.errors import error_of
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.retry import Backoff
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.testing import ManualClock
 
@@ -21,8 +23,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return clock
 
 
-def _operation(clock: ManualClock) -> Operation:
-    return Operation(RetryPolicy(60.0, 20.0, 0.0), RetryBudget(clock=clock), clock=clock)
+def _attempts(clock: ManualClock) -> Attempts:
+    return Attempts(RetryPolicy(60.0, 20.0, 0.0), RetryBudget(clock=clock), clock=clock)
 
 
 def test_it_is_current_inside_its_block_only() -> None:
@@ -37,18 +39,18 @@ def test_it_is_current_inside_its_block_only() -> None:
 
 def test_an_operation_ends_with_the_scope_however_much_moves(clock: ManualClock) -> None:
     with Scope(30.0) as scope:
-        operation = _operation(clock)
-        operation.begin()
+        attempts = _attempts(clock)
+        attempts.begin()
         clock.advance(15.0)
-        operation.progress()
-        operation.sent(1_000_000)
-        assert operation.remaining_s() == 15.0
+        attempts.record_progress()
+        attempts.record_sent(1_000_000)
+        assert attempts.remaining_s() == 15.0
         clock.advance(15.0)
-        operation.progress()
-        assert operation.remaining_s() == 0.0
+        attempts.record_progress()
+        assert attempts.remaining_s() == 0.0
         stalled = Fault(Kind.STALLED, "no byte moved")
-        assert not operation.again(stalled)
-        error = error_of(stalled, "cannot send", "s3://b/k", operation)
+        assert not attempts.wait_to_retry(stalled)
+        error = error_of(stalled, "cannot send", "s3://b/k", attempts)
         assert isinstance(error, DeadlineError)
         assert error.expected == "an end within 30 s"
         with pytest.raises(DeadlineError, match="no time left"):
@@ -56,29 +58,29 @@ def test_an_operation_ends_with_the_scope_however_much_moves(clock: ManualClock)
 
 
 def test_without_a_scope_the_policy_is_what_ran_out(clock: ManualClock) -> None:
-    operation = _operation(clock)
-    operation.begin()
-    assert operation.allowed == "progress within 60 s"
+    attempts = _attempts(clock)
+    attempts.begin()
+    assert attempts.time_allowed == "progress within 60 s"
     with Scope(1000.0):
-        assert _operation(clock).allowed == "progress within 60 s"
+        assert _attempts(clock).time_allowed == "progress within 60 s"
 
 
 def test_no_request_is_made_after_the_deadline(clock: ManualClock) -> None:
     with Scope(30.0) as scope:
         clock.advance(31.0)
-        operation = _operation(clock)
+        attempts = _attempts(clock)
         with pytest.raises(Fault, match="no time left"):
-            operation.run(lambda op: None)
-        assert operation.is_over
-        assert (operation.tries, scope.requests) == (0, 0)
+            attempts.run(lambda attempts: None)
+        assert attempts.is_out_of_time
+        assert (attempts.tries, scope.requests) == (0, 0)
 
 
 def test_cancelling_the_scope_gives_its_operations_up(clock: ManualClock) -> None:
     with Scope() as scope:
-        operation = _operation(clock)
+        attempts = _attempts(clock)
         scope.cancellation.cancel()
         with pytest.raises(Fault) as caught:
-            operation.begin()
+            attempts.begin()
     assert caught.value.kind is Kind.CANCELLED
     with pytest.raises(TransientError, match="given up"):
         scope.check()
@@ -90,8 +92,8 @@ def test_clean_up_inside_a_scope_that_was_given_up_has_time_of_its_own(clock: Ma
         clock.advance(100.0)
         with Scope(10.0) as inner:
             assert inner.remaining_s() == 10.0
-            operation = _operation(clock)
-            assert operation.run(lambda op: "deleted") == "deleted"
+            attempts = _attempts(clock)
+            assert attempts.run(lambda attempts: "deleted") == "deleted"
             inner.check()
     assert (inner.requests, outer.requests) == (1, 1)
 
@@ -102,7 +104,7 @@ def test_a_branch_ends_with_its_scope_and_also_by_itself(clock: ManualClock) -> 
     one.cancellation.cancel()
     assert (scope.cancellation.is_cancelled, two.cancellation.is_cancelled) == (False, False)
     assert two.remaining_s() == 5.0
-    two.run(lambda: _operation(clock).run(lambda op: None))
+    two.run(lambda: _attempts(clock).run(lambda attempts: None))
     assert (scope.requests, two.requests, one.requests) == (1, 1, 0)
     scope.cancellation.cancel()
     assert two.cancellation.is_cancelled
@@ -120,14 +122,14 @@ def test_a_detached_branch_is_forgotten() -> None:
 def test_repetitions_are_counted_as_such(clock: ManualClock) -> None:
     answers = [Fault(Kind.SERVER, "oops"), Fault(Kind.SERVER, "oops"), "done"]
 
-    def call(op: Operation) -> str:
+    def call(attempts: Attempts) -> str:
         answer = answers.pop(0)
         if isinstance(answer, Fault):
             raise answer
         return answer
 
     with Scope() as scope:
-        assert _operation(clock).run(call) == "done"
+        assert _attempts(clock).run(call) == "done"
     assert (scope.requests, scope.retries) == (3, 2)
 
 

@@ -6,6 +6,7 @@ import itertools
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -18,14 +19,14 @@ from ckptstore.storage.gcs.compose import (
     parts_prefix,
     unfinished_uploads,
 )
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import compose_verdict_for, give_up_composing, verdicts_known
-from ckptstore.storage.object_store.transport import Place, Precondition, StaleUpload, Stored
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult, StaleUpload
 from ckptstore.storage.values import ObjectInfo
 from tests.unit.storage.object_store.fake_transport import FakeTransport, Stone, after, before
 
-PLACE = Place("b", "run/shard")
+PLACE = ObjectName("b", "run/shard")
 WRITE_ID = "0123456789abcdef" * 2
 HIDDEN = f"run/.ckptstore-parts/shard/{WRITE_ID}/"
 
@@ -38,9 +39,9 @@ class Composing(FakeTransport):
 
     def compose(
         self,
-        target: Place,
+        target: ObjectName,
         sources: Sequence[tuple[str, str]],
-        operation: Operation,
+        attempts: Attempts,
         *,
         write_id: str,
         precondition: Precondition | None,
@@ -60,8 +61,8 @@ class Composing(FakeTransport):
         return ObjectInfo(target.key, len(data), version, 0.0, write_id, crc32c(data))
 
 
-def operation() -> Operation:
-    return Operation(RetryPolicy(pause_scale=0.0), RetryBudget())
+def new_attempts() -> Attempts:
+    return Attempts(RetryPolicy(pause_scale=0.0), RetryBudget())
 
 
 def session_of(transport: Composing, count: int) -> tuple[ComposeSession, list[bytes]]:
@@ -70,13 +71,12 @@ def session_of(transport: Composing, count: int) -> tuple[ComposeSession, list[b
 
 
 def send(session: ComposeSession, number: int, part: bytes) -> None:
-    offset = number * len(part)
-    operation().run(lambda op: session.send(number, offset, [memoryview(part)], crc32c(part), op))
+    new_attempts().run(partial(session.send, number, number * len(part), [memoryview(part)], crc32c(part)))
 
 
-def complete(session: ComposeSession, parts: list[bytes]) -> Stored:
+def complete(session: ComposeSession, parts: list[bytes]) -> PutResult:
     whole = b"".join(parts)
-    return operation().run(lambda op: session.complete((), len(whole), crc32c(whole), op))
+    return new_attempts().run(lambda attempts: session.complete((), len(whole), crc32c(whole), attempts))
 
 
 # ------------------------------------------------------------------------------------------------------ names
@@ -101,8 +101,8 @@ def test_names_of_parts_have_to_fit() -> None:
     session, parts = session_of(transport, 1)
     send(session, 0, parts[0])
     room = 1024 - len(next(iter(transport.objects)).encode()) + len(PLACE.name) - 2
-    assert is_nameable(Place("b", "x" * (room - 8) + "é" * 2 + "yyyy"))
-    assert not is_nameable(Place("b", "x" * (room - 8) + "é" * 5 + "yyyy"))
+    assert is_nameable(ObjectName("b", "x" * (room - 8) + "é" * 2 + "yyyy"))
+    assert not is_nameable(ObjectName("b", "x" * (room - 8) + "é" * 5 + "yyyy"))
 
 
 def test_an_upload_is_as_old_as_its_youngest_part_and_what_is_no_part_is_none() -> None:
@@ -141,15 +141,15 @@ def test_any_number_of_parts_becomes_one_object(
     session, parts = session_of(transport, count)
     for number in range(count) if order == "ascending" else reversed(range(count)):
         send(session, number, parts[number])
-    stored = complete(session, parts)
+    result = complete(session, parts)
     stone = transport.objects["run/shard"]
     assert stone.data == b"".join(parts)
-    assert (stored.version, stored.crc32c, stone.write_id) == (stone.version, stone.crc32c, WRITE_ID)
+    assert (result.version, result.crc32c, stone.write_id) == (stone.version, stone.crc32c, WRITE_ID)
     assert len(transport.asked("put")) == count
     composed = transport.asked("compose")
     assert len(composed) == len(set(composed)), "something was composed twice"
     assert all(name == "run/shard" or re.fullmatch(HIDDEN + r"\d-\d{6}", name) for name in composed)
-    operation().run(session.abort)
+    new_attempts().run(session.abort)
     assert list(transport.objects) == ["run/shard"]
 
 
@@ -200,7 +200,7 @@ def test_a_server_that_stores_other_bytes_is_found_out_by_its_answer(
     monkeypatch.setattr(compose_module, "MOST_SOURCES", 2)
     transport = Composing()
     session, parts = session_of(transport, 4)
-    answer = Stored("v9", 1) if call == "put" else ObjectInfo("b/x", 14, "v9", 0.0, WRITE_ID, 1)
+    answer = PutResult("v9", 1) if call == "put" else ObjectInfo("b/x", 14, "v9", 0.0, WRITE_ID, 1)
     send(session, 0, parts[0])
     monkeypatch.setattr(transport, call, lambda *_, **__: answer)
     with pytest.raises(Fault) as caught:
@@ -237,10 +237,10 @@ def test_what_was_removed_is_not_removed_again() -> None:
         send(session, number, part)
     # Three names in a request, and the second one fails.
     transport.script("delete_many", None, before(Kind.SERVER))
-    operation().run(session.abort)
+    new_attempts().run(session.abort)
     assert not transport.objects
     transport.calls.clear()
-    operation().run(session.abort)
+    new_attempts().run(session.abort)
     assert not transport.calls
 
 
@@ -249,14 +249,14 @@ def test_without_bulk_deletes_parts_go_one_by_one() -> None:
     session, parts = session_of(transport, 3)
     for number, part in enumerate(parts):
         send(session, number, part)
-    operation().run(session.abort)
+    new_attempts().run(session.abort)
     assert not transport.objects
 
 
 @pytest.mark.parametrize("deletes_many", [True, False])
 def test_parts_that_may_not_be_deleted_end_composing_there_and_are_told_once(deletes_many: bool) -> None:
     transport = Composing(deletes_many=deletes_many)
-    assert compose_verdict_for(transport, PLACE, operation()) == "yes"
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == "yes"
     call = "delete_many" if deletes_many else "delete"
     for expected in (1, 0):
         session, parts = session_of(transport, 1)
@@ -264,10 +264,10 @@ def test_parts_that_may_not_be_deleted_end_composing_there_and_are_told_once(del
         transport.script(call, before(Kind.FORBIDDEN))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            operation().run(session.abort)
+            new_attempts().run(session.abort)
         assert len(caught) == expected
         transport.objects.clear()
-    assert compose_verdict_for(transport, PLACE, operation()) == "kept"
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == "kept"
     assert not give_up_composing(transport, "b")
     assert issubclass(CkptStoreWarning, UserWarning)
 
@@ -302,7 +302,7 @@ def test_six_requests_tell_whether_objects_are_composed(
 ) -> None:
     transport = make()
     assert verdicts_known(transport, "b") is None
-    assert compose_verdict_for(transport, PLACE, operation()) == verdict
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == verdict
     found = verdicts_known(transport, "b")
     assert found is not None
     assert found.compose == verdict
@@ -312,7 +312,7 @@ def test_six_requests_tell_whether_objects_are_composed(
     if verdict == "yes":
         assert kinds == ["put", "put", "compose", "compose", "compose", "delete_many"]
     transport.calls.clear()
-    assert compose_verdict_for(transport, PLACE, operation()) == verdict
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == verdict
     assert not transport.calls
 
 
@@ -320,7 +320,7 @@ def test_a_lost_answer_does_not_spoil_the_verdict() -> None:
     for number, make in itertools.product(range(3), (before, after)):
         transport = Composing()
         transport.script("compose", *[None] * number, make(Kind.CUT))
-        assert compose_verdict_for(transport, PLACE, operation()) == "yes"
+        assert compose_verdict_for(transport, PLACE, new_attempts()) == "yes"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_lost_answer_does_not_spoil_the_verdict() -> None:
 def test_a_server_that_breaks_on_compose_does_not_compose(kind: Kind, verdict: str) -> None:
     transport = Composing()
     transport.script("compose", *[before(kind)] * 8)
-    assert compose_verdict_for(transport, PLACE, operation()) == verdict
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == verdict
     assert not transport.objects
 
 
@@ -338,12 +338,12 @@ def test_a_server_that_cannot_be_asked_is_asked_again() -> None:
     transport = Composing()
     transport.script("compose", *[before(Kind.CUT)] * 8)
     with pytest.raises(Fault):
-        compose_verdict_for(transport, PLACE, operation())
-    assert compose_verdict_for(transport, PLACE, operation()) == "yes"
+        compose_verdict_for(transport, PLACE, new_attempts())
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == "yes"
 
 
 def test_a_bucket_that_keeps_what_the_probe_made_keeps_parts() -> None:
     transport = Composing()
-    compose_verdict_for(Composing(), PLACE, operation())
+    compose_verdict_for(Composing(), PLACE, new_attempts())
     transport.script("delete_many", None, before(Kind.FORBIDDEN))
-    assert compose_verdict_for(transport, PLACE, operation()) == "kept"
+    assert compose_verdict_for(transport, PLACE, new_attempts()) == "kept"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 
 from ckptstore.checksums import crc32c
 from ckptstore.storage.gcs.messages import Answer, Request
 from ckptstore.storage.gcs.resumable import ResumableSession
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import Stored
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.transport import PutResult
 
 UNIT = 4  # this server keeps whole multiples of 4 bytes of an unfinished object
 RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -28,7 +29,7 @@ class Server:
         self.seen: list[str] = []
         self.answers: dict[int, Answer] = {}
 
-    def exchange(self, request: Request, operation: Operation) -> Answer:
+    def exchange(self, request: Request, attempts: Attempts) -> Answer:
         if request.method == "DELETE":
             self.seen.append("DELETE")
             return self.answers.get(len(self.seen), Answer(499, {}, b""))
@@ -68,31 +69,31 @@ def server() -> Server:
 @pytest.fixture
 def session(server: Server) -> ResumableSession:
     return ResumableSession(
-        "http://host/upload?upload_id=s3cret", server.exchange, lambda answer: Stored("7", 1)
+        "http://host/upload?upload_id=s3cret", server.exchange, lambda answer: PutResult("7", 1)
     )
 
 
-def attempts(call, tries: int = 5):
+def run_attempts(call, tries: int = 5):
     """Make the call as the retry layer does, without its pauses."""
-    operation = Operation(RetryPolicy(pause_scale=0.0), RetryBudget())
+    attempts = Attempts(RetryPolicy(pause_scale=0.0), RetryBudget())
     for _ in range(tries - 1):
-        operation.begin()
+        attempts.begin()
         try:
-            return call(operation)
+            return call(attempts)
         except Fault as fault:
             if fault.kind is not Kind.CUT:
                 raise
-    operation.begin()
-    return call(operation)
+    attempts.begin()
+    return call(attempts)
 
 
-def send_all(session: ResumableSession, data: bytes, chunk: int) -> Stored:
+def send_all(session: ResumableSession, data: bytes, chunk: int) -> PutResult:
     view = memoryview(data)
     whole = (len(data) - 1) // chunk * chunk if data else 0
     for number, offset in enumerate(range(0, whole, chunk)):
         piece = view[offset : offset + chunk]
-        attempts(lambda op, n=number, o=offset, p=piece: session.send(n, o, (p,), crc32c(p), op))
-    return attempts(lambda op: session.complete((view[whole:],), len(data), crc32c(data), op))
+        run_attempts(partial(session.send, number, offset, (piece,), crc32c(piece)))
+    return run_attempts(lambda attempts: session.complete((view[whole:],), len(data), crc32c(data), attempts))
 
 
 DATA = bytes(range(37))
@@ -101,7 +102,7 @@ DATA = bytes(range(37))
 def test_chunks_come_in_order_and_the_last_one_names_the_total(
     server: Server, session: ResumableSession
 ) -> None:
-    assert send_all(session, DATA, 16) == Stored("7", 1)
+    assert send_all(session, DATA, 16) == PutResult("7", 1)
     assert server.seen == ["bytes 0-15/*", "bytes 16-31/*", "bytes 32-36/37"]
     assert server.kept == DATA
 
@@ -125,11 +126,11 @@ def test_after_a_fault_only_what_is_missing_is_sent(
 def test_a_lost_answer_to_the_last_chunk_is_asked_for(
     server: Server, session: ResumableSession, kept: int
 ) -> None:
-    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:32]),), 0, op))
+    run_attempts(lambda attempts: session.send(0, 0, (memoryview(DATA[:32]),), 0, attempts))
     server.faults = [(kept, Fault(Kind.CUT, "gone"))]
-    assert attempts(lambda op: session.complete((memoryview(DATA[32:]),), 37, crc32c(DATA), op)) == Stored(
-        "7", 1
-    )
+    assert run_attempts(
+        lambda attempts: session.complete((memoryview(DATA[32:]),), 37, crc32c(DATA), attempts)
+    ) == PutResult("7", 1)
     assert server.kept == DATA
     assert server.seen[2] == "bytes */37"
 
@@ -144,14 +145,14 @@ def test_a_server_that_keeps_little_at_a_time_gets_the_rest_without_being_asked(
 
 
 def test_an_empty_last_chunk_ends_the_session(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:32]),), 0, op))
-    attempts(lambda op: session.complete((), 32, 0, op))
+    run_attempts(lambda attempts: session.send(0, 0, (memoryview(DATA[:32]),), 0, attempts))
+    run_attempts(lambda attempts: session.complete((), 32, 0, attempts))
     assert server.seen == ["bytes 0-31/*", "bytes */32"]
     assert server.is_finished
 
 
 def test_an_empty_object_is_one_request(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.complete((), 0, 0, op))
+    run_attempts(lambda attempts: session.complete((), 0, 0, attempts))
     assert server.seen == ["bytes */0"]
     assert server.is_finished
 
@@ -159,12 +160,14 @@ def test_an_empty_object_is_one_request(server: Server, session: ResumableSessio
 def test_the_checksum_goes_with_the_end() -> None:
     seen = []
 
-    def exchange(request: Request, operation: Operation) -> Answer:
+    def exchange(request: Request, attempts: Attempts) -> Answer:
         seen.append(request.headers.get("X-Goog-Hash"))
         return Answer(200, {}, b"")
 
-    session = ResumableSession("http://host/", exchange, lambda answer: Stored("7"))
-    attempts(lambda op: session.complete((memoryview(b"0123456789"),), 10, crc32c(b"0123456789"), op))
+    session = ResumableSession("http://host/", exchange, lambda answer: PutResult("7"))
+    run_attempts(
+        lambda attempts: session.complete((memoryview(b"0123456789"),), 10, crc32c(b"0123456789"), attempts)
+    )
     assert seen == ["crc32c=KAwGng=="]
 
 
@@ -189,15 +192,15 @@ def test_other_answers_to_a_chunk(
 ) -> None:
     server.answers[1] = answer
     with pytest.raises(Fault) as caught:
-        attempts(lambda op: session.send(0, 0, (memoryview(DATA[:16]),), 0, op))
+        run_attempts(lambda attempts: session.send(0, 0, (memoryview(DATA[:16]),), 0, attempts))
     assert caught.value.kind is kind
 
 
 def test_bytes_that_were_acknowledged_and_are_gone_end_it(server: Server, session: ResumableSession) -> None:
-    attempts(lambda op: session.send(0, 0, (memoryview(DATA[:16]),), 0, op))
+    run_attempts(lambda attempts: session.send(0, 0, (memoryview(DATA[:16]),), 0, attempts))
     server.answers[2] = Answer(308, {"Range": "bytes=0-7"}, b"")
     with pytest.raises(Fault) as caught:
-        attempts(lambda op: session.send(1, 16, (memoryview(DATA[16:32]),), 0, op))
+        run_attempts(lambda attempts: session.send(1, 16, (memoryview(DATA[16:32]),), 0, attempts))
     assert caught.value.kind is Kind.UPLOAD_GONE
 
 
@@ -206,7 +209,7 @@ def test_a_session_that_is_over_anyway_is_ended(
     server: Server, session: ResumableSession, status: int
 ) -> None:
     server.answers[1] = Answer(status, {}, b"")
-    attempts(session.abort)
+    run_attempts(session.abort)
     assert server.seen == ["DELETE"]
 
 
@@ -216,7 +219,7 @@ def test_a_session_that_could_not_be_ended_is_said_so(
 ) -> None:
     server.answers[1] = Answer(status, {}, b"")
     with pytest.raises(Fault):
-        attempts(session.abort, tries=1)
+        run_attempts(session.abort, tries=1)
 
 
 def test_its_url_is_not_shown(session: ResumableSession) -> None:

@@ -16,21 +16,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ckptstore.checksums import crc32c
+from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
-    Heading,
+    ObjectName,
     Page,
-    Place,
     Precondition,
-    Session,
+    PutResult,
+    ResponseHead,
     Sink,
     StaleUpload,
-    Stored,
     Transport,
-    pour,
+    UploadSession,
+    copy_into,
 )
-from ckptstore.storage.retry import Operation, RetryPolicy
 from ckptstore.storage.values import Capabilities, ObjectInfo
 
 _endpoints = itertools.count(1)
@@ -139,30 +139,32 @@ class FakeTransport(Transport):
             raise Fault(Kind.ABSENT, "nothing there")
         return self.objects[name]
 
-    def head(self, place: Place, operation: Operation) -> ObjectInfo:
-        step = self._step("head", place.name)
-        stone = self.objects.get(place.name)
+    def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
+        step = self._step("head", object_name.name)
+        stone = self.objects.get(object_name.name)
         if stone is None:
             raise Fault(Kind.UNPROVED, "404")
         self._end(step)
-        return ObjectInfo(place.key, len(stone.data), stone.version, 1.5e9, stone.write_id, stone.crc32c)
+        return ObjectInfo(
+            object_name.key, len(stone.data), stone.version, 1.5e9, stone.write_id, stone.crc32c
+        )
 
     def get(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         byte_range: str | None,
         version: str | None,
-        accept: Callable[[Heading], Sink],
+        accept: Callable[[ResponseHead], Sink],
     ) -> None:
-        step = self._step("get", f"{place.name} {byte_range or ''}".strip())
-        stone = self._find(place.name)
+        step = self._step("get", f"{object_name.name} {byte_range or ''}".strip())
+        stone = self._find(object_name.name)
         if version is not None and stone.version != version:
             raise Fault(Kind.PRECONDITION, "another version")
         size = len(stone.data)
         if byte_range is None:
-            heading, body = Heading(200, stone.version, size, None), stone.data
+            head, body = ResponseHead(200, stone.version, size, None), stone.data
         else:
             match = re.fullmatch(r"bytes=(\d*)-(\d*)", byte_range)
             assert match is not None
@@ -171,28 +173,28 @@ class FakeTransport(Transport):
             if start >= size:
                 raise Fault(Kind.BAD_RANGE, "416")
             body = stone.data[start:stop]
-            heading = Heading(206, stone.version, len(body), f"bytes {start}-{stop - 1}/{size}")
-        sink = accept(heading)
+            head = ResponseHead(206, stone.version, len(body), f"bytes {start}-{stop - 1}/{size}")
+        sink = accept(head)
         if step is not None:
-            pour(body[: len(body) // 2], sink)
+            copy_into(body[: len(body) // 2], sink)
             step.fire()
-        pour(body, sink)
+        copy_into(body, sink)
 
     def put(
         self,
-        place: Place,
+        object_name: ObjectName,
         pieces: Sequence[memoryview],
-        operation: Operation,
+        attempts: Attempts,
         *,
         crc32c: int,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Stored:
-        step = self._step("put", place.name)
-        self._check(place.name, precondition)
-        version = self.place_raw(place.name, b"".join(pieces), write_id)
+    ) -> PutResult:
+        step = self._step("put", object_name.name)
+        self._check(object_name.name, precondition)
+        version = self.place_raw(object_name.name, b"".join(pieces), write_id)
         self._end(step)
-        return Stored(version, self.objects[place.name].crc32c if self.tells_checksum else None)
+        return PutResult(version, self.objects[object_name.name].crc32c if self.tells_checksum else None)
 
     def _check(self, name: str, precondition: Precondition | None) -> None:
         stone = self.objects.get(name)
@@ -207,17 +209,17 @@ class FakeTransport(Transport):
             if stone is not None and stone.version != precondition.version:
                 raise Fault(Kind.PRECONDITION, "412")
 
-    def delete(self, place: Place, operation: Operation, *, version: str | None) -> None:
-        step = self._step("delete", f"{place.name} {version or ''}".strip())
-        stone = self.objects.get(place.name)
+    def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
+        step = self._step("delete", f"{object_name.name} {version or ''}".strip())
+        stone = self.objects.get(object_name.name)
         if stone is None:
             raise Fault(Kind.ABSENT, "404")
         if version is not None and self.honours_delete and stone.version != version:
             raise Fault(Kind.PRECONDITION, "412")
-        del self.objects[place.name]
+        del self.objects[object_name.name]
         self._end(step)
 
-    def delete_many(self, bucket: str, names: Sequence[str], operation: Operation) -> dict[str, Fault]:
+    def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         step = self._step("delete_many", " ".join(names))
         assert len(names) <= self.batch_size
         if not self.deletes_many:
@@ -227,7 +229,7 @@ class FakeTransport(Transport):
         self._end(step)
         return {}
 
-    def list_page(self, bucket: str, prefix: str, token: str | None, operation: Operation) -> Page:
+    def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         self._end(self._step("list_page", prefix))
         names = sorted(
             name for name in self.objects if name.startswith(prefix) and "/" not in name[len(prefix) :]
@@ -242,44 +244,44 @@ class FakeTransport(Transport):
 
     def begin(
         self,
-        place: Place,
-        operation: Operation,
+        object_name: ObjectName,
+        attempts: Attempts,
         *,
         size_bytes: int | None,
         write_id: str,
         precondition: Precondition | None,
-    ) -> Session:
-        self._end(self._step("begin", place.name))
-        session = FakeSession(self, place, write_id, precondition, len(self.sessions))
+    ) -> UploadSession:
+        self._end(self._step("begin", object_name.name))
+        session = FakeSession(self, object_name, write_id, precondition, len(self.sessions))
         self.sessions.append(session)
         return session
 
-    def list_uploads(self, bucket: str, prefix: str, operation: Operation) -> list[StaleUpload]:
+    def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         self._end(self._step("list_uploads", prefix))
         return [
-            StaleUpload(session.place.name, session.upload_id, 100.0)
+            StaleUpload(session.object_name.name, session.upload_id, 100.0)
             for session in self.sessions
-            if session.is_open and session.place.name.startswith(prefix)
+            if session.is_open and session.object_name.name.startswith(prefix)
         ]
 
-    def abort_upload(self, place: Place, upload_id: str, operation: Operation) -> None:
-        self._end(self._step("abort_upload", place.name))
+    def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
+        self._end(self._step("abort_upload", object_name.name))
         next(session for session in self.sessions if session.upload_id == upload_id).is_open = False
 
 
-class FakeSession(Session):
+class FakeSession(UploadSession):
     sends_last_part = True
 
     def __init__(
         self,
         transport: FakeTransport,
-        place: Place,
+        object_name: ObjectName,
         write_id: str,
         precondition: Precondition | None,
         number: int,
     ) -> None:
         self._transport = transport
-        self.place = place
+        self.object_name = object_name
         self._write_id = write_id
         self._precondition = precondition
         self._number = number
@@ -291,30 +293,30 @@ class FakeSession(Session):
         return f"upload-{self._number}"
 
     def send(
-        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, operation: Operation
+        self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
-        step = self._transport._step("send", f"{self.place.name} {number}")
+        step = self._transport._step("send", f"{self.object_name.name} {number}")
         if not self.is_open:
             raise Fault(Kind.UPLOAD_GONE, "no such upload")
         self.parts[number] = b"".join(pieces)
         self._transport._end(step)
 
     def complete(
-        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, operation: Operation
-    ) -> Stored:
-        step = self._transport._step("complete", self.place.name)
+        self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
+    ) -> PutResult:
+        step = self._transport._step("complete", self.object_name.name)
         if not self.is_open:
             raise Fault(Kind.UPLOAD_GONE, "no such upload")
-        self._transport._check(self.place.name, self._precondition)
+        self._transport._check(self.object_name.name, self._precondition)
         data = b"".join(self.parts[number] for number in sorted(self.parts)) + b"".join(last)
-        version = self._transport.place_raw(self.place.name, data, self._write_id)
+        version = self._transport.place_raw(self.object_name.name, data, self._write_id)
         self.is_open = False
         self._transport._end(step)
-        stone = self._transport.objects[self.place.name]
-        return Stored(version, stone.crc32c if self._transport.tells_checksum else None)
+        stone = self._transport.objects[self.object_name.name]
+        return PutResult(version, stone.crc32c if self._transport.tells_checksum else None)
 
-    def abort(self, operation: Operation) -> None:
-        self._transport._end(self._transport._step("abort", self.place.name))
+    def abort(self, attempts: Attempts) -> None:
+        self._transport._end(self._transport._step("abort", self.object_name.name))
         self.is_open = False
 
 

@@ -8,20 +8,20 @@ import warnings
 import pytest
 
 from ckptstore.errors import AccessError
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import Verdicts, verdicts_for, verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
-from ckptstore.storage.object_store.transport import Place
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.transport import ObjectName
 from tests.unit.storage.object_store.fake_transport import FakeTransport, after, before
 
-BESIDE = Place("b", "run/model.index")
+BESIDE = ObjectName("b", "run/model.index")
 
 pytestmark = pytest.mark.filterwarnings("ignore::ckptstore.errors.CkptStoreWarning")
 
 
 def _ask(transport: FakeTransport) -> Verdicts:
-    return verdicts_for(transport, BESIDE, Operation(RetryPolicy(pause_scale=0.0), RetryBudget()))
+    return verdicts_for(transport, BESIDE, Attempts(RetryPolicy(pause_scale=0.0), RetryBudget()))
 
 
 @pytest.mark.parametrize(

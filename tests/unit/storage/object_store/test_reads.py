@@ -18,9 +18,9 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
+from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import RULES, Kind
-from ckptstore.storage.object_store.transport import Heading, Place, Sink, pour
-from ckptstore.storage.retry import Operation
+from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink, copy_into
 from ckptstore.storage.values import SuffixRange
 from ckptstore.types import ByteRange
 from tests.unit.storage.object_store.fake_transport import FINE, FakeTransport, before, storage_of
@@ -36,17 +36,22 @@ def transport() -> FakeTransport:
 class _Answering(FakeTransport):
     """Answers every GET with the same headers and body."""
 
-    def answer(self, heading: Heading, body: bytes) -> None:
-        self._answer = heading, body
+    def answer(self, head: ResponseHead, body: bytes) -> None:
+        self._answer = head, body
 
     def get(  # type: ignore[override]
-        self, place: Place, operation: Operation, *, accept: Callable[[Heading], Sink], **_: object
+        self,
+        object_name: ObjectName,
+        attempts: Attempts,
+        *,
+        accept: Callable[[ResponseHead], Sink],
+        **_: object,
     ) -> None:
-        self.calls.append(("get", place.name))
-        heading, body = self._answer
-        sink = accept(heading)
-        self.calls.append(("body", place.name))
-        pour(body, sink)
+        self.calls.append(("get", object_name.name))
+        head, body = self._answer
+        sink = accept(head)
+        self.calls.append(("body", object_name.name))
+        copy_into(body, sink)
 
 
 def test_a_body_that_breaks_off_is_resumed_where_it_did(transport: FakeTransport) -> None:
@@ -100,16 +105,16 @@ def test_a_proxy_that_cuts_every_body_is_outlasted(transport: FakeTransport) -> 
 
 
 @pytest.mark.parametrize(
-    "heading",
+    "head",
     [
-        Heading(200, "v1", 1000, None),
-        Heading(200, "v1", 11, None),
+        ResponseHead(200, "v1", 1000, None),
+        ResponseHead(200, "v1", 11, None),
     ],
 )
-def test_a_server_that_ignores_ranges_is_not_read_at_all(heading: Heading) -> None:
+def test_a_server_that_ignores_ranges_is_not_read_at_all(head: ResponseHead) -> None:
     transport = _Answering()
     storage = storage_of(transport)
-    transport.answer(heading, b"x" * 1000)
+    transport.answer(head, b"x" * 1000)
     with pytest.raises(UnsupportedError, match="the server or a proxy ignores it"):
         storage.get(KEY, ByteRange(0, 10))
     assert "body" not in [kind for kind, _ in transport.calls]
@@ -119,50 +124,52 @@ def test_an_answer_that_was_compressed_on_the_way_is_not_read() -> None:
     """It looks like one that was cut, and what follows would not fit."""
     transport = _Answering()
     storage = storage_of(transport)
-    transport.answer(Heading(206, "v1", None, "bytes 3-4/10", "gzip"), b"3")
+    transport.answer(ResponseHead(206, "v1", None, "bytes 3-4/10", "gzip"), b"3")
     with pytest.raises(UnsupportedError, match="compressed on the way"):
         storage.get(KEY, ByteRange(3, 5))
     assert transport.calls == [("get", NAME)]
     # With its length: somebody stored the object with that word, and these are its bytes.
-    transport.answer(Heading(206, "v1", 2, "bytes 3-4/10", "gzip"), b"34")
+    transport.answer(ResponseHead(206, "v1", 2, "bytes 3-4/10", "gzip"), b"34")
     assert storage.get(KEY, ByteRange(3, 5)).data == b"34"
 
 
 @pytest.mark.parametrize(
-    ("wanted", "heading", "body"),
+    ("wanted", "head", "body"),
     [
-        (ByteRange(0, 10), Heading(200, "v1", 10, None), b"0123456789"),
-        (SuffixRange(48), Heading(200, "v1", 10, None), b"0123456789"),
-        (SuffixRange(48), Heading(206, "v1", 10, "bytes 0-9/10"), b"0123456789"),
-        (SuffixRange(48), Heading(200, "v1", 0, None), b""),
-        (SuffixRange(48), Heading(206, "v1", 0, "bytes 0--1/0"), b""),
-        (ByteRange(3, 5), Heading(206, "v1", 2, "bytes 3-4/10"), b"34"),
+        (ByteRange(0, 10), ResponseHead(200, "v1", 10, None), b"0123456789"),
+        (SuffixRange(48), ResponseHead(200, "v1", 10, None), b"0123456789"),
+        (SuffixRange(48), ResponseHead(206, "v1", 10, "bytes 0-9/10"), b"0123456789"),
+        (SuffixRange(48), ResponseHead(200, "v1", 0, None), b""),
+        (SuffixRange(48), ResponseHead(206, "v1", 0, "bytes 0--1/0"), b""),
+        (ByteRange(3, 5), ResponseHead(206, "v1", 2, "bytes 3-4/10"), b"34"),
     ],
 )
-def test_every_honest_answer_is_taken(wanted: ByteRange | SuffixRange, heading: Heading, body: bytes) -> None:
+def test_every_honest_answer_is_taken(
+    wanted: ByteRange | SuffixRange, head: ResponseHead, body: bytes
+) -> None:
     transport = _Answering()
     storage = storage_of(transport)
-    transport.answer(heading, body)
+    transport.answer(head, body)
     assert storage.get(KEY, wanted).data == body
 
 
 @pytest.mark.parametrize(
-    ("heading", "body"),
+    ("head", "body"),
     [
-        (Heading(206, "v1", 2, "bytes 4-5/10"), b"45"),
-        (Heading(206, "v1", 2, "bytes 3-5/10"), b"345"),
-        (Heading(206, "v1", 2, "bytes 3-4/*"), b"34"),
-        (Heading(206, "v1", 2, None), b"34"),
-        (Heading(206, "", 2, "bytes 3-4/10"), b"34"),
-        (Heading(206, "v1", 2, "bytes 3-4/10"), b"345"),
-        (Heading(206, "v1", 2, "bytes 3-4/10"), b"3"),
+        (ResponseHead(206, "v1", 2, "bytes 4-5/10"), b"45"),
+        (ResponseHead(206, "v1", 2, "bytes 3-5/10"), b"345"),
+        (ResponseHead(206, "v1", 2, "bytes 3-4/*"), b"34"),
+        (ResponseHead(206, "v1", 2, None), b"34"),
+        (ResponseHead(206, "", 2, "bytes 3-4/10"), b"34"),
+        (ResponseHead(206, "v1", 2, "bytes 3-4/10"), b"345"),
+        (ResponseHead(206, "v1", 2, "bytes 3-4/10"), b"3"),
     ],
     ids=["elsewhere", "too many", "no size", "no place", "no version", "long body", "short body"],
 )
-def test_an_answer_that_does_not_fit_is_refused(heading: Heading, body: bytes) -> None:
+def test_an_answer_that_does_not_fit_is_refused(head: ResponseHead, body: bytes) -> None:
     transport = _Answering()
     storage = storage_of(transport)
-    transport.answer(heading, body)
+    transport.answer(head, body)
     with pytest.raises(TransientError):
         storage.get(KEY, ByteRange(3, 5))
 
@@ -240,17 +247,17 @@ def test_large_pieces_come_straight_into_the_callers_memory(transport: FakeTrans
     windows: list[memoryview] = []
     whole = transport.get
 
-    def get(*args: object, accept: Callable[[Heading], Sink], **kwargs: object) -> None:
+    def get(*args: object, accept: Callable[[ResponseHead], Sink], **kwargs: object) -> None:
         class Watched(Sink):
-            def __init__(self, heading: Heading) -> None:
-                self.inner = accept(heading)
+            def __init__(self, head: ResponseHead) -> None:
+                self.inner = accept(head)
 
-            def window(self) -> memoryview:
-                windows.append(self.inner.window())
+            def get_buffer(self) -> memoryview:
+                windows.append(self.inner.get_buffer())
                 return windows[-1]
 
-            def filled(self, size_bytes: int) -> None:
-                self.inner.filled(size_bytes)
+            def buffer_updated(self, size_bytes: int) -> None:
+                self.inner.buffer_updated(size_bytes)
 
         whole(*args, accept=Watched, **kwargs)  # type: ignore[arg-type]
 
@@ -260,8 +267,8 @@ def test_large_pieces_come_straight_into_the_callers_memory(transport: FakeTrans
     buffers = [memoryview(small), memoryview(memory)]
     storage.read_into(KEY, ranges, buffers, version=version)
     assert len(transport.asked("get")) == 1
-    own = [window for window in windows if np.shares_memory(np.frombuffer(window, np.uint8), memory)]
-    assert [len(window) for window in own] == [900_000]
+    own = [buffer for buffer in windows if np.shares_memory(np.frombuffer(buffer, np.uint8), memory)]
+    assert [len(buffer) for buffer in own] == [900_000]
     assert bytes(memory) == b"0123456789" * 90_000
 
 
@@ -303,16 +310,16 @@ def test_any_set_of_ranges_arrives_exactly(wanted: list[tuple[int, int]], piece_
     transport.place_raw(NAME, data)
     whole = transport.get
 
-    def in_pieces(*args: object, accept: Callable[[Heading], Sink], **kwargs: object) -> None:
+    def in_pieces(*args: object, accept: Callable[[ResponseHead], Sink], **kwargs: object) -> None:
         class Narrow(Sink):
-            def __init__(self, heading: Heading) -> None:
-                self.inner = accept(heading)
+            def __init__(self, head: ResponseHead) -> None:
+                self.inner = accept(head)
 
-            def window(self) -> memoryview:
-                return self.inner.window()[:piece_bytes]
+            def get_buffer(self) -> memoryview:
+                return self.inner.get_buffer()[:piece_bytes]
 
-            def filled(self, size_bytes: int) -> None:
-                self.inner.filled(size_bytes)
+            def buffer_updated(self, size_bytes: int) -> None:
+                self.inner.buffer_updated(size_bytes)
 
         whole(*args, accept=Narrow, **kwargs)  # type: ignore[arg-type]
 

@@ -353,9 +353,9 @@ def test_a_refusal_inside_a_bulk_answer_is_raised_after_all_were_tried(
         transport.place_raw(f"run/{number}", b"x")
     whole = transport.delete_many
 
-    def refuse(bucket: str, names: list[str], operation: object) -> dict[str, Fault]:
+    def refuse(bucket: str, names: list[str], attempts: object) -> dict[str, Fault]:
         kept = [name for name in names if name == "run/1"]
-        whole(bucket, [name for name in names if name not in kept], operation)  # type: ignore[arg-type]
+        whole(bucket, [name for name in names if name not in kept], attempts)  # type: ignore[arg-type]
         return {name: Fault(Kind.FORBIDDEN, "no", code="AccessDenied") for name in kept}
 
     monkeypatch.setattr(transport, "delete_many", refuse)

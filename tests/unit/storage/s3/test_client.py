@@ -11,9 +11,9 @@ import pytest
 
 from ckptstore.errors import UnsupportedError, UsageError
 from ckptstore.storage import registry
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
-from ckptstore.storage.retry import Operation, RetryBudget, RetryPolicy
 from ckptstore.storage.s3.client import S3Client, SentBody, _drop_expect
 from ckptstore.storage.s3.transport import S3Transport
 from tests.meta.source import ROOT
@@ -23,8 +23,8 @@ def _settings(**options: Any) -> dict[str, Any]:
     return S3Client(options)._settings()
 
 
-def _operation() -> Operation:
-    return Operation(RetryPolicy(), RetryBudget())
+def _attempts() -> Attempts:
+    return Attempts(RetryPolicy(), RetryBudget())
 
 
 def test_trap_10_no_listing_and_no_instance_is_cached() -> None:
@@ -60,33 +60,33 @@ def test_options_go_through_unchanged() -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9000", "http://localhost:9000", "http://[::1]:9000"])
 def test_plain_http_is_for_this_machine(url: str) -> None:
-    assert S3Client({"endpoint_url": url, "key": "k", "secret": "s"}).endpoint(_operation()) == url
+    assert S3Client({"endpoint_url": url, "key": "k", "secret": "s"}).endpoint(_attempts()) == url
 
 
 def test_plain_http_elsewhere_has_to_be_asked_for() -> None:
     options = {"endpoint_url": "http://storage.example:9000", "key": "k", "secret": "s"}
     with pytest.raises(UsageError, match="plain http") as caught:
-        S3Client(options).endpoint(_operation())
+        S3Client(options).endpoint(_attempts())
     assert "allow_http" in (caught.value.hint or "")
-    assert S3Client(options | {"allow_http": True}).endpoint(_operation()) == options["endpoint_url"]
+    assert S3Client(options | {"allow_http": True}).endpoint(_attempts()) == options["endpoint_url"]
 
 
 def test_plain_http_is_for_who_has_no_credentials() -> None:
     options = {"endpoint_url": "http://storage.example:9000", "anon": True}
-    assert S3Client(options).endpoint(_operation()) == options["endpoint_url"]
+    assert S3Client(options).endpoint(_attempts()) == options["endpoint_url"]
 
 
 def test_an_endpoint_never_shows_a_password() -> None:
     options = {"endpoint_url": "http://me:hidden@127.0.0.1:9000", "key": "k", "secret": "s"}
     client = S3Client(options)
-    assert "hidden" not in client.endpoint(_operation())
+    assert "hidden" not in client.endpoint(_attempts())
 
 
 def test_the_standard_variables_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1234")
-    assert S3Client({}).endpoint(_operation()) == "http://127.0.0.1:1234"
+    assert S3Client({}).endpoint(_attempts()) == "http://127.0.0.1:1234"
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:5678")
-    assert S3Client({}).endpoint(_operation()) == "http://127.0.0.1:5678"
+    assert S3Client({}).endpoint(_attempts()) == "http://127.0.0.1:5678"
 
 
 def test_another_environment_is_another_storage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_options_of_fsspecs_own_configuration_do_not_reach_us(monkeypatch: pytes
 
     monkeypatch.setitem(conf, "s3", {"endpoint_url": "http://attacker.example"})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    assert S3Client({}).endpoint(_operation()) == "http://127.0.0.1:1"
+    assert S3Client({}).endpoint(_attempts()) == "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_body_can_be_sent_twice() -> None:
     import asyncio
 
     data = bytes(range(256)) * 1000
-    body = SentBody((memoryview(data[:1000]), memoryview(data[1000:])), _operation())
+    body = SentBody((memoryview(data[:1000]), memoryview(data[1000:])), _attempts())
 
     async def send() -> bytes:
         return b"".join([bytes(piece) async for piece in body])

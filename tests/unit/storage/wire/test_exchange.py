@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import Sink
-from ckptstore.storage.retry import Cancellation, Operation, RetryBudget, RetryPolicy
+from ckptstore.storage.scope import Cancellation
 from ckptstore.storage.wire import connections
 from ckptstore.storage.wire.connections import Server
 from ckptstore.storage.wire.exchange import DirectReply, DirectRequest, exchange
@@ -126,16 +127,16 @@ class Memory(Sink):
         self.steps: list[int] = []
         self._step_bytes = step_bytes
 
-    def window(self) -> memoryview:
+    def get_buffer(self) -> memoryview:
         return memoryview(self.array)[self.position : self.position + self._step_bytes]
 
-    def filled(self, size_bytes: int) -> None:
+    def buffer_updated(self, size_bytes: int) -> None:
         self.position += size_bytes
         self.steps.append(size_bytes)
 
 
-def operation(cancellation: Cancellation | None = None, **policy: float) -> Operation:
-    made = Operation(RetryPolicy(pause_scale=0.0, **policy), RetryBudget(), cancellation)
+def new_attempts(cancellation: Cancellation | None = None, **policy: float) -> Attempts:
+    made = Attempts(RetryPolicy(pause_scale=0.0, **policy), RetryBudget(), cancellation)
     made.begin()
     return made
 
@@ -145,13 +146,13 @@ def ask(
     *body: bytes | memoryview,
     method: str = "",
     into: Sink | None = None,
-    op: Operation | None = None,
+    attempts: Attempts | None = None,
     headers: dict[str, str] | None = None,
 ) -> DirectReply:
     method = method or ("PUT" if body else "GET")
     request = DirectRequest(method, "/b/name?x=1", {"Host": "h", **(headers or {})}, body)
     accept = None if into is None else lambda status, found: into
-    return exchange(server, request, op or operation(), accept)
+    return exchange(server, request, attempts or new_attempts(), accept)
 
 
 def to(peer: Peer, context: ssl.SSLContext | None = None) -> Server:
@@ -185,16 +186,16 @@ def test_a_body_in_pieces_of_every_size_arrives_as_it_is() -> None:
 
 def test_progress_shows_while_a_body_is_sent() -> None:
     positions: list[int] = []
-    op = operation()
-    sent = op.sent
+    attempts = new_attempts()
+    sent = attempts.record_sent
 
     def note(position: int) -> None:
         positions.append(position)
         sent(position)
 
-    op.sent = note  # type: ignore[method-assign]
+    attempts.record_sent = note  # type: ignore[method-assign]
     with running(echo) as peer:
-        ask(to(peer), memoryview(bytes(8 * MIB)), op=op)
+        ask(to(peer), memoryview(bytes(8 * MIB)), attempts=attempts)
     assert positions == sorted(set(positions))
     assert positions[-1] == 8 * MIB
 
@@ -225,8 +226,8 @@ def test_windows_of_every_size_may_follow_each_other() -> None:
     class Uneven(Memory):
         sizes = itertools.cycle((10, 100_000, 8192, 5, 20_000, 8193))
 
-        def window(self) -> memoryview:
-            return super().window()[: next(self.sizes)]
+        def get_buffer(self) -> memoryview:
+            return super().get_buffer()[: next(self.sizes)]
 
     def serve(talk: Conversation) -> None:
         talk.take()
@@ -361,7 +362,7 @@ def test_no_more_connections_are_kept_than_are_worth_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(connections, "_MOST_KEPT", 2)
     with running(echo) as peer:
         server = to(peer)
-        taken = [server.borrow(operation()) for _ in range(5)]
+        taken = [server.borrow(new_attempts()) for _ in range(5)]
         for connection in taken:
             server.give_back(connection)
         assert [connection.socket.fileno() == -1 for connection in taken] == [True] * 3 + [False] * 2
@@ -464,7 +465,7 @@ def test_silence_is_a_stall_in_bounded_time(where: str) -> None:
         over.wait(20)
 
     begun_s = time.monotonic()
-    op = operation(attempt_s=0.2, deadline_s=0.4)
+    attempts = new_attempts(attempt_s=0.2, deadline_s=0.4)
     with running(serve) as peer:
         server = to(peer)
         with pytest.raises(Fault, match=r"0\.2 s") as caught:
@@ -472,7 +473,7 @@ def test_silence_is_a_stall_in_bounded_time(where: str) -> None:
                 server,
                 *((bytes(64 * MIB),) if where == "send" else ()),
                 into=Memory(10) if where == "body" else None,
-                op=op,
+                attempts=attempts,
             )
         over.set()
         assert server._kept == []
@@ -507,7 +508,7 @@ def test_a_cancellation_ends_it_at_once(where: str) -> None:
                     server,
                     *((bytes(64 * MIB),) if where == "send" else ()),
                     into=Memory(10) if where == "body" else None,
-                    op=operation(cancellation),
+                    attempts=new_attempts(cancellation),
                 )
         finally:
             over.set()
@@ -542,7 +543,7 @@ def test_who_refuses_the_head_of_an_answer_gets_no_body_and_the_connection_is_no
     with running(echo) as peer:
         server = to(peer)
         with pytest.raises(Fault, match="not this"):
-            exchange(server, DirectRequest("PUT", "/", {"Host": "h"}, (b"body",)), operation(), refuse)
+            exchange(server, DirectRequest("PUT", "/", {"Host": "h"}, (b"body",)), new_attempts(), refuse)
         assert server._kept == []
 
 
