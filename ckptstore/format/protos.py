@@ -15,6 +15,7 @@ it, which name the files of TensorFlow that they mirror. ``make protos`` renews 
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +32,6 @@ Proto: TypeAlias = Any
 _DESCRIPTORS = "schemas/descriptors.binpb"
 
 _lock = threading.Lock()
-_pool: DescriptorPool | None = None
 _classes: dict[str, Any] = {}
 
 
@@ -42,11 +42,8 @@ def descriptor_pool() -> DescriptorPool:
     -------
     Safe for concurrent use.
     """
-    global _pool
     with _lock:
-        if _pool is None:
-            _pool = _build_pool()
-        return _pool
+        return _pool()
 
 
 def message_class(name: str) -> Proto:
@@ -99,7 +96,8 @@ def parse_reason(error: Exception) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _build_pool() -> DescriptorPool:
+@functools.cache
+def _pool() -> DescriptorPool:
     import pkgutil
 
     from google.protobuf.descriptor_pool import DescriptorPool

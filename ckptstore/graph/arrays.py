@@ -14,6 +14,7 @@ from ckptstore.format.coding import encode_varint_field
 from ckptstore.format.metagraph import encode_saver_def
 from ckptstore.graph import wire
 from ckptstore.graph.graph import Graph
+from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.names import legal_names, unused_scope
 from ckptstore.graph.saver_nodes import (
     ASSIGNABLE_REFERENCES,
@@ -80,7 +81,7 @@ def meta_graph_for_arrays(
     """
     usable = [spec for spec in specs if spec[1].as_datatype_enum in _ASSIGNABLE]
     if not usable:
-        return Graph(_meta_graph(b"", b"", {}), source=source, is_text=False)
+        return Graph(GraphFile(_meta_graph(b"", b"", {}), source=source, is_text=False))
     names = legal_names([key for key, _, _ in usable])
     saved = _saved_variables(usable, names)
     scope = unused_scope("save", names)
@@ -99,7 +100,7 @@ def meta_graph_for_arrays(
         encode_saver_def(saver_def).SerializeToString(deterministic=True),
         _collections(saved),
     )
-    return Graph(data, source=source, is_text=False)
+    return Graph(GraphFile(data, source=source, is_text=False))
 
 
 def _saved_variables(specs: Sequence[Spec], names: Sequence[str]) -> list[SavedVariable]:
@@ -175,7 +176,7 @@ def _meta_graph(nodes: bytes, saver_def: bytes, collections: dict[str, bytes]) -
         meta += wire.message_field(3, saver_def)
     for key, entries in collections.items():
         if entries:
-            # CollectionDef: bytes_list=2
+            # bytes_list is field 2 of CollectionDef.
             collection = wire.message_field(2, entries)
             meta += wire.message_field(4, wire.text_field(1, key) + wire.message_field(2, collection))
     return meta

@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes
-from ckptstore.format.metagraph import COLLECTION_MESSAGES, serialize_meta_graph
+from ckptstore.format.metagraph import COLLECTION_MESSAGES
 from ckptstore.format.protos import message_class
 from ckptstore.format.tensor_proto import dtype_of, fill_tensor_proto, shape_of
 from ckptstore.graph.arrays import GRAPH_PRODUCER, is_trainable
 from ckptstore.graph.attributes import as_dtype, fill_shape
 from ckptstore.graph.graph import Graph
+from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.handles import BuiltOperation, BuiltTensor, Input, collection_kind, collection_value
 from ckptstore.graph.names import check_name
 from ckptstore.graph.nodes import REFERENCE_VARIABLE_OPS
@@ -284,7 +285,7 @@ class GraphBuilder:
             else:
                 kind = collection_kind(items[0], name)
                 getattr(entry, kind).value.extend(collection_value(item) for item in items)
-        return Graph(serialize_meta_graph(meta), source=_SOURCE, message=meta, is_text=False)
+        return Graph(GraphFile.of_message(meta, source=_SOURCE))
 
     def _variable_def(self, name: str) -> bytes:
         return variable_def(name, name, is_resource=False, trainable=self._variables[name][1])

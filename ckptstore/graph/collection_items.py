@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptstore.errors import FormatError, TensorNotFoundError
 from ckptstore.format.metagraph import COLLECTION_MESSAGES, decode_saver_def, parse_entry
 from ckptstore.format.metagraph_scope import operation_name
 from ckptstore.format.protos import Proto
+from ckptstore.graph.graph_file import GraphFile
+from ckptstore.graph.node_table import NodeTable
 from ckptstore.graph.nodes import Operation, Variable
-
-if TYPE_CHECKING:
-    from ckptstore.graph.graph import Graph
 
 __all__ = ["VariableDefinitions", "decode_collection"]
 
@@ -25,18 +24,19 @@ class VariableDefinitions:
         If an entry of a collection of variables is damaged.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, file: GraphFile) -> None:
         self._by_operation: dict[str, Proto] = {}
         self._trainable: set[str] = set()
         seen: set[bytes] = set()
-        for key in sorted(graph.message.collection_def):
+        collections = file.message.collection_def
+        for key in sorted(collections):
             if COLLECTION_MESSAGES.get(key) != "VariableDef":
                 continue
-            for entry in graph.message.collection_def[key].bytes_list.value:
+            for entry in collections[key].bytes_list.value:
                 if entry in seen and key != "trainable_variables":
                     continue
                 seen.add(entry)
-                definition = parse_entry("VariableDef", entry, key, source=graph.source)
+                definition = parse_entry("VariableDef", entry, key, source=file.source)
                 name = operation_name(definition.variable_name)
                 self._by_operation.setdefault(name, definition)
                 if key == "trainable_variables":
@@ -51,7 +51,7 @@ class VariableDefinitions:
         )
 
 
-def decode_collection(graph: Graph, collection: Proto, key: str) -> list[Any]:
+def decode_collection(nodes: NodeTable, collection: Proto, key: str) -> list[Any]:
     """Return the items of a ``CollectionDef``; see `Graph.get_collection`."""
     kind = collection.WhichOneof("kind")
     if kind is None:
@@ -60,27 +60,28 @@ def decode_collection(graph: Graph, collection: Proto, key: str) -> list[Any]:
     if kind == "any_list":
         return [value.SerializeToString(deterministic=True) for value in values]
     if kind == "node_list":
-        return [_element(graph, name, key) for name in values]
+        return [_element(nodes, name, key) for name in values]
     message_name = COLLECTION_MESSAGES.get(key) if kind == "bytes_list" else None
     if message_name == "VariableDef":
-        return [_variable(graph, entry, key) for entry in values]
+        return [_variable(nodes, entry, key) for entry in values]
     if message_name == "SaverDef":
         return [
-            decode_saver_def(parse_entry("SaverDef", entry, key, source=graph.source)) for entry in values
+            decode_saver_def(parse_entry("SaverDef", entry, key, source=nodes.file.source))
+            for entry in values
         ]
     return list(values)
 
 
-def _variable(graph: Graph, entry: bytes, key: str) -> Variable:
-    definition = parse_entry("VariableDef", entry, key, source=graph.source)
-    element = _element(graph, operation_name(definition.variable_name), key)
+def _variable(nodes: NodeTable, entry: bytes, key: str) -> Variable:
+    definition = parse_entry("VariableDef", entry, key, source=nodes.file.source)
+    element = _element(nodes, operation_name(definition.variable_name), key)
     return Variable(element, definition, in_trainable=key == "trainable_variables")
 
 
-def _element(graph: Graph, name: str, key: str) -> Any:
+def _element(nodes: NodeTable, name: str, key: str) -> Any:
     try:
-        return graph.element(name)
+        return nodes.element(name)
     except TensorNotFoundError as error:
         raise FormatError(
-            f"the collection {key!r} names {name!r}, which the graph does not have", url=graph.source
+            f"the collection {key!r} names {name!r}, which the graph does not have", url=nodes.file.source
         ) from error

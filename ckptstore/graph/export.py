@@ -26,7 +26,8 @@ from ckptstore.format.metagraph_scope import (
 )
 from ckptstore.format.protos import Proto, message_class
 from ckptstore.graph.arrays import meta_graph_for_arrays
-from ckptstore.graph.graph import Graph
+from ckptstore.graph.graph import Graph, file_of
+from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.names import check_scope
 
 __all__ = ["export_meta_graph_bytes", "meta_graph_for_arrays", "read_meta_graph"]
@@ -63,12 +64,12 @@ def read_meta_graph(
     """
     message, is_text = parse_meta_graph(data, source=source)
     if not clear_devices and not import_scope:
-        return Graph(data, source=source, message=message, is_text=is_text)
+        return Graph(GraphFile(data, source=source, message=message, is_text=is_text))
     if clear_devices:
         empty_devices(message)
     if import_scope:
         add_scope(message, check_scope(import_scope), source=source)
-    return Graph(serialize_meta_graph(message), source=source, message=message, is_text=False)
+    return Graph(GraphFile.of_message(message, source=source))
 
 
 def export_meta_graph_bytes(
@@ -126,10 +127,11 @@ def export_meta_graph_bytes(
         clear_extraneous_savers,
         strip_default_attrs,
     )
-    if as_text == graph.is_text and not any(option not in (None, False, "") for option in asked):
-        return graph.data
+    file = file_of(graph)
+    if as_text == file.is_text and not any(option not in (None, False, "") for option in asked):
+        return file.data
     message = message_class("MetaGraphDef")()
-    message.CopyFrom(graph.message)
+    message.CopyFrom(file.message)
     changed = False
     if saver_def is not None:
         wanted = encode_saver_def(saver_def)
@@ -143,19 +145,19 @@ def export_meta_graph_bytes(
             del message.collection_def[key]
             changed = True
     if clear_extraneous_savers:
-        _clear_extraneous_savers(message, graph.source)
+        _clear_extraneous_savers(message, file.source)
         changed = True
     if export_scope:
-        export_out_of_scope(message, check_scope(export_scope), source=graph.source)
+        export_out_of_scope(message, check_scope(export_scope), source=file.source)
         changed = True
     if clear_devices:
         changed = changed or any(node.device for node in iter_nodes(message))
         empty_devices(message)
     if strip_default_attrs:
-        _strip_default_attributes(message, graph)
+        _strip_default_attributes(message, file)
         changed = True
-    if not changed and as_text == graph.is_text:
-        return graph.data
+    if not changed and as_text == file.is_text:
+        return file.data
     return format_meta_graph_text(message) if as_text else serialize_meta_graph(message)
 
 
@@ -193,13 +195,13 @@ def _scope(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-def _strip_default_attributes(message: Proto, graph: Graph) -> None:
+def _strip_default_attributes(message: Proto, file: GraphFile) -> None:
     functions = {function.signature.name for function in message.graph_def.library.function}
     unknown = set()
     for node in iter_nodes(message):
         if node.op in functions:
             continue
-        op_def = graph.definitions.find(node.op)
+        op_def = file.definitions.find(node.op)
         if op_def is None:
             unknown.add(node.op)
             continue
@@ -210,7 +212,7 @@ def _strip_default_attributes(message: Proto, graph: Graph) -> None:
     if unknown:
         raise UnsupportedError(
             "default attributes cannot be stripped: the graph has operations without a definition",
-            url=graph.source,
+            url=file.source,
             actual=", ".join(sorted(unknown)[:10]),
         )
     message.meta_info_def.stripped_default_attrs = True

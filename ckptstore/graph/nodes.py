@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -10,14 +10,19 @@ from ckptstore.errors import UsageError
 from ckptstore.format.protos import Proto
 from ckptstore.format.tensor_proto import dtype_of, shape_of, value_of
 from ckptstore.graph.attributes import read_attribute
+from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.op_defs import argument_types
 from ckptstore.suggest import did_you_mean_or_known
 from ckptstore.types import DType
 
-if TYPE_CHECKING:
-    from ckptstore.graph.graph import Graph
-
-__all__ = ["REFERENCE_VARIABLE_OPS", "RESOURCE_VARIABLE_OPS", "Operation", "Tensor", "Variable"]
+__all__ = [
+    "REFERENCE_VARIABLE_OPS",
+    "RESOURCE_VARIABLE_OPS",
+    "NodeContext",
+    "Operation",
+    "Tensor",
+    "Variable",
+]
 
 REFERENCE_VARIABLE_OPS = frozenset({"Variable", "VariableV2"})
 """Operations whose output is the value of a variable."""
@@ -27,6 +32,27 @@ RESOURCE_VARIABLE_OPS = frozenset({"VarHandleOp"})
 
 # Their outputs have the shape of this attribute; other operations say it in _output_shapes or not at all.
 _SHAPE_ATTRIBUTE_OPS = REFERENCE_VARIABLE_OPS | {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+
+
+class NodeContext(Protocol):
+    """What an operation needs of the graph that it is in; `ckptstore.graph.node_table.NodeTable` is one."""
+
+    @property
+    def file(self) -> GraphFile:
+        """The file with the node: source for messages, size, definitions."""
+
+    @property
+    def outputs_left(self) -> int:
+        """How many outputs the operations that were not asked yet may have, all together."""
+
+    def count_outputs(self, count: int, operation: str) -> None:
+        """Take the outputs of one operation from `outputs_left`; FormatError if there are too many."""
+
+    def referenced_outputs(self, name: str) -> int:
+        """Return how many outputs operation `name` must have for the inputs of the others to exist."""
+
+    def input_tensor(self, operation: Operation, name: str) -> Tensor:
+        """Return the input `name` of `operation`; FormatError if the graph does not have it."""
 
 
 class Operation:
@@ -39,7 +65,7 @@ class Operation:
     Safe for concurrent use.
     """
 
-    __slots__ = ("_graph", "_node", "_outputs", "name", "type")
+    __slots__ = ("_context", "_node", "_outputs", "name", "type")
 
     name: str
     """The node's name, e.g. ``"dense/MatMul"``."""
@@ -47,17 +73,12 @@ class Operation:
     type: str
     """What it does, e.g. ``"MatMul"``."""
 
-    def __init__(self, graph: Graph, node: Proto) -> None:
-        self._graph = graph
+    def __init__(self, context: NodeContext, node: Proto) -> None:
+        self._context = context
         self._node = node
         self._outputs: tuple[Tensor, ...] | None = None
         self.name = node.name
         self.type = node.op
-
-    @property
-    def graph(self) -> Graph:
-        """The graph it belongs to."""
-        return self._graph
 
     @property
     def device(self) -> str:
@@ -73,7 +94,7 @@ class Operation:
         FormatError
             If the graph does not have one of them.
         """
-        return tuple(self._graph.input_tensor(self, name) for name in self._node.input if name[:1] != "^")
+        return tuple(self._context.input_tensor(self, name) for name in self._node.input if name[:1] != "^")
 
     @property
     def control_inputs(self) -> tuple[Operation, ...]:
@@ -84,7 +105,9 @@ class Operation:
         FormatError
             If the graph does not have one of them.
         """
-        return tuple(self._graph.input_tensor(self, name).op for name in self._node.input if name[:1] == "^")
+        return tuple(
+            self._context.input_tensor(self, name).op for name in self._node.input if name[:1] == "^"
+        )
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
@@ -121,10 +144,12 @@ class Operation:
             known = [*self._node.attr, *(attr.name for attr in self._attribute_definitions())]
             raise UsageError(
                 f"operation {self.name!r} ({self.type}) has no attribute {name!r}",
-                url=self._graph.source,
+                url=self._context.file.source,
                 hint=did_you_mean_or_known(name, known, "attributes"),
             )
-        return read_attribute(proto, source=self._graph.source, size_limit=self._graph.size_bytes)
+        return read_attribute(
+            proto, source=self._context.file.source, size_limit=self._context.file.size_bytes
+        )
 
     def __repr__(self) -> str:
         return f"<ckptstore.graph.Operation {self.name!r} type={self.type}>"
@@ -138,27 +163,27 @@ class Operation:
         return None
 
     def _attribute_definitions(self) -> Any:
-        op_def = self._graph.definitions.find(self.type)
+        op_def = self._context.file.definitions.find(self.type)
         return op_def.attr if op_def is not None else ()
 
     def _make_outputs(self) -> tuple[Tensor, ...]:
         node = self._node
         shapes = node.attr["_output_shapes"].list.shape if "_output_shapes" in node.attr else ()
-        op_def = self._graph.definitions.find(self.type)
+        op_def = self._context.file.definitions.find(self.type)
         types = None
         if op_def is not None:
             types = argument_types(
                 op_def.output_arg,
                 node.attr,
                 op_def,
-                limit=self._graph.outputs_left,
-                source=self._graph.source,
+                limit=self._context.outputs_left,
+                source=self._context.file.source,
                 operation=self.name,
             )
         count = (
-            max(1, len(shapes), self._graph.referenced_outputs(self.name)) if types is None else len(types)
+            max(1, len(shapes), self._context.referenced_outputs(self.name)) if types is None else len(types)
         )
-        self._graph.take_outputs(count, self.name)
+        self._context.count_outputs(count, self.name)
         if types is None:
             types = [0] * count
         # Outside the loop: a hostile shape has as many dimensions as the file has bytes.
@@ -167,7 +192,9 @@ class Operation:
         for index, number in enumerate(types):
             shape = shape_of(shapes[index]) if index < len(shapes) else usual_shape
             outputs.append(
-                Tensor(self, index, dtype_of(number, source=self._graph.source, tensor=self.name), shape)
+                Tensor(
+                    self, index, dtype_of(number, source=self._context.file.source, tensor=self.name), shape
+                )
             )
         return tuple(outputs)
 
@@ -179,13 +206,22 @@ class Operation:
             return shape_of(attributes["value"].tensor.tensor_shape)
         return () if self.type in RESOURCE_VARIABLE_OPS else None
 
+    def _value_type(self) -> tuple[DType | None, tuple[int | None, ...] | None]:
+        """Return the type and shape of the value behind a variable's operation."""
+        dtype, shape = self._attribute("dtype"), self._attribute("shape")
+        source = self._context.file.source
+        return (
+            None if dtype is None else dtype_of(dtype.type, source=source, tensor=self.name),
+            None if shape is None else shape_of(shape.shape),
+        )
+
     def _constant_value(self) -> npt.NDArray[Any] | None:
         if self.type != "Const" or "value" not in self._node.attr:
             return None
         return value_of(
             self._node.attr["value"].tensor,
-            source=self._graph.source,
-            size_limit=self._graph.size_bytes,
+            source=self._context.file.source,
+            size_limit=self._context.file.size_bytes,
             tensor=self.name,
         )
 
@@ -256,13 +292,7 @@ class Variable(Tensor):
     __slots__ = ("_definition", "_in_trainable")
 
     def __init__(self, op: Operation, definition: Proto | None, *, in_trainable: bool) -> None:
-        dtype, shape = op._attribute("dtype"), op._attribute("shape")
-        super().__init__(
-            op,
-            0,
-            None if dtype is None else dtype_of(dtype.type, source=op.graph.source, tensor=op.name),
-            None if shape is None else shape_of(shape.shape),
-        )
+        super().__init__(op, 0, *op._value_type())
         self._definition = definition
         self._in_trainable = in_trainable
 

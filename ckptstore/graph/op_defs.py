@@ -41,14 +41,14 @@ class Definitions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Signature:
+class _CatalogEntry:
     inputs: str
     outputs: str
     attributes: str
 
 
 @functools.cache
-def _signatures() -> dict[str, _Signature]:
+def _catalog() -> dict[str, _CatalogEntry]:
     """Return the catalogue, each operation still as text: most are never asked for."""
     found = {}
     statements = re.sub(r"\n +", " ", CATALOG)
@@ -58,19 +58,19 @@ def _signatures() -> dict[str, _Signature]:
             if match is None:
                 raise ValueError(f"the catalogue has an unreadable statement: {line}")
             for name in match[1].split(", "):
-                found[name] = _Signature(match[2], match[3], match[4] or "")
+                found[name] = _CatalogEntry(match[2], match[3], match[4] or "")
     return found
 
 
 @functools.cache
 def builtin_definition(op_type: str) -> Proto | None:
     """Return the catalogue's ``OpDef`` for `op_type`, or None if it is not there."""
-    signature = _signatures().get(op_type)
-    if signature is None:
+    entry = _catalog().get(op_type)
+    if entry is None:
         return None
     op_def = message_class("OpDef")(name=op_type)
     attributes = set()
-    for text in _NEXT_ATTRIBUTE.split(signature.attributes) if signature.attributes else ():
+    for text in _NEXT_ATTRIBUTE.split(entry.attributes) if entry.attributes else ():
         name, _, rest = text.partition(": ")
         kind, has_default, default = rest.partition(" = ")
         attributes.add(name)
@@ -78,7 +78,7 @@ def builtin_definition(op_type: str) -> Proto | None:
         if has_default:
             value: Any = default if kind == "type" else None if default == "?" else json.loads(default)
             fill_attribute(attr.default_value, value, kind, attribute=name, operation=op_type)
-    for arguments, text in ((op_def.input_arg, signature.inputs), (op_def.output_arg, signature.outputs)):
+    for arguments, text in ((op_def.input_arg, entry.inputs), (op_def.output_arg, entry.outputs)):
         for argument in text.split(", ") if text else ():
             name, _, type_text = argument.partition(": ")
             _fill_argument(arguments.add(name=name), type_text, attributes)

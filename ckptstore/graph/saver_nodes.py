@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ckptstore.errors import UsageError
-from ckptstore.format.metagraph import SaverDef, encode_saver_def, serialize_meta_graph
+from ckptstore.format.metagraph import SaverDef, encode_saver_def
 from ckptstore.format.protos import message_class
 from ckptstore.graph import wire
-from ckptstore.graph.graph import Graph
+from ckptstore.graph.graph import Graph, file_of
+from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.names import unused_scope
 from ckptstore.graph.nodes import Variable
 from ckptstore.suggest import did_you_mean_or_known
@@ -172,7 +173,8 @@ def with_saver(
     UsageError
         If `variables` names something that is no variable of the graph.
     """
-    if graph.message.HasField("saver_def"):
+    file = file_of(graph)
+    if file.message.HasField("saver_def"):
         return graph
     chosen = _chosen(graph, variables)
     scope = unused_scope("save", (operation.name for operation in graph.get_operations()))
@@ -191,10 +193,10 @@ def with_saver(
         sharded=sharded,
     )
     message = message_class("MetaGraphDef")()
-    message.CopyFrom(graph.message)
+    message.CopyFrom(file.message)
     message.graph_def.MergeFromString(reads + encode_saver_nodes(saved, scope))
     message.saver_def.CopyFrom(encode_saver_def(saver_def))
-    return Graph(serialize_meta_graph(message), source=graph.source, message=message, is_text=False)
+    return Graph(GraphFile.of_message(message, source=file.source))
 
 
 def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str, Variable]]:
@@ -208,7 +210,7 @@ def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str
         if name not in known:
             raise UsageError(
                 f"the graph has no variable {name!r} to save as {key!r}",
-                url=graph.source,
+                url=file_of(graph).source,
                 hint=did_you_mean_or_known(name, known, "variables"),
             )
     return [(key, known[name]) for key, name in variables.items()]

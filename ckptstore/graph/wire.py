@@ -56,10 +56,8 @@ def _delimited(tag: bytes, payload: bytes) -> bytes:
 
 def node(name: str, op: str, inputs: Iterable[str], encoded_attributes: bytes) -> bytes:
     """Return a node as an element of ``GraphDef.node``."""
-    fields = [text_field(1, name), text_field(2, op)]
-    for tensor in inputs:
-        fields.append(text_field(3, tensor))
-    fields.append(encoded_attributes)
+    encoded_inputs = [text_field(3, tensor) for tensor in inputs]
+    fields = [text_field(1, name), text_field(2, op), *encoded_inputs, encoded_attributes]
     return _delimited(_TAGS[1], b"".join(fields))
 
 

@@ -10,6 +10,7 @@ from ckptstore.errors import UsageError
 from ckptstore.format import dtypes
 from ckptstore.format.metagraph import serialize_meta_graph
 from ckptstore.graph import meta_graph_for_arrays
+from ckptstore.graph.graph import file_of
 from ckptstore.graph.names import is_legal_name
 
 FLOAT = dtypes.by_name("float32")
@@ -26,14 +27,14 @@ def test_one_array_to_the_byte():
     )  # fmt: skip
     assert graph_def.endswith(b"\x22\x03\x08\xaa\x13")
     definition = b"\x12\x11\x0a\x0f\x0a\x03w:0\x12\x01w\x1a\x03w:0\x38\x01"
-    assert graph.data.endswith(
+    assert file_of(graph).data.endswith(
         graph_def
         + b"\x1a\x44\x0a\x0csave/Const:0\x12\x19save/control_dependency:0\x1a\x10save/restore_all"
         + b"\x20\x04\x35\x00\x00\x00\x40\x38\x02"
         + b"\x22\x2a\x0a\x13trainable_variables\x12\x13" + definition
         + b"\x22\x20\x0a\x09variables\x12\x13" + definition
     )  # fmt: skip
-    assert serialize_meta_graph(graph.message) == graph.data
+    assert serialize_meta_graph(file_of(graph).message) == file_of(graph).data
 
 
 def test_the_nodes_are_those_of_tensorflows_saver():
@@ -81,7 +82,7 @@ def test_the_nodes_are_those_of_tensorflows_saver():
 @pytest.mark.parametrize("dtype", dtypes.ALL, ids=str)
 def test_every_type_is_a_variable_that_tensorflow_can_assign_or_left_out(dtype):
     graph = meta_graph_for_arrays([("x", dtype, (2,)), ("w", FLOAT, ())])
-    assert serialize_meta_graph(graph.message) == graph.data
+    assert serialize_meta_graph(file_of(graph).message) == file_of(graph).data
     ops = {variable.op.name: variable for variable in graph.variables}
     if dtype.name in ("qint16", "float8_e4m3fnuz", "float8_e4m3b11fnuz", "float8_e5m2fnuz"):
         assert set(ops) == {"w"}
@@ -128,7 +129,7 @@ def test_without_arrays_there_is_no_saver():
         graph = meta_graph_for_arrays(specs)
         assert graph.saver_def is None
         assert graph.get_operations() == []
-        assert serialize_meta_graph(graph.message) == graph.data
+        assert serialize_meta_graph(file_of(graph).message) == file_of(graph).data
 
 
 def test_a_key_that_is_no_text_is_refused():
@@ -142,7 +143,7 @@ def test_many_arrays_take_linear_time():
         start = time.perf_counter()
         graph = meta_graph_for_arrays(specs)
         elapsed = time.perf_counter() - start
-        assert len(graph.data) > 250 * count
+        assert len(file_of(graph).data) > 250 * count
         return elapsed
 
     seconds(10)

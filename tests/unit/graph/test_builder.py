@@ -7,6 +7,7 @@ import pytest
 
 from ckptstore.errors import UsageError
 from ckptstore.graph import GraphBuilder, read_meta_graph, with_saver
+from ckptstore.graph.graph import file_of
 from ckptstore.types import DType
 
 
@@ -16,7 +17,7 @@ def builder():
 
 
 def node(graph, name):
-    return next(node for node in graph.message.graph_def.node if node.name == name)
+    return next(node for node in file_of(graph).message.graph_def.node if node.name == name)
 
 
 def test_a_small_network(builder):
@@ -56,8 +57,8 @@ def test_the_same_description_gives_the_same_bytes_and_they_can_be_read():
         return builder.build()
 
     first = build()
-    assert first.data == build().data
-    again = read_meta_graph(first.data, source="x")
+    assert file_of(first).data == file_of(build()).data
+    again = read_meta_graph(file_of(first).data, source="x")
     assert again.get_tensor_by_name("c:0").dtype == "float64"
     assert again.get_tensor_by_name("x:0").shape is None
 

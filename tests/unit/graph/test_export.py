@@ -16,6 +16,7 @@ from ckptstore.graph import (
     read_meta_graph,
     with_saver,
 )
+from ckptstore.graph.graph import file_of
 
 META = [
     "09_with_meta/ref.meta",
@@ -64,7 +65,7 @@ def test_text_out_and_in(data):
     text = export_meta_graph_bytes(graph, as_text=True)
     assert text.startswith(b"meta_info_def {")
     again = read(text)
-    assert again.is_text
+    assert file_of(again).is_text
     assert export_meta_graph_bytes(again, as_text=True) == text
     assert export_meta_graph_bytes(again) == data
     # A comment shows that text, too, comes back as it was.
@@ -84,7 +85,7 @@ def test_hours_that_a_small_float_cannot_hold_do_not_count_as_a_change():
     builder.variable("w", "float32", ())
     graph = with_saver(builder.build(), keep_checkpoint_every_n_hours=2.2)
     wanted = dataclasses.replace(graph.saver_def, keep_checkpoint_every_n_hours=2.2)
-    assert export_meta_graph_bytes(graph, saver_def=wanted) == graph.data
+    assert export_meta_graph_bytes(graph, saver_def=wanted) == file_of(graph).data
 
 
 def test_collection_list_must_be_a_list(ref):
@@ -146,10 +147,10 @@ def with_devices():
 def test_clear_devices():
     graph = with_devices()
     assert graph.get_operation_by_name("a").device == "/gpu:0"
-    assert read(graph.data, clear_devices=True).get_operation_by_name("a").device == ""
+    assert read(file_of(graph).data, clear_devices=True).get_operation_by_name("a").device == ""
     assert read(export_meta_graph_bytes(graph, clear_devices=True)).get_operation_by_name("a").device == ""
     bare = read(export_meta_graph_bytes(graph, clear_devices=True))
-    assert export_meta_graph_bytes(bare, clear_devices=True) == bare.data
+    assert export_meta_graph_bytes(bare, clear_devices=True) == file_of(bare).data
     assert graph.get_operation_by_name("a").device == "/gpu:0"
 
 
@@ -158,8 +159,8 @@ def with_two_savers():
     builder.variable("w", "float32", ())
     graph = with_saver(builder.build())
     message = message_class("MetaGraphDef")()
-    message.CopyFrom(graph.message)
-    for node in graph.message.graph_def.node:
+    message.CopyFrom(file_of(graph).message)
+    for node in file_of(graph).message.graph_def.node:
         if node.name.startswith("save/"):
             copy = message.graph_def.node.add()
             copy.CopyFrom(node)
@@ -184,16 +185,16 @@ def test_other_savers_can_be_dropped():
 def test_default_attributes_can_be_stripped(ref):
     graph = read(ref)
     stripped = read(export_meta_graph_bytes(graph, strip_default_attrs=True))
-    before = {node.name: node for node in graph.message.graph_def.node}
-    after = {node.name: node for node in stripped.message.graph_def.node}
+    before = {node.name: node for node in file_of(graph).message.graph_def.node}
+    after = {node.name: node for node in file_of(stripped).message.graph_def.node}
     assert "transpose_a" in before["MatMul"].attr
     assert sorted(after["MatMul"].attr) == ["T", "_output_shapes"]
     assert sorted(after["layer/w"].attr) == ["_output_shapes", "dtype", "shape"]
-    assert stripped.message.meta_info_def.stripped_default_attrs
+    assert file_of(stripped).message.meta_info_def.stripped_default_attrs
     assert stripped.get_operation_by_name("MatMul").get_attr("transpose_a") is False
     generated = meta_graph_for_arrays([("w", graph.get_tensor_by_name("x:0").dtype, (2,))])
     kept = read(export_meta_graph_bytes(generated, strip_default_attrs=True))
-    assert list(kept.message.graph_def.node) == list(generated.message.graph_def.node)
+    assert list(file_of(kept).message.graph_def.node) == list(file_of(generated).message.graph_def.node)
 
 
 def test_defaults_of_unknown_operations_cannot_be_stripped():

@@ -10,6 +10,7 @@ import pytest
 from ckptstore.errors import TensorNotFoundError, UsageError
 from ckptstore.format.protos import message_class
 from ckptstore.graph import Graph, SaverDef, read_meta_graph
+from ckptstore.graph.graph import file_of
 
 NAMES = ["ref", "res"]
 
@@ -54,9 +55,11 @@ def test_every_node_has_the_expected_type_and_inputs(fixture):
 def test_operation_types_are_those_that_the_file_lists(fixture):
     graph, expected, _ = fixture
     assert sorted({operation.type for operation in graph.get_operations()}) == expected["ops"]
-    assert [op_def.name for op_def in graph.message.meta_info_def.stripped_op_list.op] == expected["ops"]
-    assert graph.message.graph_def.versions.producer == expected["graph_producer"]
-    assert graph.message.meta_info_def.tensorflow_version == expected["tensorflow_version"]
+    assert [op_def.name for op_def in file_of(graph).message.meta_info_def.stripped_op_list.op] == expected[
+        "ops"
+    ]
+    assert file_of(graph).message.graph_def.versions.producer == expected["graph_producer"]
+    assert file_of(graph).message.meta_info_def.tensorflow_version == expected["tensorflow_version"]
 
 
 def test_every_output_has_a_type_and_the_recorded_shape(fixture):
@@ -92,7 +95,7 @@ def test_variables_and_placeholders(fixture):
 def test_collections(fixture):
     graph, expected, name = fixture
     assert graph.get_all_collection_keys() == sorted(expected["collections"])
-    stored = graph.message.collection_def
+    stored = file_of(graph).message.collection_def
     assert {key: stored[key].WhichOneof("kind") for key in stored} == expected["collections"]
     assert graph.get_collection("my_nums") == [3]
     assert graph.get_collection("my_ops") == [graph.get_tensor_by_name("y:0")]
@@ -155,8 +158,8 @@ def test_attributes_are_python_values(ref):
 
 def test_graph_def_is_the_part_of_the_file(ref):
     graph_def = ref.as_graph_def()
-    assert graph_def in ref.data
-    assert message_class("GraphDef").FromString(graph_def) == ref.message.graph_def
+    assert graph_def in file_of(ref).data
+    assert message_class("GraphDef").FromString(graph_def) == file_of(ref).message.graph_def
 
 
 def test_a_saved_model_shows_signatures_and_functions(fixtures_dir):

@@ -7,6 +7,7 @@ import pytest
 from ckptstore.errors import FormatError
 from ckptstore.format.protos import message_class
 from ckptstore.graph import read_meta_graph
+from ckptstore.graph.graph import file_of
 from ckptstore.graph.op_catalog import CATALOG
 from ckptstore.graph.op_defs import Definitions, argument_types, builtin_definition
 
@@ -31,7 +32,7 @@ def bare(op_def):
 def test_the_catalogue_agrees_with_the_definitions_in_tensorflows_files(fixtures_dir, name):
     data = (fixtures_dir / "09_with_meta" / f"{name}.meta").read_bytes()
     compared = 0
-    for op_def in read_meta_graph(data, source=name).message.meta_info_def.stripped_op_list.op:
+    for op_def in file_of(read_meta_graph(data, source=name)).message.meta_info_def.stripped_op_list.op:
         known = builtin_definition(op_def.name)
         if known is not None:
             assert known == bare(op_def), op_def.name
