@@ -13,9 +13,15 @@ PYTHON    ?= $(call usable,python3 python3.13 python3.12 python3.11,sys.version_
 # TensorFlow 2.21 has no wheels for Python 3.14.
 PYTHON_TF ?= $(call usable,$(PYTHON) python3.13 python3.12 python3.11,(3, 11) <= sys.version_info < (3, 14))
 
+# The oldest releases that pyproject.toml allows have no wheels for Python 3.13 and later.
+PYTHON_MIN ?= $(call usable,python3.11 $(PYTHON) python3.12,(3, 11) <= sys.version_info < (3, 13))
+
 VENV    := .venv
 VENV_TF := .cache/venv-tf
 VENV_MOTO := .cache/venv-moto
+VENV_DIST := .cache/venv-dist
+VENV_MIN := .cache/venv-min-deps
+VENV_UPSTREAM := .cache/venv-upstream
 BIN     := $(VENV)/bin
 # A plain checkout on the path: TensorFlow's environment holds our dependencies, not ckptstore itself.
 IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
@@ -35,7 +41,7 @@ FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test lint format $(LANES) interop demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -85,25 +91,45 @@ $(VENV_MOTO)/.ready: $(VENV)/.uv requirements/moto.txt
 	$(call fill,$(VENV_MOTO),requirements/moto.txt)
 	@touch $@
 
+$(VENV_DIST)/.ready: $(VENV)/.uv requirements/runtime.txt
+	$(call make_environment,$(VENV_DIST),$(PYTHON),3.11 or newer,--without-pip)
+	$(call fill,$(VENV_DIST),requirements/runtime.txt)
+	@touch $@
+
+$(VENV_MIN)/.ready: $(VENV)/.uv requirements/min-deps.txt
+	$(call make_environment,$(VENV_MIN),$(PYTHON_MIN),3.11 or 3.12,--without-pip)
+	$(call fill,$(VENV_MIN),requirements/min-deps.txt)
+	@touch $@
+
 # Without Go the server lanes skip and say so; with CI=true they fail.
 servers: $(VENV)/.ready $(VENV_MOTO)/.ready  ## build the object stores that the tests run against (needs Go)
 	@$(BIN)/python -m tests.servers.build
 
-minio: servers  ## run a MinIO with a bucket, and print what to export
+minio: $(VENV)/.ready  ## build MinIO alone (needs Go) and run it with a bucket; prints what to export
+	@$(BIN)/python -m tests.servers.build minio
 	@$(BIN)/python -m tests.servers.run_minio
 
 # ------------------------------------------------------------------------------------------------ checks
 
-test: lint $(LANES) interop  ## everything: lint, every lane of tests, TensorFlow's included
+test: lint $(LANES) min-deps dist interop  ## everything: lint, every lane of tests, TensorFlow's included
+
+define read_sources
+$(BIN)/ruff check .
+$(BIN)/ruff format --check .
+$(BIN)/codespell
+$(BIN)/mypy
+endef
 
 # A test that cannot be imported would otherwise show after half an hour, in the last lane.
-lint: $(VENV)/.ready  ## ruff, mypy, and whether every test can be imported
+lint: $(VENV)/.ready  ## ruff, codespell, mypy, and whether every test can be imported
 	@echo '== lint'
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(read_sources)
 	@mkdir -p .cache
 	$(PYTEST) tests --ignore tests/interop --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
+
+quick: $(VENV)/.ready  ## the inner loop, in under a minute: ruff, codespell, mypy, unit tests
+	$(read_sources)
+	$(PYTEST) tests/unit -q $(FLAGS_unit) $(ARGS)
 
 format: $(VENV)/.ready  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .
@@ -120,6 +146,47 @@ interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFl
 	@echo '== interop'
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
 	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
+
+# The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
+# $(1): environment
+define run_on_dependencies
+PYTHONPATH="$(CURDIR)" $(1)/bin/python -m pytest -q -p no:cacheprovider $(WORKERS) $(DEPENDENCY_TESTS) $(ARGS)
+endef
+
+# Where ckptstore meets other packages: protobuf, numpy, ml_dtypes, click, and the clients of object stores.
+DEPENDENCY_TESTS := tests/unit/format tests/unit/graph tests/unit/storage tests/unit/view tests/unit/train \
+	tests/conformance tests/cli tests/contract
+
+min-deps: $(VENV)/.ready servers  ## tests on the oldest dependencies that pyproject.toml allows
+	@echo '== min-deps'
+	@if test -n "$(PYTHON_MIN)$$CI"; then $(MAKE) --no-print-directory run-min-deps; \
+		else echo 'not run: it needs Python 3.11 or 3.12 (make PYTHON_MIN=/path/to/python)'; fi
+
+run-min-deps: $(VENV_MIN)/.ready
+	$(call run_on_dependencies,$(VENV_MIN))
+
+# Nothing is locked here, so it is made anew each time and is no part of `make test`: a failure says what the next
+# releases bring, not that this tree is wrong.
+upstream: $(VENV)/.ready servers  ## the same on the newest release of everything; not part of `make test`
+	@echo '== upstream'
+	@rm -rf $(VENV_UPSTREAM)
+	$(call make_environment,$(VENV_UPSTREAM),$(PYTHON),3.11 or newer,--without-pip)
+	@$(BIN)/python .ci/upstream.py requirements > $(VENV_UPSTREAM)/requirements.txt
+	@$(BIN)/python -m uv pip install --quiet --system-certs --upgrade --python $(VENV_UPSTREAM)/bin/python \
+		-r $(VENV_UPSTREAM)/requirements.txt \
+		|| { echo 'uv could not; trying pip' >&2; \
+		     $(BIN)/python -m pip --python $(VENV_UPSTREAM)/bin/python install --quiet --upgrade \
+		     -r $(VENV_UPSTREAM)/requirements.txt; }
+	@$(VENV_UPSTREAM)/bin/python .ci/upstream.py report
+	$(call run_on_dependencies,$(VENV_UPSTREAM))
+
+# The wheel is built from the source archive, as an installer would; nothing is fetched.
+dist: $(VENV)/.ready $(VENV_DIST)/.ready  ## build sdist and wheel into dist/, install the wheel, and test both
+	@echo '== dist'
+	rm -rf dist
+	$(BIN)/python -m uv build --quiet --offline --no-build-isolation --python $(BIN)/python --out-dir dist
+	@$(BIN)/python -m pip --python $(VENV_DIST)/bin/python install --quiet --force-reinstall --no-deps --no-index dist/*.whl
+	$(PYTEST) tests/dist -q -p tests.forbid_skips $(ARGS)
 
 # ------------------------------------------------------------------------------------------------ the rest
 
@@ -172,6 +239,8 @@ lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for ne
 	$(COMPILE) --group bootstrap --output-file requirements/uv.txt
 	$(COMPILE) pyproject.toml --group dev --constraint requirements/uv.txt --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
+	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra all --group test --resolution lowest-direct --output-file requirements/min-deps.txt
 	$(COMPILE) --group moto --output-file requirements/moto.txt
 	$(COMPILE) pyproject.toml --extra s3 --group bench --output-file requirements/bench.txt
 	$(COMPILE) --group bench-clients --output-file requirements/bench-clients.txt
