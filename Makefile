@@ -28,7 +28,7 @@ IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta conformance cli lifecycle scale crash hostile simulation contract wire backends races
+LANES := unit meta typing conformance cli lifecycle scale crash hostile simulation contract wire backends races
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal

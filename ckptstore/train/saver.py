@@ -384,7 +384,7 @@ class Saver:
             error.add_note(f"A save in the background failed, too: {failure}")
 
     def restore(
-        self, values: MutableMapping[str, Any], save_path: PathText, *, storage_options: Options = None
+        self, values: MutableMapping[str, Any], save_path: PathText | None, *, storage_options: Options = None
     ) -> None:
         """Fill `values` with the tensors of a checkpoint.
 
@@ -398,7 +398,7 @@ class Saver:
         values : mutable mapping
             Name → array. Without `var_list` it receives every tensor of the file.
         save_path : str or PathLike
-            Prefix or URL, such as `latest_checkpoint` returns.
+            Prefix or URL, such as `latest_checkpoint` returns; its None is refused here.
 
         Raises
         ------

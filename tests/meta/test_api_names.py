@@ -12,7 +12,7 @@ import time
 import pytest
 
 import ckptstore
-from tests.meta.source import modules
+from tests.meta.source import ROOT
 
 NAMES = {
     # low level
@@ -25,7 +25,7 @@ NAMES = {
     # the short modern API
     *("open_checkpoint", "OpenCheckpoint", "RestoreReport"),
     # graphs
-    *("Graph", "GraphBuilder", "import_meta_graph", "export_meta_graph"),
+    *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
     *("CkptStoreError", "UsageError", "NotFoundError", "TensorNotFoundError", "CorruptError", "FormatError"),
     *("TruncatedFileError", "ChecksumError", "IncompleteBundleError", "ConflictError", "FencedError"),
@@ -228,6 +228,17 @@ MEMBERS = {
     "Graph": ("placeholders", "variables", "constants", "signatures", "functions"),
 }
 
+# Classes whose public members are these and no others.
+WHOLE = {
+    "Graph": {
+        *("get_tensor_by_name", "get_operation_by_name", "get_operations", "get_collection"),
+        *("get_all_collection_keys", "placeholders", "variables", "constants", "signatures", "functions"),
+        *("as_graph_def", "saver_def"),
+    },
+    "Operation": {"name", "type", "inputs", "control_inputs", "outputs", "device", "get_attr"},
+    "Tensor": {"name", "op", "index", "dtype", "shape", "value"},
+}
+
 
 def _resolve(dotted):
     value = ckptstore
@@ -252,19 +263,26 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = ckptstore.Savior
 
 
-def test_type_checkers_are_told_the_same_names():
-    tree = modules()["ckptstore"].tree
-    block = next(node for node in tree.body if isinstance(node, ast.If))
-    told = {
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((ROOT / "ckptstore" / "__init__.pyi").read_text(encoding="utf-8"))
+    in_stub = {
         (node.module, alias.name)
-        for node in block.body
+        for node in tree.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name != "inspect_checkpoint"
+        if alias.asname == alias.name  # the form that exports a name from a stub
     }
     lazy = {(f"ckptstore.{home}", name) for home, names in ckptstore._HOMES.items() for name in names}
-    assert told == lazy
-    assert {name for _, name in lazy} | {"inspect_checkpoint", "__version__"} == NAMES
+    assert in_stub == lazy | {("ckptstore", "inspect_checkpoint")}
+    assert {name for _, name in in_stub} | {"__version__"} == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_a_class_shows_these_members_and_no_internals(name):
+    cls = _resolve(name)
+    assert {member for member in (*dir(cls), *cls.__annotations__) if not member.startswith("_")} == WHOLE[
+        name
+    ]
 
 
 @pytest.mark.parametrize("dotted", sorted(SIGNATURES))
