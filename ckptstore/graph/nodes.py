@@ -56,9 +56,19 @@ class NodeContext(Protocol):
 
 
 class Operation:
-    """One node of the graph.
+    """One node of the graph; looking up a name twice gives the same object.
 
-    Two lookups of the same name give the same object.
+    Parameters
+    ----------
+    context : NodeContext
+    node : NodeDef
+
+    Attributes
+    ----------
+    name : str
+        The node's name, e.g. ``"dense/MatMul"``.
+    type : str
+        What it does, e.g. ``"MatMul"``.
 
     Threads
     -------
@@ -68,10 +78,7 @@ class Operation:
     __slots__ = ("_context", "_node", "_outputs", "name", "type")
 
     name: str
-    """The node's name, e.g. ``"dense/MatMul"``."""
-
     type: str
-    """What it does, e.g. ``"MatMul"``."""
 
     def __init__(self, context: NodeContext, node: Proto) -> None:
         self._context = context
