@@ -239,7 +239,8 @@ def test_the_contract_finds_a_storage_that_breaks_it(tmp_path: Path) -> None:
         """
 from pathlib import Path
 import pytest
-from ckptstore.storage.base import Committed, Location
+from ckptstore.storage.base import Location
+from ckptstore.storage.values import Committed
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.testing import StorageContract
 

@@ -19,7 +19,7 @@ PRELUDE = """
 import os, sys
 import ckptstore.storage.retry
 from ckptstore import errors
-from ckptstore.storage.base import Committed
+from ckptstore.storage.values import Committed
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.types import ByteRange
 if os.getuid() == 0:

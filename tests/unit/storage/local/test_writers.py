@@ -453,7 +453,7 @@ def test_a_lock_file_that_was_deleted_locks_nobody_out_and_nobody_in(
 
 
 COUNT = """
-    from ckptstore.storage.base import Committed
+    from ckptstore.storage.values import Committed
     ready()
     done = 0
     while done < 50:
