@@ -7,17 +7,17 @@ without, copying into memory that was touched before 0.06 s.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptstore.errors import TransientError
+from ckptstore.storage.huge_pages import allocate_pages
 from ckptstore.transfer.budget import MemoryBudget
 
 __all__ = ["BLOCK_SIZE_BYTES", "Block", "enough_memory", "give_blocks", "release_blocks", "take_block"]
@@ -65,12 +65,7 @@ def take_block() -> Block:
     with _blocks.lock:
         if _blocks.idle:
             return _blocks.idle.pop()
-    # Private: what mmap makes by default is shared with children, and then takes a fault a page.
-    memory = mmap.mmap(-1, BLOCK_SIZE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Kernels without huge pages refuse the advice.
-    with suppress(AttributeError, OSError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, np.uint8)
+    return np.frombuffer(allocate_pages(BLOCK_SIZE_BYTES), np.uint8)
 
 
 @contextmanager

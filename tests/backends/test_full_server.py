@@ -14,7 +14,7 @@ import ckptstore as ck
 from ckptstore.cli.main import main
 from tests.servers.fixtures import need
 from tests.servers.s3 import S3Server, minio
-from tests.servers.small_disk import fill, small_disk
+from tests.small_disk import fill, small_disk
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,6 +6,7 @@ import pytest
 
 from ckptstore import errors
 from ckptstore.storage.local import diagnosis
+from ckptstore.storage.local.mounts import Mount
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 
@@ -40,8 +41,8 @@ def test_a_local_directory(run, tmp_path, save, monkeypatch):
     save(tmp_path / "run" / "model-1")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     monkeypatch.chdir(tmp_path)
-    mount = diagnosis._Mount("/data", "ext4", "/dev/sda1")
-    monkeypatch.setattr(diagnosis, "_mount_of", lambda path: mount)
+    mount = Mount("/data", "ext4", "/dev/sda1")
+    monkeypatch.setattr(diagnosis, "mount_of", lambda fd: mount)
     for target in ("run", "run/", "new/run", "."):
         result = run("doctor", target)
         assert (result.code, result.err) == (0, "")
@@ -54,8 +55,8 @@ def test_a_local_directory(run, tmp_path, save, monkeypatch):
 
 
 def test_what_to_do_is_told_below_the_table(run, tmp_path, monkeypatch):
-    mount = diagnosis._Mount("/bucket-mount", "fuse.gcsfuse", "bucket")
-    monkeypatch.setattr(diagnosis, "_mount_of", lambda path: mount)
+    mount = Mount("/bucket-mount", "fuse.gcsfuse", "bucket")
+    monkeypatch.setattr(diagnosis, "mount_of", lambda fd: mount)
     result = run("doctor", tmp_path)
     assert result.code == 0
     *_, hint, verdict = result.out.splitlines()

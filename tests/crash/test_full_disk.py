@@ -11,7 +11,7 @@ import pytest
 
 import ckptstore as ck
 from tests.crash.test_every_call import four_devices, stamp_of
-from tests.servers.small_disk import fill, small_disk
+from tests.small_disk import fill, small_disk
 
 
 def values_of(stamp: float) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from tests.hostile.entry_points import Outcome, quiet, typed
 from tests.hostile.sandbox import Limits, Sandbox
 from tests.hostile.saves import restored, save, try_to_save
 from tests.hostile.trees import tree_of
+from tests.small_disk import small_disk
 
 _T = TypeVar("_T")
 
@@ -87,28 +87,16 @@ def test_no_room_at_any_call_of_a_save_is_storage_full(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of half a megabyte, where the tests may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if os.getuid() != 0 or mount is None:
-        pytest.skip("mounting a small file system needs root")
-    if subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True
-    ).returncode:
-        pytest.skip("mounting is not permitted here")
-    try:
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 512) as disk:
         yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
-def test_full_disk_is_storage_full_and_the_previous_checkpoint_restores(small_disk: Path) -> None:
-    directory = small_disk / "run"
+def test_full_disk_is_storage_full_and_the_previous_checkpoint_restores(disk: Path) -> None:
+    directory = disk / "run"
     save(directory, 1, 2)
     before = tree_of(directory)
-    ballast = small_disk / "ballast"
+    ballast = disk / "ballast"
     failed = succeeded = 0
     for pages in range(12):
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:

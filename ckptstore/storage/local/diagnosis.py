@@ -1,4 +1,4 @@
-"""What a local directory can do, for ``ckptstore doctor``: what the file system is, and what it lacks."""
+"""What a local directory can do, for ``ckptstore doctor``: the kind of file system, and what it lacks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import NamedTuple
 
 from ckptstore.errors import CkptStoreError, StorageFullError, UnsupportedError, UsageError, from_os_error
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.local.direct_io import DirectWriter, direct_rules
-from ckptstore.storage.local.directory import Directory, translated
+from ckptstore.storage.local.directory import Directory, translate_errors
 from ckptstore.storage.local.locks import hold, is_held, mark_upload, release, upload_mark
+from ckptstore.storage.local.mounts import mount_of
 
 __all__ = ["diagnose_directory", "scratch_directory"]
 
-# Buckets mounted as directories: no locks between hosts, no create-only rename, and what fsync returns for is
-# still on this machine. File system type → the scheme that reaches the same bucket directly.
+# Buckets mounted as directories: no locks between hosts, no create-only rename, and fsync returns while the
+# data are still on this machine only. File system type → the scheme that reaches the same bucket directly.
 _MOUNTED_BUCKETS = {
     "fuse.gcsfuse": "gs",
     "fuse.s3fs": "s3",
@@ -34,7 +33,7 @@ _MOUNTED_BUCKETS = {
     "fuse.ossfs": "",
     "fuse.cosfs": "",
 }
-# These name themselves in the source only: the type is plain "fuse".
+# Named by the source only: the type is plain "fuse".
 _MOUNTED_SOURCES = {"mountpoint-s3": "s3", "gcsfuse": "gs", "s3fs": "s3", "goofys": "s3"}
 
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -47,27 +46,18 @@ _LOW_BYTES = 1 << 30
 _SCRATCH = re.compile(r"\.ckptstore-doctor-[0-9a-f]{12}")
 _STALE_S = 3600.0
 
-# Octal in /proc/self/mountinfo: space, tab, newline, backslash (proc(5)).
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
-class _Mount(NamedTuple):
-    point: str
-    type: str
-    source: str
-
 
 @contextmanager
 def scratch_directory(path: str) -> Iterator[str]:
-    """Make a directory in `path`, or in what exists of it, and remove it with all files in it.
+    """Make a directory in `path`, or in its nearest parent that exists; remove it afterwards with its files.
 
     Raises
     ------
     CkptStoreError
         If it cannot be made.
     """
-    parent = _existing(path)
-    with translated("cannot write", parent):
+    parent = _nearest_existing(path)
+    with translate_errors("cannot write", parent):
         _sweep(parent)
         scratch = os.path.join(parent, f".ckptstore-doctor-{os.urandom(6).hex()}")
         os.mkdir(scratch)
@@ -79,7 +69,7 @@ def scratch_directory(path: str) -> Iterator[str]:
 
 
 def _sweep(parent: str) -> None:
-    """Remove what a doctor left that was killed."""
+    """Remove what a killed doctor left behind."""
     for name in os.listdir(parent):
         path = os.path.join(parent, name)
         if _SCRATCH.fullmatch(name):
@@ -94,8 +84,8 @@ def _remove(scratch: str) -> None:
     os.rmdir(scratch)
 
 
-def _existing(path: str) -> str:
-    """Return `path`, or the nearest directory above it that is there."""
+def _nearest_existing(path: str) -> str:
+    """Return `path`, or the nearest parent that exists."""
     current = path or "/"
     while not os.path.lexists(current):
         current = os.path.dirname(current)
@@ -111,7 +101,7 @@ def diagnose_directory(path: str) -> Iterator[Finding]:
         Absolute; need not exist.
     """
     path = path or "/"
-    existing = _existing(path)
+    existing = _nearest_existing(path)
     if not os.path.isdir(existing):
         error = UsageError(
             "a file stands where a directory should be",
@@ -121,14 +111,14 @@ def diagnose_directory(path: str) -> Iterator[Finding]:
         yield failed("directory", error)
         return
     if existing == path:
-        yield Finding("directory", "ok", "is there")
+        yield Finding("directory", "ok", "exists")
     else:
-        yield Finding("directory", "ok", f"is not there yet; the first save makes it in {existing}")
+        yield Finding("directory", "ok", f"does not exist yet; the first save makes it in {existing}")
     yield _file_system(existing)
     yield from _space(existing)
     try:
         with scratch_directory(path) as scratch, Directory(scratch) as directory:
-            yield from _try_out(directory)
+            yield from _probe_abilities(directory)
     except CkptStoreError as error:
         yield failed("write", error)
     except OSError as error:
@@ -136,7 +126,11 @@ def diagnose_directory(path: str) -> Iterator[Finding]:
 
 
 def _file_system(path: str) -> Finding:
-    mount = _mount_of(path)
+    try:
+        with Directory(path) as directory:
+            mount = mount_of(directory.fd)
+    except OSError:
+        mount = None
     if mount is None:
         return Finding("file system", "ok", "of unknown type")
     scheme = _MOUNTED_BUCKETS.get(mount.type)
@@ -160,29 +154,6 @@ def _file_system(path: str) -> Finding:
     return Finding("file system", "ok", detail)
 
 
-def _mount_of(path: str) -> _Mount | None:
-    """Return the mount that `path` lies on; None where the system does not tell."""
-    try:
-        with Directory(path) as directory:
-            facts = Path(f"/proc/self/fdinfo/{directory.fd}").read_text("utf-8")
-        mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    # By mount id, not by device: btrfs gives files another device number than the mount table shows.
-    mount_id = next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), None)
-    for line in mounts.splitlines():
-        # id parent major:minor root mount-point options [optional…] - type source options (proc(5))
-        fields = line.split(" ")
-        if fields[0] == mount_id:
-            rest = fields.index("-")
-            point, kind, source = (
-                _ESCAPE.sub(lambda found: chr(int(found[1], 8)), field)
-                for field in (fields[4], fields[rest + 1], fields[rest + 2])
-            )
-            return _Mount(point, kind, source)
-    return None
-
-
 def _space(path: str) -> Iterator[Finding]:
     try:
         status = os.statvfs(path)
@@ -203,8 +174,8 @@ def _space(path: str) -> Iterator[Finding]:
         yield Finding("free space", "ok", detail)
 
 
-def _try_out(directory: Directory) -> Iterator[Finding]:
-    """Yield what of the means that `LocalStorage` has is there."""
+def _probe_abilities(directory: Directory) -> Iterator[Finding]:
+    """Yield which of the system calls that `LocalStorage` relies on work here."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open("trial", flags, 0o666, dir_fd=directory.fd)
     try:

@@ -1,4 +1,4 @@
-"""Directories of the local backend, and how what the system says of files is put."""
+"""Directories of the local backend; versions and errors of files as the storage reports them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import TracebackType
 
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 
-__all__ = ["Directory", "check_regular", "translated", "version_of"]
+__all__ = ["Directory", "check_regular", "translate_errors", "version_of"]
 
-# What file systems answer that have nothing to sync in a directory.
+# Answers of file systems that cannot sync a directory.
 _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
@@ -23,7 +23,7 @@ def version_of(status: os.stat_result) -> str:
 
 
 def check_regular(status: os.stat_result, url: str) -> None:
-    """Raise `UsageError` if the status is not that of a regular file."""
+    """Raise `UsageError` unless the status is that of a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise from_os_error(OSError(errno.EISDIR, os.strerror(errno.EISDIR)), "this is not a file", url)
     if not stat.S_ISREG(status.st_mode):
@@ -31,7 +31,7 @@ def check_regular(status: os.stat_result, url: str) -> None:
 
 
 @contextmanager
-def translated(what: str, url: str) -> Iterator[None]:
+def translate_errors(what: str, url: str) -> Iterator[None]:
     """Turn errors of the operating system into those of ckptstore."""
     try:
         yield
@@ -43,13 +43,13 @@ def translated(what: str, url: str) -> Iterator[None]:
 
 
 class Directory:
-    """An open directory: names in it keep their meaning when it is moved meanwhile. Close it.
+    """An open directory. Names in it stay valid if it is moved meanwhile. Close it.
 
     Parameters
     ----------
     path : str
     is_synced : bool
-        Whether what is done in it waits for the disk.
+        Whether changes in it wait for the disk.
     """
 
     fd = -1
@@ -60,8 +60,8 @@ class Directory:
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @classmethod
-    def made(cls, path: str, *, is_synced: bool = True) -> Directory:
-        """Open the directory; where it is missing, make it first, durably."""
+    def open_or_make(cls, path: str, *, is_synced: bool = True) -> Directory:
+        """Open the directory; make it first, durably, if it is missing."""
         try:
             return cls(path, is_synced=is_synced)
         except FileNotFoundError:
@@ -71,7 +71,7 @@ class Directory:
     def close(self) -> None:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            # Whatever it says, there is nothing more to lose: what counts was synced.
+            # An error loses nothing: everything that matters was synced.
             with suppress(OSError):
                 os.close(fd)
 
@@ -87,12 +87,12 @@ class Directory:
         self.close()
 
     def status(self, name: str) -> os.stat_result | None:
-        """Return the status of the file `name`, through a symbolic link; None if nothing is there.
+        """Return the status of the file `name`, through a symbolic link; None if there is none.
 
         Raises
         ------
         UsageError
-            If a directory or another thing without bytes is there.
+            If it is a directory or another thing without bytes.
         """
         try:
             status = os.stat(name, dir_fd=self.fd)
@@ -102,7 +102,7 @@ class Directory:
         return status
 
     def unlink(self, name: str) -> None:
-        """Remove `name`, even when the directory was closed before."""
+        """Remove `name`, even after `close`."""
         if self.fd >= 0:
             os.unlink(name, dir_fd=self.fd)
         else:
@@ -130,15 +130,15 @@ def _make_directories(path: str, *, is_synced: bool) -> None:
             os.mkdir(current)
         except FileNotFoundError:
             if parent in visited:
-                # It is there, yet nothing can be made in it: a symbolic link to nowhere, or removed again.
+                # It exists, but nothing can be made in it: a broken symbolic link, or it was removed again.
                 raise
             visited.add(parent)
             pending.append(parent)
             continue
         except FileExistsError:
-            # Another maker was faster, perhaps by so little that its sync is still to come.
+            # Another process made it, perhaps so recently that it is not synced yet.
             pass
         pending.pop()
-        # A directory above that we may enter but not read is not ours; its owner sees to it.
+        # A parent that may be entered but not read belongs to somebody else, who is responsible for it.
         with suppress(PermissionError), Directory(parent, is_synced=is_synced) as holder:
             holder.sync()

@@ -1,13 +1,13 @@
 """Files of a local disk as memory: nothing is read before it is touched, and nothing is copied.
 
-A map shows the file and not a copy of it. Ours are safe: nothing of ours changes a published file in place,
-it is replaced or deleted, and then the map keeps the old bytes. If another program cuts a mapped file short
-(``>`` in a shell, ``truncate``, ``rsync --inplace``), touching what is gone ends the process with SIGBUS.
-Where another machine could do that, files are not mapped.
+A map shows the file, not a copy of it. That is safe for files of ours: they are never changed in place,
+only replaced or deleted, and the map keeps the old bytes then. If another program truncates a mapped file
+(``>`` in a shell, ``truncate``, ``rsync --inplace``), access to the missing part ends the process with
+SIGBUS. Where another machine could do that, files are not mapped.
 
-No advice is given to the kernel: cold files got no faster by it than by plain faults of two threads (1 GiB:
-0.49 s; WILLNEED for the whole map 0.57 s, POPULATE_READ part by part 0.45 s, fadvise 0.69 s), and it would
-read what nobody asked for.
+The kernel gets no advice. It made cold files no faster than plain faults of two threads (1 GiB: 0.49 s;
+WILLNEED for the whole map 0.57 s, POPULATE_READ part by part 0.45 s, fadvise 0.69 s), and it reads more
+than is needed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, cast
 
 import numpy as np
 
-from ckptstore.storage.local.locks import has_one_kernel
+from ckptstore.storage.local.mounts import has_one_kernel
 
-__all__ = ["mapped"]
+__all__ = ["map_file"]
 
 
-def mapped(fd: int, size_bytes: int) -> memoryview | None:
+def map_file(fd: int, size_bytes: int) -> memoryview | None:
     """Return the first `size_bytes` of a file as read-only memory; None where that is not possible or safe.
 
-    The descriptor may be closed then.
+    The descriptor may be closed afterwards.
 
     Raises
     ------
@@ -58,7 +58,7 @@ class _Map:
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        # The array made of this keeps it alive.
+        # The array made from this keeps it alive.
         address, size_bytes = self._place
         return {"version": 3, "typestr": "|u1", "shape": (size_bytes,), "data": (address, True)}
 
@@ -68,7 +68,7 @@ class _Map:
 
 @cache
 def _system() -> tuple[Callable[[int, int], int | None], Callable[[int, int], None]] | None:
-    """Return functions that map and unmap; None where there are none."""
+    """Return functions that map and unmap; None where the C library cannot be called."""
     # Not the module mmap: it keeps a descriptor open for each map (until Python 3.13), and a checkpoint may
     # have a thousand shards.
     try:
@@ -85,17 +85,17 @@ def _system() -> tuple[Callable[[int, int], int | None], Callable[[int, int], No
     failed = place(-1).value
     prot_read, map_shared = 1, 1
 
-    def map_file(fd: int, size_bytes: int) -> int | None:
+    def map_memory(fd: int, size_bytes: int) -> int | None:
         address: int | None = call(None, size_bytes, prot_read, map_shared, fd, 0)
         if address != failed:
             return address
         number = ctypes.get_errno()
         if number == errno.EIO:
             raise OSError(number, os.strerror(number))
-        # Too many maps, no room in the address space, or a file that cannot be mapped: it can still be read.
+        # Too many maps, a full address space, or a file that cannot be mapped: it can still be read.
         return None
 
-    def unmap(address: int, size_bytes: int) -> None:
+    def unmap_memory(address: int, size_bytes: int) -> None:
         uncall(address, size_bytes)
 
-    return map_file, unmap
+    return map_memory, unmap_memory

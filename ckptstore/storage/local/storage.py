@@ -2,13 +2,13 @@
 
 Guarantees
 ----------
-What was acknowledged is on the disk: data and directory entries are synced first. (Not by the `without_sync`
-storage, which leaves that to the system: after a power cut its files may be empty or missing.) Whatever call
-the process dies in, a reader sees the old file or the new one; what can stay behind is a file named
+Acknowledged changes are on the disk: data and directory entries are synced first. (The `without_sync`
+storage leaves that to the system: after a power cut its files may be empty or missing.) Whatever call the
+process dies in, a reader sees the old file or the new one. What can be left behind is a file named
 ``<final>.tmp-<host>-<random>``, which no listing shows and `abort_stale_uploads` removes.
 
-A directory gets at most one file of ours beside those asked for: the lock, made by the first `put_if` or
-`delete_if`. Reading needs no lock and no right to write.
+A directory gets at most one additional file: the lock, made by the first `put_if` or `delete_if`. Reading
+needs neither a lock nor the right to write.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
-from ckptstore.storage.local.clone import age_stamp_s, copied
+from ckptstore.storage.local.clone import age_stamp_s, copy_file
 from ckptstore.storage.local.diagnosis import diagnose_directory, scratch_directory
-from ckptstore.storage.local.directory import Directory, check_regular, translated, version_of
-from ckptstore.storage.local.locks import LOCK_NAME, is_held, locked_directory, upload_mark, writer_is_dead
-from ckptstore.storage.local.mapping import mapped
+from ckptstore.storage.local.directory import Directory, check_regular, translate_errors, version_of
+from ckptstore.storage.local.locks import LOCK_NAME, is_held, lock_directory, upload_mark, writer_is_dead
+from ckptstore.storage.local.mapping import map_file
 from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name
 from ckptstore.storage.local.upload import LocalUpload
 from ckptstore.storage.values import Capabilities, GetResult, Lost, ObjectInfo, PutOutcome, SuffixRange
@@ -76,7 +76,7 @@ class LocalStorage(Storage):
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
     ) -> GetResult:
-        with _opened(key, version) as (fd, status):
+        with _open_file(key, version) as (fd, status):
             start, stop = resolve_range(byte_range, status.st_size, key)
             return GetResult(_read(fd, start, stop, key), version_of(status), status.st_size)
 
@@ -88,11 +88,11 @@ class LocalStorage(Storage):
         *,
         version: str | None = None,
     ) -> None:
-        with _opened(key, version) as (fd, status):
+        with _open_file(key, version) as (fd, status):
             reads = resolve_reads(ranges, buffers, status.st_size, key)
             if reads and reads[-1][1] - reads[0][0] >= _LARGE_READ_BYTES:
                 _expect_large_reads(fd)
-            # Neighbours in the file go into one call: a hundred thousand small tensors lie end to end.
+            # Neighbours in the file are read by one call: a hundred thousand small tensors lie end to end.
             start = stop = 0
             batch: list[memoryview] = []
             for range_start, range_stop, buffer in reads:
@@ -104,13 +104,13 @@ class LocalStorage(Storage):
             _fill(fd, start, stop, batch, key)
 
     def view(self, key: str, *, version: str) -> memoryview | None:
-        """Return the file as mapped memory; see `local_maps` for what can go wrong with that."""
-        with _opened(key, version) as (fd, status):
-            return mapped(fd, status.st_size)
+        """Return the file as mapped memory; the module `mapping` says what can go wrong with that."""
+        with _open_file(key, version) as (fd, status):
+            return map_file(fd, status.st_size)
 
     def head(self, key: str) -> ObjectInfo:
         _split(key)
-        with translated("cannot read", key):
+        with translate_errors("cannot read", key):
             status = os.stat(key)
             check_regular(status, key)
         return _info(key, status)
@@ -119,8 +119,8 @@ class LocalStorage(Storage):
         path, name = _split(key)
         view = byte_view(data)
         with (
-            translated("cannot create", key),
-            Directory.made(path, is_synced=self._is_synced) as directory,
+            translate_errors("cannot create", key),
+            Directory.open_or_make(path, is_synced=self._is_synced) as directory,
             TempFile(directory, name) as temp,
         ):
             temp.write_at(0, (view,))
@@ -130,7 +130,7 @@ class LocalStorage(Storage):
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
         path, name = _split(key)
         view = byte_view(data)
-        with translated("cannot replace", key):
+        with translate_errors("cannot replace", key):
             try:
                 directory = Directory(path, is_synced=self._is_synced)
             except FileNotFoundError:
@@ -146,8 +146,8 @@ class LocalStorage(Storage):
 
     def upload(self, key: str, size_bytes: int | None = None) -> LocalUpload:
         path, name = _split(key)
-        with translated("cannot create", key):
-            directory = Directory.made(path, is_synced=self._is_synced)
+        with translate_errors("cannot create", key):
+            directory = Directory.open_or_make(path, is_synced=self._is_synced)
             try:
                 return LocalUpload(directory, name, key, size_bytes)
             except BaseException:
@@ -157,19 +157,19 @@ class LocalStorage(Storage):
     def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
         path, name = _split(target_key)
         with (
-            _opened(source_key, version) as (fd, status),
-            translated("cannot create", target_key),
-            Directory.made(path, is_synced=self._is_synced) as directory,
+            _open_file(source_key, version) as (fd, status),
+            translate_errors("cannot create", target_key),
+            Directory.open_or_make(path, is_synced=self._is_synced) as directory,
         ):
-            return copied(fd, status, directory, name)
+            return copy_file(fd, status, directory, name)
 
     def make_durable(self, key: str, version: str) -> None:
         if not self._is_synced:
             return
         path, _ = _split(key)
         with (
-            _opened(key, version) as (fd, _status),
-            translated("cannot make durable", key),
+            _open_file(key, version) as (fd, _status),
+            translate_errors("cannot make durable", key),
             Directory(path) as directory,
         ):
             os.fsync(fd)
@@ -177,7 +177,7 @@ class LocalStorage(Storage):
 
     def delete_if(self, key: str, version: str) -> bool:
         path, name = _split(key)
-        with translated("cannot delete", key):
+        with translate_errors("cannot delete", key):
             try:
                 directory = Directory(path, is_synced=self._is_synced)
             except FileNotFoundError:
@@ -186,12 +186,12 @@ class LocalStorage(Storage):
                 status = directory.status(name)
                 if status is None or version_of(status) != version:
                     return status is None
-                with locked_directory(directory.fd, path):
+                with lock_directory(directory.fd, path):
                     status = directory.status(name)
                     if status is None or version_of(status) != version:
                         return status is None
                     os.unlink(name, dir_fd=directory.fd)
-                # What is deleted next may be what this file named: the order must survive a power cut.
+                # The next deletes may be of files that this one names: a power cut must not reorder them.
                 directory.sync()
         return True
 
@@ -222,12 +222,12 @@ class LocalStorage(Storage):
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         path, start = _split(prefix, is_prefix=True)
-        with translated("cannot list", path):
+        with translate_errors("cannot list", path):
             return iter(_children(path, prefix[: len(prefix) - len(start)], start))
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
         path, start = _split(prefix, is_prefix=True)
-        with translated("cannot clean up unfinished uploads", path):
+        with translate_errors("cannot clean up unfinished uploads", path):
             try:
                 directory = Directory(path)
             except FileNotFoundError:
@@ -241,11 +241,11 @@ class LocalStorage(Storage):
             return dropped
 
     def is_abandoned(self, key: str) -> bool:
-        """Tell whether an upload made this file and its writer is provably dead.
+        """Return whether an upload made this file and its writer is provably dead.
 
         That is: its lock is free, and it was made on this machine since the last boot, or lies on a file
-        system that only this machine can have mounted. False for files that no upload made: nobody knows who
-        may be writing them.
+        system that only this machine can have mounted. False for files that no upload made: their writers
+        take no locks.
         """
         _split(key)
         try:
@@ -274,7 +274,7 @@ class LocalStorage(Storage):
         except OSError:
             return False
         try:
-            with translated("cannot see whether the file is in use", key):
+            with translate_errors("cannot see whether the file is in use", key):
                 return is_held(fd)
         finally:
             os.close(fd)
@@ -323,9 +323,9 @@ def _children(path: str, shown: str, start: str) -> list[ObjectInfo]:
 
 
 @contextmanager
-def _opened(key: str, version: str | None) -> Iterator[tuple[int, os.stat_result]]:
+def _open_file(key: str, version: str | None) -> Iterator[tuple[int, os.stat_result]]:
     _split(key)
-    with translated("cannot read", key):
+    with translate_errors("cannot read", key):
         # Not blocking: opening a named pipe would wait for its writer.
         fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -334,17 +334,17 @@ def _opened(key: str, version: str | None) -> Iterator[tuple[int, os.stat_result
             check_pin(version, version_of(status), key)
             yield fd, status
         finally:
-            # Whatever it says: what was read was read, and a copy that was made is there.
+            # An error here takes nothing back: the bytes were read, or the copy was made.
             with suppress(OSError):
                 os.close(fd)
 
 
 def _expect_large_reads(fd: int) -> None:
-    """Have the system read twice as far ahead.
+    """Let the system read twice as far ahead.
 
-    1 GiB that is not in the page cache, by ranges of 8 MiB: a quarter faster with two threads, an eighth with
-    four. WILLNEED does no more, and what is in the cache takes as long as before. Direct I/O would save
-    another third, and leave nothing in the cache for other processes that restore the same file.
+    1 GiB that is not in the page cache, by ranges of 8 MiB: a quarter faster with two threads, an eighth
+    with four. WILLNEED is no better, and cached files take as long as before. Direct I/O would save another
+    third, but leave nothing in the cache for other processes that restore the same file.
     """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
@@ -375,7 +375,7 @@ def _fill(fd: int, start: int, stop: int, buffers: list[memoryview], url: str) -
 
 
 def _unfilled(buffers: list[memoryview], count: int) -> list[memoryview]:
-    """Return what of `buffers` lies behind their first `count` bytes."""
+    """Return `buffers` without their first `count` bytes."""
     for position, buffer in enumerate(buffers):
         if count < buffer.nbytes:
             return [buffer.cast("B")[count:], *buffers[position + 1 :]]

@@ -1,4 +1,4 @@
-"""Unfinished files of the local backend: made durable, published, removed in any event."""
+"""Unfinished files of the local backend: written, made durable, then published or removed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,8 @@ from ckptstore.config import host_id
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.storage.local.direct_io import DirectWriter, direct_rules, write_all
 from ckptstore.storage.local.directory import Directory, version_of
-from ckptstore.storage.local.locks import (
-    file_system_type,
-    hold,
-    locked_directory,
-    mark_upload,
-    release,
-    writer_is_dead,
-)
+from ckptstore.storage.local.locks import hold, lock_directory, mark_upload, release, writer_is_dead
+from ckptstore.storage.local.mounts import file_system_type
 from ckptstore.storage.values import Ambiguous, Committed, Lost
 
 if TYPE_CHECKING:
@@ -40,7 +34,7 @@ _WORTH_RESERVING_BYTES = 1 << 20
 
 
 def parse_temp_name(name: str) -> tuple[str, str] | None:
-    """Return the final name and the writer's host id if `name` is that of an unfinished file."""
+    """Return the final name and the writer's host id if `name` is the name of an unfinished file."""
     match = _TEMP_NAME.fullmatch(name)
     return (match["final"], match["host"]) if match else None
 
@@ -48,27 +42,31 @@ def parse_temp_name(name: str) -> tuple[str, str] | None:
 class TempFile:
     """A file under a temporary name beside its final one, locked while it is open.
 
-    Leaving the ``with`` block removes what was not published, and closes; so does dropping the object, which
-    is what an interrupt does that arrives before the block is entered. In a forked child nothing is removed
-    and no lock is released: both are the parent's.
+    Leaving the ``with`` block removes a file that was not published, and closes it. So does dropping the
+    object, which happens when an interrupt arrives before the block is entered. In a forked child nothing
+    is removed and no lock is released: both belong to the parent.
 
     Threads
     -------
-    One thread at a time, but for `write_at`.
+    One thread at a time, except for `write_at`.
     """
 
     fd = -1
 
     def __init__(self, directory: Directory, final: str, *, is_upload: bool = False) -> None:
+        # "" until `seal`; nothing is written after it is set.
         self.version = ""
         self._reserved_bytes = 0
+        # Set at most once, before the first write; then it does all of them.
         self._direct: DirectWriter | None = None
         self._directory = directory
         self._final = final
         self._pid = os.getpid()
+        # Set before the file exists, None once the name is gone from the directory. While it is set, `fd`
+        # is open and locked by the process `_pid`, except between the lines of `_create` and after `close`.
         self._name: str | None = None
         try:
-            # Until one is locked before anybody took it for a leftover.
+            # Again, if a search for leftovers found the file before it was locked.
             while self.fd < 0:
                 self._create()
             if is_upload:
@@ -79,7 +77,7 @@ class TempFile:
             raise
 
     def _create(self) -> None:
-        # Known before the file exists, so that an interrupt between the two lines leaves nothing behind.
+        # Before the file exists, so that an interrupt between the two lines leaves nothing behind.
         self._name = f"{self._final}.tmp-{host_id()}-{os.urandom(8).hex()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self.fd = os.open(self._name, flags, 0o666, dir_fd=self._directory.fd)
@@ -90,7 +88,7 @@ class TempFile:
         try:
             os.lstat(self._name, dir_fd=self._directory.fd)
         except FileNotFoundError:
-            # Taken for a dead writer's and swept away before it was locked.
+            # Removed as a leftover before it was locked.
             self.close()
 
     @property
@@ -99,20 +97,20 @@ class TempFile:
         return self._pid == os.getpid()
 
     def reserve(self, size_bytes: int) -> None:
-        """Take the room for so many bytes at once, where that costs the file system nothing.
+        """Reserve room for `size_bytes`, where the file system can without writing.
 
-        A full disk then shows before the first byte is written, and the blocks of a large file lie together
-        and need not be allocated one after the other: 1 GiB written and synced in 0.42 s instead of 0.52 s.
+        A full disk then fails before the first byte is written, and the blocks of a large file lie together
+        and are allocated at once: 1 GiB written and synced in 0.42 s instead of 0.52 s.
         """
-        # Elsewhere the C library writes into every block instead.
+        # On other file systems the C library writes into every block instead.
         if size_bytes >= _WORTH_RESERVING_BYTES and file_system_type(self.fd) in _RESERVES:
             os.posix_fallocate(self.fd, 0, size_bytes)
             self._reserved_bytes = size_bytes
 
     def use_direct_io(self) -> str | None:
-        """Have `write_at` go past the page cache, from now on; return why that is not done, if so.
+        """Let `write_at` write past the page cache from now on; return the reason if that is not possible.
 
-        Every offset is then a multiple of a large power of two.
+        Every offset must then be a multiple of a large power of two.
         """
         rules = direct_rules(self.fd)
         if isinstance(rules, str):
@@ -121,7 +119,7 @@ class TempFile:
         return None
 
     def write_at(self, offset: int, pieces: Sequence[memoryview]) -> None:
-        """Write all of `pieces`, flat views of bytes, one behind the other from byte `offset` on.
+        """Write all of `pieces`, flat views of bytes, one after another from byte `offset` on.
 
         Threads
         -------
@@ -133,16 +131,16 @@ class TempFile:
             self._direct.write_at(offset, pieces)
 
     def seal(self, size_bytes: int, *, replaces: os.stat_result | None = None) -> None:
-        """Make the bytes durable, where the directory is synced, and settle the version.
+        """Make the bytes durable, if the directory is synced, and fix the version.
 
-        Nothing is written after that.
+        Nothing may be written after that.
 
         Parameters
         ----------
         size_bytes : int
             How many were written.
         replaces : os.stat_result, optional
-            The file that this one is to replace: its mode is kept, and its version will never come back.
+            The file that this one is to replace: its mode is kept, and its version never returns.
         """
         if self._direct is not None:
             self._direct.finish()
@@ -154,9 +152,9 @@ class TempFile:
             if mode != stat.S_IMODE(os.fstat(self.fd).st_mode):
                 os.fchmod(self.fd, mode)
             stamp_ns = max(stamp_ns, replaces.st_mtime_ns + 1)
-        # The system's own stamps may stand still for a timer tick (Linux before 6.13: 1 to 10 ms), and inodes
-        # are used again: A, B, C written within a tick could end with the version of A, and a swap that waits
-        # for A would destroy C.
+        # The system's own stamps may repeat within a timer tick (Linux before 6.13: 1 to 10 ms), and inodes
+        # are reused: if A, B and C are written within a tick, C could get the version of A, and a swap that
+        # expects A would destroy C.
         with suppress(OSError):
             os.utime(self.fd, ns=(stamp_ns, stamp_ns))
         if self._directory.is_synced:
@@ -164,69 +162,70 @@ class TempFile:
         self.version = version_of(os.fstat(self.fd))
 
     def publish(self) -> PutOutcome:
-        """Give the sealed file its final name if nothing is there; durable when the answer is `Committed`."""
-        # Not rename, which replaces what is there.
-        problem = self._name_by(os.link)
+        """Give the sealed file its final name if that is free; durable when the answer is `Committed`."""
+        # Not rename, which replaces an existing file.
+        problem = self._give_name(os.link)
         if isinstance(problem, FileExistsError):
-            return self._lost()
+            return self._lost_to()
         if isinstance(problem, FileNotFoundError):
             raise TransientError(
                 "the unfinished file was removed while it was written",
                 url=f"{self._directory.path}/{self._final}",
-                hint="A clean-up took it for a dead writer's: raise its minimum age above the longest save.",
+                hint="A clean-up took it for a leftover: raise its minimum age above the longest save.",
             ) from problem
         if isinstance(problem, OSError):
             if problem.errno not in _NO_LINKS:
                 raise problem
             return self._publish_without_link()
-        return problem or self._settled()
+        return problem or self._sync_directory()
 
     def _publish_without_link(self) -> PutOutcome:
-        with locked_directory(self._directory.fd, self._directory.path):
+        with lock_directory(self._directory.fd, self._directory.path):
             try:
                 os.lstat(self._final, dir_fd=self._directory.fd)
             except FileNotFoundError:
                 unknown = self._rename()
             else:
-                return self._lost()
-        return unknown or self._settled()
+                return self._lost_to()
+        return unknown or self._sync_directory()
 
     def replace(self, version: str) -> PutOutcome:
         """Put the sealed file in the place of `version`; durable when the answer is `Committed`."""
-        with locked_directory(self._directory.fd, self._directory.path):
+        with lock_directory(self._directory.fd, self._directory.path):
             status = self._directory.status(self._final)
             if status is None or version_of(status) != version:
                 return Lost(None if status is None else version_of(status))
             unknown = self._rename()
-        return unknown or self._settled()
+        return unknown or self._sync_directory()
 
     def _rename(self) -> Ambiguous | None:
-        problem = self._name_by(os.rename)
+        problem = self._give_name(os.rename)
         if isinstance(problem, OSError):
             raise problem
         if problem is None:
             self._name = None
         return problem
 
-    def _name_by(self, call: Callable[..., None]) -> OSError | Ambiguous | None:
+    def _give_name(self, call: Callable[..., None]) -> OSError | Ambiguous | None:
         """Link or rename to the final name; return the error if that did not happen, None if it did."""
         fd = self._directory.fd
         try:
             call(self._name, self._final, src_dir_fd=fd, dst_dir_fd=fd)
         except OSError as error:
-            # On a network file system the answer may be lost, or be that to a repetition, which found the
-            # file of the first attempt. A false error would make the caller clean up behind a visible file.
-            # Not through a symbolic link, which ours never is: one in a loop would leave it in doubt.
+            # On a network file system the answer may be lost, or the call repeated, so that the second one
+            # finds the file of the first. A false error would make the caller delete what a visible file
+            # needs. Without following a symbolic link: the file is never one, and a loop of links is an
+            # error.
             try:
                 if version_of(os.lstat(self._final, dir_fd=fd)) != self.version:
                     return error
             except FileNotFoundError:
                 return error
             except OSError as second:
-                return Ambiguous(f"{error.strerror}; looking whether the file is in place: {second.strerror}")
+                return Ambiguous(f"{error.strerror}; whether the file is in place: {second.strerror}")
         return None
 
-    def _lost(self) -> Lost:
+    def _lost_to(self) -> Lost:
         status = self._directory.status(self._final)
         if status is not None:
             return Lost(version_of(status))
@@ -235,26 +234,27 @@ class TempFile:
         except FileNotFoundError:
             return Lost(None)
         raise UsageError(
-            "a symbolic link that leads nowhere stands where the file should be",
+            "a broken symbolic link has the name of the file",
             url=f"{self._directory.path}/{self._final}",
-            hint="Remove the link, or bring back what it pointed to.",
+            hint="Remove the link, or restore its target.",
         )
 
-    def _settled(self) -> PutOutcome:
-        # What cannot be removed is an unfinished file like any other, to be swept away later.
+    def _sync_directory(self) -> PutOutcome:
+        """Make the final name durable, after the temporary one is gone."""
+        # A name that cannot be removed is left to `abort_stale_uploads`.
         with suppress(OSError):
             self.discard()
         self._name = None
         try:
             self._directory.sync()
         except OSError as error:
-            # Readers see it already, so it is not a failure after which one may clean up.
+            # Readers already see the file, so the caller must not clean up as after a failure.
             return Ambiguous(f"the file is in place, but its directory could not be synced: {error.strerror}")
         return Committed(self.version)
 
     def discard(self) -> None:
         """Remove the temporary name, if it is still there."""
-        # Threads whose writes fail at the same time, on a full disk, all come here.
+        # May run in several threads at once, whose writes failed together on a full disk.
         name = self._name
         if name is not None and self.is_ours:
             with suppress(FileNotFoundError):
@@ -293,7 +293,7 @@ class TempFile:
 
 
 def drop_if_stale(directory: Directory, name: str, host: str, min_age_s: float) -> bool:
-    """Remove an unfinished file if its writer is provably dead or it was not written to for `min_age_s`.
+    """Remove an unfinished file if its writer is provably dead or the last write is `min_age_s` ago.
 
     Returns
     -------
@@ -311,7 +311,7 @@ def drop_if_stale(directory: Directory, name: str, host: str, min_age_s: float) 
     except FileNotFoundError:
         return False
     try:
-        # Still locked by us when it goes: a writer that made it just now waits for the lock, and then sees.
+        # Removed while it is locked here: a writer that has just made it fails to lock it and makes another.
         with writer_is_dead(fd, host) as dead:
             if dead:
                 os.unlink(name, dir_fd=directory.fd)

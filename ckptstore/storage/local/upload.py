@@ -1,4 +1,4 @@
-"""One large file under way on a local disk."""
+"""One large file that is being written to a local disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ckptstore.errors import CkptStoreError, UsageError
-from ckptstore.storage.local.directory import Directory, translated
+from ckptstore.storage.local.direct_io import PARALLEL_WRITES
+from ckptstore.storage.local.directory import Directory, translate_errors
 from ckptstore.storage.local.temp_file import TempFile
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Committed, PutOutcome
@@ -16,21 +17,20 @@ __all__ = ["LocalUpload"]
 
 _LOG = logging.getLogger("ckptstore")
 
-# Below, a file is written as fast through the page cache, and needs no preparation.
+# Smaller files are written as fast through the page cache, without preparation.
 _WORTH_DIRECT_BYTES = 1 << 20
 
-_PARALLEL_DIRECT = 4
 _PARALLEL_BUFFERED = 2
 
 
 class LocalUpload(Upload):
     """A file under a temporary name, locked until `close`.
 
-    `close` without `commit` or `abort` leaves the unfinished file, as the death of the process would. An
-    upload that is dropped without any of them is aborted.
+    `close` without `commit` or `abort` leaves the unfinished file, as the death of the process does. An
+    upload that is dropped without any of the three is aborted.
 
-    Where the disk is waited for anyway, a large file of known size goes past the page cache; see
-    `local_direct` for the measurements.
+    In a synced directory a large file of known size is written past the page cache; `direct_io` has the
+    measurements.
     """
 
     part_size_bytes = 8 * 1024 * 1024
@@ -40,7 +40,10 @@ class LocalUpload(Upload):
         self._url = url
         self._directory = directory
         self._temp = TempFile(directory, name, is_upload=True)
+        # True until the first of commit, abort, close and a failure; never True again. While it is True the
+        # temporary file exists, and this process holds its lock.
         self._is_open = True
+        # The first error of ours that a `send` met; set once, before `_is_open` becomes False.
         self._failure: CkptStoreError | None = None
         self.parallel = _PARALLEL_BUFFERED
         if size_bytes is None:
@@ -57,28 +60,28 @@ class LocalUpload(Upload):
     def _go_direct(self) -> None:
         reason = self._temp.use_direct_io()
         if reason is None:
-            self.parallel = _PARALLEL_DIRECT
+            self.parallel = PARALLEL_WRITES
         else:
             _LOG.debug("%s: direct I/O is %s: written through the page cache", self._url, reason)
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         if self._failure is not None and self._temp.is_ours:
-            # That of another thread. Should this one be heard first, it tells what really happened.
+            # That of another thread. The caller may see this one first, so it is the same.
             raise self._failure
         self._check_open()
         try:
-            with translated("cannot write", self._url):
+            with translate_errors("cannot write", self._url):
                 self._temp.write_at(number * self.part_size_bytes, pieces)
         except BaseException as error:
             if self._failure is None and isinstance(error, CkptStoreError):
                 self._failure = error
-            # How much of it was written is unknown, so nothing can follow.
+            # It is unknown how much was written, so no part can follow.
             self._give_up()
             raise
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         try:
-            with translated("cannot create", self._url):
+            with translate_errors("cannot create", self._url):
                 self._temp.seal(size_bytes)
                 outcome = self._temp.publish()
         except BaseException:
@@ -86,7 +89,7 @@ class LocalUpload(Upload):
             raise
         self._is_open = False
         if isinstance(outcome, Committed):
-            # Of each data file one descriptor is kept until the index is published: that with the lock.
+            # One descriptor per data file stays open until the index is published: the one with the lock.
             self._directory.close()
         else:
             self._give_up()
@@ -102,13 +105,13 @@ class LocalUpload(Upload):
 
     def _give_up(self) -> None:
         self._is_open = False
-        # The first error counts; what cannot be removed now is left for abort_stale_uploads.
+        # The first error counts. A file that cannot be removed now is left to `abort_stale_uploads`.
         with suppress(OSError):
             self._temp.discard()
 
     def abort(self) -> None:
         self._is_open = False
-        with translated("cannot remove the unfinished file", self._url):
+        with translate_errors("cannot remove the unfinished file", self._url):
             self._temp.discard()
 
     def close(self) -> None:

@@ -472,7 +472,7 @@ def supports_links(directory: Path) -> bool:
 
 def is_cloning(directory: Path) -> bool:
     """Whether the file system clones files, so that nothing has to be linked."""
-    from ckptstore.storage.local.locks import file_system_type
+    from ckptstore.storage.local.mounts import file_system_type
 
     fd = os.open(directory, os.O_RDONLY)
     try:

@@ -18,6 +18,8 @@ from ckptstore import errors
 from ckptstore.storage.diagnosis import diagnose
 from ckptstore.storage.finding import Finding
 from ckptstore.storage.local import diagnosis
+from ckptstore.storage.local.directory import Directory
+from ckptstore.storage.local.mounts import Mount, mount_of
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.object_store.attempts import RetryPolicy
@@ -375,8 +377,8 @@ class TestLocal:
         assert isinstance(finding.error, errors.AccessError)
 
     def mounted(self, monkeypatch: pytest.MonkeyPatch, kind: str, source: str = "x") -> None:
-        mount = diagnosis._Mount("/mnt with space", kind, source)
-        monkeypatch.setattr(diagnosis, "_mount_of", lambda path: mount)
+        mount = Mount("/mnt with space", kind, source)
+        monkeypatch.setattr(diagnosis, "mount_of", lambda fd: mount)
 
     @pytest.mark.parametrize(
         ("kind", "source", "advice"),
@@ -406,7 +408,8 @@ class TestLocal:
         assert (finding.state, kind in finding.detail) == (state, True)
 
     def test_the_mount_table_is_read(self, tmp_path: Path) -> None:
-        mount = diagnosis._mount_of(str(tmp_path))
+        with Directory(str(tmp_path)) as directory:
+            mount = mount_of(directory.fd)
         if mount is None:
             pytest.skip("there is no /proc here")
         assert str(tmp_path).startswith(mount.point.rstrip("/"))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,16 +13,30 @@ import pytest
 
 from ckptstore.errors import CkptStoreError, NotFoundError, StorageFullError, UsageError
 from ckptstore.storage.base import Storage
-from ckptstore.storage.local import clone as clone_module
-from ckptstore.storage.local import locks
+from ckptstore.storage.local import mounts
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.values import Ambiguous, Committed, Lost
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
+from tests.unit.storage.local.syscalls import each_call_failing, record_calls, refuse, replace_calls
 
 NEVER = float("inf")
 DATA = b"frozen weights" * 1000
+
+SYSTEM_CALLS = [
+    "open",
+    "fsync",
+    "link",
+    "unlink",
+    "fstat",
+    "stat",
+    "lstat",
+    "setxattr",
+    "getxattr",
+    "close",
+    "utime",
+]
 
 
 @pytest.fixture
@@ -57,23 +70,23 @@ def copy(storage: Storage, source: str, target: str) -> Committed:
 
 
 @pytest.fixture
-def cloning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system that shares blocks, played with a copy."""
+def cloning() -> Iterator[None]:
+    """A file system that shares blocks, simulated by a copy."""
 
     def clone(target_fd: int, request: int, source_fd: int) -> int:
         assert request == 0x40049409
         os.pwrite(target_fd, os.pread(source_fd, 1 << 20, 0), 0)
         return 0
 
-    monkeypatch.setattr(fcntl, "ioctl", clone)
+    with replace_calls(ioctl=clone):
+        yield
 
 
 @pytest.fixture
-def linking(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> int:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(fcntl, "ioctl", refuse)
+def linking() -> Iterator[None]:
+    """A file system that cannot share blocks."""
+    with replace_calls(ioctl=refuse(errno.EOPNOTSUPP)):
+        yield
 
 
 @pytest.fixture(params=["cloning", "linking"])
@@ -201,108 +214,55 @@ def test_a_shard_whose_writer_lives_is_not_shared(storage: LocalStorage, tmp_pat
 
 
 @pytest.mark.usefixtures("either")
-def test_without_marks_nothing_is_shared(
-    storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> bytes:
-        raise OSError(errno.ENOTSUP, "Operation not supported")
-
-    for name in ("getxattr", "setxattr"):
-        monkeypatch.setattr(os, name, refuse)
-    assert storage.copy_from(source, target, storage.head(source).version) is None
+def test_without_marks_nothing_is_shared(storage: LocalStorage, source: str, target: str) -> None:
+    with replace_calls(getxattr=refuse(errno.ENOTSUP), setxattr=refuse(errno.ENOTSUP)):
+        assert storage.copy_from(source, target, storage.head(source).version) is None
     assert not os.path.exists(target)
 
 
 @pytest.mark.usefixtures("linking")
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT])
 def test_what_cannot_be_linked_is_to_be_written(
-    storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch, number: int
+    storage: LocalStorage, source: str, target: str, number: int
 ) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", refuse)
-    assert storage.copy_from(source, target, storage.head(source).version) is None
+    with replace_calls(link=refuse(number)):
+        assert storage.copy_from(source, target, storage.head(source).version) is None
     assert os.listdir(os.path.dirname(target)) == [os.path.basename(source)]
 
 
 @pytest.mark.usefixtures("either")
 def test_an_error_in_any_system_call_never_hides_a_file_that_is_there(
-    storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch
+    storage: LocalStorage, source: str, target: str
 ) -> None:
     version = storage.head(source).version
-    names = [
-        "open",
-        "fsync",
-        "link",
-        "unlink",
-        "fstat",
-        "stat",
-        "lstat",
-        "setxattr",
-        "getxattr",
-        "close",
-        "utime",
-    ]
+    error = OSError(errno.EIO, "Input/output error")
     outcomes = []
     for after in (False, True):
-        for number in range(1, 100):
-            made: list[str] = []
-
-            def wrap(
-                name: str, made: list[str] = made, number: int = number, after: bool = after
-            ) -> Callable[..., object]:
-                real = getattr(os, name)
-
-                def call(*args: object, **kwargs: object) -> object:
-                    made.append(name)
-                    fails = len(made) == number
-                    if fails and not after:
-                        raise OSError(errno.EIO, "Input/output error")
-                    result = real(*args, **kwargs)
-                    if fails:
-                        if name == "open":
-                            os.__dict__["close"](result)
-                        raise OSError(errno.EIO, "Input/output error")
-                    return result
-
-                return call
-
+        for fault in each_call_failing(SYSTEM_CALLS, error, after=after):
             failure = outcome = None
-            with monkeypatch.context() as patch:
-                for name in names:
-                    patch.setattr(os, name, wrap(name))
-                try:
+            try:
+                with fault:
                     outcome = storage.copy_from(source, target, version)
-                except CkptStoreError as error:
-                    failure = error
-            where = f"{made[min(number, len(made)) - 1]} (call {number} of {made})"
+            except CkptStoreError as caught:
+                failure = caught
             is_there = os.path.exists(target)
             if isinstance(outcome, Committed):
-                assert storage.get(target).data == DATA, where
+                assert storage.get(target).data == DATA, fault
             elif not isinstance(outcome, Ambiguous):
-                assert not is_there, where
-                assert outcome is None, where
-            assert storage.get(source, version=version).data == DATA, where
+                assert not is_there, fault
+                assert outcome is None, fault
+            assert storage.get(source, version=version).data == DATA, fault
             outcomes.append(type(failure or outcome))
             for path in Path(target).parent.iterdir():
                 if str(path) != source:
                     path.unlink()
-            if number > len(made):
-                break
         assert isinstance(outcome, Committed)
     assert Ambiguous in outcomes
 
 
 @pytest.mark.usefixtures("linking")
-def test_a_full_disk_is_told(
-    storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "link", full)
-    with pytest.raises(StorageFullError) as caught:
+def test_a_full_disk_is_told(storage: LocalStorage, source: str, target: str) -> None:
+    with replace_calls(link=refuse(errno.ENOSPC)), pytest.raises(StorageFullError) as caught:
         storage.copy_from(source, target, storage.head(source).version)
     assert caught.value.url == target
 
@@ -312,31 +272,19 @@ def test_on_a_network_file_system_a_link_that_is_there_may_be_our_own(
     storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy(storage, source, target)
-    monkeypatch.setattr(locks, "file_system_type", lambda fd: "nfs4")
+    monkeypatch.setattr(mounts, "file_system_type", lambda fd: "nfs4")
     assert isinstance(storage.copy_from(source, target, storage.head(source).version), Ambiguous)
 
 
 @pytest.mark.usefixtures("linking")
 def test_the_bytes_are_durable_before_they_have_a_second_name(
-    storage: LocalStorage, source: str, target: str, monkeypatch: pytest.MonkeyPatch
+    storage: LocalStorage, source: str, target: str
 ) -> None:
-    events: list[str] = []
-    fsync, link = os.fsync, os.link
-
-    def note_sync(fd: int) -> None:
-        events.append("sync directory" if os.path.isdir(f"/proc/self/fd/{fd}") else "sync file")
-        fsync(fd)
-
-    def note_link(*args: object, **kwargs: object) -> None:
-        events.append("link")
-        link(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(os, "link", note_link)
-    copy(storage, source, target)
-    assert events == ["sync file", "link", "sync directory"]
-    events.clear()
-    copy(storage.without_sync(), source, target + "2")
+    with record_calls("fsync", "link") as events:
+        copy(storage, source, target)
+    assert events == ["fsync file", "link", "fsync directory"]
+    with record_calls("fsync", "link") as events:
+        copy(storage.without_sync(), source, target + "2")
     assert events == ["link"]
 
 
@@ -362,8 +310,15 @@ def test_no_descriptor_is_left_open(storage: LocalStorage, source: str, target: 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_a_file_system_cannot_do_is_no_failure() -> None:
-    assert not {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS} & clone_module._CANNOT
+@pytest.mark.usefixtures("linking")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_failure_of_the_disk_is_not_taken_for_something_that_it_cannot_do(
+    storage: LocalStorage, source: str, target: str, number: int
+) -> None:
+    version = storage.head(source).version
+    for call in ("link", "ioctl"):
+        with replace_calls(**{call: refuse(number)}), pytest.raises(CkptStoreError):
+            storage.copy_from(source, target, version)
 
 
 def test_a_file_in_memory_shares_its_bytes() -> None:

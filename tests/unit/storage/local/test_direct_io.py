@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import logging
 import mmap
 import os
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +24,29 @@ import pytest
 from ckptstore.checksums import crc32c
 from ckptstore.errors import CkptStoreError, StorageFullError, TransientError, UsageError
 from ckptstore.storage.local import direct_io
-from ckptstore.storage.local import upload as upload_module
 from ckptstore.storage.local.diagnosis import diagnose_directory
 from ckptstore.storage.local.direct_io import DirectRules, DirectWriter, direct_rules
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.local.upload import LocalUpload
 from ckptstore.storage.values import Committed
+from tests.small_disk import small_disk
+from tests.unit.storage.local.syscalls import each_call_failing, record_calls, refuse, replace_calls
 
 PART = LocalUpload.part_size_bytes
-BUFFER = direct_io._BUFFER_BYTES
+BUFFER = direct_io.BUFFER_BYTES
 LARGE = PART * 2 + BUFFER + 4096 + 5
+
+SYSTEM_CALLS = [
+    "pwrite",
+    "pwritev",
+    "posix_fallocate",
+    "ftruncate",
+    "fsync",
+    "fcntl",
+    "utime",
+    "link",
+    "fstat",
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +115,36 @@ def save(
     return upload
 
 
-def noted(function: Callable[..., None], calls: list[object]) -> Callable[..., None]:
-    def call(*args: object) -> None:
-        calls.append(args)
-        function(*args)
+def is_direct(fd: int) -> bool:
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def refuse_once(number: int) -> Callable[..., int]:
+    """Return a pwrite whose first call fails."""
+    pwrite = os.pwrite
+    errors = iter([OSError(number, os.strerror(number))])
+
+    def call(*args: Any) -> int:
+        for error in errors:
+            raise error
+        return pwrite(*args)
 
     return call
 
 
-def is_direct(fd: int) -> bool:
-    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+def kernel_says(monkeypatch: pytest.MonkeyPatch, *rules: int) -> None:
+    """Let statx answer with these sizes of memory and block, or fail if there are none."""
+
+    class Library:
+        @staticmethod
+        def statx(fd: int, path: bytes, flags: int, mask: int, answer: Any) -> int:
+            if not rules:
+                return -1
+            struct.pack_into("=I", answer, 0, mask)
+            struct.pack_into("=II", answer, 0x98, *rules)
+            return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: Library())
 
 
 @pytest.fixture
@@ -193,17 +229,21 @@ def test_aligned_memory_goes_to_the_disk_as_it_is(
 
 
 def test_other_memory_is_copied_through_few_buffers_that_are_kept(
-    direct: Path, content: npt.NDArray[np.uint8], writes: list[tuple[bool, int, int]]
+    direct: Path,
+    content: npt.NDArray[np.uint8],
+    writes: list[tuple[bool, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for _ in range(2):
         save(direct, content[1 : 2 * PART + 1], threads=4)
         direct.unlink()
     assert len(writes) == 2 * 2 * PART // BUFFER
     assert all(was_direct for was_direct, _, _ in writes)
-    kept = list(direct_io._BUFFERS)
-    assert 1 <= len(kept) <= 4
+    # No memory is needed for the next file.
+    monkeypatch.setattr(direct_io, "allocate_pages", refuse(errno.ENOMEM))
     save(direct, content[1 : 2 * PART + 1])
-    assert set(map(id, direct_io._BUFFERS)) == set(map(id, kept))
+    assert all(was_direct for was_direct, _, _ in writes)
+    assert BUFFER <= direct_io.release_buffers() <= 4 * BUFFER
 
 
 def test_a_small_file_and_one_of_unknown_size_go_through_the_cache(
@@ -233,7 +273,6 @@ def test_another_size_than_announced_changes_nothing(
 def test_a_write_that_is_refused_goes_through_the_cache(
     direct: Path,
     content: npt.NDArray[np.uint8],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     number: int,
     shift: int,
@@ -242,25 +281,22 @@ def test_a_write_that_is_refused_goes_through_the_cache(
     pwrite = os.pwrite
     tries: list[int] = []
 
-    def refuse(fd: int, data: memoryview, offset: int) -> int:
+    def refuse_direct(fd: int, data: memoryview, offset: int) -> int:
         if is_direct(fd):
             tries.append(offset)
             if len(tries) >= at:
                 raise OSError(number, os.strerror(number))
         return pwrite(fd, data, offset)
 
-    monkeypatch.setattr(os, "pwrite", refuse)
-    with caplog.at_level(logging.DEBUG, "ckptstore"):
+    with caplog.at_level(logging.DEBUG, "ckptstore"), replace_calls(pwrite=refuse_direct):
         save(direct, content[shift : LARGE + shift], threads=3)
     assert direct.read_bytes() == content[shift : LARGE + shift].tobytes()
     assert at <= len(tries) <= at + 3
     assert "direct I/O was refused" in caplog.text
 
 
-def test_no_thread_hears_of_the_page_cache_before_it_is_on(
-    direct: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Else it would write an odd size directly, which is refused.
+def test_no_thread_is_sent_through_the_page_cache_before_it_is_on(direct: Path) -> None:
+    # Otherwise it would write an odd size directly, which is refused.
     seen: list[bool] = []
     real = fcntl.fcntl
 
@@ -272,8 +308,8 @@ def test_no_thread_hears_of_the_page_cache_before_it_is_on(
     with open(direct, "w+b") as file:
         writer = DirectWriter(file.fileno(), DirectRules(512, 4096), "trial")
         assert writer.is_direct
-        monkeypatch.setattr(fcntl, "fcntl", watch)
-        writer._degrade(OSError(errno.EINVAL, "Invalid argument"))
+        with replace_calls(fcntl=watch, pwrite=refuse_once(errno.EINVAL)):
+            writer.write_at(0, [memoryview(mmap.mmap(-1, 4096))])
         assert seen == [True]
         assert not writer.is_direct
         assert not is_direct(file.fileno())
@@ -287,18 +323,19 @@ def test_a_file_that_cannot_be_switched_is_written_through_the_cache(
 ) -> None:
     real = fcntl.fcntl
 
-    def refuse(fd: int, command: int, value: int = 0) -> int:
+    def refuse_direct(fd: int, command: int, value: int = 0) -> int:
         if command == fcntl.F_SETFL and value & os.O_DIRECT:
             raise OSError(errno.EINVAL, "Invalid argument")
         return real(fd, command, value)
 
-    monkeypatch.setattr(fcntl, "fcntl", refuse)
-    with caplog.at_level(logging.DEBUG, "ckptstore"):
-        save(direct, content[:LARGE])
-    assert direct.read_bytes() == content[:LARGE].tobytes()
-    assert "through the page cache" in caplog.text
-    monkeypatch.setattr(direct_io, "direct_rules", lambda fd: DirectRules(512, 4096))
-    (finding,) = [found for found in diagnose_directory(str(direct.parent)) if found.check == "large files"]
+    with replace_calls(fcntl=refuse_direct):
+        with caplog.at_level(logging.DEBUG, "ckptstore"):
+            save(direct, content[:LARGE])
+        assert direct.read_bytes() == content[:LARGE].tobytes()
+        assert "through the page cache" in caplog.text
+        monkeypatch.setattr(direct_io, "direct_rules", lambda fd: DirectRules(512, 4096))
+        findings = list(diagnose_directory(str(direct.parent)))
+    (finding,) = [found for found in findings if found.check == "large files"]
     assert (finding.state, finding.detail) == ("ok", "written through the page cache: direct I/O is refused")
 
 
@@ -315,7 +352,7 @@ def test_where_direct_io_is_not_known_to_be_good_it_is_not_used(
     block_bytes: int,
 ) -> None:
     monkeypatch.setattr(direct_io, "file_system_type", lambda fd: kind)
-    monkeypatch.setattr(direct_io, "_asked_rules", lambda fd: DirectRules(memory_bytes, block_bytes))
+    kernel_says(monkeypatch, memory_bytes, block_bytes)
     upload = save(tmp_path / "f", content[:LARGE])
     assert upload.parallel == 2
     assert not any(was_direct for was_direct, _, _ in writes)
@@ -328,14 +365,7 @@ def test_where_direct_io_is_not_known_to_be_good_it_is_not_used(
 def test_a_kernel_that_says_nothing_is_taken_to_want_pages(
     direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ctypes
-
-    class Old:
-        @staticmethod
-        def statx(*args: object) -> int:
-            return -1
-
-    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: Old())
+    kernel_says(monkeypatch)
     with open(direct, "wb") as file:
         assert direct_rules(file.fileno()) == DirectRules(4096, 4096)
     direct.unlink()
@@ -352,7 +382,7 @@ def test_doctor_says_how_large_files_are_written(direct: Path) -> None:
 @pytest.mark.parametrize("step", [7, 4096, 5000, 1 << 20])
 @pytest.mark.parametrize("shift", [0, 1])
 def test_short_direct_writes_go_on_where_they_stopped(
-    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, step: int, shift: int
+    direct: Path, content: npt.NDArray[np.uint8], caplog: pytest.LogCaptureFixture, step: int, shift: int
 ) -> None:
     pwrite = os.pwrite
     size_bytes = PART + 5000 if step > 4095 else (1 << 20) + 5000
@@ -364,11 +394,9 @@ def test_short_direct_writes_go_on_where_they_stopped(
         whole = max(4096, step - step % 4096)
         return min(pwrite(fd, data[:whole], offset), step)
 
-    monkeypatch.setattr(os, "pwrite", short)
-    degraded: list[object] = []
-    monkeypatch.setattr(DirectWriter, "_degrade", noted(DirectWriter._degrade, degraded))
-    save(direct, content[shift : size_bytes + shift])
-    assert bool(degraded) == (step < 4096)
+    with replace_calls(pwrite=short), caplog.at_level(logging.DEBUG, "ckptstore"):
+        save(direct, content[shift : size_bytes + shift])
+    assert ("direct I/O was refused" in caplog.text) == (step < 4096)
     assert direct.read_bytes() == content[shift : size_bytes + shift].tobytes()
 
 
@@ -377,10 +405,9 @@ def test_short_direct_writes_go_on_where_they_stopped(
     [(errno.ENOSPC, StorageFullError), (errno.EDQUOT, StorageFullError), (errno.EIO, TransientError)],
 )
 @pytest.mark.parametrize("shift", [0, 1])
-def test_an_error_of_the_disk_is_told_and_leaves_the_old_file(
+def test_an_error_of_the_disk_is_raised_and_leaves_the_old_file(
     direct: Path,
     content: npt.NDArray[np.uint8],
-    monkeypatch: pytest.MonkeyPatch,
     number: int,
     kind: type[CkptStoreError],
     shift: int,
@@ -396,16 +423,14 @@ def test_an_error_of_the_disk_is_told_and_leaves_the_old_file(
         return pwrite(fd, data, offset)
 
     with storage.upload(str(direct), LARGE) as upload:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", fail)
-            with pytest.raises(kind) as caught:
-                send_all(upload, content[shift : LARGE + shift], threads=3)
+        with replace_calls(pwrite=fail), pytest.raises(kind) as caught:
+            send_all(upload, content[shift : LARGE + shift], threads=3)
         assert caught.value.url == str(direct)  # type: ignore[attr-defined]
         assert os.listdir(direct.parent) == ["old"]
         with pytest.raises(UsageError):
             upload.commit()
     assert old.read_bytes() == content[:LARGE].tobytes()
-    assert len(direct_io._BUFFERS) <= 4
+    assert direct_io.release_buffers() <= 4 * BUFFER
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path: Path) -> None:
@@ -431,18 +456,13 @@ for announced in (5 << 20, 2 << 20, None):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_thread_that_comes_after_a_failure_tells_of_the_same(
-    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+def test_a_thread_that_comes_after_a_failure_raises_the_same(
+    direct: Path, content: npt.NDArray[np.uint8]
 ) -> None:
-    def fail(fd: int, data: memoryview, offset: int) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with LocalStorage().upload(str(direct), LARGE) as upload:
         first, second, _ = parts_of(content[:LARGE])
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", fail)
-            with pytest.raises(StorageFullError):
-                upload.send(0, first, 0)
+        with replace_calls(pwrite=refuse(errno.ENOSPC)), pytest.raises(StorageFullError):
+            upload.send(0, first, 0)
         with pytest.raises(StorageFullError):
             upload.send(1, second, 0)
         with pytest.raises(UsageError):
@@ -453,17 +473,8 @@ def test_a_thread_that_comes_after_a_failure_tells_of_the_same(
 @pytest.fixture
 def memory_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 40 MiB, which newer kernels write directly and older ones do not."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(mount)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True, timeout=30)
+    with small_disk(tmp_path / "disk", 40 * 1024) as disk:
+        yield disk
 
 
 def test_a_disk_without_direct_io_and_without_room(memory_disk: Path, content: npt.NDArray[np.uint8]) -> None:
@@ -476,29 +487,10 @@ def test_a_disk_without_direct_io_and_without_room(memory_disk: Path, content: n
     assert (memory_disk / "f").read_bytes() == content[:LARGE].tobytes()
 
 
-def test_the_end_of_the_file_is_durable_too(
-    direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    pwrite, pwritev, fsync = os.pwrite, os.pwritev, os.fsync
-
-    def note_write(fd: int, data: memoryview, offset: int) -> int:
-        events.append("write")
-        return pwrite(fd, data, offset)
-
-    def note_end(fd: int, pieces: Sequence[memoryview], offset: int) -> int:
-        events.append("end")
-        return pwritev(fd, pieces, offset)
-
-    def note_sync(fd: int) -> None:
-        events.append("sync")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "pwrite", note_write)
-    monkeypatch.setattr(os, "pwritev", note_end)
-    monkeypatch.setattr(os, "fsync", note_sync)
-    save(direct, content[: (1 << 20) + 9])
-    assert events == ["write", "end", "sync", "sync"]
+def test_the_end_of_the_file_is_durable_too(direct: Path, content: npt.NDArray[np.uint8]) -> None:
+    with record_calls("pwrite", "pwritev", "fsync") as calls:
+        save(direct, content[: (1 << 20) + 9])
+    assert calls == ["pwrite", "pwritev", "fsync file", "fsync directory"]
 
 
 def test_two_uploads_at_once_do_not_share_a_buffer(direct: Path, content: npt.NDArray[np.uint8]) -> None:
@@ -514,7 +506,7 @@ def test_two_uploads_at_once_do_not_share_a_buffer(direct: Path, content: npt.ND
         task.join(timeout=120)
     for k in range(1, 4):
         assert direct.with_name(f"f{k}").read_bytes() == content[k : LARGE + k].tobytes()
-    assert len(direct_io._BUFFERS) <= 4
+    assert direct_io.release_buffers() <= 4 * BUFFER
 
 
 def test_a_forked_child_writes_files_of_its_own(direct: Path, content: npt.NDArray[np.uint8]) -> None:
@@ -545,11 +537,8 @@ def test_a_forked_child_writes_files_of_its_own(direct: Path, content: npt.NDArr
 def test_without_memory_for_a_buffer_the_page_cache_does(
     direct: Path, content: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
-
-    direct_io._BUFFERS.clear()
-    monkeypatch.setattr(mmap, "mmap", full)
+    direct_io.release_buffers()
+    monkeypatch.setattr(mmap, "mmap", refuse(errno.ENOMEM))
     save(direct, content[1 : LARGE + 1])
     assert direct.read_bytes() == content[1 : LARGE + 1].tobytes()
 
@@ -578,68 +567,34 @@ def test_more_parts_at_a_time_are_asked_for_where_that_helps(direct: Path) -> No
     for begin in opened:
         with begin() as upload:
             found.append(upload.parallel)
-    assert found == [
-        upload_module._PARALLEL_DIRECT,
-        upload_module._PARALLEL_BUFFERED,
-        upload_module._PARALLEL_BUFFERED,
-    ]
+    assert found == [4, 2, 2]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_a_failure_in_any_system_call_leaves_the_whole_file_or_none(
-    direct: Path,
-    content: npt.NDArray[np.uint8],
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    after: bool,
+    direct: Path, content: npt.NDArray[np.uint8], error: BaseException, after: bool
 ) -> None:
     data = content[1 : (1 << 20) + 700]
-    calls = ["pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl", "utime", "link", "fstat"]
-    number = 0
-    made: list[str] = []
-
-    def wrap(name: str) -> Callable[..., object]:
-        real = getattr(fcntl if name == "fcntl" else os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            made.append(name)
-            if len(made) == number and not after:
-                raise error
-            result = real(*args, **kwargs)
-            if len(made) == number:
-                raise error
-            return result
-
-        return call
-
-    for number in range(1, 100):
-        made.clear()
+    for fault in each_call_failing(SYSTEM_CALLS, error, after=after):
         failure: BaseException | None = None
-        with monkeypatch.context() as patch:
-            for name in calls:
-                patch.setattr(fcntl if name == "fcntl" else os, name, wrap(name))
-            try:
-                # Announced larger than it is, so that it is cut.
-                with LocalStorage().upload(str(direct), 2 << 20) as upload:
-                    send_all(upload, data)
-                    outcome = upload.commit()
-            except (CkptStoreError, KeyboardInterrupt) as caught:
-                failure = caught
-        where = f"{made[min(number, len(made)) - 1]} (call {number} of {made})"
+        try:
+            # Announced larger than it is, so that it is cut.
+            with fault, LocalStorage().upload(str(direct), 2 << 20) as upload:
+                send_all(upload, data)
+                outcome = upload.commit()
+        except (CkptStoreError, KeyboardInterrupt) as caught:
+            failure = caught
         content_now = direct.read_bytes() if direct.exists() else None
-        assert set(os.listdir(direct.parent)) <= {direct.name}, where
+        assert set(os.listdir(direct.parent)) <= {direct.name}, fault
         if failure is None and isinstance(outcome, Committed):
-            assert content_now == data.tobytes(), where
+            assert content_now == data.tobytes(), fault
         else:
-            assert content_now in (None, data.tobytes()), where
+            assert content_now in (None, data.tobytes()), fault
             if isinstance(failure, CkptStoreError):
-                assert content_now is None, where
+                assert content_now is None, fault
         direct.unlink(missing_ok=True)
-        if number > len(made):
-            break
-    assert {"pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl"} <= set(made)
-    assert number < 99
+    assert {"pwrite", "pwritev", "posix_fallocate", "ftruncate", "fsync", "fcntl"} <= set(fault.made)
 
 
 def test_any_number_of_pieces_of_any_size_is_written_in_order(tmp_path: Path) -> None:

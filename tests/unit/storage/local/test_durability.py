@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,14 @@ from ckptstore.storage.local import locks
 from ckptstore.storage.local.locks import LOCK_NAME
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
+from tests.small_disk import small_disk
+from tests.unit.storage.local.syscalls import (
+    each_call_failing,
+    record_calls,
+    refuse,
+    refuse_directories,
+    replace_calls,
+)
 
 SYSTEM_CALLS = [
     "open",
@@ -43,6 +50,7 @@ SYSTEM_CALLS = [
     "fchmod",
     "setxattr",
     "close",
+    "flock",
 ]
 
 
@@ -66,37 +74,9 @@ def upload(storage: Storage, key: str) -> PutOutcome:
         return handle.commit()
 
 
-@contextmanager
-def patched(replacements: dict[str, Callable[..., object]]) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in replacements.items():
-            patch.setattr(fcntl if name == "flock" else os, name, function)
-        yield
-
-
-@contextmanager
-def recorded() -> Iterator[list[str]]:
-    """Write down the system calls that matter for durability, with what they were for."""
-    events: list[str] = []
-
-    def watch(name: str) -> Callable[..., object]:
-        real = getattr(os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            target = ""
-            if name == "fsync":
-                target = " directory" if os.path.isdir(f"/proc/self/fd/{args[0]}") else " file"
-            elif name == "mkdir":
-                target = f" {os.path.basename(str(args[0]))}"
-            elif name == "unlink":
-                target = " temporary" if ".tmp-" in str(args[0]) else ""
-            events.append(name + target)
-            return real(*args, **kwargs)
-
-        return call
-
-    with patched({name: watch(name) for name in ("fsync", "link", "rename", "unlink", "mkdir", "pwritev")}):
-        yield events
+def recorded() -> AbstractContextManager[list[str]]:
+    """Record the system calls that matter for durability."""
+    return record_calls("fsync", "link", "rename", "unlink", "mkdir", "pwritev")
 
 
 @pytest.mark.parametrize("write", [put_new, upload])
@@ -184,33 +164,6 @@ class _Interrupted(KeyboardInterrupt):
     pass
 
 
-def _failing_at(
-    number: int, error: BaseException, *, after: bool
-) -> tuple[dict[str, Callable[..., object]], list[str]]:
-    """Return replacements of the system calls of which the n-th one fails, and the list of those made."""
-    made: list[str] = []
-
-    def wrap(name: str) -> Callable[..., object]:
-        real = getattr(fcntl if name == "flock" else os, name)
-
-        def call(*args: object, **kwargs: object) -> object:
-            made.append(name)
-            fails = len(made) == number
-            if fails and not after:
-                raise error
-            result = real(*args, **kwargs)
-            if fails:
-                if name == "open" and isinstance(error, OSError):
-                    # A failed open opened nothing.
-                    os.__dict__["close"](result)
-                raise error
-            return result
-
-        return call
-
-    return {name: wrap(name) for name in [*SYSTEM_CALLS, "flock"]}, made
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("write", [put_new, put_if, upload])
 def test_an_interrupt_in_any_system_call_leaves_old_or_new_and_nothing_else(
@@ -221,32 +174,27 @@ def test_an_interrupt_in_any_system_call_leaves_old_or_new_and_nothing_else(
     after: bool,
 ) -> None:
     monkeypatch.setattr(locks, "_GIVE_UP_S", 0.5)
-    number = 0
-    while True:
-        number += 1
-        directory = tmp_path / str(number)
+    for fault in each_call_failing(SYSTEM_CALLS, _Interrupted(), after=after):
+        directory = tmp_path / str(fault.number)
         directory.mkdir()
         path = directory / "f"
         if write is put_if:
             path.write_bytes(b"old")
-        replacements, made = _failing_at(number, _Interrupted(), after=after)
         try:
-            with patched(replacements):
+            with fault:
                 outcome = write(storage, str(path))
         except _Interrupted:
             left = {entry.name for entry in directory.iterdir()} - {LOCK_NAME}
             content = path.read_bytes() if path.exists() else None
-            where = f"{made[number - 1]} (call {number} of {made})"
-            assert left <= {"f"}, where
-            assert content in ((b"old", b"new") if write is put_if else (None, b"new")), where
+            assert left <= {"f"}, fault
+            assert content in ((b"old", b"new") if write is put_if else (None, b"new")), fault
             # No lock stayed behind either: the next save goes through at once.
-            assert isinstance(storage.put_new(f"{path}2", b"next"), Committed), where
-            assert isinstance(put_if(storage, f"{path}2"), Committed), where
+            assert isinstance(storage.put_new(f"{path}2", b"next"), Committed), fault
+            assert isinstance(put_if(storage, f"{path}2"), Committed), fault
         else:
             assert isinstance(outcome, Committed)
-            assert number > len(made)
-            break
-    assert number > 8
+            assert not fault.was_reached
+    assert fault.number > 8
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not done", "done"])
@@ -254,51 +202,39 @@ def test_an_interrupt_in_any_system_call_leaves_old_or_new_and_nothing_else(
 def test_an_error_in_any_system_call_is_typed_and_leaves_old_or_new(
     storage: LocalStorage, tmp_path: Path, write: Callable[[Storage, str], PutOutcome], after: bool
 ) -> None:
-    number = 0
-    while True:
-        number += 1
-        directory = tmp_path / str(number)
+    for fault in each_call_failing(SYSTEM_CALLS, OSError(errno.EIO, "Input/output error"), after=after):
+        directory = tmp_path / str(fault.number)
         directory.mkdir()
         path = directory / "f"
         if write is put_if:
             path.write_bytes(b"old")
-        replacements, made = _failing_at(number, OSError(errno.EIO, "Input/output error"), after=after)
         failure: CkptStoreError | None = None
         outcome: PutOutcome | None = None
         try:
-            with patched(replacements):
+            with fault:
                 outcome = write(storage, str(path))
         except CkptStoreError as error:
             failure = error
         content = path.read_bytes() if path.exists() else None
-        where = f"{made[min(number, len(made)) - 1]} (call {number} of {made})"
         if isinstance(outcome, Committed | Ambiguous):
-            assert content == b"new", where
+            assert content == b"new", fault
         else:
-            assert isinstance(failure, TransientError), where
+            assert isinstance(failure, TransientError), fault
             assert failure.url is not None
-            # A failure is never told when the new file is visible: whoever hears that cleans up behind it.
-            assert content in (None, b"old"), where
-        if number > len(made):
+            # No error is raised when the new file is visible: the caller would delete what it needs.
+            assert content in (None, b"old"), fault
+        if not fault.was_reached:
             assert isinstance(outcome, Committed)
-            break
-        if not {"unlink"} & set(made[number - 1 : number]):
+        elif fault.made[fault.number - 1] != "unlink":
             names = {entry.name for entry in directory.iterdir()} - {LOCK_NAME}
-            assert names <= {"f"}, where
+            assert names <= {"f"}, fault
 
 
 def test_a_directory_that_cannot_be_synced_makes_the_outcome_ambiguous(
     storage: LocalStorage, tmp_path: Path
 ) -> None:
     # The file is visible: an error would make the caller delete what it names.
-    fsync = os.fsync
-
-    def fail_for_directories(fd: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{fd}"):
-            raise OSError(errno.EIO, "Input/output error")
-        fsync(fd)
-
-    with patched({"fsync": fail_for_directories}):
+    with replace_calls(fsync=refuse_directories(errno.EIO)):
         for write in (put_new, put_if):
             outcome = write(storage, str(tmp_path / "f"))
             assert isinstance(outcome, Ambiguous)
@@ -311,19 +247,8 @@ def test_a_directory_that_cannot_be_synced_makes_the_outcome_ambiguous(
 def test_file_systems_that_have_no_directory_sync_are_taken_as_they_are(
     storage: LocalStorage, tmp_path: Path
 ) -> None:
-    fsync = os.fsync
-
-    def refuse_directories(fd: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{fd}"):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        fsync(fd)
-
-    with patched({"fsync": refuse_directories}):
+    with replace_calls(fsync=refuse_directories(errno.EINVAL)):
         assert isinstance(put_new(storage, str(tmp_path / "f")), Committed)
-
-
-def _no_link(*args: object, **kwargs: object) -> None:
-    raise OSError(errno.EPERM, "Operation not permitted")
 
 
 @pytest.mark.parametrize("write", [put_new, upload])
@@ -331,7 +256,7 @@ def test_without_hard_links_a_new_file_is_made_under_the_lock(
     storage: LocalStorage, tmp_path: Path, write: Callable[[Storage, str], PutOutcome]
 ) -> None:
     key = str(tmp_path / "f")
-    with patched({"link": _no_link}):
+    with replace_calls(link=refuse(errno.EPERM)):
         first = write(storage, key)
         assert isinstance(first, Committed)
         assert storage.head(key).version == first.version
@@ -350,7 +275,7 @@ def test_without_hard_links_eight_writers_still_have_one_winner(
         barrier.wait(timeout=60)
         outcomes.append(storage.put_new(key, b"%d" % number))
 
-    with patched({"link": _no_link}):
+    with replace_calls(link=refuse(errno.EPERM)):
         threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()
@@ -367,7 +292,7 @@ def test_a_link_whose_answer_was_lost_is_recognised_as_our_own(storage: LocalSto
         link(*args, **kwargs)  # type: ignore[arg-type]
         link(*args, **kwargs)  # type: ignore[arg-type]
 
-    with patched({"link": link_twice}):
+    with replace_calls(link=link_twice):
         outcome = put_new(storage, str(tmp_path / "f"))
     assert outcome == Committed(storage.head(str(tmp_path / "f")).version)
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
@@ -376,7 +301,7 @@ def test_a_link_whose_answer_was_lost_is_recognised_as_our_own(storage: LocalSto
 def test_short_writes_go_on_where_they_stopped(storage: LocalStorage, tmp_path: Path) -> None:
     pwrite = os.pwrite
     data = os.urandom(1000)
-    with patched({"pwritev": lambda fd, pieces, offset: pwrite(fd, b"".join(pieces)[:7], offset)}):
+    with replace_calls(pwritev=lambda fd, pieces, offset: pwrite(fd, b"".join(pieces)[:7], offset)):
         storage.put_new(str(tmp_path / "f"), data)
     assert (tmp_path / "f").read_bytes() == data
 
@@ -408,10 +333,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(
     if write is put_if:
         path.write_bytes(b"old")
 
-    def fail(*args: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    with patched({call: fail}), pytest.raises(StorageFullError) as caught:
+    with replace_calls(**{call: refuse(number)}), pytest.raises(StorageFullError) as caught:
         write(storage, str(path))
     assert caught.value.url == str(path)
     assert caught.value.errno == number
@@ -422,13 +344,10 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(
 def test_after_a_failed_write_the_upload_is_over_and_its_room_is_free(
     storage: LocalStorage, tmp_path: Path
 ) -> None:
-    def fail(*args: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with storage.upload(str(tmp_path / "f")) as handle:
         part = memoryview(bytes(handle.part_size_bytes))
         handle.send(0, (part,), 0)
-        with patched({"pwritev": fail}), pytest.raises(StorageFullError):
+        with replace_calls(pwritev=refuse(errno.ENOSPC)), pytest.raises(StorageFullError):
             handle.send(1, (part,), 0)
         # At once and not when the block is left: the error may be handled inside, by making room.
         assert list(tmp_path.iterdir()) == []
@@ -463,22 +382,13 @@ for write in (lambda: storage.put_new({str(tmp_path / "f")!r}, bytes(100000)), l
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(mount)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True, timeout=30)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        yield disk
 
 
-def test_a_disk_that_is_really_full_keeps_the_old_files(storage: LocalStorage, small_disk: Path) -> None:
-    record, shard = str(small_disk / "checkpoint"), str(small_disk / "shard")
+def test_a_disk_that_is_really_full_keeps_the_old_files(storage: LocalStorage, disk: Path) -> None:
+    record, shard = str(disk / "checkpoint"), str(disk / "shard")
     storage.put_new(record, b"old" * 1000)
     version = storage.head(record).version
     large = bytes(700_000)
@@ -489,7 +399,7 @@ def test_a_disk_that_is_really_full_keeps_the_old_files(storage: LocalStorage, s
         storage.put_if(record, large, version)
     with storage.upload(shard + "3") as handle, pytest.raises(StorageFullError):
         handle.send(0, (memoryview(large),), 0, is_last=True)
-    assert {path.name for path in small_disk.iterdir()} == {"checkpoint", "shard"}
+    assert {path.name for path in disk.iterdir()} == {"checkpoint", "shard"}
     assert storage.get(record).data == b"old" * 1000
     # Nothing of the failures takes up room.
     storage.delete_many([shard])
@@ -497,13 +407,7 @@ def test_a_disk_that_is_really_full_keeps_the_old_files(storage: LocalStorage, s
 
 
 def test_a_clean_up_that_fails_is_a_note_on_the_first_error(storage: LocalStorage, tmp_path: Path) -> None:
-    def fail(number: int) -> Callable[..., int]:
-        def call(*args: object, **kwargs: object) -> int:
-            raise OSError(number, os.strerror(number))
-
-        return call
-
-    with patched({"pwritev": fail(errno.ENOSPC), "unlink": fail(errno.EROFS)}):
+    with replace_calls(pwritev=refuse(errno.ENOSPC), unlink=refuse(errno.EROFS)):
         with pytest.raises(StorageFullError) as caught:
             storage.put_new(str(tmp_path / "f"), b"x")
         assert "could not be removed" in "".join(getattr(caught.value.__cause__, "__notes__", []))

@@ -16,7 +16,7 @@ import pytest
 
 from ckptstore.errors import NotFoundError, TransientError, UsageError
 from ckptstore.storage.base import Storage
-from ckptstore.storage.local import locks, mapping
+from ckptstore.storage.local import mapping, mounts
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.values import Committed
@@ -134,7 +134,7 @@ def test_what_is_not_a_file_has_no_view(tmp_path: Path) -> None:
 def test_where_another_machine_could_cut_the_file_there_is_no_view(
     key: str, version: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(locks, "file_system_type", lambda fd: kind)
+    monkeypatch.setattr(mounts, "file_system_type", lambda fd: kind)
     assert LocalStorage().view(key, version=version) is None
 
 

@@ -21,7 +21,7 @@ import pytest
 from ckptstore.config import host_id
 from ckptstore.errors import DeadlineError, UnsupportedError, UsageError
 from ckptstore.storage.base import Storage
-from ckptstore.storage.local import locks, temp_file
+from ckptstore.storage.local import locks, mounts, temp_file
 from ckptstore.storage.local.directory import Directory
 from ckptstore.storage.local.locks import LOCK_NAME
 from ckptstore.storage.local.storage import LocalStorage
@@ -201,7 +201,7 @@ def test_a_leftover_of_another_machine_goes_by_its_age(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A lock of another machine cannot be seen on every network file system.
-    monkeypatch.setattr(locks, "file_system_type", lambda fd: "nfs")
+    monkeypatch.setattr(mounts, "file_system_type", lambda fd: "nfs")
     _make_leftover(tmp_path, "0" * 8, age_s=100.0)
     assert storage.abort_stale_uploads(f"{tmp_path}/", NEVER) == 0
     assert storage.abort_stale_uploads(f"{tmp_path}/", 3600.0) == 0
@@ -214,7 +214,7 @@ def test_a_leftover_from_before_a_reboot_is_dead_on_a_disk_of_this_machine(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for here in (False, True):
-        monkeypatch.setattr(locks, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
+        monkeypatch.setattr(mounts, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
         _make_leftover(tmp_path, "0" * 8)
         assert storage.abort_stale_uploads(f"{tmp_path}/", NEVER) == int(here)
     shard = str(tmp_path / "committed")
@@ -223,7 +223,7 @@ def test_a_leftover_from_before_a_reboot_is_dead_on_a_disk_of_this_machine(
         with storage.upload(shard) as upload:
             upload.commit()
     assert storage.is_abandoned(shard)
-    monkeypatch.setattr(locks, "file_system_type", lambda fd: "nfs")
+    monkeypatch.setattr(mounts, "file_system_type", lambda fd: "nfs")
     assert not storage.is_abandoned(shard)
 
 
@@ -236,7 +236,7 @@ def test_where_files_cannot_be_marked_a_free_lock_decides_on_disks_of_this_machi
     monkeypatch.setattr(os, "setxattr", refuse)
     monkeypatch.setattr(os, "getxattr", refuse)
     for here in (False, True):
-        monkeypatch.setattr(locks, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
+        monkeypatch.setattr(mounts, "file_system_type", lambda fd, here=here: "ext4" if here else "nfs")
         shard = str(tmp_path / f"shard-{here}")
         with storage.upload(shard) as upload:
             upload.commit()
@@ -249,11 +249,11 @@ def test_the_mount_table_tells_disks_of_this_machine(tmp_path: Path) -> None:
         line.split(" - ")[1].split()[0] for line in Path("/proc/self/mountinfo").read_text().splitlines()
     }
     with open("/proc/self/stat", "rb") as file:
-        assert locks.file_system_type(file.fileno()) == "proc"
+        assert mounts.file_system_type(file.fileno()) == "proc"
     if kinds & {"ext4", "xfs", "btrfs", "overlay", "tmpfs"}:
         with Directory(str(tmp_path)) as directory:
-            assert locks.file_system_type(directory.fd) in kinds
-    assert locks.file_system_type(-1) == ""
+            assert mounts.file_system_type(directory.fd) in kinds
+    assert mounts.file_system_type(-1) == ""
 
 
 def test_without_locks_uploads_work_and_nothing_is_called_dead(
@@ -387,8 +387,8 @@ def test_a_child_forked_while_a_thread_holds_the_lock_can_save(storage: LocalSto
 LOCKED = """
     import os
     from ckptstore.storage.local.directory import Directory
-    from ckptstore.storage.local.locks import locked_directory
-    with Directory(sys.argv[1]) as directory, locked_directory(directory.fd, sys.argv[1]):
+    from ckptstore.storage.local.locks import lock_directory
+    with Directory(sys.argv[1]) as directory, lock_directory(directory.fd, sys.argv[1]):
         ready()
 """
 
@@ -447,7 +447,7 @@ def test_a_lock_file_that_was_deleted_locks_nobody_out_and_nobody_in(
 
     with Directory(str(tmp_path)) as directory, monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", delete_first)
-        with locks.locked_directory(directory.fd, str(tmp_path)):
+        with locks.lock_directory(directory.fd, str(tmp_path)):
             assert len(locked) == 2
             assert (tmp_path / LOCK_NAME).stat().st_ino == locked[1]
 
