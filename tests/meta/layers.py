@@ -88,7 +88,10 @@ PACKAGE_FLOORS = Floors(
 STORAGE_FLOORS = Floors(
     "Inside storage",
     (
-        Floor("plain data and means", ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope")),
+        Floor(
+            "plain data and means",
+            ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope"),
+        ),
         Floor("checks of arguments, time", ("checks", "retry")),
         Floor("one upload", ("upload",)),
         Floor("the seam", ("base",)),
