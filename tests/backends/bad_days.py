@@ -54,8 +54,8 @@ def impatient(policy: RetryPolicy) -> Iterator[None]:
 
     def hurry(storage: Storage) -> Storage:
         if isinstance(storage, ObjectStorage):
-            storage.policy = policy
-            storage.budget = RetryBudget(1e9)
+            storage.service.policy = policy
+            storage.service.budget = RetryBudget(1e9)
         return storage
 
     with use_wrapper(hurry):

@@ -27,7 +27,7 @@ class S3Contract(StorageContract):
         # What the server does is known only after it was asked, and decides which tests there are.
         directory.storage.probe(directory.child("x").key)
         transport = directory.storage.transport
-        assert transport.data_path(bucket, directory.storage.new_attempts()).is_direct is self.direct
+        assert transport.data_path(bucket, directory.storage.service.new_attempts()).is_direct is self.direct
         yield directory
         keys = server.keys(bucket)
         assert not [key for key in keys if "probe" in key], "the probe left something behind"

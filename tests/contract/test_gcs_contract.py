@@ -28,7 +28,7 @@ class _OnGcs(StorageContract):
         # What the server does is known only after it was asked, and decides which tests there are.
         directory.storage.probe(directory.child("x").key)
         transport = directory.storage.transport
-        assert transport.data_path(bucket, directory.storage.new_attempts()).is_direct is self.direct
+        assert transport.data_path(bucket, directory.storage.service.new_attempts()).is_direct is self.direct
         yield directory
         assert not [key for key in server.keys(bucket) if "probe" in key], "the probe left something behind"
 

@@ -36,6 +36,15 @@ class SimulatedObject(NamedTuple):
     write_id: str | None
     mtime_s: float
 
+    @property
+    def version(self) -> str:
+        """The version, as `Storage` calls it."""
+        return self.etag
+
+    @property
+    def crc32c(self) -> None:
+        """This server returns no checksums."""
+
 
 class SimulatedBucket:
     """Objects by key, each request atomic, with the conditions of S3.

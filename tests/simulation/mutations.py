@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -20,6 +20,7 @@ from ckptstore.format.record_protocol import Pending, Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import PutRequest
 from ckptstore.storage.values import Lost
 from tests.simulation.storage import SimulatedTransport
 
@@ -134,10 +135,10 @@ def _no_compare_and_swap_of_the_record() -> Iterator[None]:
     """The record is written whatever it is by now."""
     put = SimulatedTransport.put
 
-    def put_record(self: Any, object_name: Any, *args: Any, precondition: Any, **options: Any) -> Any:
-        if object_name.name.endswith("/checkpoint"):
-            precondition = None
-        return put(self, object_name, *args, precondition=precondition, **options)
+    def put_record(self: Any, request: PutRequest, *args: Any) -> Any:
+        if request.target.name.endswith("/checkpoint"):
+            request = replace(request, precondition=None)
+        return put(self, request, *args)
 
     with mock.patch.object(SimulatedTransport, "put", put_record):
         yield

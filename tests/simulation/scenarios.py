@@ -372,7 +372,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.retry, "time", _Time),
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
         mock.patch.object(ckptstore.storage.object_store.attempts, "random", _Random),
-        mock.patch.object(ckptstore.storage.object_store.deletes, "time", _Time),
+        mock.patch.object(ckptstore.storage.object_store.recent_versions, "time", _Time),
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
         every_copy_of("new_write_id", lambda: _world.new_id()),

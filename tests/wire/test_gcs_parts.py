@@ -25,9 +25,9 @@ from ckptstore.errors import (
     TransientError,
 )
 from ckptstore.storage.gcs import compose as compose_module
-from ckptstore.storage.gcs.messages import crc32c_text
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.object_store.attempts import RetryPolicy
+from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.probe import verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
@@ -500,7 +500,7 @@ def test_parts_that_somebody_removed_are_an_error_and_publish_nothing(scene: Sce
 def test_parts_that_cannot_be_deleted_at_once_are_deleted_in_the_background(scene: Scene, deed: Deed) -> None:
     with scene.proxy.doing(nth(0, deed, is_delete)):
         assert isinstance(send_all(scene.storage, scene.key("shard"), bytes(SIZE)), Committed)
-        scene.storage.pool().shutdown(wait=True)
+        scene.storage.service.background().shutdown(wait=True)
     assert scene.keys() == ["run/shard"]
 
 
@@ -509,7 +509,7 @@ def test_parts_that_cannot_be_deleted_do_not_hurt_the_object(scene: Scene, deed:
     data = os.urandom(SIZE)
     with scene.proxy.doing(lambda seen: deed if is_delete(seen) else None):
         assert isinstance(send_all(scene.storage, scene.key("shard"), data), Committed)
-        scene.storage.pool().shutdown(wait=True)
+        scene.storage.service.background().shutdown(wait=True)
     assert scene.raw("shard") == data
     assert len(scene.keys()) == 5
     assert scene.verdict == "yes"
@@ -677,7 +677,7 @@ def test_an_upload_that_is_dropped_is_removed_in_the_background(scene: Scene) ->
     upload.write(bytes(3 * PART))
     assert scene.keys()
     del upload
-    scene.storage.pool().shutdown(wait=True)
+    scene.storage.service.background().shutdown(wait=True)
     assert scene.keys() == []
 
 
@@ -727,7 +727,7 @@ class TestSaves:
     def levels(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compose_module, "MOST_SOURCES", 2)
         # Pauses cost nothing here.
-        monkeypatch.setattr("ckptstore.storage.object_store.storage.RetryPolicy", lambda: QUICK)
+        monkeypatch.setattr("ckptstore.storage.object_store.service.RetryPolicy", lambda: QUICK)
         monkeypatch.setattr("ckptstore.storage.object_store.upload._ABORT_POLICY", QUICK)
 
     @staticmethod

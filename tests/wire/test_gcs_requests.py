@@ -30,9 +30,9 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.storage.base import Location
-from ckptstore.storage.gcs.messages import crc32c_text
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.object_store.attempts import RetryPolicy
+from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome, SuffixRange
 from ckptstore.types import ByteRange
@@ -668,14 +668,14 @@ def test_large_bodies_go_the_way_that_was_asked_for(
     assert len(large) == 4
     assert {is_direct(one) for one in large} == {direct}
     assert not any(is_direct(one) for one in seen if one not in large)
-    data_path = scene.storage.transport.data_path(scene.bucket, scene.storage.new_attempts())
+    data_path = scene.storage.transport.data_path(scene.bucket, scene.storage.service.new_attempts())
     assert (data_path.is_direct, data_path.is_wanted) == (direct, True)
 
 
 def test_a_session_of_ones_own_is_left_to_the_client(proxy: WireProxy, gcs_server: GcsServer) -> None:
     options = gcs_server.options | {"endpoint_url": proxy.url, "session_kwargs": {"trust_env": True}}
     storage = storage_of(options)
-    data_path = storage.transport.data_path("bucket", storage.new_attempts())
+    data_path = storage.transport.data_path("bucket", storage.service.new_attempts())
     assert (data_path.is_direct, data_path.is_wanted) == (False, False)
     assert "session_kwargs" in data_path.reason
 

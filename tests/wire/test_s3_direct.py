@@ -274,7 +274,7 @@ def test_a_bucket_in_another_region_is_found_by_the_client_and_remembered(
     assert [is_direct(request) for request in proxy.requests] == [True, False, False, True, True]
     for request in proxy.requests[2:]:
         assert "/eu-north-1/s3/" in lowered(request)["authorization"]
-    assert storage.transport.data_path(bucket, storage.new_attempts()).is_direct
+    assert storage.transport.data_path(bucket, storage.service.new_attempts()).is_direct
 
 
 def test_a_bucket_that_never_stops_sending_us_on_is_left_to_the_client(
@@ -286,7 +286,7 @@ def test_a_bucket_that_never_stops_sending_us_on_is_left_to_the_client(
         with pytest.raises(CkptStoreError):
             storage.get(f"{bucket}/run/x")
     assert sum(is_direct(request) for request in proxy.requests) == 3
-    data_path = storage.transport.data_path(bucket, storage.new_attempts())
+    data_path = storage.transport.data_path(bucket, storage.service.new_attempts())
     assert (data_path.is_direct, data_path.is_wanted) == (False, False)
     assert "elsewhere" in data_path.reason
 
@@ -324,7 +324,7 @@ def test_a_proxy_is_left_to_the_client(
 ) -> None:
     options = minio.options | {"config_kwargs": {"proxies": {"http": proxy.url}}}
     storage = storage_for(options)
-    assert "proxy" in storage.transport.data_path(bucket, storage.new_attempts()).reason
+    assert "proxy" in storage.transport.data_path(bucket, storage.service.new_attempts()).reason
     # It gets whole URLs, as a proxy does, and knows no such path.
     proxy.when().answer(403, "AccessDenied")
     with pytest.raises(AccessError):
@@ -333,9 +333,9 @@ def test_a_proxy_is_left_to_the_client(
     monkeypatch.setenv("HTTP_PROXY", proxy.url)
     monkeypatch.setenv("NO_PROXY", "")
     storage = storage_for(minio.options)
-    assert "proxy" in storage.transport.data_path(bucket, storage.new_attempts()).reason
+    assert "proxy" in storage.transport.data_path(bucket, storage.service.new_attempts()).reason
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert storage_for(minio.options).transport.data_path(bucket, storage.new_attempts()).is_direct
+    assert storage_for(minio.options).transport.data_path(bucket, storage.service.new_attempts()).is_direct
 
 
 def test_who_switched_it_off_is_not_warned(minio: S3Server, bucket: str) -> None:
@@ -377,7 +377,7 @@ def test_the_authority_of_the_options_is_the_one_that_counts(
     bucket = tls_minio.make_bucket()
     storage = storage_for(tls_minio.options)
     assert isinstance(save(storage, f"{bucket}/run/y"), Committed)
-    assert storage.transport.data_path(bucket, storage.new_attempts()).reason == "over HTTPS"
+    assert storage.transport.data_path(bucket, storage.service.new_attempts()).reason == "over HTTPS"
     region = {"region_name": "us-east-1"}
     for client in (region, region | {"verify": True}):
         with pytest.raises(AccessError, match="certificate") as caught:

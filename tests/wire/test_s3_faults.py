@@ -50,7 +50,7 @@ def proxy(minio: S3Server) -> Iterator[FaultProxy]:
 def storage(minio: S3Server, proxy: FaultProxy, request: pytest.FixtureRequest) -> ObjectStorage:
     options = minio.through(proxy.url).options | {"direct": request.param}
     storage = ObjectStorage(S3Transport(S3Client(options)), RetryPolicy(pause_scale=0.0))
-    storage.budget = RetryBudget(1e9)
+    storage.service.budget = RetryBudget(1e9)
     return storage
 
 

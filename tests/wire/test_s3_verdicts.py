@@ -26,7 +26,7 @@ def _verdicts(server: S3Server) -> Verdicts:
     location = locate(f"s3://{bucket}/run/x", server.options)
     storage = location.storage
     assert isinstance(storage, ObjectStorage)
-    found = storage.verdicts(storage.object_name(location.key), location.url)
+    found = storage.service.verdicts(storage.service.object_name(location.key), location.url)
     assert server.keys(bucket) == []
     return found
 

@@ -1,4 +1,4 @@
-"""Requests to Google Cloud Storage through gcsfs's session and credentials, each of them sent once.
+"""Requests to Google Cloud Storage, each sent once: with gcsfs's credentials, over its session or our own.
 
 Imported with the first ``gs://`` URL only: gcsfs takes more than a second.
 """
@@ -12,7 +12,9 @@ import ssl
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import requests.exceptions
@@ -21,15 +23,21 @@ from google.auth import exceptions as google_errors
 from yarl import URL
 
 from ckptstore.errors import CkptStoreError
-from ckptstore.storage.gcs.direct import GcsDirect
 from ckptstore.storage.gcs.errors import redacted
-from ckptstore.storage.gcs.messages import Accept, Answer, Request, slices, with_query
+from ckptstore.storage.gcs.messages import slices, with_query
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.event_loop import LoopThread
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
 from ckptstore.storage.object_store.transport import DataPath, copy_into
-from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES
+from ckptstore.storage.wire.connections import Servers
+from ckptstore.storage.wire.exchange import (
+    DIRECT_FROM_BYTES,
+    Accept,
+    HttpRequest,
+    HttpResponse,
+    exchange,
+)
 
 __all__ = ["GcsClient"]
 
@@ -99,9 +107,9 @@ class GcsClient:
             self._thread.close()
             fault = _credential_fault(error, "the credentials cannot be loaded")
         if fault is not None:
-            # Not from there: what they raise may hold what they were given.
+            # Not "from": their exceptions may hold the credentials.
             raise fault
-        # The operation sees bytes move and notices stalls; a bound on the whole would cut off slow transfers.
+        # Stalls are noticed by missing progress; a bound on the whole would cut off slow transfers.
         timeout = options.get("requests_timeout")
         if not isinstance(timeout, aiohttp.ClientTimeout):
             timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_S)
@@ -109,7 +117,7 @@ class GcsClient:
         self._root = self._fs._location.rstrip("/")
         self._origin = URL(self._root).origin()
         self.data_path = self._find_data_path(options, wants_direct)
-        self._direct = GcsDirect()
+        self._servers = Servers()
         _OPEN.add(self)
 
     def _find_data_path(self, options: Mapping[str, Any], wants_direct: bool) -> DataPath:
@@ -132,15 +140,18 @@ class GcsClient:
         """Return the parameters of `query` that are not None, and the project that pays if one is named."""
         return self._fs._get_params(query)  # type: ignore[no-any-return]
 
-    def exchange(self, request: Request, attempts: Attempts, accept: Accept | None = None) -> Answer:
+    def exchange(
+        self, request: HttpRequest, attempts: Attempts, accept: Accept | None = None
+    ) -> HttpResponse:
         """Send `request` once, as an attempt of `attempts`, and return the answer.
 
         Parameters
         ----------
-        request : Request
+        request : HttpRequest
+            Its target is below the endpoint, or a whole URL.
         attempts : Attempts
         accept : callable, optional
-            Is given the head of an answer with status 200 or 206, and returns what takes its body. May raise;
+            Takes the head of an answer with status 200 or 206, and returns the sink for its body. May raise;
             the body is then not read.
 
         Raises
@@ -153,9 +164,9 @@ class GcsClient:
             return self._send_directly(request, attempts, accept)
         return self._thread.call(lambda: self._attempt(request, attempts, accept), attempts)
 
-    def _send_directly(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
+    def _send_directly(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         url, is_ours = self._target(request)
-        headers: Mapping[str, str] = request.headers
+        headers = dict(request.headers)
         fault = None
         if is_ours:
             try:
@@ -164,37 +175,41 @@ class GcsClient:
                 fault = _credential_fault(error, "the credentials cannot be renewed")
         if fault is not None:
             raise fault
-        reply = self._direct.send(url, request, headers, attempts, accept)
+        parts = urlsplit(url)
+        server = self._servers.at(parts, ssl.create_default_context, _CONNECT_S)
+        headers["Host"] = parts.netloc.rpartition("@")[2]
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        reply = exchange(server, replace(request, target=target, headers=headers), attempts, accept)
         self.skew_s = skew_of(reply.headers.get("Date"), self.skew_s)
-        return Answer(*reply)
+        return reply
 
-    def _target(self, request: Request) -> tuple[str, bool]:
+    def _target(self, request: HttpRequest) -> tuple[str, bool]:
         """Return the whole URL, and whether it leads to the service itself.
 
-        A session may be on another host, and its URL is all that it needs: no token to strangers.
+        A session may be on another host, and needs no token; other hosts are not sent one.
         """
-        url = request.url if "://" in request.url else self._root + request.url
-        url = with_query(url, self.parameters(request.query))
+        url = request.target if "://" in request.target else self._root + request.target
+        url = with_query(url, self.parameters({}))
         return url, URL(url, encoded=True).origin() == self._origin
 
-    async def _attempt(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
+    async def _attempt(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         try:
             return await self._send(request, attempts, accept)
         except (Fault, CkptStoreError):
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             fault = _transport_fault(error)
-        # Not from there: a URL in it may be as good as a token.
+        # Not "from": a URL in it may be as good as a token.
         raise fault
 
-    async def _send(self, request: Request, attempts: Attempts, accept: Accept | None) -> Answer:
+    async def _send(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         url, is_ours = self._target(request)
         target = URL(url, encoded=True)
         headers = await self._signed(request.headers) if is_ours else dict(request.headers)
         body = None
         if request.body or request.method in ("POST", "PUT"):
             headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
-            # An iterator: what was sent can be sent again by nobody but the retry layer.
+            # An iterator: only the retry layer can send it again.
             body = _sending(request.body, attempts) if request.body else b""
         if self._session is None:
             self._session = await self._fs._set_session()
@@ -206,12 +221,12 @@ class GcsClient:
             attempts.record_progress()
             self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
             if accept is None or response.status not in (200, 206):
-                return Answer(response.status, response.headers, await response.read())
+                return HttpResponse(response.status, response.headers, await response.read())
             sink = accept(response.status, response.headers)
             async for piece in response.content.iter_any():
                 attempts.record_progress()
                 copy_into(piece, sink)
-            return Answer(response.status, response.headers, b"")
+            return HttpResponse(response.status, response.headers, b"")
 
     def close(self) -> None:
         """Close all connections and wait for it. No request may be under way."""
@@ -236,7 +251,7 @@ class GcsClient:
                 connector._closed = True
 
     def __del__(self) -> None:
-        # It may be the thread of the requests that collects this, so nothing can be waited for.
+        # The garbage collector may run in the thread of the requests, so do not wait for anything.
         loop, session = self._thread.loop, self._session
         if self._thread.pid != os.getpid() or loop.is_closed():
             return
@@ -254,7 +269,7 @@ class GcsClient:
         if self.is_anonymous:
             return self._fs._get_headers(headers)  # type: ignore[no-any-return]
         try:
-            # In a thread: it may fetch a new token, and waits for it with all that runs on its thread.
+            # In a thread: it may fetch a new token, and blocks its thread until then.
             return await asyncio.to_thread(self._fs._get_headers, headers)
         except Exception as error:  # noqa: BLE001 - Google's, gcsfs's, requests': many libraries meet here
             fault = _credential_fault(error, "the credentials cannot be renewed")

@@ -30,6 +30,7 @@ from ckptstore.storage.object_store.probe import give_up_composing
 from ckptstore.storage.object_store.transport import (
     ObjectName,
     Precondition,
+    PutRequest,
     PutResult,
     StaleUpload,
     Transport,
@@ -66,7 +67,7 @@ def parts_prefix(start: str) -> str:
 
 
 def is_nameable(object_name: ObjectName) -> bool:
-    """Tell whether there is room for the names of parts."""
+    """Return whether the names of its parts are short enough."""
     longest = f"{parts_prefix(object_name.name)}/{'0' * _WRITE_ID_DIGITS}/0-000000"
     return len(longest.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
 
@@ -74,7 +75,7 @@ def is_nameable(object_name: ObjectName) -> bool:
 def unfinished_uploads(
     objects: Iterable[ObjectInfo], bucket: str, start: str, now_s: float
 ) -> list[StaleUpload]:
-    """Return the uploads of which these objects are left; the last sign of life makes the age.
+    """Return the uploads of which these objects are left; the age counts from the newest object.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def unfinished_uploads(
 def delete_names(
     transport: Transport, bucket: str, names: Sequence[str], attempts: Attempts
 ) -> dict[str, Fault]:
-    """Delete these objects, as many as there are in a request; return the faults of those that are left."""
+    """Delete these objects, a batch per request; return the faults of those that are left."""
     left: dict[str, Fault] = {}
     for first in range(0, len(names), transport.batch_size):
         batch = names[first : first + transport.batch_size]
@@ -131,11 +132,8 @@ class ComposeSession(UploadSession):
     ----------
     transport : Transport
         One that composes.
-    object_name : ObjectName
-    write_id : str
-    precondition : Precondition or None
-    size_bytes : int
-        Of the whole object; should it be wrong, it costs time.
+    request : PutRequest
+        Its size is a hint; a wrong one costs time.
 
     Threads
     -------
@@ -148,55 +146,38 @@ class ComposeSession(UploadSession):
     def __init__(
         self,
         transport: Transport,
-        object_name: ObjectName,
-        write_id: str,
-        precondition: Precondition | None,
-        size_bytes: int,
+        request: PutRequest,
     ) -> None:
         self._transport = transport
-        self._object_name = object_name
-        self._write_id = write_id
-        self._precondition = precondition
-        self._size_bytes = size_bytes
-        self._prefix = f"{parts_prefix(object_name.name)}/{write_id}/"
+        self._request = request
+        self._prefix = f"{parts_prefix(request.target.name)}/{request.write_id}/"
         self._lock = threading.Lock()
         self._parts: dict[int, _Made] = {}
         self._composed: dict[str, _Made] = {}
-        # Of everything that a request may have made.
+        # The names of everything that a request may have made.
         self._names: set[str] = set()
         self._refusals = 0
 
     @property
     def upload_id(self) -> str:
-        return self._write_id
+        return self._request.write_id
 
     def send(
         self, number: int, offset: int, pieces: Sequence[memoryview], crc32c: int, attempts: Attempts
     ) -> None:
         part = self._parts.get(number)
         if part is None:
-            size_bytes = sum(map(len, pieces))
-
-            def put(object_name: ObjectName) -> PutResult:
-                return self._transport.put(
-                    object_name,
-                    pieces,
-                    attempts,
-                    crc32c=crc32c,
-                    write_id=self._write_id,
-                    precondition=Precondition(None),
-                )
-
-            part = self._make(f"{number:06d}", size_bytes, crc32c, put, attempts)
+            request = self._own(f"{number:06d}", sum(map(len, pieces)), crc32c)
+            part = self._make(request, lambda: self._transport.put(request, pieces, attempts), attempts)
         group = number // MOST_SOURCES
         with self._lock:
             self._parts[number] = part
             first = group * MOST_SOURCES
             parts = [self._parts[each] for each in range(first, first + MOST_SOURCES) if each in self._parts]
         part_bytes = offset // number if number else part.size_bytes
-        if len(parts) == MOST_SOURCES and self._size_bytes > MOST_SOURCES * part_bytes:
-            # While other parts are on their way; at the end it would be waited for.
-            self._merged(0, group, parts, attempts)
+        if len(parts) == MOST_SOURCES and (self._request.size_bytes or 0) > MOST_SOURCES * part_bytes:
+            # While other parts are on their way; at the end the caller would wait for it.
+            self._merge(0, group, parts, attempts)
 
     def complete(
         self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
@@ -205,21 +186,21 @@ class ComposeSession(UploadSession):
         level = 0
         while len(sources) > MOST_SOURCES:
             groups = [sources[first : first + MOST_SOURCES] for first in range(0, len(sources), MOST_SOURCES)]
-            sources = [self._merged(level, number, group, attempts) for number, group in enumerate(groups)]
+            sources = [self._merge(level, number, group, attempts) for number, group in enumerate(groups)]
             level += 1
         try:
-            return self._compose(self._object_name, sources, self._precondition, attempts)
+            return self._compose(self._request, sources, attempts)
         except Fault as fault:
             if fault.kind is Kind.PRECONDITION:
                 self._refusals += 1
-            # The same answer says that something is there and that a source is not. Whoever sent this looked
-            # in between, and nothing was.
+            # An object that exists and a source that does not have the same answer. The caller looked in
+            # between, and no object was there.
             if fault.kind is Kind.ABSENT or self._refusals > 1:
                 fault.kind = Kind.UPLOAD_GONE
             raise
 
-    def _merged(self, level: int, number: int, sources: Sequence[_Made], attempts: Attempts) -> _Made:
-        """Return one object that is all of `sources`, made now or before."""
+    def _merge(self, level: int, number: int, sources: Sequence[_Made], attempts: Attempts) -> _Made:
+        """Return one object composed of `sources`, now or before."""
         if len(sources) == 1:
             return sources[0]
         name = f"{level}-{number:06d}"
@@ -228,83 +209,70 @@ class ComposeSession(UploadSession):
             crc32c = reduce(lambda whole, each: combine(whole, each.crc32c, each.size_bytes), sources, 0)
             size_bytes = sum(each.size_bytes for each in sources)
 
-            def compose(object_name: ObjectName) -> PutResult:
-                return self._compose(object_name, sources, Precondition(None), attempts)
-
-            found = self._composed[name] = self._make(name, size_bytes, crc32c, compose, attempts)
+            request = self._own(name, size_bytes, crc32c)
+            found = self._make(request, lambda: self._compose(request, sources, attempts), attempts)
+            self._composed[name] = found
         return found
 
-    def _compose(
-        self,
-        object_name: ObjectName,
-        sources: Sequence[_Made],
-        precondition: Precondition | None,
-        attempts: Attempts,
-    ) -> PutResult:
+    def _compose(self, request: PutRequest, sources: Sequence[_Made], attempts: Attempts) -> PutResult:
         pinned = [(source.name, source.version) for source in sources]
-        info = self._transport.compose(
-            object_name, pinned, attempts, write_id=self._write_id, precondition=precondition
-        )
+        info = self._transport.compose(request, pinned, attempts)
         return PutResult(info.version, info.crc32c)
 
-    def _make(
-        self,
-        name: str,
-        size_bytes: int,
-        crc32c: int,
-        make: Callable[[ObjectName], PutResult],
-        attempts: Attempts,
-    ) -> _Made:
+    def _own(self, name: str, size_bytes: int, crc32c: int) -> PutRequest:
+        """Return the request for one of the upload's own objects."""
+        target = ObjectName(self._request.target.bucket, self._prefix + name)
+        return PutRequest(target, self._request.write_id, Precondition(None), size_bytes, crc32c)
+
+    def _make(self, request: PutRequest, make: Callable[[], PutResult], attempts: Attempts) -> _Made:
         """Make one of the upload's own objects, once, however often it is asked for after a fault."""
-        object_name = ObjectName(self._object_name.bucket, self._prefix + name)
+        name = request.target.name
         with self._lock:
-            may_be_there = object_name.name in self._names
-            self._names.add(object_name.name)
+            may_be_there = name in self._names
+            self._names.add(name)
         if may_be_there:
             # Cheaper than sending it again.
-            found = self._found(object_name, size_bytes, crc32c, attempts)
+            found = self._find(request, attempts)
             if found is not None:
                 return found
         try:
-            result = make(object_name)
+            result = make()
         except Fault as fault:
             if fault.kind is Kind.ABSENT:
                 fault.kind = Kind.UPLOAD_GONE
             if fault.kind is not Kind.PRECONDITION:
                 raise
-            # The first of two identical requests won. Or what it would be made of is gone.
-            found = self._found(object_name, size_bytes, crc32c, attempts)
+            # The first of two identical requests won. Or one of its sources is gone.
+            found = self._find(request, attempts)
             if found is None:
                 fault.kind = Kind.UPLOAD_GONE
                 raise
             return found
-        self._check(crc32c, result.crc32c)
-        return _Made(object_name.name, result.version, size_bytes, crc32c)
+        return self._made(request, result.version, result.crc32c)
 
-    def _found(
-        self, object_name: ObjectName, size_bytes: int, crc32c: int, attempts: Attempts
-    ) -> _Made | None:
-        """Return what is there under a name of ours, None if nothing is."""
+    def _find(self, request: PutRequest, attempts: Attempts) -> _Made | None:
+        """Return the upload's own object if it is there, None if it is not."""
         try:
-            info = self._transport.head(object_name, attempts)
+            info = self._transport.head(request.target, attempts)
         except Fault as fault:
-            # In a missing bucket the next request says so.
+            # If the whole bucket is missing, the next request fails with that.
             if fault.kind in (Kind.ABSENT, Kind.UNPROVED):
                 return None
             raise
-        self._check(crc32c, info.crc32c)
-        return _Made(object_name.name, info.version, size_bytes, crc32c)
+        return self._made(request, info.version, info.crc32c)
 
     @staticmethod
-    def _check(wanted: int, found: int | None) -> None:
-        if found != wanted:
+    def _made(request: PutRequest, version: str, crc32c: int | None) -> _Made:
+        assert request.size_bytes is not None
+        if crc32c is None or crc32c != request.crc32c:
             raise Fault(Kind.BAD_CHECKSUM, "a part arrived with another checksum")
+        return _Made(request.target.name, version, request.size_bytes, crc32c)
 
     def abort(self, attempts: Attempts) -> None:
         with self._lock:
             names = sorted(self._names)
         try:
-            left = delete_names(self._transport, self._object_name.bucket, names, attempts)
+            left = delete_names(self._transport, self._request.target.bucket, names, attempts)
         except Fault as fault:
             if fault.kind is not Kind.FORBIDDEN:
                 raise
@@ -319,8 +287,8 @@ class ComposeSession(UploadSession):
                 raise other
 
     def _give_up_parts(self, fault: Fault) -> None:
-        """Send objects to this bucket in one stream from now on, and say so once."""
-        bucket = self._object_name.bucket
+        """Send objects to this bucket in one stream from now on, with one warning."""
+        bucket = self._request.target.bucket
         if not give_up_composing(self._transport, bucket):
             return
         text = (
@@ -330,5 +298,5 @@ class ComposeSession(UploadSession):
         try:
             warnings.warn(text, CkptStoreWarning, stacklevel=2)
         except CkptStoreWarning:
-            # Whoever turns warnings into errors does not mean an object that is in place already.
+            # A filter that turns warnings into errors must not fail an object that is in place already.
             _LOG.warning("%s", text)

@@ -1,35 +1,29 @@
-"""What travels between us and Google Cloud Storage's JSON API: bodies, headers, resources. Pure.
+"""Requests and answers of Google Cloud Storage's JSON API: bodies, headers, resources. Pure.
 
 Format
 ------
 "Cloud Storage JSON API": Objects: insert (``uploadType=multipart``), Batch requests, Resumable uploads. Lines
-in multipart bodies end in CRLF: the service also takes LF, servers written after the standard do not.
+in multipart bodies end in CRLF: the service also takes LF, other servers do not.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 from urllib.parse import quote, urlencode
 
-from ckptstore.storage.object_store.transport import WRITE_ID, Sink
+from ckptstore.storage.object_store.crc32c_text import crc32c_of_text, crc32c_text
+from ckptstore.storage.object_store.transport import WRITE_ID
 from ckptstore.storage.values import ObjectInfo
+from ckptstore.storage.wire.exchange import HttpResponse
 
 __all__ = [
     "RESOURCE_FIELDS",
-    "Accept",
-    "Answer",
-    "Request",
     "batch_body",
-    "crc32c_text",
-    "crc32c_value",
     "cut",
     "info_of",
     "json_of",
@@ -48,39 +42,6 @@ RESOURCE_FIELDS = "name,size,generation,updated,crc32c,metadata"
 _BATCH_PART = re.compile(rb"response-(?:[^>\r\n]*\+)?(\d+)", re.IGNORECASE)
 _STATUS_LINE = re.compile(rb"HTTP/[0-9.]+ (\d{3})")
 _RECEIVED = re.compile(r"bytes[= ]0-(\d+)")
-
-
-class Answer(NamedTuple):
-    """Status, headers and body of an answer, of any status; the body is empty if a receiver took it."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request.
-
-    Attributes
-    ----------
-    url : str
-        Percent-encoded; a path is below the endpoint.
-    query : mapping
-        Parameters; those that are None are left out.
-    body : sequence of bytes-like
-        Sent one after the other, without a copy.
-    """
-
-    method: str
-    url: str
-    query: Mapping[str, str | None] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Sequence[bytes | memoryview] = ()
-
-
-Accept: TypeAlias = Callable[[int, Mapping[str, str]], Sink]
-"""Takes status and headers of a good answer, returns what takes the body."""
 
 
 def object_path(bucket: str, name: str) -> str:
@@ -106,7 +67,7 @@ def resource(
         "metadata": {WRITE_ID: write_id},
     }
     if crc32c is not None:
-        # Here and not in the header X-Goog-Hash: only here every server compares it with the bytes.
+        # Not in the header X-Goog-Hash: only here every server compares it with the bytes.
         fields["crc32c"] = crc32c_text(crc32c)
     if cache_control is not None:
         fields["cacheControl"] = cache_control
@@ -156,7 +117,7 @@ def batch_body(method: str, targets: Sequence[str]) -> tuple[str, bytes]:
     return f'multipart/mixed; boundary="{boundary}"', "\r\n".join(lines).encode()
 
 
-def split_batch(content_type: str, body: bytes, count: int) -> list[Answer]:
+def split_batch(content_type: str, body: bytes, count: int) -> list[HttpResponse]:
     """Return the answers of a batch in the order of its requests.
 
     Raises
@@ -167,7 +128,7 @@ def split_batch(content_type: str, body: bytes, count: int) -> list[Answer]:
     boundary = re.search(r'boundary="?([^";\s]+)', content_type)
     if boundary is None:
         raise ValueError("no boundary in the content type")
-    parts: dict[int, Answer] = {}
+    parts: dict[int, HttpResponse] = {}
     for position, piece in enumerate(body.split(b"--" + boundary[1].encode())[1:-1]):
         envelope, _, answer = piece.lstrip(b"\r\n").partition(b"\r\n\r\n")
         status = _STATUS_LINE.match(answer)
@@ -175,14 +136,14 @@ def split_batch(content_type: str, body: bytes, count: int) -> list[Answer]:
             raise ValueError("a part is not an HTTP answer")
         numbered = _BATCH_PART.search(envelope)
         number = int(numbered[1]) if numbered else position
-        parts[number] = Answer(int(status[1]), {}, answer.partition(b"\r\n\r\n")[2].strip())
+        parts[number] = HttpResponse(int(status[1]), {}, answer.partition(b"\r\n\r\n")[2].strip())
     if sorted(parts) != list(range(count)):
         raise ValueError(f"{len(parts)} answers to {count} requests")
     return [parts[number] for number in range(count)]
 
 
 def json_of(body: bytes) -> Any:
-    """Return what `body` says in JSON, an empty dict for what is not JSON."""
+    """Return the value of `body` as JSON, an empty dict if it is not JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -190,7 +151,7 @@ def json_of(body: bytes) -> Any:
 
 
 def info_of(bucket: str, fields: Mapping[str, Any]) -> ObjectInfo:
-    """Return what an object resource says.
+    """Return what an object resource describes.
 
     Raises
     ------
@@ -204,22 +165,8 @@ def info_of(bucket: str, fields: Mapping[str, Any]) -> ObjectInfo:
         version=str(int(fields["generation"])),
         mtime_s=datetime.fromisoformat(fields["updated"]).timestamp(),
         write_id=metadata.get(WRITE_ID),
-        crc32c=crc32c_value(fields.get("crc32c")),
+        crc32c=crc32c_of_text(fields.get("crc32c")),
     )
-
-
-def crc32c_text(value: int) -> str:
-    """Return a CRC32C as the service writes it: base64 of 4 bytes, big-endian."""
-    return base64.b64encode(value.to_bytes(4, "big")).decode()
-
-
-def crc32c_value(text: str | None) -> int | None:
-    """Return the CRC32C behind its text; None if there is none, or it is not one."""
-    try:
-        raw = base64.b64decode(text or "", validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return int.from_bytes(raw, "big") if len(raw) == 4 else None
 
 
 def next_byte(received: str | None) -> int:
@@ -228,13 +175,13 @@ def next_byte(received: str | None) -> int:
     Raises
     ------
     ValueError
-        If it says something else.
+        If it is something else.
     """
     if not received:
         return 0
     found = _RECEIVED.fullmatch(received)
     if found is None:
-        raise ValueError(f"a session answered Range: {received}")
+        raise ValueError(f"a session answered with Range: {received}")
     return int(found[1]) + 1
 
 
@@ -250,7 +197,7 @@ def cut(pieces: Sequence[memoryview], start: int, stop: int) -> list[memoryview]
 
 
 def slices(pieces: Sequence[bytes | memoryview], size_bytes: int) -> Iterator[bytes | memoryview]:
-    """Yield `pieces` in slices of at most `size_bytes`, so that progress can be seen between them."""
+    """Yield `pieces` in slices of at most `size_bytes`, so that progress is recorded between them."""
     for piece in pieces:
         view = memoryview(piece)
         for start in range(0, len(view), size_bytes):

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ckptstore.storage.gcs.errors import fault_of
-from ckptstore.storage.gcs.messages import Answer, Request, crc32c_text, cut, next_byte
+from ckptstore.storage.gcs.messages import cut, next_byte
 from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import PutResult, UploadSession
+from ckptstore.storage.wire.exchange import HttpRequest, HttpResponse
 
 __all__ = ["ResumableSession"]
 
@@ -28,7 +30,7 @@ class ResumableSession(UploadSession):
     Parameters
     ----------
     url : str
-        Of the session; whoever has it can write the object, so it appears in no message.
+        Of the session. It is enough to write the object, so it appears in no message.
     exchange : callable
         Sends one request as an attempt of an operation.
     stored : callable
@@ -44,8 +46,8 @@ class ResumableSession(UploadSession):
     def __init__(
         self,
         url: str,
-        exchange: Callable[[Request, Attempts], Answer],
-        result: Callable[[Answer], PutResult],
+        exchange: Callable[[HttpRequest, Attempts], HttpResponse],
+        result: Callable[[HttpResponse], PutResult],
     ) -> None:
         self._url = url
         self._exchange = exchange
@@ -56,7 +58,7 @@ class ResumableSession(UploadSession):
 
     @property
     def upload_id(self) -> str:
-        """Empty: nobody can list sessions."""
+        """Empty: the service does not list sessions."""
         return ""
 
     def send(
@@ -64,14 +66,14 @@ class ResumableSession(UploadSession):
     ) -> None:
         answer = self._deliver(offset, pieces, "*", {}, attempts)
         if answer is not None:
-            # Only a server that takes a question for the end of the upload does this.
+            # Only a server that takes a query of the state for the end of the upload does this.
             raise Fault(Kind.UPLOAD_GONE, "the server ended the upload before its last part")
 
     def complete(
         self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
     ) -> PutResult:
-        # The service compares it before the object becomes visible; others ignore the header, and the
-        # checksum in the answer is compared by whoever called.
+        # The service compares it before the object becomes visible; other servers ignore the header, and the
+        # caller compares the checksum in the answer.
         headers = {"X-Goog-Hash": f"crc32c={crc32c_text(crc32c)}"}
         offset = size_bytes - sum(map(len, last))
         answer = self._deliver(offset, last, str(size_bytes), headers, attempts)
@@ -86,11 +88,11 @@ class ResumableSession(UploadSession):
         total: str,
         headers: Mapping[str, str],
         attempts: Attempts,
-    ) -> Answer | None:
-        """Send what the server lacks of `pieces`; return the answer that shows the object, if one did."""
+    ) -> HttpResponse | None:
+        """Send what the server lacks of `pieces`; return the answer that describes the object, if one did."""
         start, stop = offset, offset + sum(map(len, pieces))
         if attempts.tries > 1:
-            # A request that failed may have left any part of its bytes. Sent twice they can be stored twice
+            # A failed request may have left any part of its bytes. Sent twice they can be stored twice
             # (googleapis/google-cloud-cpp#2980).
             answer = self._ask(f"bytes */{total}", (), {}, attempts)
             if answer.status != 308:
@@ -114,9 +116,9 @@ class ResumableSession(UploadSession):
         body: Sequence[memoryview],
         headers: Mapping[str, str],
         attempts: Attempts,
-    ) -> Answer:
+    ) -> HttpResponse:
         answer = self._exchange(
-            Request("PUT", self._url, headers={**headers, "Content-Range": content_range}, body=body),
+            HttpRequest("PUT", self._url, {**headers, "Content-Range": content_range}, body),
             attempts,
         )
         if answer.status in (200, 201, 308):
@@ -127,7 +129,7 @@ class ResumableSession(UploadSession):
         raise fault
 
     @staticmethod
-    def _kept(answer: Answer, offset: int, stop: int) -> int:
+    def _kept(answer: HttpResponse, offset: int, stop: int) -> int:
         try:
             kept = next_byte(answer.headers.get("Range"))
         except ValueError as error:
@@ -137,7 +139,7 @@ class ResumableSession(UploadSession):
         return kept
 
     def abort(self, attempts: Attempts) -> None:
-        answer = self._exchange(Request("DELETE", self._url), attempts)
-        # 499 is the documented answer. One that was finished before stays finished: 200, 204 or a 4xx.
+        answer = self._exchange(HttpRequest("DELETE", self._url), attempts)
+        # 499 is the documented answer. A finished session stays finished: 200, 204 or a 4xx.
         if answer.status >= 500 or answer.status in (408, 429):
             raise fault_of(answer.status, answer.headers, answer.body)

@@ -1,4 +1,4 @@
-"""Asking Google Cloud Storage: one request of a process's client, and what a refusal means there."""
+"""Google Cloud Storage as one set of options reaches it: its requests, copies, and what a refusal means."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.gcs.client import GcsClient
 from ckptstore.storage.gcs.errors import fault_of
 from ckptstore.storage.gcs.messages import (
-    Accept,
-    Answer,
-    Request,
-    crc32c_value,
+    RESOURCE_FIELDS,
     info_of,
+    json_of,
     object_path,
+    resource,
+    with_query,
 )
 from ckptstore.storage.gcs.options import resolve_options
 from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.crc32c_text import crc32c_of_text
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult
+from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutRequest, PutResult
 from ckptstore.storage.values import ObjectInfo
+from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse
 
 __all__ = [
     "BATCH_API",
@@ -34,7 +36,6 @@ __all__ = [
     "GcsService",
     "bucket_url",
     "condition",
-    "garbled",
     "info_in",
     "json_bytes",
     "no_bucket",
@@ -47,7 +48,7 @@ UPLOAD_API = "/upload/storage/v1"
 MEDIA_API = "/download/storage/v1"
 BATCH_API = "/batch/storage/v1"
 
-# How long a bucket that answered is taken to exist when an object in it is missing.
+# How long a bucket that answered counts as existing when an object in it is missing.
 _BELIEVED_S = 60.0
 
 
@@ -57,7 +58,7 @@ class GcsService:
     Parameters
     ----------
     options : mapping
-        See `gcs_options.GCS_OPTIONS`.
+        See `options.GCS_OPTIONS`.
 
     Attributes
     ----------
@@ -75,7 +76,7 @@ class GcsService:
         self._locks = ForkSafeLocks()
         self._client: GcsClient | None = None
         self._client_pid = 0
-        # Of the parent, in a forked child: dropped, they would close connections that are not theirs.
+        # The parent's, in a forked child: when collected, they would close connections of the parent.
         self._inherited: list[GcsClient] = []
         self._answered_s: dict[str, float] = {}  # bucket → when it last proved that it exists
 
@@ -106,17 +107,17 @@ class GcsService:
         headers: Mapping[str, str] | None = None,
         body: Sequence[bytes | memoryview] = (),
         accept: Accept | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Send one request as an attempt of `attempts`; see `GcsClient.exchange`."""
-        request = Request(method, path, query, headers or {}, body)
+        request = HttpRequest(method, with_query(path, query), headers or {}, body)
         return self.client().exchange(request, attempts, accept)
 
     def note(self, bucket: str) -> None:
-        """Hear that a bucket exists."""
+        """Record that a bucket exists."""
         self._answered_s[bucket] = time.monotonic()
 
-    def fault(self, answer: Answer, bucket: str, attempts: Attempts) -> Fault:
-        """Return what a refusal means; a 404 is not believed before the bucket answered."""
+    def fault(self, answer: HttpResponse, bucket: str, attempts: Attempts) -> Fault:
+        """Return what a refusal means; a 404 counts for the object only after the bucket answered."""
         fault = fault_of(*answer)
         if fault.kind is Kind.ABSENT:
             return self._missing(bucket, attempts) or fault
@@ -126,14 +127,43 @@ class GcsService:
             fault = Fault(fault.kind, f"{fault.text} (the request carried no credentials)", code=fault.code)
         return fault
 
+    def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
+        """Copy an object by a rewrite, in as many requests as the service wants; see `Transport.copy`."""
+        bucket, _, name = source.key.partition("/")
+        target = request.target
+        url = f"{object_url(JSON_API, ObjectName(bucket, name))}/rewriteTo{object_path(*target)}"
+        body = (json_bytes(resource(target.name, request.write_id)),)
+        query = {
+            "ifSourceGenerationMatch": source.version,
+            "fields": f"done,rewriteToken,resource({RESOURCE_FIELDS})",
+            **condition(request.precondition),
+        }
+        headers = {"Content-Type": "application/json; charset=UTF-8"}
+        token: str | None = None
+        while True:
+            # A large one between locations takes several requests, each of which resumes the last.
+            answer = self.ask("POST", url, attempts, {**query, "rewriteToken": token}, headers, body)
+            if answer.status != 200:
+                fault = self.fault(answer, target.bucket, attempts)
+                if fault.kind in (Kind.ABSENT, Kind.BAD_REQUEST, Kind.FORBIDDEN):
+                    raise Fault(Kind.UNSUPPORTED, fault.text, code=fault.code)
+                raise fault
+            fields = json_of(answer.body)
+            if not isinstance(fields, dict):
+                raise garbled(answer.status)
+            if fields.get("done", True):
+                return result_in(fields.get("resource"), answer.status)
+            token = str(fields.get("rewriteToken"))
+            attempts.record_progress()
+
     def _missing(self, bucket: str, attempts: Attempts) -> Fault | None:
-        """Find out whether the bucket is there: objects and buckets are missed in the same words."""
+        """Find out whether the bucket exists: a missing object and a missing bucket have the same answer."""
         answered_s = self._answered_s.get(bucket)
         if answered_s is not None and time.monotonic() - answered_s < _BELIEVED_S:
             return None
         for path, query in (
             (bucket_url(bucket) + "/o", {"maxResults": "1", "fields": "kind"}),
-            # Where listing is denied. If this is denied too, somebody is there who denies it.
+            # Where listing is denied. A 403 here proves that the bucket exists.
             (bucket_url(bucket), {"fields": "name"}),
         ):
             answer = self.ask("GET", path, attempts, query)
@@ -148,7 +178,7 @@ class GcsService:
 
 
 def info_in(bucket: str, fields: Any) -> ObjectInfo:
-    """Return what an object resource says; a `Fault` if it is none."""
+    """Return what an object resource describes; raises `Fault` if it is not one."""
     try:
         return info_of(bucket, fields)
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -156,9 +186,9 @@ def info_in(bucket: str, fields: Any) -> ObjectInfo:
 
 
 def result_in(fields: Any, status: int) -> PutResult:
-    """Return what the resource of a new object says; a `Fault` if it is none."""
+    """Return version and checksum in the resource of a new object; raises `Fault` if it is not one."""
     try:
-        return PutResult(str(int(fields["generation"])), crc32c_value(fields.get("crc32c")))
+        return PutResult(str(int(fields["generation"])), crc32c_of_text(fields.get("crc32c")))
     except (AttributeError, KeyError, TypeError, ValueError):
         raise garbled(status) from None
 
@@ -176,7 +206,7 @@ def no_bucket(bucket: str) -> Fault:
 
 
 def condition(precondition: Precondition | None) -> dict[str, str | None]:
-    """Return the parameters that ask for `precondition` of the object that is written."""
+    """Return the parameters of a write that has this condition."""
     if precondition is None:
         return {}
     return {"ifGenerationMatch": "0" if precondition.version is None else precondition.version}
@@ -184,7 +214,7 @@ def condition(precondition: Precondition | None) -> dict[str, str | None]:
 
 def bucket_url(bucket: str, api: str = JSON_API) -> str:
     """Return the path of a bucket."""
-    # A name that is not Unicode is nobody's bucket, and the server shall say so.
+    # A bucket with a name that is not Unicode cannot exist; let the server answer.
     return f"{api}/b/{quote(bucket, safe='', errors='replace')}"
 
 
@@ -194,5 +224,5 @@ def object_url(api: str, object_name: ObjectName) -> str:
 
 
 def json_bytes(description: Mapping[str, Any]) -> bytes:
-    """Return the body that says this."""
+    """Return the body that holds this description."""
     return json.dumps(description).encode()

@@ -17,7 +17,6 @@ from ckptstore.storage.gcs.compose import (
     parts_prefix,
     unfinished_uploads,
 )
-from ckptstore.storage.gcs.copy import copied
 from ckptstore.storage.gcs.errors import fault_of
 from ckptstore.storage.gcs.messages import (
     RESOURCE_FIELDS,
@@ -52,7 +51,7 @@ from ckptstore.storage.object_store.transport import (
     ObjectName,
     Page,
     Parts,
-    Precondition,
+    PutRequest,
     PutResult,
     ResponseHead,
     Sink,
@@ -64,17 +63,17 @@ from ckptstore.storage.values import Capabilities, ObjectInfo
 
 __all__ = ["GcsTransport", "open_gcs"]
 
-# What the service takes in one batch.
+# The most that the service takes in one batch.
 _BATCH_SIZE = 100
 
 # Two parts side by side save a round trip, and cost two: to compose them, and to delete them.
 _SERIAL_PARTS = 2
 
-# What is said of uploads that go part by part.
+# Why uploads are not sent in parallel parts.
 _NO_PARTS = {
     "ignored": "the server does not keep the conditions of compose",
     "refused": "the server does not compose objects",
-    "kept": "the bucket does not let go of parts: a retention policy, holds, or no permission to delete",
+    "kept": "the bucket keeps parts: a retention policy, holds, or no permission to delete",
 }
 
 
@@ -102,7 +101,7 @@ class GcsTransport(Transport):
     Parameters
     ----------
     options : mapping
-        See `gcs_options.GCS_OPTIONS`.
+        See `options.GCS_OPTIONS`.
     """
 
     scheme = "gs"
@@ -117,7 +116,6 @@ class GcsTransport(Transport):
     )
     batch_size = _BATCH_SIZE
     bogus_version = "1"
-    part_unit_bytes = 256 * 1024
     most_parts = 1_000_000
     # In one stream each chunk costs a round trip; side by side each part costs three requests' fees.
     part_size_bytes = 32 * 1024 * 1024
@@ -138,8 +136,6 @@ class GcsTransport(Transport):
     @property
     def skew_s(self) -> float:  # type: ignore[override]
         return self._service.skew_s
-
-    # ----------------------------------------------------------------------------------------------- reading
 
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         answer = self._service.ask(
@@ -209,73 +205,54 @@ class GcsTransport(Transport):
         return Page([info_in(bucket, item) for item in items], page.get("nextPageToken") or None)
 
     def _below(self, bucket: str, prefix: str, attempts: Attempts) -> Iterator[ObjectInfo]:
-        """Yield every object whose name begins with `prefix`, whatever stands behind it."""
+        """Yield every object whose name begins with `prefix`, whatever follows it."""
         token: str | None = ""
         while token is not None:
             page = self._page(bucket, prefix, token or None, attempts, delimiter=None)
             yield from page.objects
             token = page.token
 
-    # ----------------------------------------------------------------------------------------------- writing
-
-    def put(
-        self,
-        object_name: ObjectName,
-        pieces: Sequence[memoryview],
-        attempts: Attempts,
-        *,
-        crc32c: int,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
-        # no-store: what anybody may read is cached for an hour otherwise, the record too.
-        description = resource(object_name.name, write_id, crc32c=crc32c, cache_control="no-store")
+    def put(self, request: PutRequest, pieces: Sequence[memoryview], attempts: Attempts) -> PutResult:
+        target = request.target
+        # no-store: objects that anybody may read are cached for an hour otherwise, the record too.
+        description = resource(target.name, request.write_id, crc32c=request.crc32c, cache_control="no-store")
         content_type, body = related_body(description, pieces)
-        query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(precondition)}
         answer = self._service.ask(
             "POST",
-            bucket_url(object_name.bucket, UPLOAD_API) + "/o",
+            bucket_url(target.bucket, UPLOAD_API) + "/o",
             attempts,
-            query,
+            {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(request.precondition)},
             {"Content-Type": content_type},
             body,
         )
         if answer.status != 200:
-            raise self._service.fault(answer, object_name.bucket, attempts)
-        self._service.note(object_name.bucket)
+            raise self._service.fault(answer, target.bucket, attempts)
+        self._service.note(target.bucket)
         return result_in(json_of(answer.body), answer.status)
 
-    def begin(
-        self,
-        object_name: ObjectName,
-        attempts: Attempts,
-        *,
-        size_bytes: int | None,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> UploadSession:
-        if size_bytes is not None and size_bytes > _SERIAL_PARTS * self.part_size_bytes:
-            return ComposeSession(self, object_name, write_id, precondition, size_bytes)
-        description = resource(object_name.name, write_id)
-        query = {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(precondition)}
+    def begin(self, request: PutRequest, attempts: Attempts) -> UploadSession:
+        if request.size_bytes is not None and request.size_bytes > _SERIAL_PARTS * self.part_size_bytes:
+            return ComposeSession(self, request)
+        target = request.target
+        description = resource(target.name, request.write_id)
         headers = {
             "Content-Type": "application/json; charset=UTF-8",
             "X-Upload-Content-Type": description["contentType"],
         }
         answer = self._service.ask(
             "POST",
-            bucket_url(object_name.bucket, UPLOAD_API) + "/o",
+            bucket_url(target.bucket, UPLOAD_API) + "/o",
             attempts,
-            query,
+            {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(request.precondition)},
             headers,
             (json_bytes(description),),
         )
         if answer.status not in (200, 201):
-            raise self._service.fault(answer, object_name.bucket, attempts)
-        self._service.note(object_name.bucket)
+            raise self._service.fault(answer, target.bucket, attempts)
+        self._service.note(target.bucket)
         url = answer.headers.get("Location", "")
         if urlsplit(url).scheme not in ("http", "https"):
-            raise Fault(Kind.GARBLED, "the answer names no session", code=str(answer.status))
+            raise Fault(Kind.GARBLED, "the answer contains no session", code=str(answer.status))
         return ResumableSession(
             url,
             self._service.client().exchange,
@@ -297,16 +274,11 @@ class GcsTransport(Transport):
         return Parts(self.parallel_parts, f"{self.parallel_parts} at a time, composed at the end")
 
     def compose(
-        self,
-        target: ObjectName,
-        sources: Sequence[tuple[str, str]],
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
+        self, request: PutRequest, sources: Sequence[tuple[str, str]], attempts: Attempts
     ) -> ObjectInfo:
+        target = request.target
         description = {
-            "destination": resource(target.name, write_id),
+            "destination": resource(target.name, request.write_id),
             "sourceObjects": [
                 {"name": name, "objectPreconditions": {"ifGenerationMatch": version}}
                 for name, version in sources
@@ -316,7 +288,7 @@ class GcsTransport(Transport):
             "POST",
             object_url(JSON_API, target) + "/compose",
             attempts,
-            {"fields": RESOURCE_FIELDS, **condition(precondition)},
+            {"fields": RESOURCE_FIELDS, **condition(request.precondition)},
             {"Content-Type": "application/json; charset=UTF-8"},
             (json_bytes(description),),
         )
@@ -324,20 +296,12 @@ class GcsTransport(Transport):
             raise self._service.fault(answer, target.bucket, attempts)
         return info_in(target.bucket, json_of(answer.body))
 
-    def copy(
-        self,
-        source: ObjectInfo,
-        target: ObjectName,
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
-        verdicts = verdicts_known(self, target.bucket)
+    def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
+        verdicts = verdicts_known(self, request.target.bucket)
         if verdicts is not None and not verdicts.cond_delete:
-            # The service keeps the conditions of every request; who drops one may drop that of the target.
+            # The service keeps all conditions; a server that ignores one may ignore that of the target.
             raise Fault(Kind.UNSUPPORTED, "the server does not keep every condition")
-        return copied(self._service, source, target, attempts, write_id, precondition)
+        return self._service.copy(request, source, attempts)
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         return self._service.client().data_path

@@ -1,32 +1,21 @@
-"""Deleting from an object store: exactly these names, in exactly this version; every refusal is heard of."""
+"""Deleting from an object store: exactly these names, in exactly this version; every refusal is reported."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 from ckptstore.errors import AccessError, CkptStoreError, NotFoundError
-from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import ObjectName, StaleUpload
-
-if TYPE_CHECKING:
-    from ckptstore.storage.object_store.storage import ObjectStorage
-    from ckptstore.storage.object_store.upload import ObjectUpload
+from ckptstore.storage.object_store.service import ObjectService
+from ckptstore.storage.object_store.transport import ObjectName
+from ckptstore.storage.object_store.upload import ObjectUpload
 
 __all__ = ["ObjectDeleter"]
 
-# How long a version that was just seen stands for another look before a delete without a condition. Between
-# the look at a victim and its delete a save makes two requests, and one of them is a compare-and-swap that
-# proves that nobody took over.
-_FRESH_S = 2.0
-_FRESH_KEYS = 1024
-
-# What a request for many deletions cannot carry: it is an XML document.
+# Characters that a request for many deletions cannot carry: it is an XML document.
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -38,61 +27,41 @@ class ObjectDeleter:
     Safe for concurrent use.
     """
 
-    def __init__(self, storage: ObjectStorage) -> None:
-        self._storage = storage
-        self._locks = ForkSafeLocks()
-        self._seen: OrderedDict[str, tuple[str, float]] = OrderedDict()
-
-    def note(self, key: str, version: str) -> None:
-        """Hear which version a key has at this moment."""
-        with self._locks[0]:
-            self._seen[key] = version, time.monotonic()
-            self._seen.move_to_end(key)
-            if len(self._seen) > _FRESH_KEYS:
-                self._seen.popitem(last=False)
-
-    def forget(self, key: str) -> None:
-        """Hear that this process writes a key."""
-        with self._locks[0]:
-            self._seen.pop(key, None)
-
-    def _was_just_seen(self, key: str, version: str) -> bool:
-        with self._locks[0]:
-            seen, when_s = self._seen.pop(key, ("", 0.0))
-        return seen == version and time.monotonic() - when_s <= _FRESH_S
+    def __init__(self, service: ObjectService) -> None:
+        self._service = service
 
     def delete_if(self, key: str, version: str) -> bool:
         """See `Storage.delete_if`."""
-        storage = self._storage
-        object_name, url = storage.object_name(key), storage.url_of(key)
+        service = self._service
+        object_name = service.object_name(key)
         try:
-            is_honoured = storage.verdicts(object_name, url).cond_delete
+            is_honoured = service.verdicts(object_name).cond_delete
         except AccessError:
-            # Who may not write, which is how that is found out, may still delete.
+            # Probing needs write access; deleting may be allowed without it.
             is_honoured = False
-        if not is_honoured and not self._was_just_seen(key, version):
-            # A window remains until the request below; docs/guarantees.md says so.
+        if not is_honoured and not service.recent.take(key, version):
+            # A window remains until the request below; docs/guarantees.md describes it.
             try:
-                if storage.head(key).version != version:
+                if service.head(key).version != version:
                     return False
             except NotFoundError:
                 return True
-        attempts = storage.new_attempts()
+        attempts = service.new_attempts()
         condition = version if is_honoured else None
         try:
-            attempts.run(lambda attempts: storage.transport.delete(object_name, attempts, version=condition))
+            attempts.run(partial(service.transport.delete, object_name, version=condition))
         except Fault as fault:
             if fault.kind is Kind.ABSENT:
                 return True
             if fault.kind is Kind.PRECONDITION:
                 return self._is_gone(key)
-            raise error_of(fault, "cannot delete the object", url, attempts) from None
+            raise error_of(fault, "cannot delete the object", service.url_of(key), attempts) from None
         return True
 
     def _is_gone(self, key: str) -> bool:
-        """Tell whether a condition failed because nothing is there: the first of two attempts won."""
+        """Whether a condition failed because nothing is there: the first of two attempts succeeded."""
         try:
-            self._storage.head(key)
+            self._service.head(key)
         except NotFoundError:
             return True
         return False
@@ -101,10 +70,10 @@ class ObjectDeleter:
         """See `Storage.delete_many`."""
         by_bucket: dict[str, list[str]] = {}
         for key in keys:
-            object_name = self._storage.object_name(key)
+            object_name = self._service.object_name(key)
             by_bucket.setdefault(object_name.bucket, []).append(object_name.name)
         failed: list[CkptStoreError] = []
-        size = self._storage.transport.batch_size
+        size = self._service.transport.batch_size
         for bucket, names in by_bucket.items():
             names = list(dict.fromkeys(names))
             for first in range(0, len(names), size):
@@ -116,47 +85,47 @@ class ObjectDeleter:
             raise error
 
     def _delete_batch(self, bucket: str, names: list[str]) -> list[CkptStoreError]:
-        """Delete up to a request full; return what could not be."""
-        storage = self._storage
+        """Delete as many objects as one request takes; return the errors of those that are left."""
+        service = self._service
         alone = list(names) if len(names) == 1 else [name for name in names if _NOT_XML.search(name)]
         batch = [name for name in names if name not in alone]
         failed: list[CkptStoreError] = []
         if batch:
-            attempts = storage.new_attempts()
+            attempts = service.new_attempts()
             try:
-                faults = attempts.run(lambda attempts: storage.transport.delete_many(bucket, batch, attempts))
+                faults = attempts.run(partial(service.transport.delete_many, bucket, batch))
             except Fault as fault:
                 if fault.kind is not Kind.UNSUPPORTED:
-                    url = storage.url_of(ObjectName(bucket, batch[0]).key)
+                    url = service.url_of(ObjectName(bucket, batch[0]).key)
                     return [error_of(fault, f"cannot delete {len(batch)} objects", url, attempts)]
                 alone = [*alone, *batch]
                 faults = {}
             for name, refusal in faults.items():
                 if refusal.kind is Kind.FORBIDDEN:
-                    url = storage.url_of(ObjectName(bucket, name).key)
+                    url = service.url_of(ObjectName(bucket, name).key)
                     failed.append(error_of(refusal, "cannot delete the object", url))
                 elif refusal.kind is not Kind.ABSENT:
-                    # What may pass is asked for alone, where it is repeated.
+                    # A failure that may pass: deleted by itself, with retries.
                     alone.append(name)
         failed.extend(error for name in alone if (error := self._delete(ObjectName(bucket, name))))
         return failed
 
     def _delete(self, object_name: ObjectName) -> CkptStoreError | None:
-        attempts = self._storage.new_attempts()
+        attempts = self._service.new_attempts()
         try:
-            attempts.run(lambda attempts: self._storage.transport.delete(object_name, attempts, version=None))
+            attempts.run(partial(self._service.transport.delete, object_name, version=None))
         except Fault as fault:
             if fault.kind is not Kind.ABSENT:
-                url = self._storage.url_of(object_name.key)
+                url = self._service.url_of(object_name.key)
                 return error_of(fault, "cannot delete the object", url, attempts)
         return None
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float, own: Sequence[ObjectUpload]) -> int:
         """See `Storage.abort_stale_uploads`; `own` are the uploads under way in this process."""
         if min_age_s == float("inf"):
-            # Nobody can prove here that another writer is dead.
+            # Only age says here that an upload is left over, never the death of its writer.
             return 0
-        storage = self._storage
+        service = self._service
         bucket, _, start = prefix.partition("/")
         directory = start.rpartition("/")[0]
         dropped = 0
@@ -164,32 +133,29 @@ class ObjectDeleter:
         for upload in own:
             if upload.upload_id is not None:
                 known.add(upload.upload_id)
-            is_here = upload.object_name.bucket == bucket and _lies_in(
-                upload.object_name.name, start, directory
-            )
+            target = upload.target
+            is_here = target.bucket == bucket and _lies_in(target.name, start, directory)
             if is_here and upload.age_s >= min_age_s:
                 upload.drop_as_stale()
                 dropped += 1
-        listed: list[StaleUpload] = storage.run(
-            lambda attempts: storage.transport.list_uploads(bucket, start, attempts),
+        listed = service.run(
+            partial(service.transport.list_uploads, bucket, start),
             "cannot list unfinished uploads",
-            storage.url_of(prefix),
+            service.url_of(prefix),
         )
         for stale in listed:
             if (
                 stale.upload_id in known
-                # A date has whole seconds: of an upload begun just now the age may come out negative.
+                # Dates have whole seconds: the age of an upload begun just now may be negative.
                 or max(stale.age_s, 0.0) < min_age_s
                 or not _lies_in(stale.name, start, directory)
             ):
                 continue
             object_name = ObjectName(bucket, stale.name)
-            storage.run(
-                lambda attempts, object_name=object_name, stale=stale: storage.transport.abort_upload(
-                    object_name, stale.upload_id, attempts
-                ),  # type: ignore[misc]
+            service.run(
+                partial(service.transport.abort_upload, object_name, stale.upload_id),
                 "cannot remove the unfinished upload",
-                storage.url_of(object_name.key),
+                service.url_of(object_name.key),
             )
             dropped += 1
         return dropped

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import partial
 
 from ckptstore.errors import CkptStoreError, NotFoundError
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.probe import Verdicts
+from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.transport import ObjectName
-
-if TYPE_CHECKING:
-    from ckptstore.storage.object_store.probe import Verdicts
-    from ckptstore.storage.object_store.storage import ObjectStorage
 
 __all__ = ["diagnose_objects"]
 
@@ -21,18 +19,18 @@ __all__ = ["diagnose_objects"]
 _LARGE_BYTES = 1 << 40
 
 
-def diagnose_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Finding]:
+def diagnose_objects(service: ObjectService, directory_key: str) -> Iterator[Finding]:
     """Yield what `Storage.diagnose` asks for.
 
     Parameters
     ----------
-    storage : ObjectStorage
+    service : ObjectService
     directory_key : str
         ``bucket/name`` of the directory, or the bucket alone.
     """
-    url = storage.url_of(directory_key)
+    url = service.url_of(directory_key)
     try:
-        endpoint = storage.transport.endpoint
+        endpoint = service.transport.endpoint
     except Fault as fault:
         yield failed("endpoint", error_of(fault, "cannot find out where the server is", url))
         return
@@ -40,32 +38,31 @@ def diagnose_objects(storage: ObjectStorage, directory_key: str) -> Iterator[Fin
         yield failed("endpoint", error)
         return
     yield Finding("endpoint", "ok", endpoint)
-    finding = _answers(storage, directory_key, url)
+    finding = _answers(service, directory_key, url)
     yield finding
     if finding.state == "failed":
         return
-    yield from _data_path(storage, directory_key.partition("/")[0])
+    yield from _data_path(service, directory_key.partition("/")[0])
     try:
-        verdicts = storage.verdicts(storage.object_name(f"{directory_key}/.ckptstore-doctor"), url)
+        object_name = service.object_name(f"{directory_key}/.ckptstore-doctor")
+        verdicts = service.verdicts(object_name, url)
     except CkptStoreError as error:
         yield failed("conditions", error)
         return
     yield _conditions(verdicts)
-    yield from _parts(storage, storage.object_name(f"{directory_key}/.ckptstore-doctor"))
+    yield from _parts(service, object_name)
 
 
-def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
-    """Return whether the bucket is there and lets itself be listed."""
+def _answers(service: ObjectService, directory_key: str, url: str) -> Finding:
+    """Return whether the bucket exists and can be listed."""
     bucket, _, name = directory_key.partition("/")
-    attempts = storage.new_attempts()
+    attempts = service.new_attempts()
     try:
-        attempts.run(
-            lambda attempts: storage.transport.list_page(bucket, f"{name}/" if name else "", None, attempts)
-        )
+        attempts.run(partial(service.transport.list_page, bucket, f"{name}/" if name else "", None))
     except Fault as fault:
         error = error_of(fault, "cannot list the directory", url, attempts)
         if fault.kind is Kind.NO_BUCKET:
-            # Elsewhere this is no "not found", which readers take for "no checkpoint". Here it is the answer.
+            # Elsewhere not a NotFoundError, which readers take for "no checkpoint". Here it is the answer.
             missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
             return failed("bucket", missing)
         if fault.kind is Kind.FORBIDDEN:
@@ -77,16 +74,15 @@ def _answers(storage: ObjectStorage, directory_key: str, url: str) -> Finding:
     return Finding("bucket", "ok", "is there, and the credentials are accepted")
 
 
-def _data_path(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
+def _data_path(service: ObjectService, bucket: str) -> Iterator[Finding]:
     """Yield how the bytes of large objects travel."""
     try:
-        data_path = storage.new_attempts().run(lambda attempts: storage.transport.data_path(bucket, attempts))
+        data_path = service.new_attempts().run(partial(service.transport.data_path, bucket))
     except Fault:
-        return  # what was asked before it has told
+        return  # the finding before has reported it
     if data_path.is_wanted:
-        yield Finding(
-            "large objects", "ok", f"{'directly ' if data_path.is_direct else ''}{data_path.reason}"
-        )
+        directly = "directly " if data_path.is_direct else ""
+        yield Finding("large objects", "ok", directly + data_path.reason)
     else:
         yield Finding(
             "large objects",
@@ -96,10 +92,10 @@ def _data_path(storage: ObjectStorage, bucket: str) -> Iterator[Finding]:
         )
 
 
-def _parts(storage: ObjectStorage, object_name: ObjectName) -> Iterator[Finding]:
+def _parts(service: ObjectService, object_name: ObjectName) -> Iterator[Finding]:
     """Yield how the parts of large objects travel, where that depends on the server."""
     try:
-        parts = storage.transport.parts(object_name, _LARGE_BYTES, storage.new_attempts())
+        parts = service.transport.parts(object_name, _LARGE_BYTES, service.new_attempts())
     except Fault as fault:
         yield Finding("parts of uploads", "degraded", f"cannot find out how they travel: {fault}")
         return
@@ -115,7 +111,7 @@ def _conditions(verdicts: Verdicts) -> Finding:
         f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
     ]
     detail = ", ".join(words)
-    # What follows from it is told after the trial.
+    # The finding after the trial says what follows from it.
     return Finding("conditions", "degraded" if verdicts.single_writer else "ok", detail)
 
 

@@ -2,8 +2,8 @@
 
 Another six before the first object that would be composed of parts.
 
-Many servers and proxies accept a condition and ignore it. One that does so is found out before the first save
-relies on it; the store then runs in single-writer mode and says so once.
+Many servers and proxies accept a condition and ignore it. The probe detects that before the first save relies
+on it; the store then runs in single-writer mode, with one warning.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from ckptstore.errors import CkptStoreWarning
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult, Transport
+from ckptstore.storage.object_store.transport import (
+    ObjectName,
+    Precondition,
+    PutRequest,
+    PutResult,
+    Transport,
+)
 from ckptstore.storage.values import Capabilities, ObjectInfo
 
 __all__ = [
@@ -31,8 +37,8 @@ __all__ = [
     "verdicts_known",
 ]
 
-Answer: TypeAlias = Literal["yes", "ignored", "refused"]
-ComposeAnswer: TypeAlias = Literal["yes", "ignored", "refused", "kept"]
+Verdict: TypeAlias = Literal["yes", "ignored", "refused"]
+ComposeVerdict: TypeAlias = Literal["yes", "ignored", "refused", "kept"]
 
 _CONTENT = memoryview(b"ckptstore asks whether this server honours conditional requests\n")
 
@@ -44,26 +50,31 @@ class Verdicts:
     Attributes
     ----------
     create : {"yes", "ignored", "refused"}
-        A PUT that asks for nothing to be there: honoured, carried out all the same, or never carried out.
+        A PUT on condition that nothing is there: honoured, carried out all the same, or never carried out.
     cas : {"yes", "ignored", "refused"}
-        A PUT that asks for a version.
+        A PUT on condition that a version is there.
     cas_missing : {"404", "412", "created"}
         The same where nothing is there.
     cond_delete : bool
-        Whether a DELETE that asks for another version leaves the object alone.
+        Whether a DELETE on condition of another version leaves the object alone.
     crc32c : bool
-        Whether the server tells the checksum of what it took.
+        Whether the server returns the checksum of what it stored.
     compose : {"yes", "ignored", "refused", "kept"} or None
-        Making an object of others: with its conditions; without them; not at all; the others cannot be
+        Composing an object of others: with its conditions; without them; not at all; the others cannot be
         deleted afterwards. None: not asked yet.
     """
 
-    create: Answer
-    cas: Answer
+    create: Verdict
+    cas: Verdict
     cas_missing: Literal["404", "412", "created"]
     cond_delete: bool
     crc32c: bool
-    compose: ComposeAnswer | None = None
+    compose: ComposeVerdict | None = None
+
+    @property
+    def can_create(self) -> bool:
+        """Whether create-if-absent can be relied on."""
+        return self.create == "yes"
 
     @property
     def can_swap(self) -> bool:
@@ -73,7 +84,7 @@ class Verdicts:
     @property
     def single_writer(self) -> bool:
         """Whether concurrent writers are not kept apart."""
-        return self.create != "yes" or not self.can_swap
+        return not self.can_create or not self.can_swap
 
 
 _LOCKS = ForkSafeLocks()
@@ -81,12 +92,12 @@ _known: dict[tuple[str, str, str], Verdicts] = {}
 
 
 def verdicts_known(transport: Transport, bucket: str) -> Verdicts | None:
-    """Return what was found out before, without a request."""
+    """Return the verdicts of an earlier probe, without a request."""
     return _known.get((transport.scheme, transport.endpoint, bucket))
 
 
 def verdicts_for(transport: Transport, object_name: ObjectName, attempts: Attempts) -> Verdicts:
-    """Return what the server of `object_name` does; ask it if nobody did before.
+    """Return what the server of `object_name` does; the first call asks it.
 
     The probe's objects lie beside `object_name`, because permissions often end at a directory.
 
@@ -108,8 +119,8 @@ def verdicts_for(transport: Transport, object_name: ObjectName, attempts: Attemp
     return found
 
 
-def compose_verdict_for(transport: Transport, object_name: ObjectName, attempts: Attempts) -> ComposeAnswer:
-    """Return what the server of `object_name` does when objects are composed; ask it if nobody did before.
+def compose_verdict_for(transport: Transport, object_name: ObjectName, attempts: Attempts) -> ComposeVerdict:
+    """Return what the server of `object_name` does when objects are composed; the first call asks it.
 
     Raises
     ------
@@ -123,15 +134,13 @@ def compose_verdict_for(transport: Transport, object_name: ObjectName, attempts:
             found = _known[identity]
             verdict = found.compose
             if verdict is None:
-                verdict = (
-                    _ask_to_compose(transport, object_name, attempts) if found.create == "yes" else "ignored"
-                )
+                verdict = _ask_to_compose(transport, object_name, attempts) if found.can_create else "ignored"
                 _known[identity] = replace(found, compose=verdict)
     return verdict
 
 
 def give_up_composing(transport: Transport, bucket: str) -> bool:
-    """Compose no objects in this bucket any more: parts cannot be deleted; False if that was known."""
+    """Record that parts cannot be deleted in this bucket; return False if that was known."""
     identity = (transport.scheme, transport.endpoint, bucket)
     with _LOCKS[0]:
         found = _known.get(identity)
@@ -142,12 +151,12 @@ def give_up_composing(transport: Transport, bucket: str) -> bool:
 
 
 def capabilities_of(nominal: Capabilities, verdicts: Verdicts | None) -> Capabilities:
-    """Return what a backend really does, from what it documents and what was found out."""
+    """Return what a backend really does, from what it documents and the verdicts of the probe."""
     if verdicts is None:
         return nominal
     return replace(
         nominal,
-        create_if_absent=verdicts.create == "yes",
+        create_if_absent=verdicts.can_create,
         compare_and_swap=verdicts.can_swap,
         conditional_delete=verdicts.cond_delete,
         checksum_proved_by_store=verdicts.crc32c,
@@ -156,7 +165,7 @@ def capabilities_of(nominal: Capabilities, verdicts: Verdicts | None) -> Capabil
 
 def _warn(transport: Transport, bucket: str, verdicts: Verdicts) -> None:
     lacks = []
-    if verdicts.create != "yes":
+    if not verdicts.can_create:
         lacks.append(f"create-if-absent is {verdicts.create}")
     if verdicts.cas != "yes":
         lacks.append(f"compare-and-swap is {verdicts.cas}")
@@ -171,31 +180,20 @@ def _warn(transport: Transport, bucket: str, verdicts: Verdicts) -> None:
 
 
 def _ask(transport: Transport, beside: ObjectName, attempts: Attempts) -> Verdicts:
-    directory = beside.name.rpartition("/")[0]
-    while True:
-        base = f"{directory}/.ckptstore-probe-" if directory else ".ckptstore-probe-"
-        object_name = ObjectName(beside.bucket, base + uuid.uuid4().hex[:12])
-        first = _put(transport, object_name, Precondition(None), attempts)
-        if isinstance(first, PutResult) or first.kind is not Kind.PRECONDITION:
-            break
-        # Only our own request can have made an object of that name: its answer was lost, and it was sent
-        # twice. Nothing can be learned from this name any more.
-        _clean_up(transport, [object_name], attempts)
-        if not attempts.wait_to_retry(Fault(Kind.CUT, "the answer to the probe was lost")):
-            raise first
-    absent = ObjectName(object_name.bucket, object_name.name + "-absent")
+    there, first = _create_probe(transport, beside, attempts)
+    absent = ObjectName(there.bucket, there.name + "-absent")
     if isinstance(first, PutResult):
-        second = _put(transport, object_name, Precondition(None), attempts)
-        create: Answer = "ignored" if isinstance(second, PutResult) else "yes"
+        second = _put(transport, there, Precondition(None), attempts)
+        create: Verdict = "ignored" if isinstance(second, PutResult) else "yes"
     else:
         # RELEASE.2025-09-06 of MinIO answers 404 to every create.
         create = "refused"
-        first = _put(transport, object_name, None, attempts)
+        first = _put(transport, there, None, attempts)
         if isinstance(first, Fault):
             raise first
-    stale = _put(transport, object_name, Precondition(transport.bogus_version), attempts)
+    stale = _put(transport, there, Precondition(transport.bogus_version), attempts)
     missing = _put(transport, absent, Precondition(first.version), attempts)
-    cas: Answer
+    cas: Verdict
     if isinstance(stale, PutResult):
         cas = "ignored"
     else:
@@ -207,43 +205,59 @@ def _ask(transport: Transport, beside: ObjectName, attempts: Attempts) -> Verdic
         cas_missing = "412" if missing.kind is Kind.PRECONDITION else "404"
     cond_delete = False
     try:
-        attempts.child().run(
-            lambda attempts: transport.delete(object_name, attempts, version=transport.bogus_version)
-        )
+        attempts.child().run(partial(transport.delete, there, version=transport.bogus_version))
     except Fault as fault:
-        # Where deleting is denied nothing is known, and `delete_if` looks before it deletes.
+        # Where deleting is denied this stays unknown, and `delete_if` looks before it deletes.
         cond_delete = fault.kind is Kind.PRECONDITION
-    _clean_up(transport, [object_name, absent], attempts)
+    _clean_up(transport, [there, absent], attempts)
     return Verdicts(create, cas, cas_missing, cond_delete, first.crc32c is not None)
 
 
-def _ask_to_compose(transport: Transport, beside: ObjectName, attempts: Attempts) -> ComposeAnswer:
+def _create_probe(
+    transport: Transport, beside: ObjectName, attempts: Attempts
+) -> tuple[ObjectName, PutResult | Fault]:
+    """Return a fresh name, and how the server answered to its creation."""
+    directory = beside.name.rpartition("/")[0]
+    base = f"{directory}/.ckptstore-probe-" if directory else ".ckptstore-probe-"
+    while True:
+        there = ObjectName(beside.bucket, base + uuid.uuid4().hex[:12])
+        first = _put(transport, there, Precondition(None), attempts)
+        if isinstance(first, PutResult) or first.kind is not Kind.PRECONDITION:
+            return there, first
+        # Only our own request can have made an object of that name: its answer was lost, and it was sent
+        # twice. This name proves nothing any more.
+        _clean_up(transport, [there], attempts)
+        if not attempts.wait_to_retry(Fault(Kind.CUT, "the answer to the probe was lost")):
+            raise first
+
+
+def _ask_to_compose(transport: Transport, beside: ObjectName, attempts: Attempts) -> ComposeVerdict:
     base = beside.name[: beside.name.rfind("/") + 1] + f".ckptstore-probe-{uuid.uuid4().hex[:12]}"
     first, second, target = (
         ObjectName(beside.bucket, f"{base}-{ending}") for ending in ("first", "second", "composed")
     )
     sources = []
-    for object_name in (first, second):
-        result = _put(transport, object_name, None, attempts)
+    for source in (first, second):
+        result = _put(transport, source, None, attempts)
         if isinstance(result, Fault):
             raise result
-        sources.append((object_name.name, result.version))
-    verdict = _composes(transport, target, sources, attempts)
+        sources.append((source.name, result.version))
+    verdict = _try_to_compose(transport, target, sources, attempts)
     refused = _clean_up(transport, [first, second, target], attempts)
     return "kept" if verdict == "yes" and refused else verdict
 
 
-def _composes(
+def _try_to_compose(
     transport: Transport, target: ObjectName, sources: list[tuple[str, str]], attempts: Attempts
-) -> ComposeAnswer:
-    write_id = uuid.uuid4().hex
+) -> ComposeVerdict:
+    request = PutRequest(target, uuid.uuid4().hex, Precondition(None))
 
     def compose(of: list[tuple[str, str]], attempts: Attempts) -> ObjectInfo | Fault:
         try:
-            return transport.compose(target, of, attempts, write_id=write_id, precondition=Precondition(None))
+            return transport.compose(request, of, attempts)
         except Fault as fault:
             if fault.kind in _REFUSALS | {Kind.FORBIDDEN}:
-                # Its frames would keep whoever asked alive.
+                # The frames of its traceback would keep the caller's objects alive.
                 return fault.with_traceback(None)
             raise
 
@@ -260,35 +274,29 @@ def _composes(
             made = attempts.child().run(partial(transport.head, target))
         again = attempts.child().run(partial(compose, sources))
     except Fault as fault:
-        # A stand-in of the service may break on what it does not know.
+        # An emulator may break on a request that it does not know.
         if fault.kind in (Kind.SERVER, Kind.GARBLED, Kind.ABSENT):
             return "refused"
         raise
     whole = crc32c(_CONTENT, crc32c(_CONTENT))
-    if not isinstance(made, ObjectInfo) or (made.write_id, made.crc32c) != (write_id, whole):
+    if not isinstance(made, ObjectInfo) or (made.write_id, made.crc32c) != (request.write_id, whole):
         return "refused"
     return "yes" if isinstance(again, Fault) and again.kind is Kind.PRECONDITION else "ignored"
 
 
-# Only such an answer says something about conditions; what hinders every request is raised.
+# Answers that say something about conditions; what would hinder every request is raised.
 _REFUSALS = {Kind.PRECONDITION, Kind.ABSENT, Kind.UNPROVED, Kind.UNSUPPORTED, Kind.BAD_REQUEST}
 
 
 def _put(
-    transport: Transport, object_name: ObjectName, precondition: Precondition | None, attempts: Attempts
+    transport: Transport, target: ObjectName, precondition: Precondition | None, attempts: Attempts
 ) -> PutResult | Fault:
-    """Return the server's answer: done, or how it refused."""
+    """Write the probe's content; return the server's answer, or how it refused."""
 
     def attempt(attempts: Attempts) -> PutResult | Fault:
+        request = PutRequest(target, uuid.uuid4().hex, precondition, len(_CONTENT), crc32c(_CONTENT))
         try:
-            return transport.put(
-                object_name,
-                (_CONTENT,),
-                attempts,
-                crc32c=crc32c(_CONTENT),
-                write_id=uuid.uuid4().hex,
-                precondition=precondition,
-            )
+            return transport.put(request, (_CONTENT,), attempts)
         except Fault as fault:
             if fault.kind in _REFUSALS:
                 return fault.with_traceback(None)
@@ -298,12 +306,10 @@ def _put(
 
 
 def _clean_up(transport: Transport, object_names: list[ObjectName], attempts: Attempts) -> bool:
-    """Delete what the probe made, as far as that is possible; return whether that was refused."""
+    """Delete the probe's objects as far as possible; return whether that was refused."""
     try:
         names = [object_name.name for object_name in object_names]
-        faults = attempts.child().run(
-            lambda attempts: transport.delete_many(object_names[0].bucket, names, attempts)
-        )
+        faults = attempts.child().run(partial(transport.delete_many, object_names[0].bucket, names))
     except Fault as fault:
         if fault.kind is not Kind.UNSUPPORTED:
             return fault.kind is Kind.FORBIDDEN

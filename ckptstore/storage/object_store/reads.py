@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ckptstore.errors import CkptStoreError, NotFoundError, TruncatedFileError
@@ -13,7 +14,8 @@ from ckptstore.storage.checks import check_pin, resolve_range, resolve_reads, tr
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink, Transport
+from ckptstore.storage.object_store.service import ObjectService
+from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink
 from ckptstore.storage.values import GetResult, SuffixRange
 from ckptstore.types import ByteRange
 
@@ -22,13 +24,13 @@ __all__ = ["ObjectReader"]
 # A request costs 10 to 50 ms on a real service: as much as 64 KiB of a slow connection.
 _GAP_SIZE_BYTES = 64 * 1024
 
-# An attempt that brought so much was a good one: a proxy that cuts every body can be outlasted.
-_GOOD_PIECE_BYTES = 64 * 1024
+# An attempt that received this much resets the count of failures: a proxy that cuts every body is outlasted.
+_PROGRESS_BYTES = 64 * 1024
 
-# Of an object whose size only its sender tells, no more than this is allocated ahead.
+# Memory allocated at a time for an object whose size is known from its answer only.
 _BLOCK_BYTES = 8 * 1024 * 1024
 
-# Pieces smaller than this are received many at a time, and copied.
+# Ranges smaller than this are received many at a time, and copied.
 _SMALL_BYTES = 64 * 1024
 _SCRATCH_BYTES = 256 * 1024
 
@@ -40,51 +42,47 @@ class ObjectReader:
 
     Parameters
     ----------
-    transport : Transport
+    service : ObjectService
     object_name : ObjectName
-    url : str
-        For messages.
     version : str or None
-        The one that is wanted; without it, the one that the first answer shows.
-    new_attempts : callable
-        Returns the `Attempts` of a new operation.
+        The one that is wanted; None: the one of the first answer.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        object_name: ObjectName,
-        url: str,
-        version: str | None,
-        new_attempts: Callable[[], Attempts],
-    ) -> None:
-        self._transport = transport
+    def __init__(self, service: ObjectService, object_name: ObjectName, version: str | None) -> None:
+        self._service = service
         self._object_name = object_name
-        self._url = url
         self._version = version
-        self._new_attempts = new_attempts
 
     def get(self, byte_range: ByteRange | SuffixRange | None) -> GetResult:
         """Return bytes; see `Storage.get`."""
         if byte_range is not None:
-            resolve_range(byte_range, sys.maxsize, self._url)  # an empty range is never sent
-        blocks = _Blocks()
-        download = _Download(self, byte_range, blocks)
-        download.run()
-        return GetResult(b"".join(blocks.filled_blocks), download.version, download.size_bytes)
+            # An empty range is never sent.
+            resolve_range(byte_range, sys.maxsize, self._service.url_of(self._object_name.key))
+        memory = _NewMemory()
+        read = self._read(byte_range, memory)
+        return GetResult(b"".join(memory.blocks), read.version, read.size_bytes)
 
     def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
         """Fill buffers; see `Storage.read_into`."""
-        pieces = [_Piece(*read) for read in resolve_reads(ranges, buffers, sys.maxsize, self._url)]
-        for group in _groups(pieces):
-            wanted = ByteRange(group[0].start, group[-1].stop)
-            download = _Download(self, wanted, _Pieces(group), group)
-            download.run()
+        url = self._service.url_of(self._object_name.key)
+        wanted = [_WantedRange(*read) for read in resolve_reads(ranges, buffers, sys.maxsize, url)]
+        for group in _neighbours(wanted):
+            read = self._read(ByteRange(group[0].start, group[-1].stop), _CallerBuffers(group), group)
             # The first answer pins the version for all others.
-            self._version = download.version
+            self._version = read.version
+
+    def _read(
+        self,
+        byte_range: ByteRange | SuffixRange | None,
+        destination: _Destination,
+        wanted: Sequence[_WantedRange] = (),
+    ) -> _RangeRead:
+        read = _RangeRead(self._service, self._object_name, self._version, byte_range, destination, wanted)
+        read.run()
+        return read
 
 
-class _Piece(NamedTuple):
+class _WantedRange(NamedTuple):
     """Bytes ``[start, stop)`` of the object, and where they go."""
 
     start: int
@@ -92,63 +90,58 @@ class _Piece(NamedTuple):
     buffer: memoryview
 
 
-def _groups(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
-    """Put neighbours together, of `pieces` ascending by start; what overlaps has requests of its own."""
-    groups: list[list[_Piece]] = []
-    for piece in pieces:
-        if groups and 0 <= piece.start - groups[-1][-1].stop <= _GAP_SIZE_BYTES:
-            groups[-1].append(piece)
+def _neighbours(wanted: Sequence[_WantedRange]) -> list[list[_WantedRange]]:
+    """Group ranges that are close together, of `wanted` ascending by start; an overlap begins a new group."""
+    groups: list[list[_WantedRange]] = []
+    for each in wanted:
+        if groups and 0 <= each.start - groups[-1][-1].stop <= _GAP_SIZE_BYTES:
+            groups[-1].append(each)
         else:
-            groups.append([piece])
+            groups.append([each])
     return groups
 
 
-class _Target(ABC):
+class _Destination(ABC):
     """Where the bytes of one range go, in order."""
 
     @abstractmethod
     def get_buffer(self, left_bytes: int) -> memoryview:
-        """Return memory for the next bytes, of which so many are to come, at least one; may be longer."""
+        """Return memory for the next of `left_bytes` bytes, at least one; may be longer."""
 
     @abstractmethod
     def buffer_updated(self, size_bytes: int) -> None:
-        """Hear that so many bytes were put at the beginning of the window."""
+        """Record that `size_bytes` bytes were written to the beginning of the buffer."""
 
 
-class _Blocks(_Target):
-    """New memory, which grows with what comes."""
+class _NewMemory(_Destination):
+    """New memory, which grows with what is received; `blocks` are full once the whole range came."""
 
     def __init__(self) -> None:
-        self._blocks: list[bytearray] = []
+        self.blocks: list[bytearray] = []
         self._room = memoryview(b"")
-
-    @property
-    def filled_blocks(self) -> Sequence[bytearray]:
-        """What came; only where all of it did."""
-        return self._blocks
 
     def get_buffer(self, left_bytes: int) -> memoryview:
         if not self._room:
-            self._blocks.append(bytearray(min(left_bytes, _BLOCK_BYTES)))
-            self._room = memoryview(self._blocks[-1])
+            self.blocks.append(bytearray(min(left_bytes, _BLOCK_BYTES)))
+            self._room = memoryview(self.blocks[-1])
         return self._room
 
     def buffer_updated(self, size_bytes: int) -> None:
         self._room = self._room[size_bytes:]
 
 
-class _Pieces(_Target):
-    """The buffers of neighbouring pieces; what lies between them goes nowhere."""
+class _CallerBuffers(_Destination):
+    """The buffers of neighbouring ranges; what lies between them is dropped."""
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
-        self._pieces = pieces
+    def __init__(self, wanted: Sequence[_WantedRange]) -> None:
+        self._wanted = wanted
         self._first = 0
-        self._position = pieces[0].start
+        self._position = wanted[0].start
         self._scratch = memoryview(b"")
         self._is_scratch = False
 
     def get_buffer(self, left_bytes: int) -> memoryview:
-        start, stop, buffer = self._pieces[self._first]
+        start, stop, buffer = self._wanted[self._first]
         self._is_scratch = start > self._position or stop - start < _SMALL_BYTES
         if not self._is_scratch:
             return buffer[self._position - start :]
@@ -157,18 +150,18 @@ class _Pieces(_Target):
         return self._scratch[: self._next_large() - self._position]
 
     def _next_large(self) -> int:
-        """Return where the next piece begins that is worth a window of its own, or the scratch ends."""
+        """Return where the next range begins that is received into its own buffer, or the scratch ends."""
         end = self._position + len(self._scratch)
-        for number in range(self._first, len(self._pieces)):
-            start, stop, _ = self._pieces[number]
+        for number in range(self._first, len(self._wanted)):
+            start, stop, _ = self._wanted[number]
             if start >= end or (start > self._position and stop - start >= _SMALL_BYTES):
                 return min(start, end)
         return end
 
     def buffer_updated(self, size_bytes: int) -> None:
         end = self._position + size_bytes
-        while self._first < len(self._pieces):
-            start, stop, buffer = self._pieces[self._first]
+        while self._first < len(self._wanted):
+            start, stop, buffer = self._wanted[self._first]
             if start >= end:
                 break
             if self._is_scratch:
@@ -182,7 +175,7 @@ class _Pieces(_Target):
         self._position = end
 
 
-class _Download(Sink):
+class _RangeRead(Sink):
     """One range of one object, in as many attempts as it takes; each goes on where the last one broke off.
 
     Attributes
@@ -194,21 +187,22 @@ class _Download(Sink):
 
     def __init__(
         self,
-        reader: ObjectReader,
+        service: ObjectService,
+        object_name: ObjectName,
+        version: str | None,
         byte_range: ByteRange | SuffixRange | None,
-        target: _Target,
-        pieces: Sequence[_Piece] = (),
+        destination: _Destination,
+        wanted: Sequence[_WantedRange],
     ) -> None:
-        self._transport = reader._transport
-        self._object_name = reader._object_name
-        self._url = reader._url
-        self._new_attempts = reader._new_attempts
-        self._wanted_version = reader._version
+        self._service = service
+        self._object_name = object_name
+        self._url = service.url_of(object_name.key)
+        self._wanted_version = version
         self._range = byte_range
-        self._target = target
-        self._pieces = pieces
+        self._destination = destination
+        self._wanted = wanted
         self._received = 0
-        self._expected = -1  # bytes of the whole range, once an answer told
+        self._expected = -1  # bytes of the whole range, known from the first answer on
         self._is_too_long = False
         self._start = byte_range.start if isinstance(byte_range, ByteRange) else 0
         self.version = ""
@@ -221,12 +215,12 @@ class _Download(Sink):
         ------
         CkptStoreError
         """
-        attempts = self._new_attempts()
+        attempts = self._service.new_attempts()
         try:
             attempts.run(self._attempt)
         except Fault as fault:
             if fault.kind is Kind.BAD_RANGE:
-                self._look(fault, attempts)
+                self._check_size(fault, attempts)
             else:
                 raise self._error_of(fault, attempts) from None
 
@@ -237,7 +231,7 @@ class _Download(Sink):
             return  # the connection broke after the last byte
         before = self._received
         try:
-            self._transport.get(
+            self._service.transport.get(
                 self._object_name,
                 attempts,
                 byte_range=self._header(),
@@ -247,14 +241,14 @@ class _Download(Sink):
             if self._received < self._expected:
                 raise Fault(Kind.CUT, f"the body ended after {self._received} of {self._expected} bytes")
         except Fault:
-            if self._received - before >= _GOOD_PIECE_BYTES:
+            if self._received - before >= _PROGRESS_BYTES:
                 attempts.reset_failures()
             raise
 
-    def _look(self, fault: Fault, attempts: Attempts) -> None:
-        """Find out how long the object is, after a 416, which does not say it everywhere."""
+    def _check_size(self, fault: Fault, attempts: Attempts) -> None:
+        """Ask for the size of the object after a 416, which does not contain it on every server."""
         try:
-            info = attempts.child().run(lambda attempts: self._transport.head(self._object_name, attempts))
+            info = attempts.child().run(partial(self._service.transport.head, self._object_name))
         except Fault:
             raise self._error_of(fault, attempts) from None
         check_pin(self.version or self._wanted_version, info.version, self._url)
@@ -272,7 +266,7 @@ class _Download(Sink):
         return None if self._range is None else f"bytes={self._range.start}-{self._range.stop - 1}"
 
     def _accept(self, head: ResponseHead) -> Sink:
-        """Judge an answer by its headers, before any byte of its body is taken."""
+        """Check an answer by its headers, before any byte of its body is read."""
         if not head.version:
             raise Fault(Kind.GARBLED, "the answer names no version: this is not the object store")
         check_pin(self.version or self._wanted_version, head.version, self._url)
@@ -290,14 +284,14 @@ class _Download(Sink):
     def get_buffer(self) -> memoryview:
         left_bytes = self._expected - self._received
         if not left_bytes:
-            return memoryview(bytearray(1))  # for the byte that must not come
-        return self._target.get_buffer(left_bytes)[:left_bytes]
+            return memoryview(bytearray(1))  # to notice a body that is too long
+        return self._destination.get_buffer(left_bytes)[:left_bytes]
 
     def buffer_updated(self, size_bytes: int) -> None:
         if self._received == self._expected:
             self._is_too_long = True
             raise self._too_long()
-        self._target.buffer_updated(size_bytes)
+        self._destination.buffer_updated(size_bytes)
         self._received += size_bytes
 
     def _too_long(self) -> Fault:
@@ -310,7 +304,7 @@ class _Download(Sink):
             if match is None:
                 raise Fault(Kind.GARBLED, f"the answer says Content-Range {head.content_range!r}")
             if head.size_bytes is None and head.encoding not in (None, "", "identity"):
-                # With a length it is what somebody stored; without, what something on the way made of it.
+                # With a length, the object was stored so; without, something on the way compressed it.
                 raise Fault(Kind.UNSUPPORTED, f"the answer was compressed on the way ({head.encoding})")
             return int(match[1]), int(match[2]) + 1, int(match[3])
         if head.size_bytes is None:
@@ -324,7 +318,7 @@ class _Download(Sink):
         return 0, head.size_bytes, head.size_bytes
 
     def _is_whole(self, size_bytes: int) -> bool:
-        """Tell whether an object of that size is what the range asks for, or less."""
+        """Whether the range covers a whole object of that size."""
         if self._received:
             return False
         if isinstance(self._range, SuffixRange):
@@ -344,8 +338,8 @@ class _Download(Sink):
                 raise Fault(Kind.GARBLED, f"bytes {start} to {stop} of {total} came")
 
     def _truncated(self, wanted: ByteRange, size_bytes: int) -> TruncatedFileError:
-        """Return the error for an object that is too short, with the first piece that it lacks."""
-        ends = ((piece.start, piece.stop) for piece in self._pieces if piece.stop > size_bytes)
+        """Return the error for an object that is too short, with the first wanted range that it lacks."""
+        ends = ((piece.start, piece.stop) for piece in self._wanted if piece.stop > size_bytes)
         start, stop = next(ends, (wanted.start, wanted.stop))
         return truncated(self._url, start, stop, size_bytes)
 

@@ -1,6 +1,6 @@
-"""What a service module must provide: single requests, tried once, with classified failures.
+"""What a service module provides: single requests, tried once, with classified failures.
 
-`object_store` builds the nine primitives out of these; `s3` and `gcs` implement them. Nothing here retries,
+`ObjectStorage` builds the nine primitives out of these; `s3` and `gcs` implement them. Nothing here retries,
 sleeps, compares versions or decides what a conflict means.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptstore.storage.object_store.attempts import Attempts
@@ -21,6 +22,7 @@ __all__ = [
     "Page",
     "Parts",
     "Precondition",
+    "PutRequest",
     "PutResult",
     "ResponseHead",
     "Sink",
@@ -31,11 +33,11 @@ __all__ = [
 ]
 
 WRITE_ID = "ckptstore_write_id"
-"""The user metadata that says which write made an object. An identifier, for services that ask for one."""
+"""The key of the user metadata that says which write made an object; an identifier, as services require."""
 
 
 class ObjectName(NamedTuple):
-    """One object: bucket and name, exactly as the service shall see them."""
+    """Bucket and name of one object, exactly as the service gets them."""
 
     bucket: str
     name: str
@@ -52,14 +54,36 @@ class Precondition(NamedTuple):
     version: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """An object that is to be made, and the condition for it.
+
+    Attributes
+    ----------
+    target : ObjectName
+    write_id : str
+        Stored in the object's metadata as `WRITE_ID`.
+    precondition : Precondition or None
+        None: whatever is there is replaced.
+    size_bytes, crc32c : int or None
+        Of the whole object; None where unknown.
+    """
+
+    target: ObjectName
+    write_id: str
+    precondition: Precondition | None
+    size_bytes: int | None = None
+    crc32c: int | None = None
+
+
 class PutResult(NamedTuple):
-    """What the server says of an object that it took.
+    """What the server answers about an object that it stored.
 
     Attributes
     ----------
     version : str
     crc32c : int or None
-        Of the whole object, as the server calculated it; None if it does not say.
+        Of the whole object, as the server calculated it; None if the answer does not contain it.
     is_repeated : bool
         Whether the client may have sent the request more than once.
     """
@@ -70,12 +94,12 @@ class PutResult(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """What is known of a GET before its body: status, version, and the headers about lengths.
+    """The head of the answer to a GET: status, version, and the headers about lengths.
 
     Attributes
     ----------
     status : int
-        200 or 206; other ones are faults.
+        200 or 206; every other status is a fault.
     size_bytes : int or None
         ``Content-Length``, of the body.
     content_range : str or None
@@ -92,11 +116,11 @@ class ResponseHead(NamedTuple):
 
 
 class Sink(ABC):
-    """Where the body of an answer goes: memory of the caller's, window by window.
+    """Where the body of an answer goes: memory of the caller, piece by piece.
 
     Calls
     -----
-    ``get_buffer``, then ``buffer_updated``, until the body ends.
+    `get_buffer`, then `buffer_updated`, until the body ends; as in `asyncio.BufferedProtocol`.
     """
 
     @abstractmethod
@@ -105,11 +129,11 @@ class Sink(ABC):
 
     @abstractmethod
     def buffer_updated(self, size_bytes: int) -> None:
-        """Hear that so many bytes were put at the beginning of the window. May raise."""
+        """Record that `size_bytes` bytes were written to the beginning of the buffer. May raise."""
 
 
 def copy_into(data: bytes | memoryview, sink: Sink) -> None:
-    """Copy `data` into `sink`, for a client that has the bytes in memory of its own."""
+    """Copy `data` into `sink`, for clients that receive into memory of their own."""
     view = memoryview(data)
     while view:
         buffer = sink.get_buffer()
@@ -127,9 +151,9 @@ class DataPath(NamedTuple):
     is_direct : bool
         Over connections of our own; otherwise through the service's client.
     reason : str
-        Why not, or over what.
+        Why not directly, or the protocol.
     is_wanted : bool
-        Whether it is as the caller asked for.
+        Whether it is what the caller asked for.
     """
 
     is_direct: bool
@@ -145,9 +169,9 @@ class Parts(NamedTuple):
     parallel : int
         How many at the same time; 1: in order.
     reason : str
-        Empty where it goes without saying.
+        Empty where no explanation is needed.
     is_wanted : bool
-        Whether it is as the caller asked for.
+        Whether it is what the caller asked for.
     """
 
     parallel: int
@@ -176,9 +200,9 @@ class UploadSession(ABC):
     Attributes
     ----------
     sends_last_part : bool
-        True: every part goes through `send`. False: `complete` brings the last one.
+        True: every part goes through `send`. False: `complete` sends the last one.
     leaves_parts : bool
-        Whether `abort` is to be called once the object is there, too: for what it was made of.
+        Whether `abort` is to be called after `complete`, too: to delete the parts of the object.
     """
 
     sends_last_part: bool = False
@@ -199,7 +223,7 @@ class UploadSession(ABC):
     def complete(
         self, last: Sequence[memoryview], size_bytes: int, crc32c: int, attempts: Attempts
     ) -> PutResult:
-        """Make the object visible if the precondition given at its begin holds.
+        """Make the object visible if the precondition of `Transport.begin` holds.
 
         Parameters
         ----------
@@ -211,7 +235,7 @@ class UploadSession(ABC):
 
     @abstractmethod
     def abort(self, attempts: Attempts) -> None:
-        """Throw away what was sent; what is gone already is no fault."""
+        """Throw away what was sent; raises nothing if it is gone already."""
 
 
 class Transport(ABC):
@@ -231,10 +255,8 @@ class Transport(ABC):
         Keys in one `delete_many`.
     bogus_version : str
         A well-formed version that no object has.
-    part_unit_bytes : int
-        Parts are multiples of this, except the last one.
     most_parts : int
-        In one session.
+        How many one session takes.
     part_size_bytes : int
         Of an object whose size is known, if `most_parts` suffice.
     parallel_parts : int
@@ -244,7 +266,7 @@ class Transport(ABC):
     object_hides_directory : bool
         Whether a server may show an empty listing below a name that is an object itself.
     explains_head : bool
-        Whether a refused `head` says why.
+        Whether the answer to a refused `head` contains the reason.
     skew_s : float
         How far the server's clock is ahead of ours, by its last answer.
 
@@ -257,7 +279,6 @@ class Transport(ABC):
     nominal: Capabilities
     batch_size: int
     bogus_version: str
-    part_unit_bytes: int
     most_parts: int
     part_size_bytes: int = 8 * 1024 * 1024
     parallel_parts: int = 1
@@ -273,9 +294,9 @@ class Transport(ABC):
 
     @abstractmethod
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
-        """Return what the server keeps, write id and CRC32C of the whole object included where it does.
+        """Return what the server stores; write id and CRC32C of the whole object where it stores them.
 
-        Raises `Fault` with `Kind.UNPROVED` where a 404 does not say what is missing.
+        Raises `Fault` with `Kind.UNPROVED` where a 404 leaves open what is missing.
         """
 
     @abstractmethod
@@ -288,7 +309,7 @@ class Transport(ABC):
         version: str | None,
         accept: Callable[[ResponseHead], Sink],
     ) -> None:
-        """Read an object, or a range of it, into the sink that `accept` returns for the answer's heading.
+        """Read an object, or a range of it, into the sink that `accept` returns for the head of the answer.
 
         Parameters
         ----------
@@ -301,40 +322,21 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def put(
-        self,
-        object_name: ObjectName,
-        pieces: Sequence[memoryview],
-        attempts: Attempts,
-        *,
-        crc32c: int,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
+    def put(self, request: PutRequest, pieces: Sequence[memoryview], attempts: Attempts) -> PutResult:
         """Write an object in one request, with its checksum, so that the server refuses other bytes."""
 
-    def copy(
-        self,
-        source: ObjectInfo,
-        target: ObjectName,
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
+    def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
         """Copy an object inside the service, with the condition that it still has its version.
 
         Parameters
         ----------
         source : ObjectInfo
-            What a `head` said of it just now.
-        precondition : Precondition or None
-            Of the target.
+            What `head` returned for it just now.
 
         Raises
         ------
         Fault
-            `Kind.UNSUPPORTED` where the service does not do it for this object; nothing happened then.
+            `Kind.UNSUPPORTED` where the service does not copy this object; then nothing was written.
         """
         raise Fault(Kind.UNSUPPORTED, "there are no copies inside this service")
 
@@ -347,15 +349,9 @@ class Transport(ABC):
         return Parts(self.parallel_parts)
 
     def compose(
-        self,
-        target: ObjectName,
-        sources: Sequence[tuple[str, str]],
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
+        self, request: PutRequest, sources: Sequence[tuple[str, str]], attempts: Attempts
     ) -> ObjectInfo:
-        """Make an object of other ones, given by name and version, with the condition that they are these."""
+        """Make an object of others, given by name and version, on condition that they have these versions."""
         raise Fault(Kind.UNSUPPORTED, "this service does not compose objects")
 
     @abstractmethod
@@ -364,31 +360,23 @@ class Transport(ABC):
 
     @abstractmethod
     def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
-        """Delete exactly these objects; return the faults of those that could not be.
+        """Delete exactly these objects; return the faults of those that are left.
 
-        What is not there is no fault. `Kind.UNSUPPORTED`: the caller deletes one by one.
+        A missing object counts as deleted. `Kind.UNSUPPORTED` where the caller has to delete one by one.
         """
 
     @abstractmethod
     def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
-        """Return the objects whose name begins with `prefix` and has no slash behind it."""
+        """Return the objects whose name begins with `prefix` and has no slash after it."""
 
     @abstractmethod
-    def begin(
-        self,
-        object_name: ObjectName,
-        attempts: Attempts,
-        *,
-        size_bytes: int | None,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> UploadSession:
-        """Begin a large object; `size_bytes` is a hint, and None where its parts will come in order."""
+    def begin(self, request: PutRequest, attempts: Attempts) -> UploadSession:
+        """Begin a large object; its size is a hint, and None where its parts will come in order."""
 
     @abstractmethod
     def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
-        """Return unfinished uploads of names that begin with `prefix`; empty where nobody can list them."""
+        """Return unfinished uploads of names that begin with `prefix`; empty where they cannot be listed."""
 
     @abstractmethod
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
-        """Drop a listed upload; one that is gone is no fault."""
+        """Drop a listed upload; raises nothing if it is gone."""

@@ -5,39 +5,38 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from functools import partial
 
 from ckptstore.errors import CkptStoreError, TransientError, UsageError
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import ConditionalWrite, new_write_id
+from ckptstore.storage.object_store.conditional_write import new_write_id
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault
+from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.transport import (
     ObjectName,
     Precondition,
-    PutResult,
+    PutRequest,
     Transport,
     UploadSession,
 )
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Ambiguous, Committed, PutOutcome
 
-if TYPE_CHECKING:
-    from ckptstore.storage.object_store.storage import ObjectStorage
-
 __all__ = ["ObjectUpload"]
 
-# Up to here an object of known size travels in one request, which costs nothing to abandon.
+# Up to here an object of known size is sent in one request, which costs nothing to abandon.
 SINGLE_SIZE_BYTES = 16 * 1024 * 1024
 
 _MIB = 1024 * 1024
 
-# Of an object whose size nobody told: 10 000 parts of it hold 300 GB.
-_UNTOLD_PART_SIZE_BYTES = 32 * _MIB
+# For an object of unknown size: 10 000 parts of it hold 300 GB.
+_UNKNOWN_PART_SIZE_BYTES = 32 * _MIB
 
-# Cleaning up must not hold up whoever is leaving.
+# Cleaning up must not delay the caller for long.
 _ABORT_POLICY = RetryPolicy(deadline_s=10.0, attempt_s=5.0)
 
 
@@ -45,34 +44,54 @@ class ObjectUpload(Upload):
     """An object that is sent in parts; in one request, by `commit`, if it has no more than one.
 
     `close` without `commit` or `abort` leaves what was sent, as the death of the process would. An upload
-    that is dropped without any of them is aborted in the background.
+    that is collected without any of them is aborted in the background.
+
+    Parameters
+    ----------
+    service : ObjectService
+    target : ObjectName
+    size_bytes : int or None
+        What the object will have, if that is known.
+    when_over : callable
+        Called with this upload when it ended, at least once.
     """
 
+    # Invariants: `_session` is set from the first part that needs one until the upload ends, so a session is
+    # aborted exactly where one is left. `_last` is the part that no session takes. `_failure` is the first
+    # error of any thread, for the others. `_is_open` never becomes true again.
+
     def __init__(
-        self, storage: ObjectStorage, object_name: ObjectName, url: str, size_bytes: int | None
+        self,
+        service: ObjectService,
+        target: ObjectName,
+        size_bytes: int | None,
+        *,
+        when_over: Callable[[ObjectUpload], object],
     ) -> None:
         super().__init__()
-        self.part_size_bytes = _part_size_bytes(size_bytes, storage.transport)
-        self._storage = storage
-        self._object_name = object_name
-        self._url = url
+        self.part_size_bytes = _part_size_bytes(size_bytes, service.transport)
+        self.target = target
+        self._service = service
+        self._when_over = when_over
+        self._url = service.url_of(target.key)
         self._pid = os.getpid()
         self._begun_s = time.monotonic()
-        self._size_bytes = size_bytes
-        self._write_id = new_write_id()
+        self._request = PutRequest(target, new_write_id(), Precondition(None), size_bytes)
         self._is_open = True
         self._was_dropped = False
         self._session: UploadSession | None = None
         self._last: Sequence[memoryview] = ()
         self._failure: CkptStoreError | None = None
         self._lock = threading.Lock()
-        # It may ask, and fail.
-        self.parallel = _parallel_parts(storage, object_name, url, size_bytes)
+        # Asks the server, and may fail.
+        self.parallel = self._parallel_parts(size_bytes)
 
-    @property
-    def object_name(self) -> ObjectName:
-        """Where it shall be."""
-        return self._object_name
+    def _parallel_parts(self, size_bytes: int | None) -> int:
+        attempts = self._service.new_attempts()
+        try:
+            return self._service.transport.parts(self.target, size_bytes, attempts).parallel
+        except Fault as fault:
+            raise error_of(fault, "cannot find out how to send the object", self._url, attempts) from None
 
     @property
     def upload_id(self) -> str | None:
@@ -86,15 +105,15 @@ class ObjectUpload(Upload):
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         if self._failure is not None and self._pid == os.getpid():
-            # That of another thread. Should this one be heard first, it tells what really happened.
+            # The error of another thread: whichever thread reports first, it reports the cause.
             raise self._failure
         self._check_open()
         try:
             if number or not is_last:
-                session = self._begun()
+                session = self._begin_once()
                 if session.sends_last_part or not is_last:
                     offset = number * self.part_size_bytes
-                    self._storage.run(
+                    self._service.run(
                         lambda attempts: session.send(number, offset, pieces, crc32c, attempts),
                         "cannot send a part of the object",
                         self._url,
@@ -108,46 +127,44 @@ class ObjectUpload(Upload):
             raise
         self._last = pieces
 
-    def _begun(self) -> UploadSession:
+    def _begin_once(self) -> UploadSession:
         with self._lock:
             if self._session is None:
                 self._session = self._begin()
             return self._session
 
     def _begin(self) -> UploadSession:
-        is_honoured = self._storage.verdicts(self._object_name, self._url).create == "yes"
-        precondition = Precondition(None) if is_honoured else None
-        return self._storage.run(
-            lambda attempts: self._storage.transport.begin(
-                self._object_name,
-                attempts,
-                size_bytes=self._size_bytes if self.parallel > 1 else None,
-                write_id=self._write_id,
-                precondition=precondition,
-            ),
+        request = self._request
+        if self.parallel == 1:
+            request = replace(request, size_bytes=None)
+        if not self._service.is_honoured(request):
+            request = replace(request, precondition=None)
+        return self._service.run(
+            lambda attempts: self._service.transport.begin(request, attempts),
             "cannot begin the upload",
             self._url,
         )
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
+        request = replace(self._request, size_bytes=size_bytes, crc32c=crc32c)
         try:
             if self._session is None:
-                outcome = self._storage.create(
-                    self._object_name, self._url, self._last, crc32c, self._write_id
-                )
+                outcome = self._service.put(request, self._last)
             else:
-                outcome = self._publish(self._session, self._last, size_bytes, crc32c)
+                complete = partial(self._session.complete, self._last, size_bytes, crc32c)
+                outcome = self._service.write(
+                    request, lambda _, attempts: complete(attempts), doubts_repeats=True
+                )
         except BaseException:
             self._give_up()
             raise
-        self._is_open = False
-        self._storage.forget_upload(self)
+        self._end()
         if isinstance(outcome, Committed | Ambiguous):
-            # Of an ambiguous one nothing may be cleaned up.
+            # After an ambiguous outcome nothing may be cleaned up.
             session, self._session = self._session, None
             self._last = ()
             if session is not None and session.leaves_parts and isinstance(outcome, Committed):
-                self._tidy(session)
+                self._delete_parts(session)
         else:
             self._give_up()
         return outcome
@@ -166,55 +183,36 @@ class ObjectUpload(Upload):
                 hint="Begin another upload.",
             )
 
-    def _publish(
-        self, session: UploadSession, last: Sequence[memoryview], size_bytes: int, crc32c: int
-    ) -> PutOutcome:
-        write = ConditionalWrite(
-            self._storage.transport,
-            self._object_name,
-            self._url,
-            precondition=Precondition(None),
-            is_honoured=self._storage.verdicts(self._object_name, self._url).create == "yes",
-            write_id=self._write_id,
-            size_bytes=size_bytes,
-            crc32c=crc32c,
-            doubts_repeats=True,
-        )
-
-        def complete(attempts: Attempts, precondition: Precondition | None) -> PutResult:
-            return session.complete(last, size_bytes, crc32c, attempts)
-
-        return write.run(complete, self._storage.new_attempts())
-
-    def _tidy(self, session: UploadSession) -> None:
-        """Remove what the object was made of; it is there, whatever comes of this."""
-        attempts = Attempts(_ABORT_POLICY, self._storage.budget)
+    def _delete_parts(self, session: UploadSession) -> None:
+        """Delete the parts of the object, which is in place whatever comes of this."""
+        attempts = Attempts(_ABORT_POLICY, self._service.budget)
         try:
             attempts.begin()
             session.abort(attempts)
         except Fault:
-            # Nobody shall wait until it works.
-            self._storage.abort_later(session)
+            # Do not block on the clean-up.
+            self._service.abort_later(session)
 
     def abort(self) -> None:
-        self._is_open = False
-        self._storage.forget_upload(self)
+        self._end()
         if self._pid == os.getpid():
             self._discard()
 
     def drop_as_stale(self) -> None:
-        """Abort it because a clean-up found it too old; a later `commit` says so."""
+        """Abort it because a clean-up found it too old; a later `commit` reports that."""
         self._was_dropped = True
         self.abort()
 
     def close(self) -> None:
-        self._is_open = False
-        self._storage.forget_upload(self)
+        self._end()
         self._last = ()
 
-    def _give_up(self) -> None:
+    def _end(self) -> None:
         self._is_open = False
-        self._storage.forget_upload(self)
+        self._when_over(self)
+
+    def _give_up(self) -> None:
+        self._end()
         # The first error counts; what cannot be removed now is left for abort_stale_uploads.
         with suppress(CkptStoreError):
             self._discard()
@@ -225,7 +223,7 @@ class ObjectUpload(Upload):
         self._last = ()
         if session is None:
             return
-        attempts = Attempts(_ABORT_POLICY, self._storage.budget)
+        attempts = Attempts(_ABORT_POLICY, self._service.budget)
         try:
             attempts.run(session.abort)
         except Fault as fault:
@@ -234,20 +232,12 @@ class ObjectUpload(Upload):
     def __del__(self) -> None:
         # Not here: the garbage collector may run in the thread that serves the requests.
         if self._is_open and self._session is not None and self._pid == os.getpid():
-            self._storage.abort_later(self._session)
-
-
-def _parallel_parts(storage: ObjectStorage, object_name: ObjectName, url: str, size_bytes: int | None) -> int:
-    attempts = storage.new_attempts()
-    try:
-        return storage.transport.parts(object_name, size_bytes, attempts).parallel
-    except Fault as fault:
-        raise error_of(fault, "cannot find out how to send the object", url, attempts) from None
+            self._service.abort_later(self._session)
 
 
 def _part_size_bytes(size_bytes: int | None, transport: Transport) -> int:
     if size_bytes is None:
-        return max(_UNTOLD_PART_SIZE_BYTES, transport.part_size_bytes)
+        return max(_UNKNOWN_PART_SIZE_BYTES, transport.part_size_bytes)
     if size_bytes <= SINGLE_SIZE_BYTES:
         return SINGLE_SIZE_BYTES
     fair = -(-size_bytes // transport.most_parts)

@@ -11,6 +11,7 @@ import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -24,8 +25,8 @@ from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import DataPath
 from ckptstore.storage.s3.client import Blueprint, S3Client
 from ckptstore.storage.s3.errors import fault_of, fault_of_response
-from ckptstore.storage.wire.connections import Server
-from ckptstore.storage.wire.exchange import Accept, DirectReply, DirectRequest, exchange
+from ckptstore.storage.wire.connections import Server, Servers
+from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, exchange
 
 __all__ = ["NotDirect", "S3Direct"]
 
@@ -61,7 +62,7 @@ class _Refused(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Template:
     """How one kind of request for one bucket is made."""
 
     server: Server
@@ -89,18 +90,18 @@ class S3Direct:
         self._client = client
         self._is_wanted = is_wanted
         self._pid = os.getpid()
-        self._plans: dict[tuple[str, str], _Plan | _Refused] = {}
-        self._servers: dict[tuple[str, str, int], Server] = {}
+        self._templates: dict[tuple[str, str], _Template | _Refused] = {}
+        self._servers = Servers()
         self._redirects: dict[str, int] = {}
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel; see `Transport.way`."""
         if not self._is_wanted:
             return DataPath(False, "through s3fs: direct=False in the storage options")
-        plan = self._plan("get_object", bucket, attempts)
-        if isinstance(plan, _Refused):
-            return DataPath(False, f"through s3fs: {plan.reason}", is_wanted=False)
-        return DataPath(True, "over " + ("HTTPS" if plan.server.is_encrypted else "HTTP"))
+        template = self._template("get_object", bucket, attempts)
+        if isinstance(template, _Refused):
+            return DataPath(False, f"through s3fs: {template.reason}", is_wanted=False)
+        return DataPath(True, "over " + ("HTTPS" if template.server.is_encrypted else "HTTP"))
 
     def request(
         self,
@@ -113,7 +114,7 @@ class S3Direct:
         headers: Mapping[str, str],
         body: Sequence[bytes | memoryview] = (),
         accept: Accept | None = None,
-    ) -> DirectReply:
+    ) -> HttpResponse:
         """Send one request and return its answer, which is good.
 
         Parameters
@@ -129,18 +130,18 @@ class S3Direct:
             If the client has to do it.
         Fault
         """
-        plan = self._plan(kind, bucket, attempts) if self._is_wanted else _Refused("")
-        if isinstance(plan, _Refused):
+        template = self._template(kind, bucket, attempts) if self._is_wanted else _Refused("")
+        if isinstance(template, _Refused):
             raise NotDirect
         method = "GET" if kind == "get_object" else "PUT"
-        request = self._signed(plan, method, name, query, headers, body, attempts)
-        reply = exchange(plan.server, request, attempts, accept)
+        request = self._signed(template, method, name, query, headers, body, attempts)
+        reply = exchange(template.server, request, attempts, accept)
         self._client.note_date(reply.headers.get("Date"))
         if reply.status in (200, 206) or (method == "PUT" and 200 <= reply.status < 300):
             return reply
         raise self._judged(reply, bucket)
 
-    def _judged(self, reply: DirectReply, bucket: str) -> Fault | NotDirect:
+    def _judged(self, reply: HttpResponse, bucket: str) -> Fault | NotDirect:
         headers = {name.lower(): value for name, value in reply.headers.items()}
         answer = {"status_code": reply.status, "headers": headers, "body": reply.body}
         try:
@@ -158,43 +159,43 @@ class S3Direct:
 
     def _forget(self, bucket: str) -> None:
         refusal = _Refused("the server sends requests for this bucket elsewhere, again and again")
-        for key in [key for key in self._plans if key[1] == bucket]:
+        for key in [key for key in self._templates if key[1] == bucket]:
             if self._redirects[bucket] < _MOST_REDIRECTS:
-                self._plans.pop(key, None)
+                self._templates.pop(key, None)
             else:
-                self._plans[key] = refusal
+                self._templates[key] = refusal
 
     def _signed(
         self,
-        plan: _Plan,
+        template: _Template,
         method: str,
         name: str,
         query: str,
         headers: Mapping[str, str],
         body: Sequence[bytes | memoryview],
         attempts: Attempts,
-    ) -> DirectRequest:
-        url = plan.base + quote(name, safe="/~") + (f"?{query}" if query else "")
+    ) -> HttpRequest:
+        url = template.base + quote(name, safe="/~") + (f"?{query}" if query else "")
         parts = urlsplit(url)
-        carried = {**plan.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
-        if plan.region:
+        carried = {**template.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
+        if template.region:
             request = AWSRequest(method=method, url=url, headers=carried)
-            frozen = self._client.frozen(plan.credentials, attempts)
-            _Signer(frozen, "s3", plan.region).add_auth(request)
+            frozen = self._client.frozen(template.credentials, attempts)
+            _Signer(frozen, "s3", template.region).add_auth(request)
             carried = dict(request.headers.items())
-        return DirectRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
+        return HttpRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
 
-    def _plan(self, kind: str, bucket: str, attempts: Attempts) -> _Plan | _Refused:
+    def _template(self, kind: str, bucket: str, attempts: Attempts) -> _Template | _Refused:
         if self._pid != os.getpid():
             # The client of the parent, its credentials and its connections are not ours.
-            self._plans, self._servers, self._pid = {}, {}, os.getpid()
-        plan = self._plans.get((kind, bucket))
-        if plan is None:
+            self._templates, self._servers, self._pid = {}, Servers(), os.getpid()
+        template = self._templates.get((kind, bucket))
+        if template is None:
             blueprint = self._client.blueprint(kind, bucket, attempts)
-            plan = self._plans[kind, bucket] = self._read(blueprint)
-        return plan
+            template = self._templates[kind, bucket] = self._read(blueprint)
+        return template
 
-    def _read(self, blueprint: Blueprint) -> _Plan | _Refused:
+    def _read(self, blueprint: Blueprint) -> _Template | _Refused:
         """Return what a blueprint says, or why it cannot be followed."""
         headers = {
             name: value for name, value in blueprint.headers.items() if name.lower() not in _OF_ONE_REQUEST
@@ -227,18 +228,8 @@ class S3Direct:
             region = fields[1]
         elif "signature" in parts.query.lower():
             return _Refused("requests are signed in a way of their own")
-        return _Plan(self._server(parts, blueprint), base, headers, region, blueprint.credentials)
-
-    def _server(self, parts: Any, blueprint: Blueprint) -> Server:
-        is_encrypted = parts.scheme == "https"
-        port = parts.port or (443 if is_encrypted else 80)
-        key = (parts.scheme, parts.hostname, port)
-        server = self._servers.get(key)
-        if server is None:
-            context = _context(blueprint) if is_encrypted else None
-            server = Server(parts.hostname, port, context, blueprint.connect_timeout_s)
-            server = self._servers.setdefault(key, server)
-        return server
+        server = self._servers.at(parts, partial(_context, blueprint), blueprint.connect_timeout_s)
+        return _Template(server, base, headers, region, blueprint.credentials)
 
 
 def _context(blueprint: Blueprint) -> ssl.SSLContext:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["answer_of", "encoded_crc32c", "is_repeated", "whole_crc32c"]
+from ckptstore.storage.object_store.crc32c_text import crc32c_of_text
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import Precondition
+
+__all__ = ["answer_of", "condition_headers", "etag_of", "is_repeated", "whole_crc32c"]
 
 
 def answer_of(headers: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the headers of an answer to a PUT say, by the names that botocore gives it."""
+    """Return the headers of an answer to a PUT, under the names that botocore uses."""
     named = {
         "ETag": headers.get("ETag"),
         "ChecksumCRC32C": headers.get("x-amz-checksum-crc32c"),
@@ -19,19 +22,37 @@ def answer_of(headers: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def encoded_crc32c(crc32c: int) -> str:
-    """Return a checksum as the headers hold it: big-endian, base64."""
-    return base64.b64encode(crc32c.to_bytes(4, "big")).decode()
-
-
 def whole_crc32c(answer: Mapping[str, Any]) -> int | None:
-    """Return the CRC32C of the whole object in an answer; None if there is none, or one of checksums only."""
+    """Return the CRC32C of the whole object in an answer; None without one, or with one of checksums."""
     text = answer.get("ChecksumCRC32C")
     if not text or "-" in text or answer.get("ChecksumType") == "COMPOSITE":
         return None
-    return int.from_bytes(base64.b64decode(text), "big")
+    return crc32c_of_text(text)
 
 
 def is_repeated(answer: Mapping[str, Any]) -> bool:
-    """Return whether the client says that it sent the request more than once."""
+    """Return whether the client sent the request more than once, by its own count."""
     return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def condition_headers(precondition: Precondition | None) -> dict[str, str]:
+    """Return the header of a write that has this condition."""
+    if precondition is None:
+        return {}
+    if precondition.version is None:
+        return {"If-None-Match": "*"}
+    return {"If-Match": precondition.version}
+
+
+def etag_of(answer: Mapping[str, Any]) -> str:
+    """Return the version in an answer.
+
+    Raises
+    ------
+    Fault
+        `Kind.GARBLED` if it contains none.
+    """
+    etag = answer.get("ETag")
+    if not etag:
+        raise Fault(Kind.GARBLED, "the answer contains no ETag: this is not the object store")
+    return str(etag)

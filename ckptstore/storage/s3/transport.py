@@ -1,7 +1,7 @@
-"""S3 and what speaks its language: single requests, tried once; large bodies directly, the rest through s3fs.
+"""S3 and compatible servers: single requests, tried once; large bodies directly, the rest through s3fs.
 
 *version* is the ETag, quotes included. It is a hash of the content on most servers: equal bytes have equal
-versions, and A, B, A gives the first one back. Whoever swaps makes the bytes unique.
+versions, and A, B, A gives the first one back. A compare-and-swap therefore needs unique bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
@@ -20,7 +21,7 @@ from ckptstore.storage.object_store.transport import (
     DataPath,
     ObjectName,
     Page,
-    Precondition,
+    PutRequest,
     PutResult,
     ResponseHead,
     Sink,
@@ -30,11 +31,10 @@ from ckptstore.storage.object_store.transport import (
     copy_into,
 )
 from ckptstore.storage.s3.client import S3Client, SentBody
-from ckptstore.storage.s3.copy import copied
 from ckptstore.storage.s3.direct import NotDirect, S3Direct
 from ckptstore.storage.s3.errors import fault_of_code
-from ckptstore.storage.s3.headers import answer_of, encoded_crc32c, is_repeated, whole_crc32c
-from ckptstore.storage.s3.multipart import MultipartUpload, begin_multipart
+from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
+from ckptstore.storage.s3.multipart import MultipartUpload, begin_multipart, copy_in_parts
 from ckptstore.storage.values import Capabilities, ObjectInfo
 from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES
 
@@ -63,7 +63,6 @@ class S3Transport(Transport):
     )
     batch_size = 1000
     bogus_version = '"00000000000000000000000000000000"'
-    part_unit_bytes = 1
     most_parts = 10_000
     part_size_bytes = 16 * 1024 * 1024
     parallel_parts = 8
@@ -91,7 +90,7 @@ class S3Transport(Transport):
         return ObjectInfo(
             object_name.key,
             int(answer["ContentLength"]),
-            _version_of(answer),
+            etag_of(answer),
             _seconds(answer["LastModified"]),
             answer.get("Metadata", {}).get(WRITE_ID),
             whole_crc32c(answer),
@@ -145,53 +144,36 @@ class S3Transport(Transport):
 
         self._client.call(use, attempts, object_name.bucket)
 
-    def put(
-        self,
-        object_name: ObjectName,
-        pieces: Sequence[memoryview],
-        attempts: Attempts,
-        *,
-        crc32c: int,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
-        encoded = encoded_crc32c(crc32c)
-        headers = {"x-amz-checksum-crc32c": encoded, f"x-amz-meta-{WRITE_ID}": write_id}
-        arguments: dict[str, Any] = {}
-        if precondition is not None:
-            if precondition.version is None:
-                headers["If-None-Match"] = arguments["IfNoneMatch"] = "*"
-            else:
-                headers["If-Match"] = arguments["IfMatch"] = precondition.version
+    def put(self, request: PutRequest, pieces: Sequence[memoryview], attempts: Attempts) -> PutResult:
+        target = request.target
+        conditions = condition_headers(request.precondition)
+        encoded = None if request.crc32c is None else crc32c_text(request.crc32c)
         if sum(map(len, pieces)) >= DIRECT_FROM_BYTES:
+            headers = {f"x-amz-meta-{WRITE_ID}": request.write_id, **conditions}
+            if encoded is not None:
+                headers["x-amz-checksum-crc32c"] = encoded
             with suppress(NotDirect):
                 reply = self._direct.request(
-                    "put_object", object_name.bucket, object_name.name, attempts, headers=headers, body=pieces
+                    "put_object", target.bucket, target.name, attempts, headers=headers, body=pieces
                 )
                 answer = answer_of(reply.headers)
-                return PutResult(_version_of(answer), whole_crc32c(answer))
+                return PutResult(etag_of(answer), whole_crc32c(answer))
+        arguments = {header.replace("-", ""): value for header, value in conditions.items()}
+        if encoded is not None:
+            arguments["ChecksumCRC32C"] = encoded
         answer = self._client.request(
             "put_object",
             attempts,
-            Bucket=object_name.bucket,
-            Key=object_name.name,
+            Bucket=target.bucket,
+            Key=target.name,
             Body=SentBody(pieces, attempts),
-            ChecksumCRC32C=encoded,
-            Metadata={WRITE_ID: write_id},
+            Metadata={WRITE_ID: request.write_id},
             **arguments,
         )
-        return PutResult(_version_of(answer), whole_crc32c(answer), is_repeated(answer))
+        return PutResult(etag_of(answer), whole_crc32c(answer), is_repeated(answer))
 
-    def copy(
-        self,
-        source: ObjectInfo,
-        target: ObjectName,
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> PutResult:
-        return copied(self._client, self._direct, source, target, attempts, write_id, precondition)
+    def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
+        return copy_in_parts(self._client, self._direct, request, source, attempts)
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         return self._direct.data_path(bucket, attempts)
@@ -231,17 +213,9 @@ class S3Transport(Transport):
         ]
         return Page(objects, answer.get("NextContinuationToken") if answer.get("IsTruncated") else None)
 
-    def begin(
-        self,
-        object_name: ObjectName,
-        attempts: Attempts,
-        *,
-        size_bytes: int | None,
-        write_id: str,
-        precondition: Precondition | None,
-    ) -> UploadSession:
+    def begin(self, request: PutRequest, attempts: Attempts) -> UploadSession:
         session, self._checksum_mode = begin_multipart(
-            self._client, self._direct, object_name, attempts, write_id, precondition, self._checksum_mode
+            self._client, self._direct, request, self._checksum_mode, attempts
         )
         return session
 
@@ -291,13 +265,6 @@ def _response_head(status: int, headers: Mapping[str, str]) -> ResponseHead:
         headers.get("Content-Range"),
         headers.get("Content-Encoding"),
     )
-
-
-def _version_of(answer: Mapping[str, Any]) -> str:
-    version = answer.get("ETag")
-    if not version:
-        raise Fault(Kind.GARBLED, "the answer names no ETag: this is not the object store")
-    return str(version)
 
 
 def _seconds(moment: datetime.datetime) -> float:

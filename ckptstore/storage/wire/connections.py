@@ -8,22 +8,24 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import SplitResult
 
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
 
-__all__ = ["Connection", "Server"]
+__all__ = ["Connection", "Server", "Servers"]
 
-# Idle ones. More threads than this on one server gain nothing.
+# Idle connections. More threads than this on one server gain nothing.
 _MOST_KEPT = 16
 
-# Of TLS so much is sent or received between two looks at the clock.
+# How much is sent or received over TLS between two looks at the clock.
 _TLS_BYTES = 256 * 1024
 
-# Servers and balancers close what is silent for a minute or so, and the first to know would be a request.
+# Servers and balancers close silent connections after about a minute, and a request would notice it first.
 _LONGEST_IDLE_S = 45.0
 
 
@@ -57,14 +59,14 @@ class Connection:
     def send(self, block: memoryview) -> int:
         """Send the beginning of `block`, and return how much of it went."""
         if isinstance(self.socket, ssl.SSLSocket):
-            # All or nothing, so a piece of it: progress shows after each.
+            # TLS sends all or nothing; progress shows after each piece.
             block = block[:_TLS_BYTES]
         return self.socket.send(block)
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Put what comes at the beginning of `get_buffer`; return how much that is, 0 at the end.
+        """Receive into the beginning of `buffer`; return how many bytes came, 0 at the end.
 
-        Of TLS one call brings no more than 16 KiB, so there are several.
+        One call of TLS returns no more than 16 KiB, so there are several.
         """
         if not isinstance(self.socket, ssl.SSLSocket):
             return self.socket.recv_into(buffer)
@@ -77,13 +79,13 @@ class Connection:
                     break
                 position += size_bytes
         except OSError:
-            # What came counts; what is wrong shows again.
+            # What was received counts; the error shows again with the next call.
             if not position:
                 raise
         return position
 
     def has_answer(self) -> bool:
-        """Return whether something came from the server, the end of the connection included."""
+        """Return whether the server sent something, or closed the connection."""
         poll = select.poll()
         try:
             poll.register(self.socket, select.POLLIN)
@@ -93,7 +95,7 @@ class Connection:
 
     def abort(self) -> None:
         """Break the connection, also while another thread waits for it."""
-        # Not the method of TLS sockets, which takes the session away under the feet of that thread.
+        # Not the method of TLS sockets, which closes the TLS session while another thread uses it.
         with suppress(OSError):
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
@@ -139,7 +141,7 @@ class Server:
         return self._context is not None
 
     def borrow(self, attempts: Attempts) -> Connection:
-        """Return a connection that nobody else has: the one used last, or a new one.
+        """Return a connection for this thread alone: the one used last, or a new one.
 
         Raises
         ------
@@ -176,7 +178,7 @@ class Server:
 
     @staticmethod
     def _is_stale(connection: Connection) -> bool:
-        # What came unasked is the end of the connection.
+        # Data without a request means that the connection is closed.
         return time.monotonic() - connection.idle_since_s > _LONGEST_IDLE_S or connection.has_answer()
 
     def _connect(self, attempts: Attempts) -> Connection:
@@ -189,7 +191,7 @@ class Server:
             channel = http.client.HTTPConnection(self.host, self.port, **options)
         else:
             channel = http.client.HTTPSConnection(self.host, self.port, context=self._context, **options)
-        # What broke is found out by us, and tried again by nobody below.
+        # A broken connection is to be noticed here, not reopened below.
         channel.auto_open = 0
         try:
             channel.connect()
@@ -200,7 +202,7 @@ class Server:
             ) from None
         except (OSError, UnicodeError) as error:
             channel.close()
-            # Before the handshake is over no request can have arrived.
+            # Before the end of the handshake no request can have arrived.
             reason = getattr(error, "strerror", None) or type(error).__name__
             if isinstance(error, TimeoutError):
                 reason = f"no answer within {timeout_s:g} s"
@@ -210,3 +212,28 @@ class Server:
                 hint=scarcity_hint(error),
             ) from None
         return Connection(channel, os.getpid())
+
+
+class Servers:
+    """The servers of one client: one `Server` for each scheme, host and port.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], Server] = {}
+
+    def at(
+        self, url: SplitResult, new_context: Callable[[], ssl.SSLContext], connect_timeout_s: float
+    ) -> Server:
+        """Return the server of `url`; `new_context` is called for a new one that is reached over TLS."""
+        is_encrypted = url.scheme == "https"
+        port = url.port or (443 if is_encrypted else 80)
+        key = (url.scheme, url.hostname or "", port)
+        server = self._known.get(key)
+        if server is None:
+            context = new_context() if is_encrypted else None
+            server = self._known.setdefault(key, Server(key[1], port, context, connect_timeout_s))
+        return server

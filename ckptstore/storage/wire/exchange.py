@@ -1,9 +1,9 @@
 """Bulk bytes over HTTP/1.1 with nothing in between: out of the caller's memory, and into it.
 
-A checkpoint needs no buffering, no re-chunking and no event loop, and each of these costs a copy or a switch
-for every piece of it. One request is one thread's; who wants several at a time has several threads.
+A checkpoint needs no buffering, no re-chunking and no event loop; each of these costs a copy or a switch for
+every piece of it. A request belongs to one thread; several at a time need several threads.
 
-Nothing here retries or waits: a request is one attempt of an `Attempts`, and what fails is a `Fault`.
+Nothing here retries or sleeps: a request is one attempt of an operation, and a failure is a `Fault`.
 """
 
 from __future__ import annotations
@@ -21,41 +21,43 @@ from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import Sink, copy_into
 from ckptstore.storage.wire.connections import Connection, Server
 
-__all__ = ["DIRECT_FROM_BYTES", "DirectReply", "DirectRequest", "exchange"]
+__all__ = ["DIRECT_FROM_BYTES", "HttpRequest", "HttpResponse", "exchange"]
 
 DIRECT_FROM_BYTES = 64 * 1024
-"""A body from this size on is worth a way of its own; smaller ones go with all other small requests."""
+"""Bodies from this size on are sent directly; smaller ones go through the service's client."""
 
 # Pieces smaller than this are joined to blocks of this size before they are sent.
 _JOINED_BYTES = 128 * 1024
 
-# Of an answer that says what went wrong.
+# Of the body of a refusal.
 _LONGEST_ERROR_BYTES = 1024 * 1024
 
-# A server that refuses a request in the middle of its body has answered by then.
+# A server that refuses a request before the end of its body has answered by then.
 _EARLY_ANSWER_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class DirectRequest:
-    """One request; `repr` shows neither headers nor query, which may hold what opens doors.
+class HttpRequest:
+    """One request; `repr` shows neither headers nor target, which may hold credentials.
 
     Attributes
     ----------
     target : str
         Path and query, percent-encoded.
     headers : mapping
-        All of them, ``Host`` included; ``Content-Length`` is added where there is a body.
+        For `exchange` all of them, ``Host`` included; ``Content-Length`` is added where there is a body.
+    body : sequence of bytes-like
+        Sent one after the other, without a copy.
     """
 
     method: str
     target: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Sequence[bytes | memoryview] = field(default=(), repr=False)
 
 
-class DirectReply(NamedTuple):
-    """An answer; the body is empty if a sink took it. Headers are found in any case."""
+class HttpResponse(NamedTuple):
+    """An answer of any status; the body is empty if a sink took it. Header names match in any case."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,12 +65,12 @@ class DirectReply(NamedTuple):
 
 
 Accept: TypeAlias = Callable[[int, Mapping[str, str]], Sink]
-"""Takes status and headers of an answer 200 or 206 to a GET, returns what takes the body. May raise."""
+"""Takes status and headers of an answer 200 or 206 to a GET, returns the sink for its body. May raise."""
 
 
 def exchange(
-    server: Server, request: DirectRequest, attempts: Attempts, accept: Accept | None = None
-) -> DirectReply:
+    server: Server, request: HttpRequest, attempts: Attempts, accept: Accept | None = None
+) -> HttpResponse:
     """Send `request` once, as an attempt of `attempts`, and return the answer.
 
     Raises
@@ -98,16 +100,16 @@ def exchange(
             server.give_back(connection)
         else:
             connection.close()
-    # Not "from": the words of these libraries may hold a header.
+    # Not "from": the messages of these libraries may hold a header.
     raise fault
 
 
-def _ask(connection: Connection, request: DirectRequest, attempts: Attempts) -> http.client.HTTPResponse:
+def _ask(connection: Connection, request: HttpRequest, attempts: Attempts) -> http.client.HTTPResponse:
     """Send all of `request` and return the head of the answer."""
     channel = connection.http
-    # Without being told otherwise, a proxy may compress. It is not signed: some balancers rewrite it.
-    is_told = "accept-encoding" in map(str.lower, request.headers)
-    channel.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=is_told)
+    # Without this header a proxy may compress. It is not signed: some balancers rewrite it.
+    is_given = "accept-encoding" in map(str.lower, request.headers)
+    channel.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=is_given)
     for name, value in request.headers.items():
         channel.putheader(name, value)
     if request.body or request.method in ("PUT", "POST"):
@@ -119,7 +121,7 @@ def _ask(connection: Connection, request: DirectRequest, attempts: Attempts) -> 
         for block in _blocks(request.body):
             position = _send(connection, block, position, attempts)
     except OSError:
-        # Who refuses a request does not always read its body to the end. What it says explains more.
+        # A server that refuses a request may stop reading its body. The refusal explains more than the error.
         refusal = _early_answer(connection)
         if refusal is None:
             raise
@@ -160,7 +162,7 @@ def _early_answer(connection: Connection) -> http.client.HTTPResponse | None:
         return None
     with suppress(OSError, http.client.HTTPException, ValueError):
         connection.socket.settimeout(_EARLY_ANSWER_S)
-        # It has sent less than it announced, and cannot be asked for the answer.
+        # Less was sent than announced, and the connection's own `getresponse` refuses to read then.
         response = http.client.HTTPResponse(connection.socket)
         response.begin()
         response.will_close = True
@@ -172,22 +174,22 @@ def _early_answer(connection: Connection) -> http.client.HTTPResponse | None:
 def _take(
     connection: Connection,
     response: http.client.HTTPResponse,
-    request: DirectRequest,
+    request: HttpRequest,
     attempts: Attempts,
     accept: Accept | None,
-) -> tuple[DirectReply, bool]:
+) -> tuple[HttpResponse, bool]:
     """Read the body of an answer; return it, and whether the connection is good for another request."""
-    # They are found in any case, upper or lower.
+    # Header names match in any case, upper or lower.
     headers = cast("Mapping[str, str]", response.headers)
     try:
         if accept is None or response.status not in (200, 206):
             connection.wait_at_most(attempts)
             body = response.read(_LONGEST_ERROR_BYTES)
             if response.length and len(body) < _LONGEST_ERROR_BYTES and not response.will_close:
-                # Without the code in it a refusal is easily taken for another one.
+                # A refusal without its code is easily taken for another one.
                 raise Fault(Kind.CUT, f"the answer ended after {len(body)} bytes")
             is_whole = response.isclosed()
-            return DirectReply(response.status, headers, body), is_whole and not response.will_close
+            return HttpResponse(response.status, headers, body), is_whole and not response.will_close
         sink = accept(response.status, headers)
         if response.length is None:
             while piece := response.read1(_JOINED_BYTES):
@@ -197,7 +199,7 @@ def _take(
             is_whole = response.chunked and response.isclosed()
         else:
             is_whole = _fill(connection, response, response.length, sink, attempts)
-        return DirectReply(response.status, headers, b""), is_whole and not response.will_close
+        return HttpResponse(response.status, headers, b""), is_whole and not response.will_close
     finally:
         response.close()
 
@@ -210,7 +212,7 @@ def _fill(
     attempts: Attempts,
 ) -> bool:
     """Receive a body of known length straight into `sink`; return whether all of it came."""
-    # What came together with the head lies in a buffer; a window longer than that buffer empties it.
+    # What came together with the head is in the response's buffer; a longer read than that empties it.
     is_buffered = True
     while left_bytes:
         buffer = sink.get_buffer()
@@ -242,5 +244,5 @@ def _fault_of(error: Exception, attempts: Attempts) -> Fault:
         return Fault(Kind.CUT, "the server closed the connection before it answered", code=code)
     if isinstance(error, OSError):
         return Fault(Kind.CUT, error.strerror or "the connection broke", code=code)
-    # Without its words, which quote what came, or what was to be sent.
-    return Fault(Kind.GARBLED, "this is not an answer that HTTP knows", code=code)
+    # Without its message, which quotes what was received, or what was to be sent.
+    return Fault(Kind.GARBLED, "the answer is not valid HTTP", code=code)

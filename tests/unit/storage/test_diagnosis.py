@@ -27,7 +27,7 @@ from ckptstore.storage.object_store.faults import Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.values import Capabilities, Committed, Lost
 from ckptstore.storage.wrappers import StorageWrapper
-from tests.unit.storage.object_store.fake_transport import FakeTransport, before
+from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, before
 
 TRIED = [
     "write",
@@ -250,8 +250,8 @@ class TestPromises:
 
 
 class TestObjectStores:
-    def storage(self, **transport: Any) -> tuple[FakeTransport, ObjectStorage]:
-        fake = FakeTransport(**transport)
+    def storage(self, **transport: Any) -> tuple[ScriptedTransport, ObjectStorage]:
+        fake = ScriptedTransport(**transport)
         return fake, ObjectStorage(fake, RetryPolicy(pause_scale=0.0))
 
     def test_endpoint_bucket_and_conditions(self) -> None:
@@ -293,7 +293,7 @@ class TestObjectStores:
         assert fake.objects == {}
 
     def test_a_server_that_tells_no_checksum(self) -> None:
-        _, storage = self.storage(tells_checksum=False)
+        _, storage = self.storage(returns_checksum=False)
         assert states(diagnose(storage, "bucket/run"))["proved upload"] == "degraded"
 
     @pytest.mark.parametrize(

@@ -22,43 +22,43 @@ from ckptstore.storage.gcs.compose import (
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import compose_verdict_for, give_up_composing, verdicts_known
-from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutResult, StaleUpload
+from ckptstore.storage.object_store.transport import (
+    ObjectName,
+    Precondition,
+    PutRequest,
+    PutResult,
+    StaleUpload,
+)
 from ckptstore.storage.values import ObjectInfo
-from tests.unit.storage.object_store.fake_transport import FakeTransport, Stone, after, before
+from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, after, before
 
 PLACE = ObjectName("b", "run/shard")
 WRITE_ID = "0123456789abcdef" * 2
 HIDDEN = f"run/.ckptstore-parts/shard/{WRITE_ID}/"
 
 
-class Composing(FakeTransport):
+class Composing(ScriptedTransport):
     """The dictionary, with compose."""
 
     honours_sources = True
     honours_target = True
 
     def compose(
-        self,
-        target: ObjectName,
-        sources: Sequence[tuple[str, str]],
-        attempts: Attempts,
-        *,
-        write_id: str,
-        precondition: Precondition | None,
+        self, request: PutRequest, sources: Sequence[tuple[str, str]], attempts: Attempts
     ) -> ObjectInfo:
-        step = self._step("compose", target.name)
+        def compose() -> ObjectInfo:
+            for name, version in sources:
+                source = self.objects.get(name)
+                if self.honours_sources and (source is None or source.version != version):
+                    raise Fault(Kind.PRECONDITION, "a source")
+            if self.honours_target:
+                self.check_condition(request)
+            data = b"".join(self.objects[name].data for name, _ in sources)
+            version = self.add_object(request.target.name, data, request.write_id)
+            return ObjectInfo(request.target.key, len(data), version, 0.0, request.write_id, crc32c(data))
+
         assert len(sources) <= compose_module.MOST_SOURCES
-        for name, version in sources:
-            stone = self.objects.get(name)
-            if self.honours_sources and (stone is None or stone.version != version):
-                raise Fault(Kind.PRECONDITION, "a source")
-        if self.honours_target:
-            self._check(target.name, precondition)
-        data = b"".join(self.objects[name].data for name, _ in sources)
-        version = self.place_raw(target.name, data, write_id)
-        self.objects[target.name] = Stone(data, version, write_id, crc32c(data))
-        self._end(step)
-        return ObjectInfo(target.key, len(data), version, 0.0, write_id, crc32c(data))
+        return self.run_step("compose", request.target.name, compose)
 
 
 def new_attempts() -> Attempts:
@@ -67,7 +67,8 @@ def new_attempts() -> Attempts:
 
 def session_of(transport: Composing, count: int) -> tuple[ComposeSession, list[bytes]]:
     parts = [b"part %d," % number for number in range(count)]
-    return ComposeSession(transport, PLACE, WRITE_ID, Precondition(None), sum(map(len, parts))), parts
+    request = PutRequest(PLACE, WRITE_ID, Precondition(None), sum(map(len, parts)))
+    return ComposeSession(transport, request), parts
 
 
 def send(session: ComposeSession, number: int, part: bytes) -> None:
@@ -187,7 +188,7 @@ def test_one_request_that_fails_is_looked_after_and_alone_repeated(
 def test_a_part_that_arrives_with_other_bytes_is_no_part() -> None:
     transport = Composing()
     session, parts = session_of(transport, 2)
-    transport.place_raw(HIDDEN + "000000", b"other bytes")
+    transport.add_object(HIDDEN + "000000", b"other bytes")
     with pytest.raises(Fault) as caught:
         send(session, 0, parts[0])
     assert caught.value.kind is Kind.BAD_CHECKSUM
@@ -292,13 +293,13 @@ def _of(**switches: bool) -> Callable[[], Composing]:
         (_of(honours_sources=False), "ignored"),
         (_of(honours_target=False), "ignored"),
         (_of(honours_create=False), "ignored"),
-        (FakeTransport, "refused"),
+        (ScriptedTransport, "refused"),
     ],
     ids=["all", "no sources", "no target", "no conditions at all", "no compose"],
 )
 @pytest.mark.filterwarnings("ignore::ckptstore.errors.CkptStoreWarning")
 def test_six_requests_tell_whether_objects_are_composed(
-    make: Callable[[], FakeTransport], verdict: str
+    make: Callable[[], ScriptedTransport], verdict: str
 ) -> None:
     transport = make()
     assert verdicts_known(transport, "b") is None

@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 
 from ckptstore.checksums import crc32c
-from ckptstore.storage.gcs.messages import Answer, Request
 from ckptstore.storage.gcs.resumable import ResumableSession
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import PutResult
+from ckptstore.storage.wire.exchange import HttpRequest, HttpResponse
 
 UNIT = 4  # this server keeps whole multiples of 4 bytes of an unfinished object
 RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
@@ -27,12 +27,12 @@ class Server:
         self.faults: list[tuple[int, Fault]] = []
         self.limit = 1 << 60
         self.seen: list[str] = []
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, HttpResponse] = {}
 
-    def exchange(self, request: Request, attempts: Attempts) -> Answer:
+    def exchange(self, request: HttpRequest, attempts: Attempts) -> HttpResponse:
         if request.method == "DELETE":
             self.seen.append("DELETE")
-            return self.answers.get(len(self.seen), Answer(499, {}, b""))
+            return self.answers.get(len(self.seen), HttpResponse(499, {}, b""))
         content_range = request.headers["Content-Range"]
         self.seen.append(content_range)
         if len(self.seen) in self.answers:
@@ -57,8 +57,8 @@ class Server:
         if fault is not None:
             raise fault
         if self.is_finished:
-            return Answer(200, {}, b"done")
-        return Answer(308, {"Range": f"bytes=0-{len(self.kept) - 1}"} if self.kept else {}, b"")
+            return HttpResponse(200, {}, b"done")
+        return HttpResponse(308, {"Range": f"bytes=0-{len(self.kept) - 1}"} if self.kept else {}, b"")
 
 
 @pytest.fixture
@@ -160,9 +160,9 @@ def test_an_empty_object_is_one_request(server: Server, session: ResumableSessio
 def test_the_checksum_goes_with_the_end() -> None:
     seen = []
 
-    def exchange(request: Request, attempts: Attempts) -> Answer:
+    def exchange(request: HttpRequest, attempts: Attempts) -> HttpResponse:
         seen.append(request.headers.get("X-Goog-Hash"))
-        return Answer(200, {}, b"")
+        return HttpResponse(200, {}, b"")
 
     session = ResumableSession("http://host/", exchange, lambda answer: PutResult("7"))
     run_attempts(
@@ -174,21 +174,21 @@ def test_the_checksum_goes_with_the_end() -> None:
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (Answer(404, {}, b""), Kind.UPLOAD_GONE),
-        (Answer(410, {}, b""), Kind.UPLOAD_GONE),
-        (Answer(499, {}, b""), Kind.UPLOAD_GONE),
-        (Answer(412, {}, b""), Kind.PRECONDITION),
-        (Answer(503, {}, b""), Kind.THROTTLED),
-        (Answer(403, {}, b""), Kind.FORBIDDEN),
-        (Answer(308, {}, b""), Kind.GARBLED),
-        (Answer(308, {"Range": "bytes=5-9"}, b""), Kind.GARBLED),
-        (Answer(308, {"Range": "bytes=0-99"}, b""), Kind.UPLOAD_GONE),
+        (HttpResponse(404, {}, b""), Kind.UPLOAD_GONE),
+        (HttpResponse(410, {}, b""), Kind.UPLOAD_GONE),
+        (HttpResponse(499, {}, b""), Kind.UPLOAD_GONE),
+        (HttpResponse(412, {}, b""), Kind.PRECONDITION),
+        (HttpResponse(503, {}, b""), Kind.THROTTLED),
+        (HttpResponse(403, {}, b""), Kind.FORBIDDEN),
+        (HttpResponse(308, {}, b""), Kind.GARBLED),
+        (HttpResponse(308, {"Range": "bytes=5-9"}, b""), Kind.GARBLED),
+        (HttpResponse(308, {"Range": "bytes=0-99"}, b""), Kind.UPLOAD_GONE),
         # Only a server that took the chunk for the end of the object.
-        (Answer(200, {}, b""), Kind.UPLOAD_GONE),
+        (HttpResponse(200, {}, b""), Kind.UPLOAD_GONE),
     ],
 )
 def test_other_answers_to_a_chunk(
-    server: Server, session: ResumableSession, answer: Answer, kind: Kind
+    server: Server, session: ResumableSession, answer: HttpResponse, kind: Kind
 ) -> None:
     server.answers[1] = answer
     with pytest.raises(Fault) as caught:
@@ -198,7 +198,7 @@ def test_other_answers_to_a_chunk(
 
 def test_bytes_that_were_acknowledged_and_are_gone_end_it(server: Server, session: ResumableSession) -> None:
     run_attempts(lambda attempts: session.send(0, 0, (memoryview(DATA[:16]),), 0, attempts))
-    server.answers[2] = Answer(308, {"Range": "bytes=0-7"}, b"")
+    server.answers[2] = HttpResponse(308, {"Range": "bytes=0-7"}, b"")
     with pytest.raises(Fault) as caught:
         run_attempts(lambda attempts: session.send(1, 16, (memoryview(DATA[16:32]),), 0, attempts))
     assert caught.value.kind is Kind.UPLOAD_GONE
@@ -208,7 +208,7 @@ def test_bytes_that_were_acknowledged_and_are_gone_end_it(server: Server, sessio
 def test_a_session_that_is_over_anyway_is_ended(
     server: Server, session: ResumableSession, status: int
 ) -> None:
-    server.answers[1] = Answer(status, {}, b"")
+    server.answers[1] = HttpResponse(status, {}, b"")
     run_attempts(session.abort)
     assert server.seen == ["DELETE"]
 
@@ -217,7 +217,7 @@ def test_a_session_that_is_over_anyway_is_ended(
 def test_a_session_that_could_not_be_ended_is_said_so(
     server: Server, session: ResumableSession, status: int
 ) -> None:
-    server.answers[1] = Answer(status, {}, b"")
+    server.answers[1] = HttpResponse(status, {}, b"")
     with pytest.raises(Fault):
         run_attempts(session.abort, tries=1)
 

@@ -23,17 +23,17 @@ from ckptstore.storage.object_store.faults import RULES, Kind
 from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink, copy_into
 from ckptstore.storage.values import SuffixRange
 from ckptstore.types import ByteRange
-from tests.unit.storage.object_store.fake_transport import FINE, FakeTransport, before, storage_of
+from tests.unit.storage.object_store.scripted_transport import FINE, ScriptedTransport, before, storage_of
 
 KEY, NAME = "b/run/data", "run/data"
 
 
 @pytest.fixture
-def transport() -> FakeTransport:
-    return FakeTransport()
+def transport() -> ScriptedTransport:
+    return ScriptedTransport()
 
 
-class _Answering(FakeTransport):
+class _Answering(ScriptedTransport):
     """Answers every GET with the same headers and body."""
 
     def answer(self, head: ResponseHead, body: bytes) -> None:
@@ -54,51 +54,51 @@ class _Answering(FakeTransport):
         copy_into(body, sink)
 
 
-def test_a_body_that_breaks_off_is_resumed_where_it_did(transport: FakeTransport) -> None:
+def test_a_body_that_breaks_off_is_resumed_where_it_did(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"0123456789")
+    version = transport.add_object(NAME, b"0123456789")
     transport.script("get", before(Kind.CUT), _half(), FINE)
     got = storage.get(KEY)
     assert (got.data, got.version, got.size_bytes) == (b"0123456789", version, 10)
     assert transport.asked("get") == [NAME, NAME, f"{NAME} bytes=5-9"]
 
 
-def test_a_suffix_is_resumed_by_its_real_place(transport: FakeTransport) -> None:
+def test_a_suffix_is_resumed_by_its_real_place(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, b"0123456789")
+    transport.add_object(NAME, b"0123456789")
     transport.script("get", _half(), FINE)
     assert storage.get(KEY, SuffixRange(4)).data == b"6789"
     assert transport.asked("get") == [f"{NAME} bytes=-4", f"{NAME} bytes=8-9"]
 
 
 def _half() -> object:
-    from tests.unit.storage.object_store.fake_transport import after
+    from tests.unit.storage.object_store.scripted_transport import after
 
     return after(Kind.CUT)
 
 
-def test_a_resumed_read_never_mixes_two_versions(transport: FakeTransport) -> None:
+def test_a_resumed_read_never_mixes_two_versions(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, b"0123456789")
+    transport.add_object(NAME, b"0123456789")
     step = _half()
-    step.effect = lambda: transport.place_raw(NAME, b"abcdefghij")  # type: ignore[attr-defined]
+    step.effect = lambda: transport.add_object(NAME, b"abcdefghij")  # type: ignore[attr-defined]
     transport.script("get", step)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError, match="replaced or deleted"):
         storage.get(KEY)
 
 
-def test_a_body_that_always_breaks_off_is_given_up(transport: FakeTransport) -> None:
+def test_a_body_that_always_breaks_off_is_given_up(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, b"0123456789")
+    transport.add_object(NAME, b"0123456789")
     transport.script("get", *[before(Kind.CUT)] * 100)
     with pytest.raises(TransientError, match=f"after {RULES[Kind.CUT].tries} attempts"):
         storage.get(KEY)
 
 
-def test_a_proxy_that_cuts_every_body_is_outlasted(transport: FakeTransport) -> None:
+def test_a_proxy_that_cuts_every_body_is_outlasted(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     data = random.Random(1).randbytes(2 << 20)
-    transport.place_raw(NAME, data)
+    transport.add_object(NAME, data)
     # Each attempt brings half of what is left, so for long more than 64 KiB.
     transport.script("get", *[_half()] * 12, FINE)  # type: ignore[list-item]
     assert storage.get(KEY).data == data
@@ -174,45 +174,45 @@ def test_an_answer_that_does_not_fit_is_refused(head: ResponseHead, body: bytes)
         storage.get(KEY, ByteRange(3, 5))
 
 
-def test_an_object_that_is_too_short_is_named_with_both_sizes(transport: FakeTransport) -> None:
+def test_an_object_that_is_too_short_is_named_with_both_sizes(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, b"0123456789")
+    transport.add_object(NAME, b"0123456789")
     for wanted in (ByteRange(8, 12), ByteRange(10, 12), ByteRange(20, 30)):
         with pytest.raises(TruncatedFileError) as caught:
             storage.get(KEY, wanted)
         assert (caught.value.expected, caught.value.actual) == (f"at least {wanted.stop} bytes", "10 bytes")
 
 
-def test_a_suffix_of_an_empty_object_that_is_refused_is_empty(transport: FakeTransport) -> None:
+def test_a_suffix_of_an_empty_object_that_is_refused_is_empty(transport: ScriptedTransport) -> None:
     # AWS answers 416 there.
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"")
+    version = transport.add_object(NAME, b"")
     got = storage.get(KEY, SuffixRange(48))
     assert (got.data, got.version, got.size_bytes) == (b"", version, 0)
 
 
 @pytest.mark.parametrize("wanted", [ByteRange(3, 3), ByteRange(4, 2), SuffixRange(0)])
-def test_an_empty_range_is_never_sent(transport: FakeTransport, wanted: ByteRange | SuffixRange) -> None:
+def test_an_empty_range_is_never_sent(transport: ScriptedTransport, wanted: ByteRange | SuffixRange) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, b"0123456789")
+    transport.add_object(NAME, b"0123456789")
     with pytest.raises(UsageError):
         storage.get(KEY, wanted)
     storage.read_into(KEY, [ByteRange(3, 3)], [memoryview(bytearray())])
     assert not transport.calls
 
 
-def test_neighbours_share_a_request_and_far_ranges_do_not(transport: FakeTransport) -> None:
+def test_neighbours_share_a_request_and_far_ranges_do_not(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, bytes(1 << 20))
+    version = transport.add_object(NAME, bytes(1 << 20))
     ranges = [ByteRange(0, 10), ByteRange(100, 200), ByteRange(500_000, 500_001), ByteRange(500_001, 500_002)]
     storage.read_into(KEY, ranges, [memoryview(bytearray(r.size_bytes)) for r in ranges], version=version)
     assert sorted(transport.asked("get")) == [f"{NAME} bytes=0-199", f"{NAME} bytes=500000-500001"]
 
 
-def test_what_lies_between_neighbours_goes_nowhere(transport: FakeTransport) -> None:
+def test_what_lies_between_neighbours_goes_nowhere(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     data = random.Random(2).randbytes(1 << 20)
-    version = transport.place_raw(NAME, data)
+    version = transport.add_object(NAME, data)
     # Small and large ones, with gaps of every kind between them; cut off in the middle.
     ranges = [ByteRange(*pair) for pair in ((5, 6), (6, 300_000), (340_000, 340_010), (340_010, 800_000))]
     buffers = [bytearray(extent.size_bytes) for extent in ranges]
@@ -224,10 +224,10 @@ def test_what_lies_between_neighbours_goes_nowhere(transport: FakeTransport) -> 
     assert second.endswith("-799999")
 
 
-def test_a_long_range_is_one_request_and_is_resumed_where_it_broke(transport: FakeTransport) -> None:
+def test_a_long_range_is_one_request_and_is_resumed_where_it_broke(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     data = random.Random(2).randbytes(20 << 20)
-    version = transport.place_raw(NAME, data)
+    version = transport.add_object(NAME, data)
     memory = bytearray(len(data))
     transport.script("get", _half(), before(Kind.CUT), FINE)  # type: ignore[arg-type]
     storage.read_into(KEY, [ByteRange(0, len(data))], [memoryview(memory)], version=version)
@@ -239,9 +239,9 @@ def test_a_long_range_is_one_request_and_is_resumed_where_it_broke(transport: Fa
     ]
 
 
-def test_large_pieces_come_straight_into_the_callers_memory(transport: FakeTransport) -> None:
+def test_large_pieces_come_straight_into_the_callers_memory(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"0123456789" * 100_000)
+    version = transport.add_object(NAME, b"0123456789" * 100_000)
     memory = np.zeros(900_000, np.uint8)
     small = bytearray(100)
     windows: list[memoryview] = []
@@ -272,10 +272,10 @@ def test_large_pieces_come_straight_into_the_callers_memory(transport: FakeTrans
     assert bytes(memory) == b"0123456789" * 90_000
 
 
-def test_without_a_version_the_first_answer_pins_the_others(transport: FakeTransport) -> None:
+def test_without_a_version_the_first_answer_pins_the_others(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw(NAME, bytes(1 << 20))
-    answers = iter([lambda: None, lambda: transport.place_raw(NAME, bytes(1 << 20))])
+    transport.add_object(NAME, bytes(1 << 20))
+    answers = iter([lambda: None, lambda: transport.add_object(NAME, bytes(1 << 20))])
 
     whole = transport.get
 
@@ -289,9 +289,9 @@ def test_without_a_version_the_first_answer_pins_the_others(transport: FakeTrans
         storage.read_into(KEY, ranges, [memoryview(bytearray(10)) for _ in ranges])
 
 
-def test_after_the_first_failure_nothing_more_is_asked(transport: FakeTransport) -> None:
+def test_after_the_first_failure_nothing_more_is_asked(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, bytes(1 << 20))
+    version = transport.add_object(NAME, bytes(1 << 20))
     ranges = [ByteRange(start, start + 10) for start in range(0, 1 << 20, 1 << 18)]
     transport.script("get", FINE, before(Kind.FORBIDDEN))
     with pytest.raises(AccessError):
@@ -304,10 +304,10 @@ def test_after_the_first_failure_nothing_more_is_asked(transport: FakeTransport)
     st.integers(1, 50),
 )
 def test_any_set_of_ranges_arrives_exactly(wanted: list[tuple[int, int]], piece_bytes: int) -> None:
-    transport = FakeTransport()
+    transport = ScriptedTransport()
     storage = storage_of(transport)
     data = random.Random(4).randbytes(400)
-    transport.place_raw(NAME, data)
+    transport.add_object(NAME, data)
     whole = transport.get
 
     def in_pieces(*args: object, accept: Callable[[ResponseHead], Sink], **kwargs: object) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ckptstore.storage.object_store.server_clock import skew_of
-from tests.unit.storage.object_store.fake_transport import FakeTransport, storage_of
+from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, storage_of
 
 
 def test_the_difference_is_the_servers_time_less_ours() -> None:
@@ -23,6 +23,6 @@ def test_an_answer_without_a_date_changes_nothing(date: str | None) -> None:
 
 
 def test_a_storage_tells_the_servers_time() -> None:
-    transport = FakeTransport()
+    transport = ScriptedTransport()
     transport.skew_s = -3600.0
     assert storage_of(transport).now_s() == pytest.approx(time.time() - 3600.0, abs=2.0)

@@ -21,7 +21,13 @@ from ckptstore.errors import (
 )
 from ckptstore.storage.object_store.faults import RULES, Fault, Kind
 from ckptstore.storage.values import Ambiguous, Committed, Lost
-from tests.unit.storage.object_store.fake_transport import FINE, FakeTransport, after, before, storage_of
+from tests.unit.storage.object_store.scripted_transport import (
+    FINE,
+    ScriptedTransport,
+    after,
+    before,
+    storage_of,
+)
 
 KEY, NAME = "b/run/model.index", "run/model.index"
 
@@ -29,25 +35,27 @@ _DOUBTFUL = [Kind.CUT, Kind.STALLED, Kind.SERVER, Kind.GARBLED]
 
 
 @pytest.fixture
-def transport() -> FakeTransport:
-    return FakeTransport()
+def transport() -> ScriptedTransport:
+    return ScriptedTransport()
 
 
-def test_a_create_is_one_request(transport: FakeTransport) -> None:
+def test_a_create_is_one_request(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     assert storage.put_new(KEY, b"data") == Committed(transport.objects[NAME].version)
     assert transport.calls == [("put", NAME)]
 
 
-def test_a_create_that_finds_an_object_is_lost_to_its_version(transport: FakeTransport) -> None:
+def test_a_create_that_finds_an_object_is_lost_to_its_version(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    theirs = transport.place_raw(NAME, b"theirs")
+    theirs = transport.add_object(NAME, b"theirs")
     assert storage.put_new(KEY, b"ours") == Lost(theirs)
     assert transport.calls == [("put", NAME), ("head", NAME)]
 
 
 @pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT, Kind.PRECONDITION])
-def test_a_create_whose_answer_was_lost_is_recognised_as_ours(transport: FakeTransport, kind: Kind) -> None:
+def test_a_create_whose_answer_was_lost_is_recognised_as_ours(
+    transport: ScriptedTransport, kind: Kind
+) -> None:
     storage = storage_of(transport)
     transport.script("put", after(kind))
     outcome = storage.put_new(KEY, b"data")
@@ -56,7 +64,7 @@ def test_a_create_whose_answer_was_lost_is_recognised_as_ours(transport: FakeTra
 
 
 @pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT])
-def test_a_create_that_did_not_arrive_is_sent_again(transport: FakeTransport, kind: Kind) -> None:
+def test_a_create_that_did_not_arrive_is_sent_again(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
     transport.script("put", before(kind))
     assert isinstance(storage.put_new(KEY, b"data"), Committed)
@@ -64,14 +72,14 @@ def test_a_create_that_did_not_arrive_is_sent_again(transport: FakeTransport, ki
 
 
 @pytest.mark.parametrize("kind", _DOUBTFUL)
-def test_a_create_that_somebody_else_won_meanwhile_is_lost(transport: FakeTransport, kind: Kind) -> None:
+def test_a_create_that_somebody_else_won_meanwhile_is_lost(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
-    transport.script("put", before(kind, lambda: transport.place_raw(NAME, b"theirs")))
+    transport.script("put", before(kind, lambda: transport.add_object(NAME, b"theirs")))
     assert storage.put_new(KEY, b"ours") == Lost(transport.objects[NAME].version)
     assert transport.objects[NAME].data == b"theirs"
 
 
-def test_a_hidden_repetition_is_no_conflict(transport: FakeTransport) -> None:
+def test_a_hidden_repetition_is_no_conflict(transport: ScriptedTransport) -> None:
     # The client below sends a PUT twice without a word: the first won, the second is told "412".
     storage = storage_of(transport)
     transport.script("put", after(Kind.PRECONDITION))
@@ -79,7 +87,7 @@ def test_a_hidden_repetition_is_no_conflict(transport: FakeTransport) -> None:
 
 
 @pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.PRECONDITION, Kind.CONFLICT])
-def test_what_cannot_be_read_back_is_ambiguous(transport: FakeTransport, kind: Kind) -> None:
+def test_what_cannot_be_read_back_is_ambiguous(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
     transport.script("put", after(kind))
     transport.script("head", *[before(Kind.CUT)] * RULES[Kind.CUT].tries)
@@ -89,7 +97,7 @@ def test_what_cannot_be_read_back_is_ambiguous(transport: FakeTransport, kind: K
 
 
 @pytest.mark.parametrize("kind", _DOUBTFUL)
-def test_a_write_that_may_still_land_is_ambiguous(transport: FakeTransport, kind: Kind) -> None:
+def test_a_write_that_may_still_land_is_ambiguous(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
     transport.script("put", *[before(kind)] * RULES[kind].tries)
     assert isinstance(storage.put_new(KEY, b"data"), Ambiguous)
@@ -108,7 +116,7 @@ def test_a_write_that_may_still_land_is_ambiguous(transport: FakeTransport, kind
     ],
 )
 def test_a_refusal_is_certain_and_final(
-    transport: FakeTransport, kind: Kind, error: type[CkptStoreError]
+    transport: ScriptedTransport, kind: Kind, error: type[CkptStoreError]
 ) -> None:
     storage = storage_of(transport)
     transport.script("put", before(kind))
@@ -119,7 +127,7 @@ def test_a_refusal_is_certain_and_final(
 
 
 @pytest.mark.parametrize("kind", [Kind.FORBIDDEN, Kind.NO_BUCKET, Kind.FULL])
-def test_a_refusal_after_a_lost_answer_proves_nothing(transport: FakeTransport, kind: Kind) -> None:
+def test_a_refusal_after_a_lost_answer_proves_nothing(transport: ScriptedTransport, kind: Kind) -> None:
     # The first attempt may land at any time, whatever the second is told.
     storage = storage_of(transport)
     transport.script("put", before(Kind.CUT), before(kind))
@@ -128,7 +136,7 @@ def test_a_refusal_after_a_lost_answer_proves_nothing(transport: FakeTransport, 
 
 @pytest.mark.parametrize("kind", [Kind.NOT_SENT, Kind.THROTTLED])
 def test_what_never_reached_the_server_is_an_error_and_not_ambiguous(
-    transport: FakeTransport, kind: Kind
+    transport: ScriptedTransport, kind: Kind
 ) -> None:
     storage = storage_of(transport)
     transport.script("put", *[before(kind)] * RULES[kind].tries)
@@ -136,14 +144,14 @@ def test_what_never_reached_the_server_is_an_error_and_not_ambiguous(
         storage.put_new(KEY, b"data")
 
 
-def test_a_throttled_create_that_landed_all_the_same_is_found(transport: FakeTransport) -> None:
+def test_a_throttled_create_that_landed_all_the_same_is_found(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     tries = RULES[Kind.THROTTLED].tries
     transport.script("put", *[before(Kind.THROTTLED)] * (tries - 1), after(Kind.THROTTLED))
     assert isinstance(storage.put_new(KEY, b"data"), Committed)
 
 
-def test_another_checksum_of_what_was_stored_is_an_error(transport: FakeTransport) -> None:
+def test_another_checksum_of_what_was_stored_is_an_error(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
 
     def damage() -> None:
@@ -154,38 +162,38 @@ def test_another_checksum_of_what_was_stored_is_an_error(transport: FakeTranspor
         storage.put_new(KEY, b"data")
 
 
-def test_a_swap_is_one_request(transport: FakeTransport) -> None:
+def test_a_swap_is_one_request(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
+    old = transport.add_object(NAME, b"old")
     assert storage.put_if(KEY, b"new", old) == Committed(transport.objects[NAME].version)
     assert transport.calls == [("put", NAME)]
 
 
-def test_a_swap_of_another_version_is_lost(transport: FakeTransport) -> None:
+def test_a_swap_of_another_version_is_lost(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
-    theirs = transport.place_raw(NAME, b"theirs")
+    old = transport.add_object(NAME, b"old")
+    theirs = transport.add_object(NAME, b"theirs")
     assert storage.put_if(KEY, b"ours", old) == Lost(theirs)
 
 
-def test_a_swap_of_nothing_is_lost_to_nothing(transport: FakeTransport) -> None:
+def test_a_swap_of_nothing_is_lost_to_nothing(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     assert storage.put_if(KEY, b"ours", "v9") == Lost(None)
 
 
 @pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT, Kind.PRECONDITION, Kind.ABSENT])
-def test_a_swap_whose_answer_was_lost_is_recognised_as_ours(transport: FakeTransport, kind: Kind) -> None:
+def test_a_swap_whose_answer_was_lost_is_recognised_as_ours(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
+    old = transport.add_object(NAME, b"old")
     transport.script("put", after(kind))
     assert storage.put_if(KEY, b"new", old) == Committed(transport.objects[NAME].version)
     assert len(transport.asked("put")) == 1
 
 
 @pytest.mark.parametrize("kind", [*_DOUBTFUL, Kind.CONFLICT])
-def test_a_swap_that_did_not_arrive_is_sent_again(transport: FakeTransport, kind: Kind) -> None:
+def test_a_swap_that_did_not_arrive_is_sent_again(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
+    old = transport.add_object(NAME, b"old")
     transport.script("put", before(kind))
     assert isinstance(storage.put_if(KEY, b"new", old), Committed)
     assert transport.objects[NAME].data == b"new"
@@ -193,24 +201,26 @@ def test_a_swap_that_did_not_arrive_is_sent_again(transport: FakeTransport, kind
 
 @pytest.mark.parametrize("kind", _DOUBTFUL)
 def test_a_swap_of_what_was_deleted_meanwhile_is_lost_to_nothing(
-    transport: FakeTransport, kind: Kind
+    transport: ScriptedTransport, kind: Kind
 ) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
+    old = transport.add_object(NAME, b"old")
     transport.script("put", before(kind, lambda: transport.objects.clear()))
     assert storage.put_if(KEY, b"new", old) == Lost(None)
 
 
-def test_a_condition_that_fails_though_it_holds_is_tried_a_few_times_only(transport: FakeTransport) -> None:
+def test_a_condition_that_fails_although_it_holds_is_tried_a_few_times(
+    transport: ScriptedTransport,
+) -> None:
     storage = storage_of(transport)
-    old = transport.place_raw(NAME, b"old")
+    old = transport.add_object(NAME, b"old")
     transport.script("put", *[before(Kind.PRECONDITION)] * 50)
     with pytest.raises(CkptStoreError):
         storage.put_if(KEY, b"new", old)
     assert len(transport.asked("put")) == RULES[Kind.PRECONDITION].tries
 
 
-def test_absence_is_believed_from_a_get_only(transport: FakeTransport) -> None:
+def test_absence_is_believed_from_a_get_only(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     with pytest.raises(NotFoundError):
         storage.head(KEY)
@@ -218,7 +228,7 @@ def test_absence_is_believed_from_a_get_only(transport: FakeTransport) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.NO_BUCKET, Kind.FORBIDDEN, Kind.UNPROVED])
-def test_a_404_that_proves_nothing_is_never_not_found(transport: FakeTransport, kind: Kind) -> None:
+def test_a_404_that_proves_nothing_is_never_not_found(transport: ScriptedTransport, kind: Kind) -> None:
     storage = storage_of(transport)
     transport.script("get", before(kind), before(kind))
     with pytest.raises(AccessError):
@@ -228,11 +238,11 @@ def test_a_404_that_proves_nothing_is_never_not_found(transport: FakeTransport, 
 
 
 @pytest.mark.parametrize("data", [b"", b"data"])
-def test_what_appears_between_head_and_get_is_there(transport: FakeTransport, data: bytes) -> None:
+def test_what_appears_between_head_and_get_is_there(transport: ScriptedTransport, data: bytes) -> None:
     storage = storage_of(transport)
 
     def appear() -> None:
-        transport.place_raw(NAME, data)
+        transport.add_object(NAME, data)
 
     transport.script("head", before(Kind.UNPROVED, appear))
     assert storage.head(KEY).size_bytes == len(data)
@@ -241,7 +251,7 @@ def test_what_appears_between_head_and_get_is_there(transport: FakeTransport, da
 @pytest.mark.parametrize(
     "key", ["b", "b/", "", "/x", "b//x", "b/./x", "b/x/..", "b/x\n", "b/x/", "b/" + "x" * 1025, "b/\ud800"]
 )
-def test_a_key_that_servers_take_differently_is_refused(transport: FakeTransport, key: str) -> None:
+def test_a_key_that_servers_take_differently_is_refused(transport: ScriptedTransport, key: str) -> None:
     storage = storage_of(transport)
     calls: list[Callable[[], object]] = [
         lambda: storage.get(key),
@@ -258,35 +268,35 @@ def test_a_key_that_servers_take_differently_is_refused(transport: FakeTransport
     assert not transport.calls
 
 
-def test_a_conditional_delete_is_one_request(transport: FakeTransport) -> None:
+def test_a_conditional_delete_is_one_request(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"x")
+    version = transport.add_object(NAME, b"x")
     assert storage.delete_if(KEY, version)
     assert transport.calls == [("delete", f"{NAME} {version}")]
 
 
-def test_a_delete_whose_answer_was_lost_is_done(transport: FakeTransport) -> None:
+def test_a_delete_whose_answer_was_lost_is_done(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"x")
+    version = transport.add_object(NAME, b"x")
     transport.script("delete", after(Kind.CUT))
     assert storage.delete_if(KEY, version)
     assert len(transport.asked("delete")) == 2
 
 
-def test_a_delete_of_another_version_leaves_it(transport: FakeTransport) -> None:
+def test_a_delete_of_another_version_leaves_it(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"x")
-    transport.place_raw(NAME, b"y")
+    version = transport.add_object(NAME, b"x")
+    transport.add_object(NAME, b"y")
     assert not storage.delete_if(KEY, version)
     assert transport.objects[NAME].data == b"y"
 
 
 def test_without_conditional_deletes_the_version_is_looked_at_first() -> None:
-    transport = FakeTransport(honours_delete=False)
+    transport = ScriptedTransport(honours_delete=False)
     storage = storage_of(transport)
     assert not storage.capabilities.conditional_delete
-    version = transport.place_raw(NAME, b"x")
-    newer = transport.place_raw(NAME, b"y")
+    version = transport.add_object(NAME, b"x")
+    newer = transport.add_object(NAME, b"y")
     assert not storage.delete_if(KEY, version)
     assert transport.calls == [("head", NAME)]
     assert storage.delete_if(KEY, newer)
@@ -295,9 +305,9 @@ def test_without_conditional_deletes_the_version_is_looked_at_first() -> None:
 
 def test_a_version_seen_a_moment_ago_is_not_looked_at_again() -> None:
     # What retention does: look at the victim, write the record, delete. The request budget counts on it.
-    transport = FakeTransport(honours_delete=False)
+    transport = ScriptedTransport(honours_delete=False)
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"x")
+    version = transport.add_object(NAME, b"x")
     storage.head(KEY)
     transport.calls.clear()
     assert storage.delete_if(KEY, version)
@@ -305,30 +315,30 @@ def test_a_version_seen_a_moment_ago_is_not_looked_at_again() -> None:
 
 
 def test_a_version_that_we_replaced_ourselves_is_looked_at_again() -> None:
-    transport = FakeTransport(honours_delete=False)
+    transport = ScriptedTransport(honours_delete=False)
     storage = storage_of(transport)
-    version = transport.place_raw(NAME, b"x")
+    version = transport.add_object(NAME, b"x")
     storage.head(KEY)
     assert isinstance(storage.put_if(KEY, b"y", version), Committed)
     assert not storage.delete_if(KEY, version)
     assert transport.objects[NAME].data == b"y"
 
 
-def test_who_may_not_write_may_still_delete(transport: FakeTransport) -> None:
+def test_who_may_not_write_may_still_delete(transport: ScriptedTransport) -> None:
     from ckptstore.storage.object_store.storage import ObjectStorage
 
     storage = ObjectStorage(transport)
-    version = transport.place_raw(NAME, b"x")
+    version = transport.add_object(NAME, b"x")
     transport.script("put", before(Kind.FORBIDDEN))
     assert storage.delete_if(KEY, version)
     assert not transport.objects
 
 
-def test_many_are_deleted_in_batches_and_each_once(transport: FakeTransport) -> None:
+def test_many_are_deleted_in_batches_and_each_once(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     names = [f"run/{number}" for number in range(7)]
     for name in names:
-        transport.place_raw(name, b"x")
+        transport.add_object(name, b"x")
     storage.delete_many([f"b/{name}" for name in [*names, names[0]]])
     assert not transport.objects
     assert [len(batch.split()) for batch in transport.asked("delete_many")] == [3, 3]
@@ -336,21 +346,21 @@ def test_many_are_deleted_in_batches_and_each_once(transport: FakeTransport) -> 
 
 
 def test_a_server_without_bulk_deletes_gets_single_ones() -> None:
-    transport = FakeTransport(deletes_many=False)
+    transport = ScriptedTransport(deletes_many=False)
     storage = storage_of(transport)
     for name in ("run/a", "run/b"):
-        transport.place_raw(name, b"x")
+        transport.add_object(name, b"x")
     storage.delete_many(["b/run/a", "b/run/b", "b/run/c"])
     assert not transport.objects
     assert transport.asked("delete") == ["run/a", "run/b", "run/c"]
 
 
 def test_a_refusal_inside_a_bulk_answer_is_raised_after_all_were_tried(
-    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+    transport: ScriptedTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = storage_of(transport)
     for number in range(6):
-        transport.place_raw(f"run/{number}", b"x")
+        transport.add_object(f"run/{number}", b"x")
     whole = transport.delete_many
 
     def refuse(bucket: str, names: list[str], attempts: object) -> dict[str, Fault]:
@@ -366,11 +376,11 @@ def test_a_refusal_inside_a_bulk_answer_is_raised_after_all_were_tried(
 
 
 def test_what_may_pass_inside_a_bulk_answer_is_tried_again(
-    transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+    transport: ScriptedTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = storage_of(transport)
     for name in ("run/a", "run/b"):
-        transport.place_raw(name, b"x")
+        transport.add_object(name, b"x")
     monkeypatch.setattr(
         transport,
         "delete_many",
@@ -380,37 +390,37 @@ def test_what_may_pass_inside_a_bulk_answer_is_tried_again(
     assert transport.asked("delete") == ["run/a"]
 
 
-def test_a_listing_follows_all_pages_in_order(transport: FakeTransport) -> None:
+def test_a_listing_follows_all_pages_in_order(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     for name in ("run/c", "run/a", "run/e", "run/b", "run/d", "run/d/x", "run2/a"):
-        transport.place_raw(name, b"x")
+        transport.add_object(name, b"x")
     assert [info.key for info in storage.list("b/run/")] == [f"b/run/{letter}" for letter in "abcde"]
     assert len(transport.asked("list_page")) == 3
 
 
-def test_a_page_that_fails_fails_the_listing(transport: FakeTransport) -> None:
+def test_a_page_that_fails_fails_the_listing(transport: ScriptedTransport) -> None:
     # A listing that ends early would look like a shorter one.
     storage = storage_of(transport)
     for number in range(5):
-        transport.place_raw(f"run/{number}", b"x")
+        transport.add_object(f"run/{number}", b"x")
     transport.script("list_page", FINE, before(Kind.FORBIDDEN))
     with pytest.raises(AccessError):
         list(storage.list("b/run/"))
 
 
-def test_the_marker_of_an_empty_directory_is_no_object(transport: FakeTransport) -> None:
+def test_the_marker_of_an_empty_directory_is_no_object(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    transport.place_raw("run/", b"")
+    transport.add_object("run/", b"")
     assert list(storage.list("b/run/")) == []
 
 
 def test_an_object_with_the_name_of_the_directory_is_named_where_it_may_hide_it(
-    transport: FakeTransport,
+    transport: ScriptedTransport,
 ) -> None:
     transport.object_hides_directory = True  # type: ignore[misc]
     storage = storage_of(transport)
     assert list(storage.list("b/run/")) == []
-    transport.place_raw("run", b"x")
+    transport.add_object("run", b"x")
     with pytest.raises(UsageError, match="the directory's own name") as caught:
         storage.list("b/run/")
     assert caught.value.url == "fake://b/run"
@@ -419,15 +429,15 @@ def test_an_object_with_the_name_of_the_directory_is_named_where_it_may_hide_it(
 @pytest.mark.parametrize(
     ("weak", "claims"),
     [
-        (FakeTransport(honours_create=False), (False, True)),
-        (FakeTransport(honours_swap=False), (True, False)),
-        (FakeTransport(creates_missing=True), (True, False)),
-        (FakeTransport(honours_create=False, honours_swap=False), (False, False)),
+        (ScriptedTransport(honours_create=False), (False, True)),
+        (ScriptedTransport(honours_swap=False), (True, False)),
+        (ScriptedTransport(creates_missing=True), (True, False)),
+        (ScriptedTransport(honours_create=False, honours_swap=False), (False, False)),
     ],
     ids=["create", "swap", "swap of nothing", "both"],
 )
 def test_a_server_that_ignores_conditions_is_found_out_and_said_once(
-    weak: FakeTransport, claims: tuple[bool, bool]
+    weak: ScriptedTransport, claims: tuple[bool, bool]
 ) -> None:
     with pytest.warns(CkptStoreWarning, match="single-writer") as said:
         storage = storage_of(weak)
@@ -442,8 +452,8 @@ def test_a_server_that_ignores_conditions_is_found_out_and_said_once(
 
 @pytest.mark.filterwarnings("ignore::ckptstore.errors.CkptStoreWarning")
 def test_one_writer_on_a_weak_server_still_overwrites_nothing() -> None:
-    storage = storage_of(weak := FakeTransport(honours_create=False, honours_swap=False))
-    theirs = weak.place_raw(NAME, b"theirs")
+    storage = storage_of(weak := ScriptedTransport(honours_create=False, honours_swap=False))
+    theirs = weak.add_object(NAME, b"theirs")
     assert storage.put_new(KEY, b"ours") == Lost(theirs)
     assert storage.put_if(KEY, b"ours", "v0") == Lost(theirs)
     assert isinstance(storage.put_if(KEY, b"ours", theirs), Committed)
@@ -453,11 +463,11 @@ def test_one_writer_on_a_weak_server_still_overwrites_nothing() -> None:
         assert isinstance(upload.commit(), Committed)
 
 
-def test_reading_asks_no_server_what_it_does(transport: FakeTransport) -> None:
+def test_reading_asks_no_server_what_it_does(transport: ScriptedTransport) -> None:
     from ckptstore.storage.object_store.storage import ObjectStorage
 
     storage = ObjectStorage(transport)
-    transport.place_raw(NAME, b"x")
+    transport.add_object(NAME, b"x")
     storage.get(KEY)
     storage.head(KEY)
     list(storage.list("b/run/"))
@@ -465,7 +475,7 @@ def test_reading_asks_no_server_what_it_does(transport: FakeTransport) -> None:
     assert not transport.asked("put")
 
 
-def test_a_storage_is_not_pickled(transport: FakeTransport) -> None:
+def test_a_storage_is_not_pickled(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     for dump in (pickle.dumps, copy.deepcopy):
         with pytest.raises(TypeError, match="pass the URL"):

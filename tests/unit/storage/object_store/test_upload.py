@@ -20,7 +20,7 @@ from ckptstore.errors import (
 from ckptstore.storage.object_store.faults import RULES, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
-from tests.unit.storage.object_store.fake_transport import FakeTransport, after, before, storage_of
+from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, after, before, storage_of
 
 KEY, NAME = "b/run/model.data-00000-of-00001", "run/model.data-00000-of-00001"
 MIB = 1 << 20
@@ -28,8 +28,8 @@ LARGE = random.Random(5).randbytes(MIB) * 20
 
 
 @pytest.fixture
-def transport() -> FakeTransport:
-    return FakeTransport()
+def transport() -> ScriptedTransport:
+    return ScriptedTransport()
 
 
 def _upload(storage: ObjectStorage, data: bytes, hint: int | None = len(LARGE)) -> PutOutcome:
@@ -40,7 +40,7 @@ def _upload(storage: ObjectStorage, data: bytes, hint: int | None = len(LARGE)) 
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 8 * MIB, 8 * MIB + 1, 16 * MIB])
-def test_up_to_16_mib_travel_in_one_request(transport: FakeTransport, size_bytes: int) -> None:
+def test_up_to_16_mib_travel_in_one_request(transport: ScriptedTransport, size_bytes: int) -> None:
     storage = storage_of(transport)
     assert isinstance(_upload(storage, LARGE[:size_bytes], size_bytes), Committed)
     assert transport.objects[NAME].data == LARGE[:size_bytes]
@@ -51,7 +51,7 @@ def test_up_to_16_mib_travel_in_one_request(transport: FakeTransport, size_bytes
     ("hint", "times", "part"), [(None, 4, 32), (0, 1, 16), (20 * MIB, 1, 8), (10**12, 10, 96)]
 )
 def test_more_travels_in_parts_whatever_was_announced(
-    transport: FakeTransport, hint: int | None, times: int, part: int
+    transport: ScriptedTransport, hint: int | None, times: int, part: int
 ) -> None:
     storage = storage_of(transport)
     data = LARGE * times
@@ -61,12 +61,12 @@ def test_more_travels_in_parts_whatever_was_announced(
     assert [kind for kind, _ in transport.calls] == ["begin", *["send"] * parts, "complete"]
 
 
-def test_an_upload_whose_size_nobody_told_has_room_for_a_large_shard(transport: FakeTransport) -> None:
+def test_an_upload_whose_size_nobody_told_has_room_for_a_large_shard(transport: ScriptedTransport) -> None:
     with storage_of(transport).upload(KEY) as upload:
         assert upload.part_size_bytes * transport.most_parts > 200 * 1024 * MIB
 
 
-def test_a_part_that_fails_is_sent_again_alone(transport: FakeTransport) -> None:
+def test_a_part_that_fails_is_sent_again_alone(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     transport.script("send", before(Kind.CUT), after(Kind.CUT))
     assert isinstance(_upload(storage, LARGE), Committed)
@@ -84,7 +84,7 @@ def test_a_part_that_fails_is_sent_again_alone(transport: FakeTransport) -> None
     ],
 )
 def test_a_part_that_is_refused_ends_the_upload_and_leaves_nothing(
-    transport: FakeTransport, kind: Kind, error: type[CkptStoreError]
+    transport: ScriptedTransport, kind: Kind, error: type[CkptStoreError]
 ) -> None:
     storage = storage_of(transport)
     transport.script("send", *[before(kind)] * 10)
@@ -94,7 +94,7 @@ def test_a_part_that_is_refused_ends_the_upload_and_leaves_nothing(
     assert not any(session.is_open for session in transport.sessions)
 
 
-def test_parts_after_one_that_failed_tell_what_it_failed_with(transport: FakeTransport) -> None:
+def test_parts_after_one_that_failed_tell_what_it_failed_with(transport: ScriptedTransport) -> None:
     transport.script("send", *[before(Kind.FULL)] * 10)
     part = memoryview(LARGE)[: 8 * MIB]
     with storage_of(transport).upload(KEY, len(LARGE)) as upload:
@@ -105,21 +105,21 @@ def test_parts_after_one_that_failed_tell_what_it_failed_with(transport: FakeTra
             upload.send(1, (part,), 0)
 
 
-def test_a_first_completion_with_the_right_checksum_needs_no_look(transport: FakeTransport) -> None:
+def test_a_first_completion_with_the_right_checksum_needs_no_look(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     assert isinstance(_upload(storage, LARGE), Committed)
     assert not transport.asked("head")
 
 
 def test_a_completion_that_tells_no_checksum_is_looked_at() -> None:
-    transport = FakeTransport(tells_checksum=False)
+    transport = ScriptedTransport(returns_checksum=False)
     assert isinstance(_upload(storage_of(transport), LARGE), Committed)
     assert len(transport.asked("head")) == 1
 
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.STALLED, Kind.SERVER, Kind.UPLOAD_GONE, Kind.PRECONDITION])
 def test_a_completion_whose_answer_was_lost_is_recognised_as_ours(
-    transport: FakeTransport, kind: Kind
+    transport: ScriptedTransport, kind: Kind
 ) -> None:
     storage = storage_of(transport)
     transport.script("complete", after(kind))
@@ -129,7 +129,7 @@ def test_a_completion_whose_answer_was_lost_is_recognised_as_ours(
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.STALLED, Kind.SERVER, Kind.CONFLICT])
 def test_a_completion_that_did_not_arrive_is_repeated_and_then_looked_at(
-    transport: FakeTransport, kind: Kind
+    transport: ScriptedTransport, kind: Kind
 ) -> None:
     storage = storage_of(transport)
     transport.script("complete", before(kind))
@@ -139,11 +139,11 @@ def test_a_completion_that_did_not_arrive_is_repeated_and_then_looked_at(
     ]
 
 
-def test_success_of_a_repeated_completion_proves_nothing(transport: FakeTransport) -> None:
+def test_success_of_a_repeated_completion_proves_nothing(transport: ScriptedTransport) -> None:
     # A server that lost the upload in a crash said 200 and an ETag all the same.
     storage = storage_of(transport)
     transport.script("complete", before(Kind.CUT))
-    whole = FakeTransport.place_raw
+    whole = ScriptedTransport.add_object
 
     def forget(name: str, data: bytes, write_id: str | None = "theirs") -> str:
         version = whole(transport, name, data, write_id)
@@ -151,7 +151,7 @@ def test_success_of_a_repeated_completion_proves_nothing(transport: FakeTranspor
         transport.objects = _Vanishing({name: stone})
         return version
 
-    transport.place_raw = forget  # type: ignore[method-assign]
+    transport.add_object = forget  # type: ignore[method-assign]
     with pytest.raises(TransientError, match="does not have it"):
         _upload(storage, LARGE)
 
@@ -163,7 +163,7 @@ class _Vanishing(dict[str, object]):
         return default
 
 
-def test_an_upload_that_the_server_forgot_is_an_error(transport: FakeTransport) -> None:
+def test_an_upload_that_the_server_forgot_is_an_error(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     transport.script("complete", before(Kind.UPLOAD_GONE))
     with pytest.raises(TransientError, match="save again"):
@@ -173,35 +173,35 @@ def test_an_upload_that_the_server_forgot_is_an_error(transport: FakeTransport) 
 
 @pytest.mark.parametrize("kind", [Kind.CUT, Kind.SERVER])
 def test_a_completion_that_nobody_can_judge_is_ambiguous_and_left_alone(
-    transport: FakeTransport, kind: Kind
+    transport: ScriptedTransport, kind: Kind
 ) -> None:
     storage = storage_of(transport)
     transport.script("complete", before(kind))
     transport.script("head", *[before(Kind.FORBIDDEN)] * 9)
-    transport.place_raw(NAME, b"theirs")
+    transport.add_object(NAME, b"theirs")
     assert isinstance(_upload(storage, LARGE), Ambiguous)
     assert transport.sessions[0].is_open
     assert not transport.asked("abort")
 
 
-def test_a_completion_that_is_lost_aborts_the_upload(transport: FakeTransport) -> None:
+def test_a_completion_that_is_lost_aborts_the_upload(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    theirs = transport.place_raw(NAME, b"theirs")
+    theirs = transport.add_object(NAME, b"theirs")
     assert _upload(storage, LARGE) == Lost(theirs)
     assert not transport.sessions[0].is_open
     assert transport.objects[NAME].data == b"theirs"
 
 
-def test_another_checksum_of_the_whole_is_an_error(transport: FakeTransport) -> None:
+def test_another_checksum_of_the_whole_is_an_error(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
-    whole = transport.place_raw
+    whole = transport.add_object
 
     def damage(name: str, data: bytes, write_id: str | None = "theirs") -> str:
         version = whole(name, data, write_id)
         transport.objects[name].crc32c = 7
         return version
 
-    transport.place_raw = damage  # type: ignore[method-assign]
+    transport.add_object = damage  # type: ignore[method-assign]
     with pytest.raises(ChecksumError, match="not the one that was sent"):
         _upload(storage, LARGE)
 
@@ -217,7 +217,7 @@ def _leave(how: str, storage: ObjectStorage) -> None:
     elif how == "drop":
         del upload
         gc.collect()
-        storage.pool().shutdown(wait=True)
+        storage.service.background().shutdown(wait=True)
     else:
         with pytest.raises(KeyboardInterrupt), upload:
             raise KeyboardInterrupt
@@ -225,14 +225,14 @@ def _leave(how: str, storage: ObjectStorage) -> None:
 
 @pytest.mark.parametrize("how", ["abort", "exit", "drop", "interrupt"])
 def test_leaving_without_a_commit_aborts_once_and_publishes_nothing(
-    transport: FakeTransport, how: str
+    transport: ScriptedTransport, how: str
 ) -> None:
     _leave(how, storage_of(transport))
     assert transport.asked("abort") == [NAME]
     assert not transport.objects
 
 
-def test_closing_without_an_abort_leaves_what_a_dead_process_would(transport: FakeTransport) -> None:
+def test_closing_without_an_abort_leaves_what_a_dead_process_would(transport: ScriptedTransport) -> None:
     upload = storage_of(transport).upload(KEY, len(LARGE))
     upload.write(LARGE)
     upload.close()
@@ -242,7 +242,7 @@ def test_closing_without_an_abort_leaves_what_a_dead_process_would(transport: Fa
     assert transport.sessions[0].is_open
 
 
-def test_an_abort_that_fails_does_not_hide_the_first_error(transport: FakeTransport) -> None:
+def test_an_abort_that_fails_does_not_hide_the_first_error(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     transport.script("abort", *[before(Kind.FORBIDDEN)] * 9)
 
@@ -256,7 +256,7 @@ def test_an_abort_that_fails_does_not_hide_the_first_error(transport: FakeTransp
     assert "cannot remove the unfinished upload" in caught.value.__notes__[0]
 
 
-def test_after_a_commit_nothing_is_aborted(transport: FakeTransport) -> None:
+def test_after_a_commit_nothing_is_aborted(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     with storage.upload(KEY, len(LARGE)) as upload:
         upload.write(LARGE)
@@ -269,7 +269,7 @@ def test_after_a_commit_nothing_is_aborted(transport: FakeTransport) -> None:
     assert not transport.asked("abort")
 
 
-def test_a_stale_upload_is_dropped_and_says_so(transport: FakeTransport) -> None:
+def test_a_stale_upload_is_dropped_and_says_so(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     upload = storage.upload(KEY, len(LARGE))
     upload.write(LARGE)
@@ -282,7 +282,7 @@ def test_a_stale_upload_is_dropped_and_says_so(transport: FakeTransport) -> None
     upload.close()
 
 
-def test_stale_uploads_of_others_are_dropped_by_age_and_place(transport: FakeTransport) -> None:
+def test_stale_uploads_of_others_are_dropped_by_age_and_place(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     other = storage_of(transport)
     uploads = [
@@ -295,13 +295,13 @@ def test_stale_uploads_of_others_are_dropped_by_age_and_place(transport: FakeTra
     assert transport.asked("abort_upload") == ["run/model-1"]
 
 
-def test_nobody_is_provably_dead_so_nothing_is_asked(transport: FakeTransport) -> None:
+def test_nobody_is_provably_dead_so_nothing_is_asked(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     assert storage.abort_stale_uploads("b/run/", float("inf")) == 0
     assert not transport.calls
 
 
-def test_an_upload_does_not_survive_a_fork(transport: FakeTransport) -> None:
+def test_an_upload_does_not_survive_a_fork(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     upload = storage.upload(KEY, len(LARGE))
     upload.write(LARGE)
@@ -322,7 +322,7 @@ def test_an_upload_does_not_survive_a_fork(transport: FakeTransport) -> None:
     assert transport.objects[NAME].data == LARGE + b"x"
 
 
-def test_a_conflict_at_the_end_is_tried_as_often_as_the_rule_says(transport: FakeTransport) -> None:
+def test_a_conflict_at_the_end_is_tried_as_often_as_the_rule_says(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     transport.script("complete", *[before(Kind.CONFLICT)] * 50)
     with pytest.raises(TransientError):

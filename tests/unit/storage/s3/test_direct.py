@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptstore.storage.s3.client import Blueprint, S3Client
-from ckptstore.storage.s3.direct import S3Direct, _Plan, _Refused
+from ckptstore.storage.s3.direct import S3Direct, _Refused, _Template
 from tests.servers.certificates import make_certificates
 
 _AUTHORIZATION = (
@@ -42,13 +42,13 @@ def blueprint(**changed: Any) -> Blueprint:
     return Blueprint(**{**whole, **changed})
 
 
-def read(**changed: Any) -> _Plan | _Refused:
+def read(**changed: Any) -> _Template | _Refused:
     return S3Direct(S3Client({}))._read(blueprint(**changed))
 
 
 def test_place_region_and_what_every_request_carries_are_read() -> None:
     plan = read()
-    assert isinstance(plan, _Plan)
+    assert isinstance(plan, _Template)
     assert plan.base == "https://bucket.s3.eu-north-1.amazonaws.com/"
     assert plan.region == "eu-north-1"
     assert plan.headers == {"User-Agent": "client", "x-amz-request-payer": "requester"}
@@ -57,14 +57,14 @@ def test_place_region_and_what_every_request_carries_are_read() -> None:
 
 def test_a_path_and_a_port_are_kept() -> None:
     plan = read(url="http://127.0.0.1:9000/some/bucket/the-name")
-    assert isinstance(plan, _Plan)
+    assert isinstance(plan, _Template)
     assert plan.base == "http://127.0.0.1:9000/some/bucket/"
     assert (plan.server.host, plan.server.port, plan.server.is_encrypted) == ("127.0.0.1", 9000, False)
 
 
 def test_requests_without_a_signature_stay_without() -> None:
     plan = read(headers={"User-Agent": "client"}, credentials=None)
-    assert isinstance(plan, _Plan)
+    assert isinstance(plan, _Template)
     assert plan.region == ""
 
 
@@ -107,7 +107,7 @@ def test_trust_is_what_the_client_has(tmp_path: Path) -> None:
 
     def context(verify: Any) -> ssl.SSLContext:
         plan = read(verify=verify)
-        assert isinstance(plan, _Plan)
+        assert isinstance(plan, _Template)
         made = plan.server._context
         assert made is not None
         return made
@@ -123,8 +123,8 @@ def test_hosts_share_connections_and_nothing_shows_a_secret() -> None:
     direct = S3Direct(S3Client({}))
     first, second = (direct._read(blueprint()) for _ in range(2))
     other = direct._read(blueprint(url="https://other.example/the-name"))
-    assert isinstance(first, _Plan)
-    assert isinstance(second, _Plan)
-    assert isinstance(other, _Plan)
+    assert isinstance(first, _Template)
+    assert isinstance(second, _Template)
+    assert isinstance(other, _Template)
     assert first.server is second.server is not other.server
     assert "AKID" not in repr(blueprint())

@@ -22,7 +22,7 @@ from ckptstore.storage.object_store.transport import Sink
 from ckptstore.storage.scope import Cancellation
 from ckptstore.storage.wire import connections
 from ckptstore.storage.wire.connections import Server
-from ckptstore.storage.wire.exchange import DirectReply, DirectRequest, exchange
+from ckptstore.storage.wire.exchange import HttpRequest, HttpResponse, exchange
 from tests.servers.certificates import make_certificates
 
 MIB = 1 << 20
@@ -148,9 +148,9 @@ def ask(
     into: Sink | None = None,
     attempts: Attempts | None = None,
     headers: dict[str, str] | None = None,
-) -> DirectReply:
+) -> HttpResponse:
     method = method or ("PUT" if body else "GET")
-    request = DirectRequest(method, "/b/name?x=1", {"Host": "h", **(headers or {})}, body)
+    request = HttpRequest(method, "/b/name?x=1", {"Host": "h", **(headers or {})}, body)
     accept = None if into is None else lambda status, found: into
     return exchange(server, request, attempts or new_attempts(), accept)
 
@@ -543,10 +543,10 @@ def test_who_refuses_the_head_of_an_answer_gets_no_body_and_the_connection_is_no
     with running(echo) as peer:
         server = to(peer)
         with pytest.raises(Fault, match="not this"):
-            exchange(server, DirectRequest("PUT", "/", {"Host": "h"}, (b"body",)), new_attempts(), refuse)
+            exchange(server, HttpRequest("PUT", "/", {"Host": "h"}, (b"body",)), new_attempts(), refuse)
         assert server._kept == []
 
 
 def test_a_request_shows_nothing_of_what_it_carries() -> None:
-    request = DirectRequest("GET", "/x?Signature=s3cret", {"Authorization": "s3cret"})
+    request = HttpRequest("GET", "/x?Signature=s3cret", {"Authorization": "s3cret"})
     assert "s3cret" not in repr(request)
