@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ckptstore.cli.output import Output
-from ckptstore.cli.progress import watched
-from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_lines, diagnosis_table
-from ckptstore.view.directory import DirectoryFacts, checkpoint_table, directory_summary
-from ckptstore.view.garbage import collection_lines, garbage_table
-from ckptstore.view.problems import Problem, problem_line
-from ckptstore.view.repair import repair_lines, repair_table
-from ckptstore.view.table import Table, Tone, table_lines
-from ckptstore.view.tensors import (
+from ckptstore.cli.progress_display import watched
+from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_lines, diagnosis_table
+from ckptstore.view.directory_listing import DirectoryFacts, checkpoint_table, directory_summary
+from ckptstore.view.garbage_report import collection_lines, garbage_table
+from ckptstore.view.inspection import (
     Inspection,
     TensorFacts,
     heading_line,
@@ -26,8 +23,16 @@ from ckptstore.view.tensors import (
     tensor_table,
     total_lines,
 )
+from ckptstore.view.problems import Problem, problem_line
+from ckptstore.view.repair_report import repair_lines, repair_table
 from ckptstore.view.text import escaped, wrapped
-from ckptstore.view.verification import CheckedFacts, VerificationFacts, checked_lines, verification_lines
+from ckptstore.view.text_table import TextTable, Tone, table_lines
+from ckptstore.view.verification_report import (
+    CheckedFacts,
+    VerificationFacts,
+    checked_lines,
+    verification_lines,
+)
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageReport
@@ -132,7 +137,7 @@ def _say(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> None:
     print(text, file=stream)
 
 
-def _show_table(table: Table) -> None:
+def _show_table(table: TextTable) -> None:
     if not sys.stdout.isatty():
         for line, _ in table_lines(table):
             print(line)

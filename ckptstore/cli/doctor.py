@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ckptstore.cli.errors import OK, exit_code_of
-from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.exit_codes import OK, exit_code_of
 from ckptstore.cli.output import Output
+from ckptstore.cli.shell_command import Options, shell_command
 
 __all__ = ["doctor_command"]
 
@@ -24,7 +24,7 @@ def doctor_command(output: Output, storage_options: Options, *, url: str) -> int
     """
     from ckptstore.storage.diagnosis import diagnose
     from ckptstore.storage.registry import locate
-    from ckptstore.view.diagnosis import DiagnosisFacts
+    from ckptstore.view.diagnosis_report import DiagnosisFacts
 
     place = locate(url, storage_options)
     findings = diagnose(place.storage, place.key)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.errors import OK, exit_code_of
-from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.exit_codes import OK, exit_code_of
 from ckptstore.cli.output import Output
 from ckptstore.cli.parameters import parse_age
+from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def gc_command(
     from ckptstore.directory.garbage import GarbageReport, collect_garbage
     from ckptstore.directory.garbage_search import find_garbage
     from ckptstore.storage.registry import locate
-    from ckptstore.view.garbage import garbage_total
+    from ckptstore.view.garbage_report import garbage_total
     from ckptstore.view.text import escaped
 
     place = at_directory(locate(directory, storage_options))

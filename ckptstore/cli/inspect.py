@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptstore.cli.errors import CORRUPT, OK
-from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.exit_codes import CORRUPT, OK
 from ckptstore.cli.output import Output
 from ckptstore.cli.parameters import parse_printoption
+from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import CorruptError, UnsupportedError
 
 if TYPE_CHECKING:
     from ckptstore.bundle.read.open_bundle import BundleReader
-    from ckptstore.view.tensors import Inspection, TensorFacts
+    from ckptstore.view.inspection import Inspection, TensorFacts
 
 __all__ = ["inspect_command"]
 
@@ -102,7 +102,7 @@ def inspect_command(
 
 def _inspection(reader: BundleReader, exclude_pattern: str) -> Inspection:
     from ckptstore.bundle.read.reader_v1 import ReaderV1
-    from ckptstore.view.tensors import Inspection
+    from ckptstore.view.inspection import Inspection
 
     return Inspection(
         url=reader.location.url,
@@ -116,8 +116,8 @@ def _inspection(reader: BundleReader, exclude_pattern: str) -> Inspection:
 
 def _facts(reader: BundleReader, name: str) -> TensorFacts:
     """Return what the index says of one tensor; a damaged entry does not hide the others."""
+    from ckptstore.view.inspection import TensorFacts
     from ckptstore.view.problems import Problem
-    from ckptstore.view.tensors import TensorFacts
 
     try:
         spec = reader.spec(name)

@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ckptstore.cli.output import Output
-from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_object
-from ckptstore.view.directory import DirectoryFacts, directory_object
-from ckptstore.view.garbage import collection_object
+from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_object
+from ckptstore.view.directory_listing import DirectoryFacts, directory_object
+from ckptstore.view.garbage_report import collection_object
+from ckptstore.view.inspection import Inspection, TensorFacts, inspection_object, tensor_object
+from ckptstore.view.json_values import value_object
 from ckptstore.view.problems import Problem, problem_object
-from ckptstore.view.repair import repair_object
-from ckptstore.view.tensors import Inspection, TensorFacts, inspection_object, tensor_object
-from ckptstore.view.values import value_object
-from ckptstore.view.verification import CheckedFacts, VerificationFacts, verification_object
+from ckptstore.view.repair_report import repair_object
+from ckptstore.view.verification_report import CheckedFacts, VerificationFacts, verification_object
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageReport

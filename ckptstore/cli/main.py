@@ -9,12 +9,12 @@ import click
 
 from ckptstore import __version__
 from ckptstore.cli.doctor import doctor_command
-from ckptstore.cli.errors import USAGE
+from ckptstore.cli.exit_codes import USAGE
 from ckptstore.cli.gc import gc_command
 from ckptstore.cli.inspect import inspect_command
 from ckptstore.cli.ls import ls_command
 from ckptstore.cli.repair import repair_command
-from ckptstore.cli.run import run_guarded
+from ckptstore.cli.run_guarded import run_guarded
 from ckptstore.cli.verify import verify_command
 
 __all__ = ["main"]

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
     from ckptstore.transfer.progress import Progress
-    from ckptstore.view.diagnosis import DiagnosisFacts
-    from ckptstore.view.directory import DirectoryFacts
-    from ckptstore.view.tensors import Inspection, TensorFacts
-    from ckptstore.view.verification import CheckedFacts, VerificationFacts
+    from ckptstore.view.diagnosis_report import DiagnosisFacts
+    from ckptstore.view.directory_listing import DirectoryFacts
+    from ckptstore.view.inspection import Inspection, TensorFacts
+    from ckptstore.view.verification_report import CheckedFacts, VerificationFacts
 
 __all__ = ["Output"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ckptstore.cli.errors import OK
-from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.exit_codes import OK
 from ckptstore.cli.output import Output
+from ckptstore.cli.shell_command import Options, shell_command
 
 __all__ = ["repair_command"]
 

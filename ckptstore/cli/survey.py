@@ -25,7 +25,7 @@ from ckptstore.errors import (
 from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
-from ckptstore.view.directory import CheckpointFacts, DirectoryFacts, RecordFacts, State
+from ckptstore.view.directory_listing import CheckpointFacts, DirectoryFacts, RecordFacts, State
 from ckptstore.view.problems import Problem
 
 __all__ = ["Survey", "survey"]
@@ -51,21 +51,25 @@ def survey(directory: Location) -> Survey:
         If the directory itself cannot be listed.
     """
     found = list_checkpoints(directory)
-    look = _Look(directory, found)
-    items = [item for name in [*found, *(look.listed.keys() - found)] if (item := look.at(name)) is not None]
+    surveyed = _DirectorySurvey(directory, found)
+    items = [
+        item
+        for name in [*found, *(surveyed.listed.keys() - found)]
+        if (item := surveyed.facts(name)) is not None
+    ]
     facts = DirectoryFacts(
         url=directory.url or ".",
         now_s=time.time(),
-        record=look.record,
+        record=surveyed.record,
         checkpoints=_newest_last(items),
-        latest=None if look.latest is None else look.latest.url,
-        latest_problem=look.latest_problem,
+        latest=None if surveyed.latest is None else surveyed.latest.url,
+        latest_problem=surveyed.latest_problem,
     )
-    return Survey(facts, look.failure)
+    return Survey(facts, surveyed.failure)
 
 
-class _Look:
-    """One look at a directory; goes on after a failure, so that one locked file hides no other."""
+class _DirectorySurvey:
+    """The survey of one directory; a file that cannot be read does not hide the others."""
 
     def __init__(self, directory: Location, found: dict[str, Found]) -> None:
         self.failure: CkptStoreError | None = None
@@ -123,7 +127,7 @@ class _Look:
         if self.failure is None and isinstance(error, (AccessError, TransientError)):
             self.failure = error
 
-    def at(self, name: str) -> CheckpointFacts | None:
+    def facts(self, name: str) -> CheckpointFacts | None:
         """Return the facts of one prefix; None if its files only have the names of a checkpoint's."""
         place = self.listed.get(name) or self._directory.child(name)
         found = self._found.get(name) or self._found_below(place) or Found(name)

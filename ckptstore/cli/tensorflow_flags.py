@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ckptstore.cli.errors import NOT_FOUND, OK, USAGE, exit_code_of
-from ckptstore.cli.options import open_output
+from ckptstore.cli.exit_codes import NOT_FOUND, OK, USAGE, exit_code_of
 from ckptstore.cli.parameters import parse_printoption
-from ckptstore.cli.run import run_guarded
+from ckptstore.cli.run_guarded import run_guarded
+from ckptstore.cli.shell_command import open_output
 from ckptstore.errors import CkptStoreError
 
 __all__ = ["main"]

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ckptstore.cli.errors import CORRUPT, OK, exit_code_of
-from ckptstore.cli.options import Options, shell_command
+from ckptstore.cli.exit_codes import CORRUPT, OK, exit_code_of
 from ckptstore.cli.output import Output
+from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TransientError, UnsupportedError
 
 if TYPE_CHECKING:
     from ckptstore.bundle.verify.verify import VerifyReport
     from ckptstore.storage.base import Location
-    from ckptstore.view.verification import CheckedFacts
+    from ckptstore.view.verification_report import CheckedFacts
 
 __all__ = ["verify_command"]
 
@@ -33,7 +33,7 @@ def verify_command(output: Output, storage_options: Options, *, target: str, qui
     from ckptstore.bundle.verify.verify import verify_bundle
     from ckptstore.cli.targets import at_checkpoint, at_directory
     from ckptstore.storage.registry import locate
-    from ckptstore.view.verification import VerificationFacts
+    from ckptstore.view.verification_report import VerificationFacts
 
     def verify(prefix: Location) -> VerifyReport:
         return verify_bundle(prefix, quick=quick, progress=output.progress())
@@ -90,7 +90,7 @@ def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]
 
 def _checked(report: VerifyReport, name: str) -> CheckedFacts:
     from ckptstore.view.problems import Problem
-    from ckptstore.view.verification import CheckedFacts
+    from ckptstore.view.verification_report import CheckedFacts
 
     return CheckedFacts(
         prefix=name,
@@ -104,6 +104,6 @@ def _checked(report: VerifyReport, name: str) -> CheckedFacts:
 
 def _unknown(error: CkptStoreError, name: str, prefix: Location) -> CheckedFacts:
     from ckptstore.view.problems import Problem
-    from ckptstore.view.verification import CheckedFacts
+    from ckptstore.view.verification_report import CheckedFacts
 
     return CheckedFacts(name, prefix.url, 0, 0, [Problem.of_error(error)], is_known=False)

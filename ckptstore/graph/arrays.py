@@ -12,10 +12,10 @@ from typing import TypeAlias
 from ckptstore.errors import UsageError
 from ckptstore.format.coding import encode_varint_field
 from ckptstore.format.metagraph import encode_saver_def
-from ckptstore.graph import wire
+from ckptstore.graph import node_encoding as encode
 from ckptstore.graph.graph import Graph
 from ckptstore.graph.graph_file import GraphFile
-from ckptstore.graph.names import legal_names, unused_scope
+from ckptstore.graph.operation_names import legal_names, unused_scope
 from ckptstore.graph.saver_nodes import (
     ASSIGNABLE_REFERENCES,
     ASSIGNABLE_RESOURCES,
@@ -125,19 +125,21 @@ def _variable_nodes(saved: Sequence[SavedVariable], shapes: Sequence[Sequence[in
         if variable.is_resource:
             # Without a name of its own for sharing, TensorFlow would make another variable for each run.
             handle = {
-                "dtype": wire.type_value(enum),
-                "shape": wire.shape_value(shape),
-                "shared_name": wire.string_value(name),
+                "dtype": encode.type_value(enum),
+                "shape": encode.shape_value(shape),
+                "shared_name": encode.string_value(name),
             }
-            nodes.append(wire.node(name, "VarHandleOp", (), wire.attributes(handle)))
-            nodes.append(wire.read_variable_node(variable.read, name, enum))
+            nodes.append(encode.node(name, "VarHandleOp", (), encode.attributes(handle)))
+            nodes.append(encode.read_variable_node(variable.read, name, enum))
             continue
         kind = (enum, tuple(shape))
         attributes = known_attributes.get(kind)
         if attributes is None:
-            attributes = wire.attributes({"dtype": wire.type_value(enum), "shape": wire.shape_value(shape)})
+            attributes = encode.attributes(
+                {"dtype": encode.type_value(enum), "shape": encode.shape_value(shape)}
+            )
             known_attributes[kind] = attributes
-        nodes.append(wire.node(name, "VariableV2", (), attributes))
+        nodes.append(encode.node(name, "VariableV2", (), attributes))
     return b"".join(nodes)
 
 
@@ -146,9 +148,9 @@ def _collections(saved: Sequence[SavedVariable]) -> dict[str, bytes]:
     all_variables, trainable_variables = [], []
     for variable in saved:
         trainable = variable.dtype_enum in _TRAINABLE
-        definition = wire.message_field(
+        definition = encode.message_field(
             1,
-            wire.variable_def(
+            encode.variable_def(
                 variable.operation, variable.read, is_resource=variable.is_resource, trainable=trainable
             ),
         )
@@ -170,13 +172,13 @@ def _unused_name(name: str, taken: set[str]) -> str:
 
 def _meta_graph(nodes: bytes, saver_def: bytes, collections: dict[str, bytes]) -> bytes:
     """Encode MetaGraphDef: graph_def=2 {node=1, versions=4 {producer=1}}, saver_def=3, collection_def=4."""
-    versions = wire.message_field(4, encode_varint_field(1, GRAPH_PRODUCER))
-    meta = wire.message_field(2, nodes + versions)
+    versions = encode.message_field(4, encode_varint_field(1, GRAPH_PRODUCER))
+    meta = encode.message_field(2, nodes + versions)
     if saver_def:
-        meta += wire.message_field(3, saver_def)
+        meta += encode.message_field(3, saver_def)
     for key, entries in collections.items():
         if entries:
             # bytes_list is field 2 of CollectionDef.
-            collection = wire.message_field(2, entries)
-            meta += wire.message_field(4, wire.text_field(1, key) + wire.message_field(2, collection))
+            collection = encode.message_field(2, entries)
+            meta += encode.message_field(4, encode.text_field(1, key) + encode.message_field(2, collection))
     return meta

@@ -18,11 +18,11 @@ from ckptstore.graph.attributes import as_dtype, fill_shape
 from ckptstore.graph.graph import Graph
 from ckptstore.graph.graph_file import GraphFile
 from ckptstore.graph.handles import BuiltOperation, BuiltTensor, Input, collection_kind, collection_value
-from ckptstore.graph.names import check_name
+from ckptstore.graph.node_encoding import variable_def
 from ckptstore.graph.nodes import REFERENCE_VARIABLE_OPS
 from ckptstore.graph.op_defs import argument_types, builtin_definition
+from ckptstore.graph.operation_names import check_name
 from ckptstore.graph.type_inference import fill_attributes
-from ckptstore.graph.wire import variable_def
 from ckptstore.suggest import did_you_mean_or_known
 from ckptstore.types import DType
 

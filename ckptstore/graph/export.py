@@ -28,7 +28,7 @@ from ckptstore.format.protos import Proto, message_class
 from ckptstore.graph.arrays import meta_graph_for_arrays
 from ckptstore.graph.graph import Graph, file_of
 from ckptstore.graph.graph_file import GraphFile
-from ckptstore.graph.names import check_scope
+from ckptstore.graph.operation_names import check_scope
 
 __all__ = ["export_meta_graph_bytes", "meta_graph_for_arrays", "read_meta_graph"]
 

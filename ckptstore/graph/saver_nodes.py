@@ -19,11 +19,11 @@ from typing import NamedTuple
 from ckptstore.errors import UsageError
 from ckptstore.format.metagraph import SaverDef, encode_saver_def
 from ckptstore.format.protos import message_class
-from ckptstore.graph import wire
+from ckptstore.graph import node_encoding as encode
 from ckptstore.graph.graph import Graph, file_of
 from ckptstore.graph.graph_file import GraphFile
-from ckptstore.graph.names import unused_scope
 from ckptstore.graph.nodes import Variable
+from ckptstore.graph.operation_names import unused_scope
 from ckptstore.suggest import did_you_mean_or_known
 
 __all__ = [
@@ -94,36 +94,38 @@ def encode_saver_nodes(variables: Sequence[SavedVariable], scope: str) -> bytes:
 
 
 def _saver_nodes(variables: Sequence[SavedVariable], scope: str) -> Iterator[bytes]:
-    string = wire.type_value(7)
-    types = wire.type_list_value(variable.dtype_enum for variable in variables)
-    names = wire.attributes(
-        {"dtype": string, "value": wire.string_list_tensor([variable.key for variable in variables])}
+    string = encode.type_value(7)
+    types = encode.type_list_value(variable.dtype_enum for variable in variables)
+    names = encode.attributes(
+        {"dtype": string, "value": encode.string_list_tensor([variable.key for variable in variables])}
     )
-    specs = wire.attributes(
-        {"dtype": string, "value": wire.string_list_tensor([variable.spec for variable in variables])}
+    specs = encode.attributes(
+        {"dtype": string, "value": encode.string_list_tensor([variable.spec for variable in variables])}
     )
-    with_default = wire.attributes({"dtype": string, "shape": wire.shape_value(())})
+    with_default = encode.attributes({"dtype": string, "shape": encode.shape_value(())})
     filename = f"{scope}/Const"
-    yield wire.node(
+    yield encode.node(
         f"{scope}/filename/input",
         "Const",
         (),
-        wire.attributes({"dtype": string, "value": wire.string_tensor("model")}),
+        encode.attributes({"dtype": string, "value": encode.string_tensor("model")}),
     )
-    yield wire.node(f"{scope}/filename", "PlaceholderWithDefault", (f"{scope}/filename/input",), with_default)
-    yield wire.node(filename, "PlaceholderWithDefault", (f"{scope}/filename",), with_default)
+    yield encode.node(
+        f"{scope}/filename", "PlaceholderWithDefault", (f"{scope}/filename/input",), with_default
+    )
+    yield encode.node(filename, "PlaceholderWithDefault", (f"{scope}/filename",), with_default)
     for op, extra_inputs in (("SaveV2", [variable.read for variable in variables]), ("RestoreV2", [])):
         inputs = (f"{scope}/{op}/tensor_names", f"{scope}/{op}/shape_and_slices")
-        yield wire.node(inputs[0], "Const", (), names)
-        yield wire.node(inputs[1], "Const", (), specs)
-        yield wire.node(
-            f"{scope}/{op}", op, (filename, *inputs, *extra_inputs), wire.attributes({"dtypes": types})
+        yield encode.node(inputs[0], "Const", (), names)
+        yield encode.node(inputs[1], "Const", (), specs)
+        yield encode.node(
+            f"{scope}/{op}", op, (filename, *inputs, *extra_inputs), encode.attributes({"dtypes": types})
         )
-    yield wire.node(
+    yield encode.node(
         f"{scope}/control_dependency",
         "Identity",
         (filename, f"^{scope}/SaveV2"),
-        wire.attributes({"T": string}),
+        encode.attributes({"T": string}),
     )
     assignments = []
     known_attributes: dict[tuple[int, bool, bool], bytes] = {}
@@ -136,15 +138,15 @@ def _saver_nodes(variables: Sequence[SavedVariable], scope: str) -> Iterator[byt
         name = f"{scope}/Assign_{index}" if index else f"{scope}/Assign"
         restored = f"{scope}/RestoreV2:{index}" if index else f"{scope}/RestoreV2"
         assignments.append(f"^{name}")
-        yield wire.node(name, op, (variable.operation, restored), encoded)
-    yield wire.node(f"{scope}/restore_all", "NoOp", assignments, b"")
+        yield encode.node(name, op, (variable.operation, restored), encoded)
+    yield encode.node(f"{scope}/restore_all", "NoOp", assignments, b"")
 
 
 def _assign_attributes(dtype_enum: int, is_resource: bool, fixed_shape: bool) -> bytes:
-    values = {"dtype" if is_resource else "T": wire.type_value(dtype_enum)}
+    values = {"dtype" if is_resource else "T": encode.type_value(dtype_enum)}
     if not is_resource and not fixed_shape:
-        values["validate_shape"] = wire.bool_value(False)
-    return wire.attributes(values)
+        values["validate_shape"] = encode.bool_value(False)
+    return encode.attributes(values)
 
 
 def with_saver(
@@ -182,7 +184,7 @@ def with_saver(
     if not saved:
         return graph
     reads = b"".join(
-        wire.read_variable_node(entry.read, entry.operation, entry.dtype_enum)
+        encode.read_variable_node(entry.read, entry.operation, entry.dtype_enum)
         for entry in saved
         if entry.is_resource
     )

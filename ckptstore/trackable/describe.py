@@ -23,7 +23,7 @@ __all__ = ["SAVE_COUNTER", "describe"]
 SAVE_COUNTER = "save_counter"
 """The child of the root that counts saves."""
 
-# What TensorFlow calls a variable that was given no name. Nothing reads it but name-based restore.
+# TensorFlow's name for a variable without one. Only name-based restore reads it.
 _UNNAMED = "Variable"
 
 
@@ -34,10 +34,9 @@ def describe(tree: Tree, full_names: Mapping[str, str] | None = None) -> list[No
     ----------
     tree : Tree
     full_names : mapping, optional
-        Path as in keys → name of the variable, for those that shall be found by TensorFlow's name-based
-        restore. Without it variables are called as TensorFlow calls unnamed ones: those of an optimizer and
-        the save counter by their local name, slot variables by that of their variable and the slot's, all
-        others ``Variable``.
+        Path as in keys → name of the variable, for TensorFlow's name-based restore. The others are named as
+        TensorFlow names unnamed variables: those of an optimizer and the save counter by their local name,
+        slot variables by the names of their variable and slot, all others ``Variable``.
 
     Raises
     ------

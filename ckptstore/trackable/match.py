@@ -1,7 +1,7 @@
-"""Which value of a checkpoint belongs to which array of the tree.
+"""Match the values of a checkpoint with the arrays of a tree.
 
-Matching goes by the object graph: from both roots along equal local names. The keys of the tensors play no
-part, so a checkpoint fits whatever path its writer reached an array by first.
+Matching follows the object graph: from both roots along equal local names. The keys of the tensors do not
+matter, so a checkpoint fits by whatever path its writer first reached an array.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Match", "match_graph", "match_names"]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What belongs together, and what is left over on either side.
+    """The pairs, and what is left over on either side.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Match:
     unmatched : tuple of str
         Paths of the tree for which the checkpoint has no value.
     unused : tuple of str
-        Tensors of the checkpoint which nothing in the tree receives.
+        Tensors of the checkpoint that nothing in the tree receives.
     """
 
     values: dict[int, str]
@@ -62,7 +62,7 @@ def match_graph(tree: Tree, nodes: Sequence[Node]) -> Match:
 
 
 def _bind(tree: Tree, nodes: Sequence[Node]) -> dict[int, int]:
-    """Return node of the tree → node of the checkpoint, along the shortest ways in the tree."""
+    """Return node of the tree → node of the checkpoint, along the shortest paths in the tree."""
     bound = {0: 0} if nodes else {}
     names: dict[int, dict[str, int]] = {}
     pending = list(bound)
@@ -73,8 +73,7 @@ def _bind(tree: Tree, nodes: Sequence[Node]) -> dict[int, int]:
         stored_id = bound[node_id]
         by_name = names.get(stored_id)
         if by_name is None:
-            # Kept, because a hostile file may lead every container of the tree to one node with a million
-            # children.
+            # Cached: in a hostile file every container may match one node with a million children.
             by_name = {child.local_name: child.node_id for child in reversed(nodes[stored_id].children)}
             names[stored_id] = by_name
         for name, child in children:
@@ -85,7 +84,7 @@ def _bind(tree: Tree, nodes: Sequence[Node]) -> dict[int, int]:
 
 
 def _bind_slots(tree: Tree, nodes: Sequence[Node], bound: dict[int, int]) -> None:
-    """Add slot variables: what the optimizer's node there keeps for the variable's node there."""
+    """Add to `bound` the slot that each matched optimizer keeps for each matched variable."""
     stored: dict[int, dict[tuple[str, int], int]] = {}
     for optimizer, name, variable, slot in tree.slots:
         if optimizer not in bound or variable not in bound:

@@ -1,4 +1,4 @@
-"""The one kind of object beside containers and arrays: what keeps state for each variable."""
+"""The state of an optimizer: the one kind of object besides containers and arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a restore answers: what was found, what was not, and assertions about it."""
+"""The result of a restore: what was found, what was not, and assertions about it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _MOST_SHOWN = 10
 
 
 class UnmatchedError(UsageError, AssertionError):
-    """Tree and checkpoint do not hold the same; an AssertionError, as TensorFlow raises it."""
+    """Tree and checkpoint hold different things; an AssertionError, as in TensorFlow."""
 
 
 class RestoreStatus:
-    """What became of a `Checkpoint.read` or `Checkpoint.restore`; the values are in place already.
+    """The result of `Checkpoint.read` or `Checkpoint.restore`; the values are in place already.
 
-    A status that is dropped without a look at what is left over warns about it once, as TensorFlow does.
+    Without a call of any of its methods it warns about what is left over when it is collected, as in
+    TensorFlow.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class RestoreStatus:
         if getattr(self, "_seen", True) or sys.is_finalizing():
             return
         parts = []
-        # The counter is ours; that a checkpoint has none is nothing to warn about.
+        # The counter is added by Checkpoint; a checkpoint without one is not worth a warning.
         unmatched = [path for path in self.unmatched if path != SAVE_COUNTER]
         if unmatched:
             parts.append(f"{_listed(unmatched)} of the tree have no value in the checkpoint")
@@ -111,7 +112,7 @@ class RestoreStatus:
 
 
 class NothingRestored(RestoreStatus):
-    """What a restore of None answers: there was no checkpoint, the tree is as it was."""
+    """The result of restoring None: there was no checkpoint, the tree is unchanged."""
 
     def __init__(self) -> None:
         super().__init__("", (), ())

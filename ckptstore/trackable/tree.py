@@ -1,6 +1,6 @@
-"""The objects of a checkpoint as data: which there are, how they hang together, where each stands.
+"""The objects of a checkpoint as data: what they are, how they are connected, where each is referenced.
 
-See `walk` for how they are found.
+`walk` finds them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from ckptstore.errors import UsageError
 from ckptstore.format.object_graph import checkpoint_key, object_path, slot_path, unescape
 
-__all__ = ["Place", "Tree", "TreeNode", "TreeSlot"]
+__all__ = ["ItemRef", "Tree", "TreeNode", "TreeSlot"]
 
 
-class Place(NamedTuple):
-    """Where a value stands: ``holder[key]``."""
+class ItemRef(NamedTuple):
+    """One reference to a value: ``holder[key]``."""
 
     holder: Any
     key: Any
@@ -34,22 +34,22 @@ class TreeNode:
     parent : (int, str) or None
         The last step of its path: id of the parent, local name. None for the root and for slot variables.
     has_value : bool
-        Whether this is an array, a number or text: something that is saved.
+        Whether it is saved: an array, a number or text.
     children : list of (str, int)
         Local name and id.
-    places : list of Place
-        Where it stands in the tree; of interest for nodes with a value.
+    refs : list of ItemRef
+        All references to it in the tree; used for nodes with a value.
     """
 
     value: Any
     parent: tuple[int, str] | None
     has_value: bool
     children: list[tuple[str, int]] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    refs: list[ItemRef] = field(default_factory=list)
 
 
 class TreeSlot(NamedTuple):
-    """What `optimizer` keeps for `variable` under the name `name` is node `slot`; the others are ids, too."""
+    """A slot variable: node `slot` is what node `optimizer` keeps for node `variable` under `name`."""
 
     optimizer: int
     name: str
@@ -74,19 +74,19 @@ class Tree:
         self._by_name: dict[int, dict[str, int]] = {}
         self._slot_of: dict[int, TreeSlot] = {}
 
-    def add_slot(self, optimizer: int, name: str, variable: int, value: Any, place: Place) -> None:
+    def add_slot(self, optimizer: int, name: str, variable: int, value: Any, ref: ItemRef) -> None:
         """Append the node of a slot variable."""
         slot = TreeSlot(optimizer, name, variable, len(self.nodes))
-        self.nodes.append(TreeNode(value, None, True, places=[place]))
+        self.nodes.append(TreeNode(value, None, True, refs=[ref]))
         self.slots.append(slot)
         self._slot_of[slot.slot] = slot
 
     def slot_at(self, node_id: int) -> TreeSlot | None:
-        """Return what is known of a node as a slot variable, None if it is none."""
+        """Return the slot that a node is the variable of, or None."""
         return self._slot_of.get(node_id)
 
     def local_names(self, node_id: int) -> list[str]:
-        """Return the names on the way from the root to a node that is no slot variable."""
+        """Return the names from the root to a node that is not a slot variable."""
         names = []
         step = self.nodes[node_id].parent
         while step is not None:
@@ -95,15 +95,14 @@ class Tree:
         return names[::-1]
 
     def path(self, node_id: int) -> str:
-        """Return the path of a node as in the keys of the checkpoint; that of the root is empty."""
+        """Return the path of a node as in the keys of the checkpoint; the root's is empty."""
         slot = self._slot_of.get(node_id)
         if slot is not None:
             return slot_path(self.path(slot.variable), self.path(slot.optimizer), slot.name)
         step = self.nodes[node_id].parent
         if step is None:
             return ""
-        # Only the paths of parents are kept: in a deep tree those of all nodes would take the square of its
-        # size.
+        # Only the paths of parents are cached: those of all nodes would take quadratic memory in a deep tree.
         parent, name = step
         before = self._paths.get(parent)
         if before is None:
@@ -123,7 +122,7 @@ class Tree:
         return by_name.get(name)
 
     def find(self, path: str) -> int | None:
-        """Return the node that a caller means by `path`; its names may be escaped as in keys or not."""
+        """Return the node at `path`, whose names may be escaped as in keys or not."""
         parts = path.split("/") if path else []
         pending = [(0, 0)]
         seen = set(pending)
@@ -131,11 +130,11 @@ class Tree:
             node_id, start = pending.pop()
             if start == len(parts):
                 return node_id
-            # A name may hold a slash of its own; the shortest name that leads on is tried first.
+            # A name may contain slashes; the shortest name that exists is tried first.
             for stop in range(len(parts), start, -1):
                 found = self.child(node_id, "/".join(parts[start:stop]))
                 if found is None and stop == start + 1:
-                    with suppress(UsageError):  # no name looks like this when it is escaped
+                    with suppress(UsageError):  # this cannot be an escaped name
                         found = self.child(node_id, unescape(parts[start]))
                 if found is not None and (found, stop) not in seen:
                     seen.add((found, stop))
@@ -143,7 +142,7 @@ class Tree:
         return None
 
     def plain_paths(self) -> Iterator[str]:
-        """Yield the path of every node with a value that is no slot variable, its names not escaped."""
+        """Yield the unescaped path of every node with a value, except slot variables."""
         for node_id, node in enumerate(self.nodes):
             if node.has_value and node_id not in self._slot_of:
                 yield "/".join(self.local_names(node_id))

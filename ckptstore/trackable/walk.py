@@ -6,13 +6,14 @@ Mirrors TensorFlow `tensorflow/python/checkpoint/graph_view.py` and
 `tensorflow/python/trackable/data_structures.py`:
 
 * Ids are given in breadth-first order, children in the order of their container. Slot variables come last.
-* An array that can be reached twice is one object. Its path is the shortest one, and of these the first.
-* A dictionary or list is an object for each place where it stands, because TensorFlow wraps it anew at each;
-  two places in a container that itself stands twice are the same place. This also ends the walk through a
-  cycle.
+* An array that can be reached twice is one object. Its path is the shortest one, and of equally short ones
+  the first.
+* A dictionary or list is one object per place in which it occurs, because TensorFlow wraps it anew at each;
+  the places inside a container that itself occurs twice are the same places. This also ends the walk through
+  a cycle.
 * An optimizer's own variables and its slots are ordered by name.
-* The elements of a named tuple are children by field name and by number. A tuple without anything in it is no
-  object, an empty dictionary or list is one.
+* The elements of a named tuple are children by field name and by number. A tuple without contents is not an
+  object; an empty dictionary or list is one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from ckptstore.errors import UsageError
 from ckptstore.format.object_graph import object_path
 from ckptstore.suggest import did_you_mean
 from ckptstore.trackable.optimizer import Optimizer
-from ckptstore.trackable.tree import Place, Tree, TreeNode
+from ckptstore.trackable.tree import ItemRef, Tree, TreeNode
 
 __all__ = ["check_member", "walk"]
 
-# Immutable, so that two equal ones may be one object by chance: they are told apart by where they stand.
+# Immutable: two equal ones may be the same Python object, so they are distinguished by their place.
 _PLAIN_VALUES = (bool, int, float, complex, str, bytes, np.generic)
 
 
 def check_member(name: str, value: Any) -> None:
-    """Raise `UsageError` unless `value` can be a child of the root; what is in it is not looked at."""
+    """Raise `UsageError` unless `value` can be a child of the root; its contents are not checked."""
     if value is None or _identity(value, 0) is _UNKNOWN:
         raise _not_saveable(value, name)
 
@@ -82,7 +83,7 @@ class _Walker:
 
     def add_members(self, node_id: int, value: Any) -> None:
         """Append the children of a container."""
-        for name, member, spot, place in _members(node_id, value):
+        for name, member, spot, ref in _members(node_id, value):
             if not isinstance(name, str):
                 raise UsageError(
                     "the keys of a dictionary must be text",
@@ -91,14 +92,14 @@ class _Walker:
                     actual=repr(name),
                     hint="Use str(key), or a list.",
                 )
-            self._add(node_id, name, member, spot, place)
+            self._add(node_id, name, member, spot, ref)
 
     def add_attached(self, attached: Mapping[str, Any]) -> None:
         """Append children of the root that are not in the root's own container."""
         root = self.tree.nodes[0]
         own = dict(root.children)
         for name, value in attached.items():
-            place = Place(attached, name)
+            ref = ItemRef(attached, name)
             if name in own:
                 node = self.tree.nodes[own[name]]
                 if node.value is not value:
@@ -107,14 +108,14 @@ class _Walker:
                         tensor=name,
                         hint="Choose another name for one of the two.",
                     )
-                node.places.append(place)
+                node.refs.append(ref)
             elif value is root.value:
                 root.children.append((name, 0))
-                root.places.append(place)
+                root.refs.append(ref)
             else:
-                self._add(0, name, value, (id(attached), name), place)
+                self._add(0, name, value, (id(attached), name), ref)
 
-    def _add(self, parent: int, name: str, value: Any, spot: Hashable, place: Place) -> None:
+    def _add(self, parent: int, name: str, value: Any, spot: Hashable, ref: ItemRef) -> None:
         nodes = self.tree.nodes
         identity = _identity(value, spot)
         if identity is _ABSENT:
@@ -126,7 +127,7 @@ class _Walker:
             node_id = self._known[identity] = len(nodes)
             nodes.append(TreeNode(value, (parent, name), _has_value(value)))
         nodes[parent].children.append((name, node_id))
-        nodes[node_id].places.append(place)
+        nodes[node_id].refs.append(ref)
 
     def add_slots(self) -> None:
         """Append the slot variables of all optimizers: by optimizer, slot name, variable."""
@@ -181,7 +182,7 @@ class _Walker:
                 hint="Every slot needs an array of its own.",
             )
         self._known[identity] = len(self.tree.nodes)
-        self.tree.add_slot(optimizer, name, variable, value, Place(holder, path))
+        self.tree.add_slot(optimizer, name, variable, value, ItemRef(holder, path))
 
 
 class _Sentinel:
@@ -193,7 +194,7 @@ _UNKNOWN = _Sentinel()
 
 
 def _identity(value: Any, spot: Hashable) -> Hashable:
-    """Return what makes `value` one object; `spot` is what makes the place where it stands one place."""
+    """Return the key under which `value` is one object; `spot` identifies the place in which it occurs."""
     if isinstance(value, np.ndarray | Optimizer):
         return id(value)
     if isinstance(value, _PLAIN_VALUES):
@@ -223,28 +224,28 @@ def _holds_something(value: tuple[Any, ...]) -> bool:
     return False
 
 
-def _members(node_id: int, value: Any) -> Iterator[tuple[Any, Any, Hashable, Place]]:
-    """Yield local name, value, spot and place of everything in a container."""
+def _members(node_id: int, value: Any) -> Iterator[tuple[Any, Any, Hashable, ItemRef]]:
+    """Yield local name, value, spot and ref of everything in a container."""
     if isinstance(value, Optimizer):
         own = _mapping(value.values, "the values of an optimizer")
         for key in _sorted_names(own):
-            yield key, own[key], (id(own), key), Place(own, key)
+            yield key, own[key], (id(own), key), ItemRef(own, key)
     elif isinstance(value, Mapping):
         for key, member in value.items():
-            yield key, member, (id(value), key), Place(value, key)
+            yield key, member, (id(value), key), ItemRef(value, key)
     elif isinstance(value, list):
         for index, member in enumerate(value):
-            yield str(index), member, (id(value), index), Place(value, index)
+            yield str(index), member, (id(value), index), ItemRef(value, index)
     elif isinstance(value, tuple):
-        # TensorFlow makes a new tuple of wrapped elements for each place, so a tuple's places are its node's.
+        # TensorFlow makes a new tuple of wrapped elements for each place, so the spot is the node's.
         for index, name in enumerate(_field_names(value)):
-            yield name, value[index], (node_id, "field", index), Place(value, index)
+            yield name, value[index], (node_id, "field", index), ItemRef(value, index)
         for index, member in enumerate(value):
-            yield str(index), member, (node_id, "field", index), Place(value, index)
+            yield str(index), member, (node_id, "field", index), ItemRef(value, index)
 
 
 def _sorted_names(mapping: Mapping[Any, Any]) -> list[Any]:
-    # TensorFlow's optimizers list what they keep by name. What is no text is complained about later.
+    # TensorFlow's optimizers list their variables by name. A key that is not text is refused later.
     return sorted(mapping, key=str)
 
 
@@ -260,7 +261,7 @@ def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
 
 def _not_saveable(value: Any, path: str) -> UsageError:
     return UsageError(
-        "this is nothing that a checkpoint can hold",
+        "a checkpoint cannot hold this",
         tensor=path,
         expected="an array, a number, text, a dictionary, list or tuple of them, or an Optimizer",
         actual=type(value).__name__,

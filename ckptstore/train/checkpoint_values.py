@@ -19,7 +19,7 @@ from ckptstore.reading.options import ReadOptions
 from ckptstore.storage.base import Location
 from ckptstore.trackable.describe import describe
 from ckptstore.trackable.match import Match, match_graph, match_names
-from ckptstore.trackable.placing import check_replaceable, converted, put
+from ckptstore.trackable.replacement import check_replaceable, convert_like, replace_value
 from ckptstore.trackable.status import RestoreStatus
 from ckptstore.trackable.tree import Tree, TreeNode
 from ckptstore.transfer.transfer import Transfer
@@ -106,7 +106,7 @@ def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer:
         # Before the arrays are filled, because what is read may turn out to be no text.
         found = reader.read_stored([(stored, None) for _, _, stored in plain])
         values = [
-            converted(node, value, path=path, url=reader.url)
+            convert_like(node, value, path=path, url=reader.url)
             for (node, path, _), value in zip(plain, found, strict=True)
         ]
         restore_into(reader, arrays, wanted, transfer=transfer)
@@ -118,5 +118,5 @@ def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer:
             hint="Restore another checkpoint.",
         ) from error
     for (node, _, _), value in zip(plain, values, strict=True):
-        put(node, value)
+        replace_value(node, value)
     return match

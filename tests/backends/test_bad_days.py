@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.cli.errors import exit_code_of
+from ckptstore.cli.exit_codes import exit_code_of
 from ckptstore.cli.main import main
 from tests.backends.bad_days import (
     COMMANDS,

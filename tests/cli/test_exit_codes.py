@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ckptstore import errors
-from ckptstore.cli.errors import exit_code_of
+from ckptstore.cli.exit_codes import exit_code_of
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from ckptstore.cli import progress as cli_progress
+from ckptstore.cli import progress_display as cli_progress
 from ckptstore.errors import AccessError
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper

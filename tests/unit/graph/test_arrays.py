@@ -11,7 +11,7 @@ from ckptstore.format import dtypes
 from ckptstore.format.metagraph import serialize_meta_graph
 from ckptstore.graph import meta_graph_for_arrays
 from ckptstore.graph.graph import file_of
-from ckptstore.graph.names import is_legal_name
+from ckptstore.graph.operation_names import is_legal_name
 
 FLOAT = dtypes.by_name("float32")
 

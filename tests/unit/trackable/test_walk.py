@@ -53,7 +53,7 @@ def test_the_same_array_is_one_object_under_its_shortest_path():
     tree = walk({"deep": [array, {"y": array}], "top": array})
     assert shape_of(tree) == [{"deep": 1, "top": 2}, {"0": 2, "1": 3}, {}, {"y": 2}]
     assert keys(tree) == ["top/.ATTRIBUTES/VARIABLE_VALUE"]
-    assert [place.key for place in tree.nodes[2].places] == ["top", 0, "y"]
+    assert [ref.key for ref in tree.nodes[2].refs] == ["top", 0, "y"]
 
 
 def test_equal_numbers_are_not_the_same_object():
@@ -115,7 +115,7 @@ def test_an_attached_child_must_not_hide_another_one():
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, range(3), bytearray(b"x"), slice(1)])
 def test_what_is_no_value_is_named_by_its_path(value):
-    with pytest.raises(UsageError, match="nothing that a checkpoint can hold") as info:
+    with pytest.raises(UsageError, match="a checkpoint cannot hold this") as info:
         walk({"model": [{"x.y": value}]})
     assert info.value.tensor == "model/0/x..y"
     with pytest.raises(UsageError):
@@ -165,8 +165,8 @@ def test_a_slot_of_an_optimizer_that_is_the_root():
         (adam("net"), "found a container"),
         (adam("net/w", "more/same/w"), "two values for one variable"),
         (Optimizer(slots={"m": 3}), "slot 'm' of an optimizer must be a dictionary"),  # type: ignore[dict-item]
-        (Optimizer(slots={"m": {"net/w": [1]}}), "nothing that a checkpoint can hold"),
-        (Optimizer(slots={"m": {"net/w": object()}}), "nothing that a checkpoint can hold"),
+        (Optimizer(slots={"m": {"net/w": [1]}}), "a checkpoint cannot hold this"),
+        (Optimizer(slots={"m": {"net/w": object()}}), "a checkpoint cannot hold this"),
         (Optimizer(slots={"m": {5: 1}}), "named by its path"),  # type: ignore[dict-item]
         (Optimizer(slots={5: {}}), "a slot's name must be text"),  # type: ignore[dict-item]
         (Optimizer(values=[1]), "values of an optimizer must be a dictionary"),  # type: ignore[arg-type]

@@ -318,10 +318,10 @@ def test_a_child_must_not_hide_another_one():
 
 @pytest.mark.parametrize("value", [None, object(), {1}])
 def test_a_child_that_cannot_be_saved_is_refused_at_once(value):
-    with pytest.raises(UsageError, match="nothing that a checkpoint can hold"):
+    with pytest.raises(UsageError, match="a checkpoint cannot hold this"):
         Checkpoint(w=value)
     checkpoint = Checkpoint()
-    with pytest.raises(UsageError, match="nothing that a checkpoint can hold"):
+    with pytest.raises(UsageError, match="a checkpoint cannot hold this"):
         checkpoint.w = value
 
 

@@ -9,10 +9,10 @@ from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Record
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.values import ObjectInfo
-from ckptstore.view.diagnosis import DiagnosisFacts, diagnosis_lines, diagnosis_table
-from ckptstore.view.garbage import collection_lines, collection_object, garbage_table
-from ckptstore.view.repair import repair_lines, repair_object, repair_table
-from ckptstore.view.table import table_lines
+from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_lines, diagnosis_table
+from ckptstore.view.garbage_report import collection_lines, collection_object, garbage_table
+from ckptstore.view.repair_report import repair_lines, repair_object, repair_table
+from ckptstore.view.text_table import table_lines
 
 
 def garbage_file(name: str, size: int = 10, age_s: float = 100.0) -> GarbageFile:

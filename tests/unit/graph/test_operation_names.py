@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import UsageError
-from ckptstore.graph.names import check_name, check_scope, is_legal_name, legal_names, unused_scope
+from ckptstore.graph.operation_names import check_name, check_scope, is_legal_name, legal_names, unused_scope
 
 
 @pytest.mark.parametrize(

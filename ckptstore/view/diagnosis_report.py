@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.view.problems import Problem, problem_object
-from ckptstore.view.table import Column, Row, Table, Tone
 from ckptstore.view.text import escaped, plural
+from ckptstore.view.text_table import Column, Row, TextTable, Tone
 
 if TYPE_CHECKING:
     from ckptstore.storage.finding import Finding
@@ -44,14 +44,14 @@ class DiagnosisFacts:
         return [finding for finding in self.findings if finding.state == "degraded"]
 
 
-def diagnosis_table(facts: DiagnosisFacts) -> Table:
+def diagnosis_table(facts: DiagnosisFacts) -> TextTable:
     """Return one row a check."""
     columns = (Column("CHECK"), Column("RESULT"), Column("FOUND", flexible=True, prose=True))
     rows = [
         Row((finding.check, finding.state, escaped(finding.detail)), _TONES[finding.state])
         for finding in facts.findings
     ]
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def diagnosis_lines(facts: DiagnosisFacts) -> Iterator[tuple[str, Tone]]:

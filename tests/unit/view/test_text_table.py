@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from ckptstore.view.table import Column, Row, Table, table_lines
 from ckptstore.view.text import display_width
+from ckptstore.view.text_table import Column, Row, TextTable, table_lines
 
 COLUMNS = (Column("NAME", flexible=True), Column("SIZE", right=True), Column("NOTE"))
 
 
 def lines(rows, width=None):
-    return [line for line, _ in table_lines(Table(COLUMNS, rows), width)]
+    return [line for line, _ in table_lines(TextTable(COLUMNS, rows), width)]
 
 
 def test_columns_are_aligned_by_display_width():
@@ -41,7 +41,7 @@ def test_a_terminal_too_narrow_still_shows_everything():
 
 
 def test_lines_carry_the_tone_of_their_row():
-    table = Table(COLUMNS, [Row(("a", "", ""), "bad"), Row(("b", "", ""))])
+    table = TextTable(COLUMNS, [Row(("a", "", ""), "bad"), Row(("b", "", ""))])
     assert [tone for _, tone in table_lines(table)] == ["title", "bad", "plain"]
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ckptstore.view.text import display_width, fold
 
-__all__ = ["Column", "Row", "Table", "Tone", "table_lines"]
+__all__ = ["Column", "Row", "TextTable", "Tone", "table_lines"]
 
 Tone = Literal["title", "plain", "good", "bad", "muted"]
 """What a line means to whoever looks for trouble; the output decides how that looks."""
@@ -49,19 +49,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class TextTable:
     """Columns and rows."""
 
     columns: tuple[Column, ...]
     rows: Sequence[Row]
 
 
-def table_lines(table: Table, width: int | None = None) -> Iterator[tuple[str, Tone]]:
+def table_lines(table: TextTable, width: int | None = None) -> Iterator[tuple[str, Tone]]:
     """Yield the lines of a table, the titles first, each with the tone of its row.
 
     Parameters
     ----------
-    table : Table
+    table : TextTable
     width : int, optional
         Columns of the terminal. The flexible column is folded to fit, as far as it can be read then. Without
         it a row is one line, however long: what goes into a pipe is for grep and awk.

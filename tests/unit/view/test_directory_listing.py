@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 from ckptstore.errors import FormatError, IncompleteBundleError
-from ckptstore.view.directory import (
+from ckptstore.view.directory_listing import (
     CheckpointFacts,
     DirectoryFacts,
     RecordFacts,
@@ -12,7 +12,7 @@ from ckptstore.view.directory import (
     directory_summary,
 )
 from ckptstore.view.problems import Problem
-from ckptstore.view.table import table_lines
+from ckptstore.view.text_table import table_lines
 
 NOW_S = 1_795_000_000.0
 GOOD = CheckpointFacts(

@@ -11,7 +11,7 @@ from typing import Any, Concatenate, TextIO
 
 import click
 
-from ckptstore.cli.errors import exit_code_of
+from ckptstore.cli.exit_codes import exit_code_of
 from ckptstore.cli.output import Output
 from ckptstore.errors import CkptStoreError, CkptStoreWarning
 

@@ -9,9 +9,7 @@ from ckptstore.errors import FormatError
 from ckptstore.format.dtypes import by_name
 from ckptstore.format.entry import BundleEntry
 from ckptstore.types import Slice, TensorSpec
-from ckptstore.view.problems import Problem
-from ckptstore.view.table import table_lines
-from ckptstore.view.tensors import (
+from ckptstore.view.inspection import (
     Inspection,
     TensorFacts,
     count_parameters,
@@ -22,6 +20,8 @@ from ckptstore.view.tensors import (
     tensor_table,
     total_lines,
 )
+from ckptstore.view.problems import Problem
+from ckptstore.view.text_table import table_lines
 
 FLOAT = by_name("float32")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ckptstore.format.slices import format_slice
 from ckptstore.view.problems import Problem, problem_line, problem_object
-from ckptstore.view.table import Column, Row, Table
 from ckptstore.view.text import count, escaped, human_size, plural
+from ckptstore.view.text_table import Column, Row, TextTable
 
 if TYPE_CHECKING:
     from ckptstore.bundle.read.open_bundle import StoredTensor
@@ -120,7 +120,7 @@ def heading_line(inspection: Inspection) -> str:
     return f"{escaped(inspection.url)}  ({kind}{order})"
 
 
-def tensor_table(inspection: Inspection) -> Table:
+def tensor_table(inspection: Inspection) -> TextTable:
     """Return one row a tensor; where nothing is sharded or sliced, these columns are left out."""
     specs = [facts.spec for facts in inspection.tensors if facts.spec is not None]
     with_shards = inspection.num_shards > 1
@@ -146,7 +146,7 @@ def tensor_table(inspection: Inspection) -> Table:
         if with_slices:
             cells.append(count(len(spec.slices)) if spec.slices else "")
         rows.append(Row(tuple(cells)))
-    return Table(tuple(columns), rows)
+    return TextTable(tuple(columns), rows)
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.view.problems import Problem, problem_line, problem_object
-from ckptstore.view.table import Column, Row, Table, Tone
 from ckptstore.view.text import count, escaped, human_age, human_size, plural
+from ckptstore.view.text_table import Column, Row, TextTable, Tone
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageFile, GarbageReport
@@ -17,7 +17,7 @@ __all__ = ["collection_lines", "collection_object", "garbage_table", "garbage_to
 _MOST_TOLD = 20
 
 
-def garbage_table(garbage: Garbage) -> Table:
+def garbage_table(garbage: Garbage) -> TextTable:
     """Return one row a file that is to go."""
     columns = (
         Column("FILE", flexible=True),
@@ -36,7 +36,7 @@ def garbage_table(garbage: Garbage) -> Table:
         )
         for file in garbage.files
     ]
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def garbage_total(files: Iterable[GarbageFile]) -> str:

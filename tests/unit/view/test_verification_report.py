@@ -4,7 +4,7 @@ from ckptstore.bundle.verify.verify import Fault
 from ckptstore.errors import AccessError
 from ckptstore.types import ByteRange
 from ckptstore.view.problems import Problem
-from ckptstore.view.verification import (
+from ckptstore.view.verification_report import (
     CheckedFacts,
     VerificationFacts,
     checked_lines,

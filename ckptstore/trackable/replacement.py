@@ -1,4 +1,4 @@
-"""Values that cannot be filled in place: Python numbers, numpy scalars, text, arrays of other libraries."""
+"""Replace what cannot be filled in place: Python numbers, numpy scalars, text, arrays of other libraries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ckptstore.format.dtypes import STRING
 from ckptstore.trackable.tree import TreeNode
 from ckptstore.types import DType
 
-__all__ = ["check_replaceable", "converted", "put"]
+__all__ = ["check_replaceable", "convert_like", "replace_value"]
 
-# Python's type → how the names of the types begin whose values it can hold. bool stands first, because
-# it is an int, too.
+# Python's type → the beginnings of the names of the element types that it can hold. bool comes first: it is
+# an int, too.
 _NUMBERS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (bool, ("bool",)),
     (int, ("int", "uint", "qint", "quint")),
@@ -26,12 +26,12 @@ _NUMBERS: tuple[tuple[type, tuple[str, ...]], ...] = (
 
 
 def check_replaceable(node: TreeNode, dtype: DType, shape: tuple[int, ...], *, path: str, url: str) -> None:
-    """Raise `UsageError` unless a tensor of this type and shape can take the place of what is in the tree.
+    """Raise `UsageError` unless a tensor of this type and shape can replace what is in the tree.
 
     Parameters
     ----------
     node : TreeNode
-        With a value that is no numpy array.
+        Its value is not a numpy array.
     dtype, shape :
         As stored in the checkpoint.
     path : str
@@ -50,10 +50,10 @@ def check_replaceable(node: TreeNode, dtype: DType, shape: tuple[int, ...], *, p
             expected=f"{dtype.name} {list(shape)}",
             actual=f"{kind} {list(found_shape)}",
         )
-    for holder, _ in node.places:
+    for holder, _ in node.refs:
         if not isinstance(holder, MutableMapping | list):
             raise UsageError(
-                f"a value of type {type(value).__name__} cannot be filled in place, and what holds it cannot "
+                f"a value of type {type(value).__name__} cannot be filled in place, and its container cannot "
                 "be changed",
                 url=url,
                 tensor=path,
@@ -73,8 +73,8 @@ def _has_type(value: Any, dtype: DType) -> bool:
     return value.dtype.newbyteorder("=") == dtype.dtype  # type: ignore[no-any-return]
 
 
-def converted(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -> Any:
-    """Return what takes the place in the tree: of the same type as what is there now.
+def convert_like(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -> Any:
+    """Return `value` in the type of what is in the tree now.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def converted(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -
     Raises
     ------
     UsageError
-        If there is text now, and the bytes in the checkpoint are none.
+        If there is text now, and the bytes in the checkpoint are not UTF-8.
     """
     old = node.value
     if isinstance(old, bytes):
@@ -109,7 +109,7 @@ def converted(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -
     return value
 
 
-def put(node: TreeNode, value: Any) -> None:
-    """Put what `converted` returned into the tree, in every place where the old value stands."""
-    for holder, key in node.places:
+def replace_value(node: TreeNode, value: Any) -> None:
+    """Put `value` into the tree, everywhere the old value is."""
+    for holder, key in node.refs:
         holder[key] = value

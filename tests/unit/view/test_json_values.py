@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptstore.view.values import value_object
+from ckptstore.view.json_values import value_object
 
 
 @pytest.mark.parametrize(

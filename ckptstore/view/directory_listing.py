@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ckptstore.view.problems import Problem, problem_line, problem_object
-from ckptstore.view.table import Column, Row, Table, Tone
 from ckptstore.view.text import count, escaped, human_age, human_size, plural
+from ckptstore.view.text_table import Column, Row, TextTable, Tone
 
 __all__ = [
     "CheckpointFacts",
@@ -126,7 +126,7 @@ class DirectoryFacts:
     latest_problem: Problem | None = None
 
 
-def checkpoint_table(facts: DirectoryFacts) -> Table:
+def checkpoint_table(facts: DirectoryFacts) -> TextTable:
     """Return one row a checkpoint, the newest last, where the eye is after the command."""
     columns = (
         Column(""),
@@ -155,7 +155,7 @@ def checkpoint_table(facts: DirectoryFacts) -> Table:
                 "good" if item.latest else _TONES[item.state],
             )
         )
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:

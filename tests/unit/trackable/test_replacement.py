@@ -8,7 +8,7 @@ import pytest
 
 from ckptstore.errors import UsageError
 from ckptstore.format.dtypes import by_name
-from ckptstore.trackable.placing import check_replaceable, converted, put
+from ckptstore.trackable.replacement import check_replaceable, convert_like, replace_value
 from ckptstore.trackable.walk import walk
 
 WHERE = {"path": "x", "url": "memory://docs/model"}
@@ -46,17 +46,17 @@ class Foreign:
 def test_a_value_is_replaced_by_one_of_its_type(value, dtype, stored, expected):
     node = node_of(value)
     check_replaceable(node, by_name(dtype), (), **WHERE)
-    new = converted(node, stored, **WHERE)
+    new = convert_like(node, stored, **WHERE)
     assert (type(new), new) == (type(expected), expected)
-    put(node, new)
-    assert node.places[0].holder["x"] is new
+    replace_value(node, new)
+    assert node.refs[0].holder["x"] is new
 
 
 def test_an_array_of_another_library_is_replaced_by_numpys():
     node = node_of(Foreign())
     check_replaceable(node, by_name("float32"), (3,), **WHERE)
     new = np.ones(3, np.float32)
-    assert converted(node, new, **WHERE) is new
+    assert convert_like(node, new, **WHERE) is new
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_what_stands_in_a_tuple_cannot_be_replaced():
 
 def test_bytes_that_are_no_text_do_not_replace_text():
     with pytest.raises(UsageError, match="not UTF-8"):
-        converted(node_of("a"), np.array(b"\xff", object), **WHERE)
+        convert_like(node_of("a"), np.array(b"\xff", object), **WHERE)

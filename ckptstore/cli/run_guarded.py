@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import click
 
-from ckptstore.cli.errors import BROKEN_PIPE, INTERNAL, INTERRUPTED, exit_code_of
+from ckptstore.cli.exit_codes import BROKEN_PIPE, INTERNAL, INTERRUPTED, exit_code_of
 from ckptstore.errors import from_os_error
 
 __all__ = ["run_guarded"]

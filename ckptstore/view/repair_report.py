@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.view.problems import Problem, problem_line, problem_object
-from ckptstore.view.table import Column, Row, Table, Tone
 from ckptstore.view.text import count, escaped, plural
+from ckptstore.view.text_table import Column, Row, TextTable, Tone
 
 if TYPE_CHECKING:
     from ckptstore.directory.repair import RepairItem, RepairReport
@@ -17,7 +17,7 @@ __all__ = ["repair_lines", "repair_object", "repair_table"]
 _MOST_PROBLEMS = 20
 
 
-def repair_table(report: RepairReport) -> Table:
+def repair_table(report: RepairReport) -> TextTable:
     """Return one row a checkpoint that is listed, was, or could have been."""
     columns = (
         Column(""),
@@ -35,7 +35,7 @@ def repair_table(report: RepairReport) -> Table:
             "yes" if item.is_kept else "-",
         )
         rows.append(Row(cells, _tone(item, is_latest=is_latest)))
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def _tone(item: RepairItem, *, is_latest: bool) -> Tone:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptstore.view.problems import Problem, problem_line, problem_object
-from ckptstore.view.table import Tone
 from ckptstore.view.text import count, escaped, human_size, plural
+from ckptstore.view.text_table import Tone
 
 __all__ = ["CheckedFacts", "VerificationFacts", "checked_lines", "verification_lines", "verification_object"]
 
