@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 
 from ckptstore.bundle.verify.verify import Fault
-from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
+from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import owner_of, resolve
 from ckptstore.directory.record_update import RecordSnapshot, read_record
@@ -71,7 +71,7 @@ def survey(directory: Location) -> Survey:
 class _DirectorySurvey:
     """The survey of one directory; a file that cannot be read does not hide the others."""
 
-    def __init__(self, directory: Location, found: dict[str, Found]) -> None:
+    def __init__(self, directory: Location, found: dict[str, PrefixFiles]) -> None:
         self.failure: CkptStoreError | None = None
         self._directory = directory
         self._found = found
@@ -130,7 +130,7 @@ class _DirectorySurvey:
     def facts(self, name: str) -> CheckpointFacts | None:
         """Return the facts of one prefix; None if its files only have the names of a checkpoint's."""
         place = self.listed.get(name) or self._directory.child(name)
-        found = self._found.get(name) or self._found_below(place) or Found(name)
+        found = self._found.get(name) or self._found_below(place) or PrefixFiles(name)
         files = [info for info in (found.index, found.meta, *found.data.values()) if info is not None]
         version = 2
         if found.index is not None:
@@ -163,7 +163,7 @@ class _DirectorySurvey:
             published=found.index is not None or version == 1,
         )
 
-    def _found_below(self, place: Location) -> Found | None:
+    def _found_below(self, place: Location) -> PrefixFiles | None:
         """Return the files of a prefix that the record has in another directory."""
         parent = place.parent
         if parent.key == self._directory.key:
@@ -186,7 +186,7 @@ class _DirectorySurvey:
             )
         return "torn", Problem.of_error(fault)
 
-    def _unpublished(self, place: Location, found: Found) -> Problem:
+    def _unpublished(self, place: Location, found: PrefixFiles) -> Problem:
         if found.prefix in self._leaving:
             what = "no index: it is being deleted"
             hint = "The next save finishes that."

@@ -13,11 +13,11 @@ from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 
-__all__ = ["Found", "fault_of", "list_checkpoints", "newest_first", "sorted_by_prefix"]
+__all__ = ["PrefixFiles", "fault_of", "list_checkpoints", "newest_first", "sorted_by_prefix"]
 
 
 @dataclass(slots=True)
-class Found:
+class PrefixFiles:
     """The files of one prefix, as the listing shows them.
 
     Attributes
@@ -50,7 +50,7 @@ class Found:
         return max(info.mtime_s for info in files)
 
 
-def list_checkpoints(directory: Location, basename: str = "") -> dict[str, Found]:
+def list_checkpoints(directory: Location, basename: str = "") -> dict[str, PrefixFiles]:
     """List `directory` once and sort its files by prefix.
 
     Parameters
@@ -62,15 +62,15 @@ def list_checkpoints(directory: Location, basename: str = "") -> dict[str, Found
     return sorted_by_prefix(directory.storage.list(directory.child(basename).key), basename)
 
 
-def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[str, Found]:
+def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[str, PrefixFiles]:
     """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`."""
-    found: dict[str, Found] = {}
+    found: dict[str, PrefixFiles] = {}
     for info in files:
         parsed = parse_file_name(info.key.rpartition("/")[2])
         # A V1 shard may be any file of that name; such checkpoints are found through the record.
         if parsed is None or parsed.kind == "v1-shard" or (basename and owner_of(parsed.prefix) != basename):
             continue
-        item = found.setdefault(parsed.prefix, Found(parsed.prefix))
+        item = found.setdefault(parsed.prefix, PrefixFiles(parsed.prefix))
         if parsed.kind == "index":
             item.index = info
         elif parsed.kind == "data":
@@ -101,13 +101,13 @@ def fault_of(prefix: Location) -> Fault | CkptStoreError | None:
     return faults[0] if faults else None
 
 
-def newest_first(found: dict[str, Found]) -> Iterator[Found]:
+def newest_first(found: dict[str, PrefixFiles]) -> Iterator[PrefixFiles]:
     """Yield the prefixes that have an index, the newest first.
 
     Within one basename the step decides, because times do not survive a copy of the directory; between
     basenames the time of the newest one.
     """
-    groups: dict[str, list[Found]] = {}
+    groups: dict[str, list[PrefixFiles]] = {}
     for item in found.values():
         if item.index is not None:
             groups.setdefault(owner_of(item.prefix), []).append(item)

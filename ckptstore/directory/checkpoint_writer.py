@@ -14,17 +14,17 @@ from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.bare_write import entered
 from ckptstore.directory.graph_keeper import GraphKeeper
-from ckptstore.directory.ownership import Held, Ownership
+from ckptstore.directory.ownership import OwnedBasename, Ownership
 from ckptstore.directory.paths import inside, owner_of
-from ckptstore.directory.pending_deletes import DueDeletes
+from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.publish import publish_index
-from ckptstore.directory.published_index import Standing, read_standing
+from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_change import RecordChange
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.shard_set import ShardSet
-from ckptstore.directory.unrecorded import Unlisted, take_in, tell_unlisted
+from ckptstore.directory.unrecorded import Unrecorded, adopt_unrecorded, explain_unrecorded
 from ckptstore.errors import (
     AmbiguousOutcomeError,
     CkptStoreError,
@@ -109,8 +109,8 @@ class CheckpointWriter:
         self._run = run
         self._ownership = Ownership(self.directory, self._record, self._clock)
         self._graphs = GraphKeeper(self.directory)
-        self._deletes = DueDeletes(self.directory, self._ownership)
-        self._unlisted: dict[str, Unlisted] = {}
+        self._deletes = PendingDeletes(self.directory, self._ownership)
+        self._unrecorded: dict[str, Unrecorded] = {}
         self._last: LastSaved | None = None
 
     def last_saved(self) -> LastSaved | None:
@@ -215,18 +215,18 @@ class CheckpointWriter:
         if run != self._run:
             self._begin(run)
         basename, step = split_step(prefix)
-        held = self._ownership.acquire(basename, run, self._timeout_s)
+        owned = self._ownership.acquire(basename, run, self._timeout_s)
         for entry in self._forced or ():
             self._ownership.acquire(owner_of(entry.prefix), run, self._timeout_s)
-        replaced = take_in(self._unlisted, prefix, self._ownership)
+        replaced = adopt_unrecorded(self._unrecorded, prefix, self._ownership)
         fresh = (
             step is not None
-            and prefix not in held.seen
-            and (held.highest_step is None or step > held.highest_step)
+            and prefix not in owned.seen
+            and (owned.highest_step is None or step > owned.highest_step)
         )
-        standing = None if fresh else read_standing(self.directory, prefix)
+        published = None if fresh else read_published_index(self.directory, prefix)
         with ShardSet(self.directory, prefix, transfer=transfer, stage=stage) as files:
-            before = self._write(files, plan, None if fresh else self._taken(prefix, standing, held))
+            before = self._write(files, plan, None if fresh else self._taken(prefix, published, owned))
             change = RecordChange(
                 self._ownership,
                 self._retention,
@@ -257,27 +257,27 @@ class CheckpointWriter:
 
             # Before the graph: a run that was replaced leaves nothing.
             decide(before)
-            if standing is not None and before.version is None:
+            if published is not None and before.version is None:
                 claim()
             if meta is not None:
-                files.put_graph(meta, suffix, is_there=standing is not None)
+                files.put_graph(meta, suffix, is_there=published is not None)
             if before_commit is not None:
                 before_commit()
-            self._unlisted[prefix] = unlisted = Unlisted(files, change.now_s, replaced)
+            self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
             try:
-                self._publish(unlisted, standing, run, claim)
+                self._publish(unrecorded, published, run, claim)
             finally:
-                if not files.named:
-                    del self._unlisted[prefix]
+                if not files.may_be_published:
+                    del self._unrecorded[prefix]
         try:
             record = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
         except (AmbiguousOutcomeError, FencedError):
             raise
         except CkptStoreError as error:
-            tell_unlisted(error, self.directory.child(prefix), self._record)
+            explain_unrecorded(error, self.directory.child(prefix), self._record)
             raise
-        self._ownership.settle(record, prefix)
-        self._unlisted.clear()
+        self._ownership.record_saved(record, prefix)
+        self._unrecorded.clear()
         self._deletes.done.clear()
         self._forced = None
         self.window = change.window
@@ -297,30 +297,30 @@ class CheckpointWriter:
             files.drop()
             taken = named
 
-    def _taken(self, prefix: str, standing: Standing | None, held: Held) -> set[int] | None:
+    def _taken(self, prefix: str, published: PublishedIndex | None, owned: OwnedBasename) -> set[int] | None:
         """Return the shard counts that a save of `prefix` must not use; None if it was never listed."""
         named = {count for _, count in self._ownership.last_seen.shards_named(prefix)}
-        never_listed = held.knows_all or split_step(prefix)[1] is None
-        if standing is None and not named and prefix not in held.seen and never_listed:
+        never_listed = owned.knows_all or split_step(prefix)[1] is None
+        if published is None and not named and prefix not in owned.seen and never_listed:
             return None
-        return named | (standing.counts if standing is not None else set())
+        return named | (published.counts if published is not None else set())
 
     def _publish(
-        self, unlisted: Unlisted, standing: Standing | None, run: str, claim: Callable[[], object]
+        self, unrecorded: Unrecorded, published: PublishedIndex | None, run: str, claim: Callable[[], object]
     ) -> None:
         """Publish the index, and note what it replaced."""
-        files = unlisted.files
+        files = unrecorded.files
         backoff = Backoff(self._timeout_s)
         while True:
-            before = len(unlisted.replaced)
-            if standing is not None and standing.shards:
+            before = len(unrecorded.replaced)
+            if published is not None and published.shards:
                 # Noted first: an interrupt leaves no time for it.
-                unlisted.replaced.append(Superseded(files.prefix, standing.shards))
-            outcome = publish_index(files, standing)
+                unrecorded.replaced.append(Superseded(files.prefix, published.shards))
+            outcome = publish_index(files, published)
             if isinstance(outcome, Committed):
-                self._deletes.known[files.prefix] = Standing(outcome.version, files.shards)
+                self._deletes.known[files.prefix] = PublishedIndex(outcome.version, files.shards)
                 return
-            del unlisted.replaced[before:]
+            del unrecorded.replaced[before:]
             if not backoff.wait():
                 raise ConflictError(
                     "another writer keeps saving the same checkpoint",
@@ -330,8 +330,8 @@ class CheckpointWriter:
             # Lost is not fenced by itself: a run that died, or was fenced, between index and record left it
             # there. The record is asked after the index was read: a run that takes over from now on has not
             # put this version there.
-            standing = read_standing(self.directory, files.prefix)
+            published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
             self._ownership.check(snapshot, run)
-            if standing is not None and snapshot.version is None:
+            if published is not None and snapshot.version is None:
                 claim()

@@ -17,10 +17,10 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ckptstore.directory.catalog import Found, sorted_by_prefix
+from ckptstore.directory.catalog import PrefixFiles, sorted_by_prefix
 from ckptstore.directory.garbage import Garbage, GarbageFile, Reason
 from ckptstore.directory.paths import owner_of, relative_prefix
-from ckptstore.directory.published_index import Standing, read_standing
+from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
@@ -56,12 +56,12 @@ def find_garbage(directory: Location, records: Sequence[Location], *, min_age_s:
     AccessError, TransientError
         If the directory or a record cannot be read.
     """
-    look = _Look(directory, records, min_age_s)
-    return look.garbage()
+    search = _GarbageSearch(directory, records, min_age_s)
+    return search.run()
 
 
 @dataclass(slots=True)
-class _Look:
+class _GarbageSearch:
     """One look at a directory."""
 
     directory: Location
@@ -79,7 +79,7 @@ class _Look:
     graphs: list[str] = field(default_factory=list)
     unreadable: list[tuple[str, CkptStoreError]] = field(default_factory=list)
 
-    def garbage(self) -> Garbage:
+    def run(self) -> Garbage:
         # Before anything else: what this listing shows, a save had finished writing when the rest is read.
         listed = self._list()
         for record in self.records:
@@ -128,7 +128,7 @@ class _Look:
             if name is not None:
                 self.known.add(owner_of(name))
 
-    def _judge(self, item: Found, alive: Found | None, graphless: Collection[str]) -> None:
+    def _judge(self, item: PrefixFiles, alive: PrefixFiles | None, graphless: Collection[str]) -> None:
         sets: dict[int, list[ShardName]] = {}
         for shard in item.data:
             sets.setdefault(shard[1], []).append(shard)
@@ -145,11 +145,11 @@ class _Look:
         # Only now, and whatever the listing said: a writer that is gone has published its index before that,
         # or never will.
         try:
-            standing = read_standing(self.directory, item.prefix)
+            published = read_published_index(self.directory, item.prefix)
         except (AccessError, TransientError) as error:
             self.unreadable.append((item.prefix, error))
             return
-        if standing is not None and not standing.shards:
+        if published is not None and not published.shards:
             if item.data:
                 fault = CorruptError(
                     "the index names no data file, or cannot be read",
@@ -160,12 +160,14 @@ class _Look:
             return
         pending = self.pending.get(item.prefix, set())
         self.waiting += [self._name(item.data[shard]) for shard in item.data if shard in pending]
-        if standing is None:
+        if published is None:
             self._judge_unpublished(item, pending, graphless)
         else:
-            self._judge_replaced(item, standing, sets, pending)
+            self._judge_replaced(item, published, sets, pending)
 
-    def _judge_unpublished(self, item: Found, pending: set[ShardName], graphless: Collection[str]) -> None:
+    def _judge_unpublished(
+        self, item: PrefixFiles, pending: set[ShardName], graphless: Collection[str]
+    ) -> None:
         """Judge the files of a prefix that has no index: a save that died, or one that is under way."""
         files = [
             GarbageFile(self._name(info), info, "unpublished")
@@ -183,7 +185,9 @@ class _Look:
         # Together: a save whose last file is young is not over, however long the first one took.
         self._add(files, max((file.info.mtime_s for file in files), default=0.0))
 
-    def _reason_of_graph(self, item: Found, meta: ObjectInfo, graphless: Collection[str]) -> Reason | None:
+    def _reason_of_graph(
+        self, item: PrefixFiles, meta: ObjectInfo, graphless: Collection[str]
+    ) -> Reason | None:
         """Return why a graph beside no index is garbage; None if somebody may have put it there by itself."""
         if item.data:
             # A save writes the data first. What was there before has no step in its name.
@@ -197,15 +201,15 @@ class _Look:
 
     def _judge_replaced(
         self,
-        item: Found,
-        standing: Standing,
+        item: PrefixFiles,
+        published: PublishedIndex,
         sets: dict[int, list[ShardName]],
         pending: set[ShardName],
     ) -> None:
         """Judge the data files beside an index that names others."""
         superseded = self.superseded.get(item.prefix, set())
         for count, shards in sets.items():
-            if count in standing.counts:
+            if count in published.counts:
                 continue
             files = [
                 GarbageFile(self._name(item.data[shard]), item.data[shard], "replaced")
@@ -253,7 +257,7 @@ def _is_temporary_of_tensorflow(name: str, records: Collection[str]) -> bool:
     return False
 
 
-def _basenames_without_graph(found: Iterable[Found]) -> set[str]:
+def _basenames_without_graph(found: Iterable[PrefixFiles]) -> set[str]:
     """Return the basenames that have checkpoints, of which none has a graph: a lone one may be theirs."""
     has_graph: dict[str, bool] = {}
     for item in found:

@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from ckptstore.config import host_name
-from ckptstore.directory.catalog import Found, fault_of, list_checkpoints
+from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.collect import drop_leftovers
-from ckptstore.directory.published_index import read_standing
+from ckptstore.directory.published_index import read_published_index
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
@@ -28,7 +28,7 @@ from ckptstore.format.naming import data_name, meta_name, split_step
 from ckptstore.format.record_protocol import Owner, Record
 from ckptstore.storage.base import Location
 
-__all__ = ["Held", "Ownership"]
+__all__ = ["OwnedBasename", "Ownership"]
 
 
 class _RecordGoneError(Exception):
@@ -36,8 +36,8 @@ class _RecordGoneError(Exception):
 
 
 @dataclass(slots=True)
-class Held:
-    """One basename that this run holds.
+class OwnedBasename:
+    """One basename that this run owns.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Ownership:
         self.directory = directory
         self.record = record
         self._clock = clock
-        self.held: dict[str, Held] = {}
+        self.owned: dict[str, OwnedBasename] = {}
         self.adopted: list[Entry] = []
         # Only its owner writes a prefix's pending and superseded lines, so what it saw last is what there is.
         self.last_seen = Record()
@@ -89,7 +89,7 @@ class Ownership:
         self._missing: set[Entry] = set()
         self._fenced: FencedError | None = None
 
-    def acquire(self, basename: str, run: str, timeout_s: float) -> Held:
+    def acquire(self, basename: str, run: str, timeout_s: float) -> OwnedBasename:
         """Take over `basename` for `run`, once; see what is there.
 
         Raises
@@ -99,8 +99,8 @@ class Ownership:
         """
         if self._fenced is not None:
             raise self._fenced
-        if basename in self.held:
-            return self.held[basename]
+        if basename in self.owned:
+            return self.owned[basename]
         snapshot = read_record(self.record)
         if snapshot.fault is not None:
             warnings.warn(
@@ -138,12 +138,12 @@ class Ownership:
             highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
         if listing is not None:
             self._drop_leftovers(basename, found, record)
-        held = Held(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
-        held.knows_all = snapshot.version is None and listing == {}
-        self.held[basename] = held
-        return held
+        owned = OwnedBasename(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
+        owned.knows_all = snapshot.version is None and listing == {}
+        self.owned[basename] = owned
+        return owned
 
-    def _look_around(self, basename: str) -> dict[str, Found] | None:
+    def _look_around(self, basename: str) -> dict[str, PrefixFiles] | None:
         """Return what there is of `basename`; None where that may not be listed: saving works without it."""
         try:
             return list_checkpoints(self.directory, basename)
@@ -168,7 +168,7 @@ class Ownership:
         except _RecordGoneError:
             return Record()
 
-    def _adopt(self, found: dict[str, Found], listed: Collection[str], highest: int) -> int:
+    def _adopt(self, found: dict[str, PrefixFiles], listed: Collection[str], highest: int) -> int:
         """Take in complete checkpoints of saves that died between index and record."""
         newer = [
             item
@@ -181,7 +181,7 @@ class Ownership:
                 highest = max(highest, item.step or 0)
         return highest
 
-    def _drop_leftovers(self, basename: str, found: dict[str, Found], record: Record) -> None:
+    def _drop_leftovers(self, basename: str, found: dict[str, PrefixFiles], record: Record) -> None:
         """Remove what a writer left that is provably dead; only a local disk can prove it."""
         names: list[str] = []
         for item in found.values():
@@ -200,7 +200,7 @@ class Ownership:
                 f"leftovers of a dead writer could not be removed: {error}", CkptStoreWarning, stacklevel=6
             )
 
-    def _leftovers_of(self, item: Found, record: Record) -> list[str]:
+    def _leftovers_of(self, item: PrefixFiles, record: Record) -> list[str]:
         named = record.shards_named(item.prefix)
         dead = [
             shard
@@ -211,16 +211,16 @@ class Ownership:
             return []
         # Only now, and whatever the listing said: a writer that is gone has published its index before that,
         # or never will.
-        standing = read_standing(self.directory, item.prefix)
-        if standing is None:
+        published = read_published_index(self.directory, item.prefix)
+        if published is None:
             names = [data_name(item.prefix, *shard) for shard in dead]
             if len(dead) == len(item.data) and item.meta is not None:
                 names.append(meta_name(item.prefix))
             return names
-        if not standing.shards:
+        if not published.shards:
             # An index that cannot be read: nobody knows what it names.
             return []
-        return [data_name(item.prefix, *shard) for shard in dead if shard not in standing.shards]
+        return [data_name(item.prefix, *shard) for shard in dead if shard not in published.shards]
 
     def check(self, snapshot: RecordSnapshot, run: str) -> bool:
         """Raise if another run took over; return whether a foreign writer replaced our record.
@@ -230,12 +230,12 @@ class Ownership:
         FencedError
         """
         foreign = False
-        for basename, held in self.held.items():
+        for basename, owned in self.owned.items():
             owner = snapshot.record.owners.get(basename)
             if owner is None:
-                foreign = foreign or held.in_record
+                foreign = foreign or owned.in_record
             elif owner.run != run:
-                raise self._fence(owner, held.epoch)
+                raise self._fence(owner, owned.epoch)
         return foreign
 
     def _fence(self, owner: Owner, epoch: int) -> FencedError:
@@ -257,7 +257,7 @@ class Ownership:
     def window(self, record: Record, *, foreign: bool, known: tuple[Entry, ...], now_s: float) -> list[Entry]:
         """Return the entries that this run owns, oldest first."""
         listed_entries = own_entries(
-            self.directory, record.state, self.held, self._mtimes_s, now_s, kept=record.kept
+            self.directory, record.state, self.owned, self._mtimes_s, now_s, kept=record.kept
         )
         # What was listed but gone when the run began takes no place in the window.
         entries = [entry for entry in listed_entries if entry not in self._missing]
@@ -277,11 +277,11 @@ class Ownership:
     ) -> float | None:
         """Return the retention clock, one for all basenames that this run holds; None if it never ran."""
         clocks = []
-        for basename, held in self.held.items():
+        for basename, owned in self.owned.items():
             owner = self._last_line(record, basename)
             clock_s: float | None = None if owner is None else getattr(owner, clock_name)
             if clock_s is not None:
-                clocks.append(clock_s if held.has_saved else resume(clock_s))
+                clocks.append(clock_s if owned.has_saved else resume(clock_s))
         return max(clocks, default=None)
 
     def _last_line(self, record: Record, basename: str) -> Owner | None:
@@ -300,17 +300,17 @@ class Ownership:
         """Return `record` with our owner line for `basename` up to date, retention clock included.
 
         Lines of other basenames that this run holds come back if they were dropped. Nothing else changes
-        before `settle`: the record may still be lost to another writer.
+        before `record_saved`: the record may still be lost to another writer.
         """
-        for name, held in self.held.items():
+        for name, owned in self.owned.items():
             present = record.owners.get(name)
-            dropped = present is None and held.in_record
+            dropped = present is None and owned.in_record
             if name != basename and not dropped:
                 continue
-            epoch = held.epoch + dropped if present is None else max(held.epoch, present.epoch)
+            epoch = owned.epoch + dropped if present is None else max(owned.epoch, present.epoch)
             line = self._owner_line(name, epoch, run, self._last_line(record, name))
             if name == basename:
-                steps = [number for number in (held.highest_step, step) if number is not None]
+                steps = [number for number in (owned.highest_step, step) if number is not None]
                 line = replace(line, highest_step=max(steps, default=None))
                 if clock_name == "next_keep_s":
                     line = replace(line, next_keep_s=clock_s)
@@ -319,15 +319,15 @@ class Ownership:
             record = record.with_owner(line)
         return record
 
-    def settle(self, record: Record, prefix: str) -> None:
+    def record_saved(self, record: Record, prefix: str) -> None:
         """Take note that `record`, which lists `prefix` as the latest, was written."""
-        for basename, held in self.held.items():
+        for basename, owned in self.owned.items():
             owner = record.owners.get(basename)
             if owner is not None:
-                held.epoch, held.in_record = owner.epoch, True
-                steps = [step for step in (held.highest_step, owner.highest_step) if step is not None]
-                held.highest_step = max(steps, default=None)
-        saved = self.held[split_step(prefix)[0]]
+                owned.epoch, owned.in_record = owner.epoch, True
+                steps = [step for step in (owned.highest_step, owner.highest_step) if step is not None]
+                owned.highest_step = max(steps, default=None)
+        saved = self.owned[split_step(prefix)[0]]
         saved.seen.add(prefix)
         saved.has_saved = True
         self._missing = {entry for entry in self._missing if entry.prefix != prefix}

@@ -10,16 +10,16 @@ from ckptstore.directory.collect import collect_pending, collect_shards
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.paths import owner_of
-from ckptstore.directory.published_index import Standing, read_standing
+from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record_protocol import Pending, Record, Superseded
 from ckptstore.storage.base import Location
 
-__all__ = ["DueDeletes"]
+__all__ = ["PendingDeletes"]
 
 
-class DueDeletes:
+class PendingDeletes:
     """Deletes what the record says is to go, and remembers what is done until the record says so, too.
 
     Parameters
@@ -43,10 +43,10 @@ class DueDeletes:
     def __init__(self, directory: Location, ownership: Ownership) -> None:
         self._directory = directory
         self._ownership = ownership
-        self.known: dict[str, Standing] = {}
+        self.known: dict[str, PublishedIndex] = {}
         self.done: set[Pending | Superseded] = set()
 
-    def look_up(self, prefix: str) -> Standing | None:
+    def look_up(self, prefix: str) -> PublishedIndex | None:
         """Return the index of a checkpoint that is to be deleted, None if it is gone."""
         known = self.known.get(prefix)
         if known is not None:
@@ -56,10 +56,10 @@ class DueDeletes:
                     return known
             except NotFoundError:
                 return None
-        standing = read_standing(self._directory, prefix)
-        if standing is not None:
-            self.known[prefix] = standing
-        return standing
+        published = read_published_index(self._directory, prefix)
+        if published is not None:
+            self.known[prefix] = published
+        return published
 
     def collect(self, record: Record, before: Record, saved: str) -> None:
         """Delete what the record says is to go. The checkpoint exists, so a failure is only a warning."""
@@ -76,12 +76,12 @@ class DueDeletes:
 
     def _collect_superseded(self, line: Superseded, saved: str) -> None:
         # A program that knows nothing of our names may have written under them again. This save did not.
-        standing = None if line.prefix == saved else self.look_up(line.prefix)
-        live = () if standing is None else standing.shards
+        published = None if line.prefix == saved else self.look_up(line.prefix)
+        live = () if published is None else published.shards
         collect_shards(self._directory, line.prefix, [shard for shard in line.shards if shard not in live])
 
     def _is_mine(self, prefix: str) -> bool:
-        return "/" not in prefix and owner_of(prefix) in self._ownership.held
+        return "/" not in prefix and owner_of(prefix) in self._ownership.owned
 
     def _attempt(self, line: Pending | Superseded, collect: Callable[[], None]) -> None:
         try:

@@ -11,7 +11,7 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 
 if TYPE_CHECKING:
-    from ckptstore.directory.published_index import Standing
+    from ckptstore.directory.published_index import PublishedIndex
     from ckptstore.directory.shard_set import ShardSet
 
 __all__ = ["publish_index", "put_graph", "put_meta"]
@@ -74,13 +74,13 @@ def _version_unless_same(location: Location, data: bytes) -> str | None:
     return None
 
 
-def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Lost:
+def publish_index(files: ShardSet, published: PublishedIndex | None) -> Committed | Lost:
     """Put the index in place: from here on the checkpoint exists.
 
     Parameters
     ----------
     files : ShardSet
-    standing : Standing or None
+    published : PublishedIndex or None
         The index to replace; None to create it.
 
     Raises
@@ -95,16 +95,16 @@ def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Los
     location = files.directory.child(index_name(files.prefix))
     storage = location.storage
     # Until the answer is known an index may name the files: an error on the way must not delete them.
-    files.named = True
+    files.may_be_published = True
     try:
         # COMMIT POINT: the checkpoint exists.
-        if standing is None:
+        if published is None:
             outcome = storage.put_new(location.key, files.index)
         else:
-            outcome = storage.put_if(location.key, files.index, standing.version)
+            outcome = storage.put_if(location.key, files.index, published.version)
     except CkptStoreError:
         # Refused for certain: a storage that cannot tell answers Ambiguous.
-        files.named = False
+        files.may_be_published = False
         raise
     if isinstance(outcome, Ambiguous):
         raise AmbiguousOutcomeError(
@@ -113,5 +113,5 @@ def publish_index(files: ShardSet, standing: Standing | None) -> Committed | Los
             actual=outcome.reason,
             hint="Nothing was cleaned up; check whether the checkpoint is there before you save it again.",
         )
-    files.named = isinstance(outcome, Committed)
+    files.may_be_published = isinstance(outcome, Committed)
     return outcome

@@ -18,7 +18,7 @@ from ckptstore.format.record_protocol import ShardName
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 
-__all__ = ["LARGEST_COUNT", "Standing", "choose_count", "name_is_taken", "read_standing"]
+__all__ = ["LARGEST_COUNT", "PublishedIndex", "choose_count", "name_is_taken", "read_published_index"]
 
 # TensorFlow's own deletion glob is ".data-?????-of-?????": five digits at most.
 LARGEST_COUNT = 99_999
@@ -63,7 +63,7 @@ def choose_count(shards: int, taken: Collection[int] | None) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PublishedIndex:
     """An index that stands at a prefix: its version, and the data files it names."""
 
     version: str
@@ -75,7 +75,7 @@ class Standing:
         return {count for _, count in self.shards}
 
 
-def read_standing(directory: Location, prefix: str) -> Standing | None:
+def read_published_index(directory: Location, prefix: str) -> PublishedIndex | None:
     """Return the index that stands at `prefix`, None if there is none.
 
     An index that cannot be read names no files: it may be replaced, and what it meant is left to ``gc``.
@@ -85,7 +85,7 @@ def read_standing(directory: Location, prefix: str) -> Standing | None:
         got = location.storage.get(location.key)
     except NotFoundError:
         return None
-    return Standing(got.version, _shards_of_index(got.data, source=location.url))
+    return PublishedIndex(got.version, _shards_of_index(got.data, source=location.url))
 
 
 def _shards_of_index(data: bytes, *, source: str) -> tuple[ShardName, ...]:

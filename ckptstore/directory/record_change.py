@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from ckptstore.directory.ownership import Ownership
-from ckptstore.directory.published_index import Standing
+from ckptstore.directory.published_index import PublishedIndex
 from ckptstore.directory.record_entries import other_entries, restate
 from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
@@ -56,11 +56,11 @@ class RecordChange:
     known: tuple[Entry, ...]
     forced: tuple[Entry, ...] | None
     done: Collection[Pending | Superseded]
-    look_up: Callable[[str], Standing | None]
+    look_up: Callable[[str], PublishedIndex | None]
     replaced: list[Superseded] = field(default_factory=list)
     window: tuple[Entry, ...] = ()
     victims: tuple[Entry, ...] = ()
-    _looked_up: dict[str, Standing | None] = field(default_factory=dict)
+    _looked_up: dict[str, PublishedIndex | None] = field(default_factory=dict)
     _has_warned: bool = False
 
     def __call__(self, snapshot: RecordSnapshot) -> Record:
@@ -90,7 +90,7 @@ class RecordChange:
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):
             last_preserved_s = verdict.clock_s or 0.0
-        others = other_entries(self.ownership.directory, record.state, self.ownership.held, kept=record.kept)
+        others = other_entries(self.ownership.directory, record.state, self.ownership.owned, kept=record.kept)
         return replace(record, state=restate(others, verdict.window, self.prefix, last_preserved_s))
 
     def _decide(self, record: Record, *, foreign: bool) -> Verdict:
@@ -129,9 +129,9 @@ class RecordChange:
         for victim in victims:
             if victim.prefix not in self._looked_up:
                 self._looked_up[victim.prefix] = self.look_up(victim.prefix)
-            standing = self._looked_up[victim.prefix]
-            if standing is not None:
-                line = Pending(victim.prefix, standing.version, standing.shards, self.suffix)
+            published = self._looked_up[victim.prefix]
+            if published is not None:
+                line = Pending(victim.prefix, published.version, published.shards, self.suffix)
                 if line not in lines:
                     lines.append(line)
         return tuple(lines)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ckptstore.bundle.verify.verify import Fault
-from ckptstore.directory.catalog import Found, fault_of, list_checkpoints, newest_first
+from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
@@ -290,7 +290,7 @@ class _Plan:
                 return item.prefix if newest in (name, None) else newest
         basename = owner_of(posixpath.basename(state.model_checkpoint_path))
 
-        def distance(item: Found) -> int:
+        def distance(item: PrefixFiles) -> int:
             # Another basename's tensors are other tensors, and one that nobody listed may be anybody's.
             return 0 if owner_of(item.prefix) == basename else 1 if item.prefix in listed else 2
 
@@ -324,13 +324,13 @@ class _Plan:
             self._faults[place.key] = fault_of(place)
         return self._faults[place.key]
 
-    def _is_leaving(self, item: Found) -> bool:
+    def _is_leaving(self, item: PrefixFiles) -> bool:
         """Tell whether retention has decided to delete exactly this checkpoint."""
         return item.index is not None and any(
             line.prefix == item.prefix and line.version == item.index.version for line in self._pending
         )
 
-    def _take_in(self, item: Found, *, is_kept: bool, is_told: bool = True) -> bool:
+    def _take_in(self, item: PrefixFiles, *, is_kept: bool, is_told: bool = True) -> bool:
         """List a checkpoint if it is complete; if not, it `is_told` that it was left out."""
         place = self._directory.child(item.prefix)
         fault = self._fault_of(place)

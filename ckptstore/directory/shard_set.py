@@ -12,7 +12,7 @@ from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
 from ckptstore.directory.publish import put_graph
-from ckptstore.directory.published_index import choose_count, name_is_taken, read_standing
+from ckptstore.directory.published_index import choose_count, name_is_taken, read_published_index
 from ckptstore.errors import (
     AccessError,
     AmbiguousOutcomeError,
@@ -34,7 +34,7 @@ __all__ = ["ShardSet"]
 
 _COPY_SIZE_BYTES = 8 * 1024 * 1024
 
-# Whoever leaves a save that failed is not held up for longer; what then stays is left to ``gc``.
+# Whoever leaves a save that failed is not owned up for longer; what then stays is left to ``gc``.
 _CLEAN_UP_S = 10.0
 
 
@@ -69,7 +69,7 @@ class ShardSet:
         self._stage = stage
         self.index = b""
         self.versions: dict[int, str] = {}
-        self.named = False
+        self.may_be_published = False
         self._uploads = ExitStack()
         self._upload: Upload | None = None
         self._writer: ShardWriter | None = None
@@ -151,7 +151,7 @@ class ShardSet:
         if outcome is None:
             self._in_doubt = None
             return None
-        is_new = self._settled(outcome)
+        is_new = self._outcome_is_new(outcome)
         if is_new:
             self._entries.extend(renumbered(source.entries, number))
             if self._stage is not None:
@@ -193,9 +193,9 @@ class ShardSet:
 
     def _commit(self, upload: Upload) -> bool:
         self._in_doubt = self._name
-        return self._settled(upload.commit())
+        return self._outcome_is_new(upload.commit())
 
-    def _settled(self, outcome: PutOutcome) -> bool:
+    def _outcome_is_new(self, outcome: PutOutcome) -> bool:
         if isinstance(outcome, Ambiguous):
             raise AmbiguousOutcomeError(
                 "a data file may or may not have been written",
@@ -284,7 +284,7 @@ class ShardSet:
         if doubtful or self._graph is not None:
             self._drop_unnamed(doubtful)
 
-    def look_again(self) -> bool:
+    def recheck_publication(self) -> bool:
         """Tell whether the index was published after all, once the call that should do it has failed.
 
         If not, the files are dropped where it is certain that no index will name them.
@@ -298,12 +298,12 @@ class ShardSet:
         # Our uploads are closed by now: a file of such a name whose writer lives is another's. And asked
         # before the index is read, which that writer has published by then or never will.
         abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
-        standing = read_standing(self.directory, self.prefix)
-        named = () if standing is None else standing.shards
+        published = read_published_index(self.directory, self.prefix)
+        named = () if published is None else published.shards
         unnamed = [shard for shard in abandoned if shard not in named]
         if unnamed:
             collect_shards(self.directory, self.prefix, unnamed)
-        if standing is None and self._graph is not None and len(abandoned) == len(shards):
+        if published is None and self._graph is not None and len(abandoned) == len(shards):
             self._drop_graph(*self._graph)
         return bool(shards) and set(shards) <= set(named)
 
@@ -321,7 +321,7 @@ class ShardSet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.named:
+        if self.may_be_published:
             # Of committed uploads only handles are left. The checkpoint exists, whatever they say.
             with suppress(CkptStoreError):
                 self._uploads.close()

@@ -12,11 +12,11 @@ from ckptstore.errors import CkptStoreError
 from ckptstore.format.record_protocol import Superseded
 from ckptstore.storage.base import Location
 
-__all__ = ["Unlisted", "take_in", "tell_unlisted"]
+__all__ = ["Unrecorded", "adopt_unrecorded", "explain_unrecorded"]
 
 
 @dataclass(slots=True)
-class Unlisted:
+class Unrecorded:
     """A save between index and record.
 
     Attributes
@@ -33,12 +33,14 @@ class Unlisted:
     replaced: list[Superseded]
 
 
-def take_in(unlisted: dict[str, Unlisted], prefix: str, ownership: Ownership) -> list[Superseded]:
+def adopt_unrecorded(
+    unrecorded: dict[str, Unrecorded], prefix: str, ownership: Ownership
+) -> list[Superseded]:
     """See what became of saves that failed between index and record; return what they replaced.
 
     Parameters
     ----------
-    unlisted : dict
+    unrecorded : dict
         Prefix → save; emptied.
     prefix : str
         Is about to be saved anew.
@@ -46,16 +48,16 @@ def take_in(unlisted: dict[str, Unlisted], prefix: str, ownership: Ownership) ->
         Adopts the others that were published.
     """
     replaced: list[Superseded] = []
-    for name, save in list(unlisted.items()):
-        if save.files.look_again():
+    for name, save in list(unrecorded.items()):
+        if save.files.recheck_publication():
             replaced += save.replaced
             if name != prefix:
                 ownership.adopted.append(Entry(name, save.time_s))
-        del unlisted[name]
+        del unrecorded[name]
     return replaced
 
 
-def tell_unlisted(error: CkptStoreError, prefix: Location, record: Location) -> None:
+def explain_unrecorded(error: CkptStoreError, prefix: Location, record: Location) -> None:
     """Add to `error`, which came between index and record, what is there and what to do."""
     command = f"ckptstore repair {prefix.parent.url or '.'}"
     if record.name != RECORD_NAME:

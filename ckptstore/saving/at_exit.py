@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-__all__ = ["PendingSave", "enter", "leave", "settle"]
+__all__ = ["PendingSave", "enter", "join_idle", "leave"]
 
 _LOG = logging.getLogger("ckptstore")
 
@@ -126,7 +126,7 @@ def leave(save: PendingSave) -> None:
     _guard.leave(save)
 
 
-def settle(timeout_s: float) -> None:
+def join_idle(timeout_s: float) -> None:
     """Wait for the guard's thread to end, if it has nothing to do any more."""
     thread = _guard.thread
     if thread is not None and not _guard.pending and thread is not threading.current_thread():

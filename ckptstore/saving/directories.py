@@ -11,12 +11,12 @@ from ckptstore.directory.retention import Entry, Retention
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 
-__all__ = ["SaverWindows"]
+__all__ = ["SaverDirectories"]
 
 _Key: TypeAlias = tuple[Any, str, str]
 
 
-class SaverWindows:
+class SaverDirectories:
     """One `CheckpointWriter` for each directory and record.
 
     Parameters

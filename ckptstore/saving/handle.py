@@ -90,8 +90,8 @@ class SaveHandle:
                 save.queue.check_may_wait(self.prefix)
             if not wait([save.future], timeout_s).done:
                 raise self._not_yet("the save is still under way", timeout_s)
-            save.queue.tell(save)
-            save.queue.settle()
+            save.queue.mark_reported(save)
+            save.queue.join_idle()
         if save.error is not None:
             raise save.error
         return save.answer

@@ -14,7 +14,7 @@ from ckptstore.saving.arguments import (
     items_of,
     target_of,
 )
-from ckptstore.saving.directories import SaverWindows
+from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.saving.task import (
@@ -40,7 +40,7 @@ class SaverTasks:
     settings : SaverSettings
     options : SaveOptions
     graph : SaverGraph
-    windows : SaverWindows
+    directories : SaverDirectories
     allow_empty, pad_step_number, run :
         As for `Saver`.
 
@@ -55,7 +55,7 @@ class SaverTasks:
         settings: SaverSettings,
         options: SaveOptions,
         graph: SaverGraph,
-        windows: SaverWindows,
+        directories: SaverDirectories,
         *,
         allow_empty: bool,
         pad_step_number: bool,
@@ -65,7 +65,7 @@ class SaverTasks:
         self._settings = settings
         self._options = options
         self._graph = graph
-        self._windows = windows
+        self._directories = directories
         self._allow_empty = allow_empty
         self._pad_step_number = pad_step_number
         self._run = run
@@ -104,7 +104,7 @@ class SaverTasks:
         if not any(shard.items for shard in plan.shards):
             write = partial(save_graph, meta, meta_graph_suffix, prefix)
         elif write_state:
-            writer = self._windows.writer(prefix, record)
+            writer = self._directories.writer(prefix, record)
             write = partial(
                 save_with_record, writer, self._run or process_run(), meta, meta_graph_suffix, prefix
             )

@@ -30,7 +30,7 @@ _LOG = logging.getLogger("ckptstore")
 _AT_WORK: ContextVar[SaveQueue | None] = ContextVar("ckptstore_save_queue", default=None)
 
 # A thread whose work is done ends within microseconds; this bounds the wait where a callback keeps it.
-_SETTLE_S = 1.0
+_JOIN_S = 1.0
 
 
 class QueuedSave:
@@ -109,7 +109,7 @@ class SaveQueue:
         self._thread: threading.Thread | None = None
         # Stands for the one call of `_work` that may make saves.
         self._worker: object | None = None
-        self._untold: dict[QueuedSave, BaseException] = {}
+        self._unreported: dict[QueuedSave, BaseException] = {}
         self._has_owner = True
 
     def _check_process(self) -> None:
@@ -143,17 +143,17 @@ class SaveQueue:
             self.check_may_wait()
         with self._changed:
             self._changed.wait_for(lambda: self._running is None and not self._waiting)
-        self.settle()
+        self.join_idle()
 
     def raise_failure(self) -> None:
         """Raise what a save in the background died of, unless somebody was told."""
         self._check_process()
         with self._changed:
-            untold, self._untold = list(self._untold.values()), {}
-        if untold:
-            for other in untold[1:]:
-                untold[0].add_note(f"A later save failed, too: {other}")
-            raise untold[0]
+            unreported, self._unreported = list(self._unreported.values()), {}
+        if unreported:
+            for other in unreported[1:]:
+                unreported[0].add_note(f"A later save failed, too: {other}")
+            raise unreported[0]
 
     def submit(self, task: SaveTask, *, snapshot: bool) -> QueuedSave:
         """Run `task` in the background, when its turn comes; return when its arrays may be changed again.
@@ -198,7 +198,7 @@ class SaveQueue:
             self.cancel(save)
             with self._changed:
                 self._changed.wait_for(lambda: save not in self._waiting and self._running is not save)
-            self.tell(save)
+            self.mark_reported(save)
             raise
         return save
 
@@ -288,13 +288,14 @@ class SaveQueue:
             is_missed = True
         with self._changed:
             if error is not None and is_missed:
-                self._untold[save] = error
+                self._unreported[save] = error
             if self._running is save:
                 self._running = None
             save.error = error
             save.is_over = True
             self._changed.notify_all()
-        # Not above: the guard's lock may be held by a thread in which the garbage collector calls `let_go`.
+        # Not above: the guard's lock may be held by a thread in which the garbage collector
+        # calls `report_as_warnings`.
         at_exit.leave(save)
         save.future.set_result(None)
         if is_missed and not self._has_owner:
@@ -313,22 +314,22 @@ class SaveQueue:
             self._end(save, _given_up(save, "it was cancelled"))
         return is_in_time
 
-    def tell(self, save: QueuedSave) -> None:
+    def mark_reported(self, save: QueuedSave) -> None:
         """Note that somebody was told how `save` ended."""
         if self._pid == os.getpid():
             with self._changed:
-                self._untold.pop(save, None)
+                self._unreported.pop(save, None)
 
-    def settle(self) -> None:
+    def join_idle(self) -> None:
         """Let threads that have nothing to do any more end."""
         thread = self._thread
         if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
             return
         if self.is_idle:
-            thread.join(_SETTLE_S)
-            at_exit.settle(_SETTLE_S)
+            thread.join(_JOIN_S)
+            at_exit.join_idle(_JOIN_S)
 
-    def let_go(self) -> None:
+    def report_as_warnings(self) -> None:
         """Hear that the Saver is gone: of what failed, or fails from now on, it cannot tell."""
         if self._pid == os.getpid():
             self._has_owner = False
@@ -336,8 +337,8 @@ class SaveQueue:
 
     def _warn(self) -> None:
         with self._changed:
-            untold, self._untold = self._untold, {}
-        for error in untold.values():
+            unreported, self._unreported = self._unreported, {}
+        for error in unreported.values():
             text = f"a save in the background failed, and nobody asked how it ended: {error}"
             try:
                 warnings.warn(text, CkptStoreWarning, stacklevel=2)

@@ -10,16 +10,16 @@ import numpy.typing as npt
 
 from ckptstore.bundle.write.merge import MergeInput, merge_indexes
 from ckptstore.bundle.write.shard_writer import ShardWriter
+from ckptstore.directory.bare_write import collect_replaced
 from ckptstore.directory.collect import remove_checkpoint_files
 from ckptstore.directory.publish import publish_index
 from ckptstore.directory.published_index import (
     LARGEST_COUNT,
-    Standing,
+    PublishedIndex,
     choose_count,
     name_is_taken,
-    read_standing,
+    read_published_index,
 )
-from ckptstore.directory.replaced import collect_replaced
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, FormatError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
@@ -71,7 +71,7 @@ class BundleWriter:
         self._files: ShardSet | None = None
         self._writer: ShardWriter | None = None
         self._transfer: Transfer | None = None
-        self._standing: Standing | None = None
+        self._standing: PublishedIndex | None = None
         self._count = 1
         self._over = False
         self._is_published = False
@@ -165,7 +165,7 @@ class BundleWriter:
             )
         if self._writer is None:
             directory, name = self._prefix.parent, self._prefix.name
-            self._standing = read_standing(directory, name)
+            self._standing = read_published_index(directory, name)
             used = self._standing is not None or name_is_taken(directory, name, 1, 1)
             taken = self._standing.counts if self._standing is not None else set()
             self._count = choose_count(1, taken if used else None)
@@ -233,22 +233,22 @@ def merge_bundles(
     indexes = [_read_index(place) for place in inputs]
     merged = merge_indexes(indexes)
     directory, name = output.parent, output.name
-    standing = read_standing(directory, name)
+    published = read_published_index(directory, name)
     # The sum of the inputs' counts, as in TensorFlow; an input that was overwritten has a count far above its
     # number of files, and the sum may leave no name that TensorFlow can delete.
     shards = len(merged.shards)
     count = merged.num_shards if merged.num_shards <= LARGEST_COUNT else max(shards, 1)
-    if standing is not None or name_is_taken(directory, name, shards, count):
-        count = choose_count(max(shards, 1), standing.counts if standing is not None else set())
+    if published is not None or name_is_taken(directory, name, shards, count):
+        count = choose_count(max(shards, 1), published.counts if published is not None else set())
     with ShardSet(directory, name) as files:
         for number, (source, shard) in enumerate(merged.shards):
             name_there = data_name("", shard, indexes[source].header.num_shards)
             if not files.copy(number, count, inputs[source].suffixed(name_there)):
                 raise ConflictError("a data file of the output is there already", url=output.url)
         files.index = merged.index_bytes(count)
-        if not isinstance(publish_index(files, standing), Committed):
+        if not isinstance(publish_index(files, published), Committed):
             raise ConflictError("another writer published the output at the same time", url=output.url)
-    collect_replaced(files, standing)
+    collect_replaced(files, published)
     for place in inputs:
         try:
             remove_checkpoint_files(place.parent, place.name, None)

@@ -26,7 +26,7 @@ from ckptstore.saving.arguments import (
     check_supported,
     check_var_list,
 )
-from ckptstore.saving.directories import SaverWindows
+from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.handle import SaveHandle
 from ckptstore.saving.options import Durability, QueuePolicy, SaveOptions
 from ckptstore.saving.prepare import SaverTasks
@@ -170,21 +170,21 @@ class Saver:
         self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
         self._reshape = reshape
         self._built = not defer_build
-        self._windows = SaverWindows(self._settings.retention(clock), clock)
+        self._directories = SaverDirectories(self._settings.retention(clock), clock)
         self._graph = SaverGraph(graph, self._settings)
         self._tasks = SaverTasks(
             self._names,
             self._settings,
             self._options,
             self._graph,
-            self._windows,
+            self._directories,
             allow_empty=allow_empty,
             pad_step_number=pad_step_number,
             run=run,
         )
         self._queue = SaveQueue(queue)
         # It hears of failures after the last reference to the Saver is gone.
-        weakref.finalize(self, self._queue.let_go)
+        weakref.finalize(self, self._queue.report_as_warnings)
 
     @property
     def graph(self) -> Graph | None:
@@ -430,7 +430,7 @@ class Saver:
         """
         if not self._settings.max_to_keep:
             return []
-        return self._windows.paths
+        return self._directories.paths
 
     def set_last_checkpoints(self, last_checkpoints: Sequence[str]) -> None:
         """Let retention count these prefixes, oldest first; as in TensorFlow none of them is ever deleted."""
@@ -444,7 +444,7 @@ class Saver:
         """
         check_list(last_checkpoints_with_time)
         self._queue.wait()
-        self._windows.set(last_checkpoints_with_time)
+        self._directories.set(last_checkpoints_with_time)
 
     def recover_last_checkpoints(
         self, checkpoint_paths: Sequence[str], *, storage_options: Options = None

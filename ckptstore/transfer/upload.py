@@ -17,7 +17,7 @@ from ckptstore.storage.upload import Upload
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["Checksum", "Hold", "PartSender", "part_sizes"]
+__all__ = ["BudgetLease", "Checksum", "PartSender", "part_sizes"]
 
 _T = TypeVar("_T")
 
@@ -37,13 +37,13 @@ class Checksum:
         self._crcs: list[int] = []
         self._sizes: list[int] = []
 
-    def expect(self, size_bytes: int) -> int:
+    def add_piece(self, size_bytes: int) -> int:
         """Add a piece behind the others, and return its number."""
         self._crcs.append(-1)
         self._sizes.append(size_bytes)
         return len(self._sizes) - 1
 
-    def tell(self, number: int, crc: int) -> None:
+    def set_piece(self, number: int, crc: int) -> None:
         """Note the checksum of a piece."""
         self._crcs[number] = crc
 
@@ -57,7 +57,7 @@ class Checksum:
         return whole
 
 
-class Hold:
+class BudgetLease:
     """Memory of a budget, given back when the last who shares it has let go.
 
     Threads
@@ -74,7 +74,7 @@ class Hold:
         self._sharers = 1
         self.lock = threading.Lock()
 
-    def share(self) -> Hold:
+    def retain(self) -> BudgetLease:
         """Return this, for somebody else to let go as well."""
         with self.lock:
             self._sharers += 1
@@ -86,7 +86,7 @@ class Hold:
         self._budget.release(self.size_bytes - size_bytes)
         self.size_bytes = size_bytes
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Need it no more."""
         with self.lock:
             self._sharers -= 1
@@ -97,30 +97,30 @@ class Hold:
             self._budget.release(self.size_bytes)
 
 
-class _Piece(NamedTuple):
+class _PartPiece(NamedTuple):
     view: memoryview
     checksum: Checksum | None
     number: int
     is_lent: bool
 
 
-class _Part:
+class _UploadPart:
     """A part that is being put together."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.pieces: list[_Piece] = []
+        self.pieces: list[_PartPiece] = []
         self.size_bytes = 0
-        self.holds: dict[int, Hold] = {}
+        self.leases: dict[int, BudgetLease] = {}
 
-    def share(self, hold: Hold) -> None:
-        if id(hold) not in self.holds:
-            self.holds[id(hold)] = hold.share()
+    def retain(self, lease: BudgetLease) -> None:
+        if id(lease) not in self.leases:
+            self.leases[id(lease)] = lease.retain()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.pieces.clear()
-        while self.holds:
-            self.holds.popitem()[1].let_go()
+        while self.leases:
+            self.leases.popitem()[1].release()
 
 
 class PartSender:
@@ -159,9 +159,9 @@ class PartSender:
             # One part is not worth a thread.
             parallel = max(1, min(parallel, -(-size_bytes // self._part_size_bytes)))
         self._group = transfer.group(parallel)
-        self._part = _Part(0)
-        self._last: _Part | None = None
-        self._under_way: dict[int, _Part] = {}
+        self._part = _UploadPart(0)
+        self._last: _UploadPart | None = None
+        self._under_way: dict[int, _UploadPart] = {}
         self._whole = Checksum()
         # Whether memory of the caller is in the part that is not full yet, and in those that were sent.
         self._holds_lent = False
@@ -176,38 +176,40 @@ class PartSender:
     @property
     def held_bytes(self) -> int:
         """Memory that the part which is not full yet keeps."""
-        return sum(hold.size_bytes for hold in self._part.holds.values())
+        return sum(lease.size_bytes for lease in self._part.leases.values())
 
-    def reserve(self, size_bytes: int) -> Hold:
+    def reserve(self, size_bytes: int) -> BudgetLease:
         """Take memory for bytes to put, when there is room for it. Raises as `put`."""
         with self._guarded():
             self._transfer.budget.acquire(size_bytes, scope=self._group.scope, beside=self.held_bytes)
-        return Hold(self._transfer.budget, size_bytes)
+        return BudgetLease(self._transfer.budget, size_bytes)
 
     def wait_for(self, call: Callable[[], _T]) -> _T:
         """Return what `call` returns; its scope ends when a part fails. Raises as `put`."""
         with self._guarded():
             return self._group.scope.run(call)
 
-    def put(self, view: memoryview, *, checksum: Checksum | None = None, hold: Hold | None = None) -> None:
+    def put(
+        self, view: memoryview, *, checksum: Checksum | None = None, lease: BudgetLease | None = None
+    ) -> None:
         """Append bytes.
 
         Parameters
         ----------
         view : memoryview
-            Flat. Its memory stays unchanged until `settle`, `finish` or `close` says otherwise.
+            Flat. Its memory stays unchanged until `detach_from_caller`, `finish` or `close` says otherwise.
         checksum : Checksum, optional
             Gets the checksums of the pieces into which the bytes are cut, once they are sent.
-        hold : Hold, optional
+        lease : BudgetLease, optional
             Shared until the bytes are sent; of those in the last part, until `close`. Without it the memory
-            is that of the caller, see `settle`.
+            is that of the caller, see `detach_from_caller`.
 
         Raises
         ------
         BaseException
             What the first thread that failed raised. Nothing runs any more then.
         """
-        self._holds_lent = self._holds_lent or hold is None
+        self._holds_lent = self._holds_lent or lease is None
         with self._guarded():
             while view:
                 room = self._part_size_bytes - self._part.size_bytes
@@ -216,17 +218,17 @@ class PartSender:
                     continue
                 piece, view = view[:room], view[room:]
                 size_bytes = len(piece)
-                number = -1 if checksum is None else checksum.expect(size_bytes)
+                number = -1 if checksum is None else checksum.add_piece(size_bytes)
                 part = self._part
-                part.pieces.append(_Piece(piece, checksum, number, hold is None))
+                part.pieces.append(_PartPiece(piece, checksum, number, lease is None))
                 part.size_bytes += size_bytes
-                if hold is not None:
-                    part.share(hold)
+                if lease is not None:
+                    part.retain(lease)
                 self.size_bytes += size_bytes
                 if self._expected_bytes is not None and part.size_bytes == self._part_size_bytes:
                     self._send(is_last=self.size_bytes == self._expected_bytes)
 
-    def settle(self) -> None:
+    def detach_from_caller(self) -> None:
         """Make what was put so far independent of the caller's memory: sent, or copied. Raises as `put`."""
         if not self._holds_lent and not self._sends_lent:
             return
@@ -238,10 +240,10 @@ class PartSender:
             part = self._part
             for index, piece in enumerate(part.pieces):
                 if piece.is_lent:
-                    hold = self.reserve(len(piece.view))
+                    lease = self.reserve(len(piece.view))
                     part.pieces[index] = piece._replace(view=memoryview(bytes(piece.view)), is_lent=False)
-                    part.share(hold)
-                    hold.let_go()
+                    part.retain(lease)
+                    lease.release()
 
     def finish(self) -> None:
         """Send what is left, and wait until all parts are sent. Raises as `put`."""
@@ -260,9 +262,9 @@ class PartSender:
     def close(self) -> None:
         """Stop what is not finished; when this returns no thread works for it, and it holds no memory."""
         self._group.stop()
-        self._part.let_go()
+        self._part.release()
         for part in self._under_way.values():
-            part.let_go()
+            part.release()
         self._under_way.clear()
 
     @contextmanager
@@ -275,8 +277,8 @@ class PartSender:
             raise
 
     def _send(self, *, is_last: bool) -> None:
-        part, self._part = self._part, _Part(self._part.number + 1)
-        number = self._whole.expect(part.size_bytes)
+        part, self._part = self._part, _UploadPart(self._part.number + 1)
+        number = self._whole.add_piece(part.size_bytes)
         self._under_way[part.number] = part
         if is_last:
             self._last = part
@@ -286,13 +288,13 @@ class PartSender:
             for view, checksum, piece_number, _ in part.pieces:
                 own = crc32c(view)
                 if checksum is not None:
-                    checksum.tell(piece_number, own)
+                    checksum.set_piece(piece_number, own)
                 crc = combine(crc, own, len(view))
-            self._whole.tell(number, crc)
+            self._whole.set_piece(number, crc)
             self._upload.send(part.number, [piece.view for piece in part.pieces], crc, is_last=is_last)
             self._transfer.advance(part.size_bytes)
             if not is_last:
-                self._under_way.pop(part.number).let_go()
+                self._under_way.pop(part.number).release()
 
         self._sends_lent = self._sends_lent or any(piece.is_lent for piece in part.pieces)
         self._group.submit(send)

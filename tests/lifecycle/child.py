@@ -17,7 +17,7 @@ PRELUDE = """
 import os, sys, threading, time, signal
 import numpy as np
 import ckptstore as ck
-from ckptstore import pending_saves
+from ckptstore.saving import at_exit
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 

@@ -29,7 +29,7 @@ from ckptstore.format.entry import (
 from ckptstore.format.slices import encode_slice_key
 from ckptstore.storage.upload import Upload
 from ckptstore.transfer.transfer import Transfer
-from ckptstore.transfer.upload import Checksum, Hold, PartSender
+from ckptstore.transfer.upload import BudgetLease, Checksum, PartSender
 from ckptstore.types import DType, Slice
 
 __all__ = ["ShardWriter"]
@@ -102,7 +102,7 @@ class ShardWriter:
         self._partitioned: dict[bytes, tuple[DType, tuple[int, ...], list[Slice]]] = {}
         self._batch = _Batch()
         self._raw: list[bytes] = []
-        self._raw_hold: Hold | None = None
+        self._raw_lease: BudgetLease | None = None
         self._noted_bytes = 0
 
     def add(
@@ -130,7 +130,7 @@ class ShardWriter:
             self._collect(item, item.array.tobytes())
             return
         self.write((item,))
-        self._sender.settle()
+        self._sender.detach_from_caller()
 
     def write(self, items: Iterable[WriteItem]) -> None:
         """Append the tensors of a plan. The arrays stay as they are until `finish`, or `close`, returns.
@@ -176,10 +176,10 @@ class ShardWriter:
         def put_batch() -> None:
             nonlocal batch, room_bytes
             if batch.items:
-                view, hold = take(batch.size_bytes)
+                view, lease = take(batch.size_bytes)
                 stops = list(accumulate(item.size_bytes for item in batch.items))
                 self._note_batch(batch, crc32c_of_ranges(view, [0, *stops[:-1]], stops))
-                put(view, hold=hold)
+                put(view, lease=lease)
                 room_bytes -= batch.size_bytes
                 batch = _Batch()
 
@@ -196,8 +196,8 @@ class ShardWriter:
             checksum = self._begin(item, crc)
             while size_bytes:
                 room_bytes = wait_for(staged.room)
-                view, hold = take(min(size_bytes, room_bytes))
-                put(view, checksum=checksum, hold=hold)
+                view, lease = take(min(size_bytes, room_bytes))
+                put(view, checksum=checksum, lease=lease)
                 size_bytes -= len(view)
                 room_bytes -= len(view)
         put_batch()
@@ -243,9 +243,9 @@ class ShardWriter:
         """Stop what is under way; when this returns nothing runs, and no array is needed any more."""
         self._sender.close()
         self._raw.clear()
-        if self._raw_hold is not None:
-            self._raw_hold.let_go()
-            self._raw_hold = None
+        if self._raw_lease is not None:
+            self._raw_lease.release()
+            self._raw_lease = None
 
     def _write_small(self, items: Sequence[WriteItem], size_bytes: int) -> None:
         """Append whole tensors that are in memory as in the file."""
@@ -254,23 +254,23 @@ class ShardWriter:
                 self._collect(item, item.array.tobytes())
             return
         self._flush()
-        hold = self._sender.reserve(size_bytes)
+        lease = self._sender.reserve(size_bytes)
         payload, entries = gather(items, shard_id=self._shard_id, offset=self._noted_bytes)
         self._entries += entries
         self._noted_bytes += size_bytes
-        self._sender.put(memoryview(payload), hold=hold)
-        hold.let_go()
+        self._sender.put(memoryview(payload), lease=lease)
+        lease.release()
 
     def _write_objects(self, item: WriteItem) -> None:
         if item.size_bytes < _BATCHED_BELOW_BYTES:
             self._collect(item, *encoded(item))
             return
         self._flush()
-        hold = self._sender.reserve(item.size_bytes)
+        lease = self._sender.reserve(item.size_bytes)
         payload, crc = encoded(item)
         self._begin(item, crc)
-        self._sender.put(memoryview(payload), hold=hold)
-        hold.let_go()
+        self._sender.put(memoryview(payload), lease=lease)
+        lease.release()
 
     def _write_converted(self, item: WriteItem) -> None:
         if item.size_bytes < _BATCHED_BELOW_BYTES:
@@ -280,11 +280,11 @@ class ShardWriter:
         chunks = stored_chunks(item, _CHUNK_SIZE_BYTES)
         left_bytes = item.size_bytes
         while left_bytes:
-            hold = self._sender.reserve(min(left_bytes, _CHUNK_SIZE_BYTES))
+            lease = self._sender.reserve(min(left_bytes, _CHUNK_SIZE_BYTES))
             chunk = next(chunks)
-            hold.shrink(chunk.nbytes)
-            self._sender.put(byte_view(chunk), checksum=checksum, hold=hold)
-            hold.let_go()
+            lease.shrink(chunk.nbytes)
+            self._sender.put(byte_view(chunk), checksum=checksum, lease=lease)
+            lease.release()
             left_bytes -= chunk.nbytes
 
     def _begin(self, item: WriteItem, crc: int | None = None) -> Checksum | None:
@@ -324,8 +324,8 @@ class ShardWriter:
         self._noted_bytes += batch.size_bytes
 
     def _collect(self, item: WriteItem, raw: bytes, crc: int | None = None) -> None:
-        if self._raw_hold is None:
-            self._raw_hold = self._sender.reserve(self._batch_size_bytes())
+        if self._raw_lease is None:
+            self._raw_lease = self._sender.reserve(self._batch_size_bytes())
         self._batch.add(item, crc)
         self._raw.append(raw)
         if self._batch.size_bytes >= _BATCH_SIZE_BYTES:
@@ -336,12 +336,12 @@ class ShardWriter:
         return most if self._expected_bytes is None else min(most, self._expected_bytes - self.size_bytes)
 
     def _flush(self) -> None:
-        if self._raw_hold is None:
+        if self._raw_lease is None:
             return
-        batch, raw, hold = self._batch, self._raw, self._raw_hold
-        self._batch, self._raw, self._raw_hold = _Batch(), [], None
+        batch, raw, lease = self._batch, self._raw, self._raw_lease
+        self._batch, self._raw, self._raw_lease = _Batch(), [], None
         joined = b"".join(raw)
-        hold.shrink(len(joined))
+        lease.shrink(len(joined))
         self._note_batch(batch, crc32c_of_each(raw))
-        self._sender.put(memoryview(joined), hold=hold)
-        hold.let_go()
+        self._sender.put(memoryview(joined), lease=lease)
+        lease.release()

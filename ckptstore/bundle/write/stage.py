@@ -19,7 +19,7 @@ from ckptstore.errors import ConflictError
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, Block, enough_memory, give_blocks, take_block
 from ckptstore.transfer.budget import MemoryBudget
-from ckptstore.transfer.upload import Hold
+from ckptstore.transfer.upload import BudgetLease
 
 __all__ = ["Stage", "StagedShard"]
 
@@ -34,19 +34,19 @@ _CONVERTED_SIZE_BYTES = 1024 * 1024
 class _Staged:
     """A block, what it is filled with, and the memory that it takes."""
 
-    def __init__(self, array: Block, hold: Hold) -> None:
+    def __init__(self, array: Block, lease: BudgetLease) -> None:
         self.array = array
         self.view = byte_view(array)
         self.size_bytes = 0
-        self.hold = hold
+        self.lease = lease
         self._is_needed = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Give the memory back as soon as nobody shares it; a second call does nothing."""
-        with self.hold.lock:
+        with self.lease.lock:
             was_needed, self._is_needed = self._is_needed, False
         if was_needed:
-            self.hold.let_go()
+            self.lease.release()
 
 
 def _whole_size_bytes(plan: SavePlan) -> int:
@@ -134,7 +134,7 @@ class Stage:
             self.close(failure)
             if self._filling is not None:
                 # Only now: nobody else may get it while it is filled.
-                self._filling.let_go()
+                self._filling.release()
             if failure is not error and isinstance(error, Exception):
                 raise failure from None
             raise
@@ -231,13 +231,13 @@ class Stage:
         with self._changed:
             self._out += 1
             self._most_out = max(self._most_out, self._out)
-        hold = Hold(self._budget, BLOCK_SIZE_BYTES, free)
+        lease = BudgetLease(self._budget, BLOCK_SIZE_BYTES, free)
         try:
             with enough_memory(self._budget, BLOCK_SIZE_BYTES, url=self._url):
                 block.append(take_block())
-            return _Staged(block[0], hold)
+            return _Staged(block[0], lease)
         except BaseException:
-            hold.let_go()
+            lease.release()
             raise
 
     def _stuck(self) -> int:
@@ -296,7 +296,7 @@ class Stage:
     def _passed(self, number: int, index: int) -> None:
         """Hear that the thread that saves is done with a block, but for what it has shared."""
         if not self.is_whole:
-            self._shards[number][index].let_go()
+            self._shards[number][index].release()
 
     def _wake(self) -> None:
         with self._changed:
@@ -314,7 +314,7 @@ class Stage:
             self._changed.notify_all()
         for blocks in self._shards:
             for block in blocks:
-                block.let_go()
+                block.release()
         give_blocks([], self._most_out)
 
 
@@ -355,13 +355,13 @@ class StagedShard:
             self._block = self._stage._wait_for(self._number, self._index, self._held_bytes)
         return self._block.size_bytes - self._position
 
-    def take(self, size_bytes: int) -> tuple[memoryview, Hold | None]:
+    def take(self, size_bytes: int) -> tuple[memoryview, BudgetLease | None]:
         """Return the next bytes, not more than `room`, and what to share for as long as they are needed."""
         if not size_bytes:
             return memoryview(b""), None
         assert self._block is not None
         start, self._position = self._position, self._position + size_bytes
-        return self._block.view[start : self._position], self._block.hold
+        return self._block.view[start : self._position], self._block.lease
 
     def skip(self, size_bytes: int) -> None:
         """Read the next bytes for nobody."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptstore.directory.garbage import Garbage, GarbageReport, collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
-from ckptstore.directory.published_index import read_standing
+from ckptstore.directory.published_index import read_published_index
 from ckptstore.directory.record_update import read_record
 from ckptstore.format.naming import data_name, parse_file_name
 from ckptstore.storage.registry import locate
@@ -49,10 +49,10 @@ def needed(directory: str) -> set[str]:
     for name in names_in(directory):
         parsed = parse_file_name(name)
         if parsed is not None and parsed.kind == "index":
-            standing = read_standing(place, parsed.prefix)
-            assert standing is not None
+            published = read_published_index(place, parsed.prefix)
+            assert published is not None
             names |= {name, f"{parsed.prefix}.meta"}
-            names |= {data_name(parsed.prefix, *shard) for shard in standing.shards}
+            names |= {data_name(parsed.prefix, *shard) for shard in published.shards}
     for line in snapshot.record.pending:
         names |= {data_name(line.prefix, *shard) for shard in line.shards} | {f"{line.prefix}.{line.suffix}"}
     return names

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ckptstore.checksums import crc32c
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.transfer.transfer import Transfer
-from ckptstore.transfer.upload import Checksum, Hold, PartSender, part_sizes
+from ckptstore.transfer.upload import BudgetLease, Checksum, PartSender, part_sizes
 from tests.unit.bundle.helpers import Sink
 from tests.unit.transfer.helpers import TIMEOUT_S, in_background
 
@@ -41,12 +41,12 @@ def test_the_parts_are_those_of_the_joined_bytes(pieces, part_size, parallel, is
         memory = bytearray(data)
         checksum = Checksum()
         checksums.append(checksum)
-        hold = sender.reserve(len(data)) if is_owned else None
-        sender.put(memoryview(memory), checksum=checksum, hold=hold)
-        if hold is not None:
-            hold.let_go()
+        lease = sender.reserve(len(data)) if is_owned else None
+        sender.put(memoryview(memory), checksum=checksum, lease=lease)
+        if lease is not None:
+            lease.release()
         elif is_last_one_settled:
-            sender.settle()
+            sender.detach_from_caller()
             memory[:] = bytes(len(memory))
     sender.finish()
     sink.commit()
@@ -107,14 +107,14 @@ def test_memory_is_given_back_with_its_last_part_and_that_of_the_last_part_at_th
     transfer = Transfer("save", "x")
     sender = PartSender(sink, transfer, 30)
 
-    def hold(name: str, size_bytes: int) -> Hold:
+    def hold(name: str, size_bytes: int) -> BudgetLease:
         transfer.budget.acquire(size_bytes)
-        return Hold(transfer.budget, size_bytes, lambda: freed.append(name))
+        return BudgetLease(transfer.budget, size_bytes, lambda: freed.append(name))
 
     for name, size_bytes in (("a", 5), ("b", 10), ("c", 15)):
         held = hold(name, size_bytes)
-        sender.put(memoryview(bytes(size_bytes)), hold=held)
-        held.let_go()
+        sender.put(memoryview(bytes(size_bytes)), lease=held)
+        held.release()
     assert freed == ["a", "b"]
     sender.finish()
     assert (freed, transfer.budget.used_bytes) == (["a", "b"], 15)
@@ -127,9 +127,9 @@ def test_it_waits_for_memory_but_not_for_its_own() -> None:
     sink = Sink(100, 2)
     sender = PartSender(sink, transfer)
     for _ in range(30):
-        hold = sender.reserve(8)
-        sender.put(memoryview(bytes(8)), hold=hold)
-        hold.let_go()
+        lease = sender.reserve(8)
+        sender.put(memoryview(bytes(8)), lease=lease)
+        lease.release()
     sender.finish()
     sender.close()
     assert len(sink.data) == 240
@@ -149,11 +149,11 @@ def test_after_an_error_nothing_runs_and_no_memory_is_held(parallel: int) -> Non
 
     def feed() -> None:
         for _ in range(100):
-            hold = sender.reserve(10)
+            lease = sender.reserve(10)
             try:
-                sender.put(memoryview(bytes(10)), hold=hold)
+                sender.put(memoryview(bytes(10)), lease=lease)
             finally:
-                hold.let_go()
+                lease.release()
         sender.finish()
 
     with pytest.raises(TransientError, match="wire was cut"):
@@ -176,7 +176,7 @@ def test_a_checksum_is_combined_in_the_order_of_the_pieces() -> None:
     cuts = [0, 1, 100, 400, 750]
     checksum = Checksum()
     pieces = [data[start:stop] for start, stop in itertools.pairwise(cuts)]
-    numbers = [checksum.expect(len(piece)) for piece in pieces]
+    numbers = [checksum.add_piece(len(piece)) for piece in pieces]
     for number, piece in reversed(list(zip(numbers, pieces, strict=True))):
-        checksum.tell(number, crc32c(piece))
+        checksum.set_piece(number, crc32c(piece))
     assert checksum.value == crc32c(data)
