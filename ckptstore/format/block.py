@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ __all__ = [
     "BlockRows",
     "decode_handle",
     "read_block",
+    "rows_of",
 ]
 
 TRAILER_SIZE_BYTES = 5
@@ -83,6 +84,13 @@ class BlockRows(NamedTuple):
     keys: list[bytes]
     starts: list[int]
     stops: list[int]
+
+
+def rows_of(items: Sequence[tuple[bytes, bytes]]) -> BlockRows:
+    """Return items, ascending by key, as if a block held them."""
+    stops = list(itertools.accumulate(len(value) for _, value in items))
+    contents = b"".join([value for _, value in items]) + bytes(4)
+    return BlockRows(contents, [key for key, _ in items], [0, *stops][:-1], stops)
 
 
 def decode_handle(data: BytesLike, pos: int, *, source: str) -> tuple[BlockHandle, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,9 +34,18 @@ from ckptstore.format.table import Table
 from ckptstore.format.table_builder import TableBuilder
 from ckptstore.types import DType
 
-__all__ = ["EntryColumns", "EntryKind", "encode_columns", "encode_entries", "encode_index", "shards_of"]
+__all__ = [
+    "EntryColumns",
+    "EntryKind",
+    "Integers",
+    "encode_columns",
+    "encode_entries",
+    "encode_index",
+    "shards_of",
+    "varint_field",
+]
 
-_Integers: TypeAlias = npt.NDArray[np.int64]
+Integers: TypeAlias = npt.NDArray[np.int64]
 
 # Below this numpy's overhead of a call outweighs what it saves.
 _MANY = 64
@@ -124,9 +133,7 @@ def encode_index(header: BundleHeader, keys: Sequence[bytes], values: Sequence[b
     return builder.finish()
 
 
-def _varint_columns(
-    tag: int, numbers: _Integers
-) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
+def _varint_columns(tag: int, numbers: Integers) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
     """Return the bytes of a varint field as columns, and where each of them is there; zeros are left out."""
     is_there = numbers != 0
     if not is_there.any():
@@ -158,107 +165,109 @@ class EntryKind(NamedTuple):
     size_bytes: int
 
 
-class EntryColumns:
+class EntryColumns(NamedTuple):
     """The decoded entries of an index, one row each.
 
     Attributes
     ----------
     kinds : list of EntryKind
-    kind_ids : list of int
+    kind_ids : ndarray of int64
         For each row the number of its kind; -1 for one that only `ckptstore.format.entry.decode_entry` can
-        decode, or has an error to raise for. Its other numbers mean nothing.
-    shard_ids, offsets, sizes_bytes, masked_crc32cs : list of int
+        decode, or raise an error for. Its other numbers mean nothing.
+    shard_ids, offsets, sizes_bytes, masked_crc32cs : ndarray of int64
         As in `BundleEntry`.
+    slices_at : ndarray of int64
+        Where in the value the slices of a partitioned tensor begin, not decoded yet; 0 for all others.
 
     Threads
     -------
-    One thread at a time while rows are added.
+    Safe for concurrent use.
     """
 
-    __slots__ = ("_numbers", "kind_ids", "kinds", "masked_crc32cs", "offsets", "shard_ids", "sizes_bytes")
+    kinds: list[EntryKind]
+    kind_ids: Integers
+    shard_ids: Integers
+    offsets: Integers
+    sizes_bytes: Integers
+    masked_crc32cs: Integers
+    slices_at: Integers
 
-    def __init__(self) -> None:
-        self.kinds: list[EntryKind] = []
-        self.kind_ids: list[int] = []
-        self.shard_ids: list[int] = []
-        self.offsets: list[int] = []
-        self.sizes_bytes: list[int] = []
-        self.masked_crc32cs: list[int] = []
-        self._numbers = _Numbers(self.kinds)
+    @classmethod
+    def decode(cls, blocks: Iterable[BlockRows]) -> EntryColumns:
+        """Decode the entries that blocks hold, as far as they look as usual."""
+        number_of = _KindNumbers()
+        decoded = [_decode_block(rows, number_of) for rows in blocks]
+        columns = zip(*decoded, strict=True) if decoded else [[np.zeros(0, np.int64)]] * 6
+        return cls(number_of.kinds, *map(np.concatenate, columns))
 
-    def extend(self, rows: BlockRows) -> None:
-        """Append the entries that a block holds, decoded as far as they look as usual."""
-        if len(rows.keys) < _MANY:
-            self._extend_singly(rows)
-            return
-        # Behind the last entry may be looked for a varint, or a checksum, that is not there.
-        data = np.frombuffer(rows.contents + bytes(16), np.uint8)
-        starts, stops = np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
-        is_usual = (
-            (stops - starts >= 4)
-            & (data[starts] == 0x08)
-            & (data[starts + 1] < 128)
-            & (data[starts + 2] == 0x12)
-            & (data[starts + 3] < 128)
-        )
-        ends = starts + 4 + data[starts + 3]
-        is_usual &= ends <= stops
-        at = np.where(is_usual, ends, stops)
-        heads = np.where(is_usual, ends, starts)
-        shard_ids, at = _varint_field(0x18, data, at, stops)
-        offsets, at = _varint_field(0x20, data, at, stops)
-        sizes_bytes, at = _varint_field(0x28, data, at, stops)
-        has_crc = (at + 5 == stops) & (data[np.minimum(at, stops)] == 0x35)
-        crcs = np.zeros(len(starts), np.int64)
-        for place in range(4):
-            crcs |= data[np.where(has_crc, at + 1 + place, 0)].astype(np.int64) << 8 * place
-        is_usual &= has_crc | (at == stops)
-        # A sum beyond 63 bits turns negative.
-        is_usual &= (shard_ids <= _INT32_MAX) & (offsets + sizes_bytes >= 0)
-        heads[~is_usual] = starts[~is_usual]
-        number_of, contents = self._numbers, rows.contents
-        self.kind_ids += [
-            number_of[contents[start:end]] for start, end in zip(rows.starts, heads.tolist(), strict=True)
-        ]
-        self.shard_ids += shard_ids.tolist()
-        self.offsets += offsets.tolist()
-        self.sizes_bytes += sizes_bytes.tolist()
-        self.masked_crc32cs += np.where(has_crc, crcs, 0).tolist()
+    def has_fixed_size(self) -> npt.NDArray[np.bool_]:
+        """Return for each row whether `check_entry` would find type, shape and size to agree, in one piece.
 
-    def _extend_singly(self, rows: BlockRows) -> None:
-        contents = rows.contents
-        for start, stop in zip(rows.starts, rows.stops, strict=True):
-            try:
-                entry = decode_usual_entry(contents[start:stop])
-            except FormatError:
-                entry = None
-            head = b"" if entry is None else contents[start : start + 4 + contents[start + 3]]
-            self.kind_ids.append(self._numbers[head])
-            _, _, shard_id, offset, size_bytes, masked_crc32c, _ = entry or BundleEntry(0, ())
-            self.shard_ids.append(shard_id)
-            self.offsets.append(offset)
-            self.sizes_bytes.append(size_bytes)
-            self.masked_crc32cs.append(masked_crc32c)
+        For rows where this is False, it may or may not raise an error.
+        """
+        sizes_bytes = np.array([*(kind.size_bytes for kind in self.kinds), -1], np.int64)
+        agrees: npt.NDArray[np.bool_] = sizes_bytes[self.kind_ids] == self.sizes_bytes
+        agrees &= self.slices_at == 0
+        return agrees
 
     def entry(self, row: int) -> BundleEntry | None:
-        """Return the entry of a row; None where only `ckptstore.format.entry.decode_entry` can tell."""
-        number = self.kind_ids[row]
-        if number == _UNUSUAL:
+        """Return the entry of a row; None where `ckptstore.format.entry.decode_entry` has to decode it."""
+        number = int(self.kind_ids[row])
+        if number == _UNUSUAL or self.slices_at[row]:
             return None
         kind = self.kinds[number]
         return BundleEntry(
             kind.dtype_enum,
             kind.shape,
-            self.shard_ids[row],
-            self.offsets[row],
-            self.sizes_bytes[row],
-            self.masked_crc32cs[row],
+            int(self.shard_ids[row]),
+            int(self.offsets[row]),
+            int(self.sizes_bytes[row]),
+            int(self.masked_crc32cs[row]),
         )
 
 
-def _varint_field(
-    tag: int, data: npt.NDArray[np.uint8], at: _Integers, stops: _Integers
-) -> tuple[_Integers, _Integers]:
+def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, ...]:
+    """Return the columns of one block, `EntryColumns.kind_ids` first."""
+    # A varint or a checksum may be looked for behind the last entry.
+    data = np.frombuffer(rows.contents + bytes(16), np.uint8)
+    starts, stops = np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
+    is_usual = (
+        (stops - starts >= 4)
+        & (data[starts] == 0x08)
+        & (data[starts + 1] < 128)
+        & (data[starts + 2] == 0x12)
+        & (data[starts + 3] < 128)
+    )
+    heads = starts + 4 + data[starts + 3]
+    is_usual &= heads <= stops
+    at = np.where(is_usual, heads, stops)
+    shard_ids, at = varint_field(0x18, data, at, stops)
+    offsets, at = varint_field(0x20, data, at, stops)
+    sizes_bytes, at = varint_field(0x28, data, at, stops)
+    has_crc = (at + 5 <= stops) & (data[np.minimum(at, stops)] == 0x35)
+    crcs = np.zeros(len(starts), np.int64)
+    for place in range(4):
+        crcs |= data[np.where(has_crc, at + 1 + place, 0)].astype(np.int64) << 8 * place
+    at = np.where(has_crc, at + 5, at)
+    has_slices = (at < stops) & (data[np.minimum(at, stops)] == 0x3A)
+    is_usual &= has_slices | (at == stops)
+    # A sum beyond 63 bits turns negative.
+    is_usual &= (shard_ids <= _INT32_MAX) & (offsets + sizes_bytes >= 0)
+    heads = np.where(is_usual, heads, starts)
+    contents = rows.contents
+    kind_ids = np.fromiter(
+        [number_of[contents[start:end]] for start, end in zip(rows.starts, heads.tolist(), strict=True)],
+        np.int64,
+        len(starts),
+    )
+    has_slices &= kind_ids != _UNUSUAL
+    slices_at = np.where(has_slices, at - starts, 0)
+    return kind_ids, shard_ids, offsets, sizes_bytes, np.where(has_crc, crcs, 0), slices_at
+
+
+def varint_field(
+    tag: int, data: npt.NDArray[np.uint8], at: Integers, stops: Integers
+) -> tuple[Integers, Integers]:
     """Return the numbers that stand behind `tag`, and the positions after them; 0 where `tag` is not next.
 
     A number that is too long, or cut off, leaves a position beyond the end of its entry.
@@ -283,23 +292,23 @@ def _varint_field(
     return numbers, at
 
 
-class _Numbers(dict[bytes, int]):
+class _KindNumbers(dict[bytes, int]):
     """Encoded type and shape → number of the kind."""
 
-    def __init__(self, kinds: list[EntryKind]) -> None:
+    def __init__(self) -> None:
         super().__init__({b"": _UNUSUAL})
-        self._kinds = kinds
+        self.kinds: list[EntryKind] = []
 
     def __missing__(self, head: bytes) -> int:
-        if len(self._kinds) >= _MAX_KINDS:
+        if len(self.kinds) >= _MAX_KINDS:
             return _UNUSUAL
         try:
             entry = decode_usual_entry(head)
         except FormatError:
             return _UNUSUAL
         assert entry is not None
-        self._kinds.append(_kind(entry.dtype_enum, entry.shape))
-        self[head] = len(self._kinds) - 1
+        self.kinds.append(_kind(entry.dtype_enum, entry.shape))
+        self[head] = len(self.kinds) - 1
         return self[head]
 
 
@@ -333,16 +342,17 @@ def shards_of(table: Table, *, source: str) -> tuple[int, list[int]]:
     """
     value = table.get(HEADER_KEY)
     num_shards = 0 if value is None else decode_header(value, source=source).num_shards
-    shard_ids: set[int] = set()
-    for rows in table.rows():
-        columns = EntryColumns()
-        columns.extend(rows)
-        for row, number in enumerate(columns.kind_ids):
-            if number != _UNUSUAL:
-                shard_ids.add(columns.shard_ids[row])
-            elif rows.keys[row] != HEADER_KEY:
-                value = rows.contents[rows.starts[row] : rows.stops[row]]
-                entry = decode_entry(value, source=source, tensor=rows.keys[row].decode(errors="replace"))
+    blocks = list(table.rows())
+    columns = EntryColumns.decode(blocks)
+    is_usual = columns.kind_ids != _UNUSUAL
+    shard_ids = set(np.unique(columns.shard_ids[is_usual & (columns.slices_at == 0)]).tolist())
+    first = 0
+    for rows in blocks:
+        for at in np.flatnonzero(~is_usual[first : first + len(rows.keys)]).tolist():
+            if rows.keys[at] != HEADER_KEY:
+                value = rows.contents[rows.starts[at] : rows.stops[at]]
+                entry = decode_entry(value, source=source, tensor=rows.keys[at].decode(errors="replace"))
                 if not entry.slices:
                     shard_ids.add(entry.shard_id)
+        first += len(rows.keys)
     return num_shards, sorted(shard_ids)

@@ -13,9 +13,20 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import numpy.typing as npt
+
 from ckptstore.errors import FormatError
 
-__all__ = ["decode_num", "decode_signed", "decode_string", "encode_num", "encode_signed", "encode_string"]
+__all__ = [
+    "decode_num",
+    "decode_signed",
+    "decode_string",
+    "encode_num",
+    "encode_signed",
+    "encode_signed_columns",
+    "encode_string",
+]
 
 _STRING_END = b"\x00\x01"
 _ESCAPES = {b"\x00": b"\x00\xff", b"\xff": b"\xff\x00"}
@@ -91,6 +102,31 @@ def encode_signed(value: int) -> bytes:
     if n > 1:
         raw[1] ^= header & 255
     return bytes(raw)
+
+
+def encode_signed_columns(numbers: npt.NDArray[np.int64]) -> list[bytes]:
+    """Return for each row what `encode_signed` returns for its numbers, one after the other.
+
+    Parameters
+    ----------
+    numbers : ndarray of int64, shape (rows, numbers of each row)
+    """
+    flat = numbers.ravel()
+    magnitudes = np.where(flat < 0, ~flat, flat)
+    sizes = np.ones(len(flat), np.int64)
+    for n in range(1, _MAX_SIGNED_BYTES):
+        sizes += magnitudes >> 7 * n - 1 > 0
+    headers = np.array(_HEADERS)[sizes]
+    columns, kept = [], []
+    # From the most significant byte down to the least.
+    for place in reversed(range(int(sizes.max(initial=1)))):
+        octets = flat >> min(8 * place, 63)
+        octets ^= np.where(sizes == place + 1, headers >> 8, np.where(sizes == place + 2, headers, 0))
+        columns.append((octets & 255).astype(np.uint8))
+        kept.append(sizes > place)
+    encoded = np.stack(columns, axis=1)[np.stack(kept, axis=1)].tobytes()
+    ends = np.cumsum(sizes.reshape(numbers.shape).sum(axis=1)).tolist()
+    return [encoded[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def decode_signed(data: bytes, pos: int, *, source: str) -> tuple[int, int]:

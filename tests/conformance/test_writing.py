@@ -12,7 +12,7 @@ from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.format.crc32c import crc32c
 from ckptstore.format.entry import BundleHeader
 from tests.conformance.fixtures import CASES, Case, named
-from tests.unit.bundle.helpers import Sink
+from tests.unit.bundle.helpers import Sink, read_many
 
 PLAIN = [case for case in CASES if case.is_plain]
 
@@ -21,7 +21,7 @@ def rewritten(case: Case) -> list[tuple[ShardWriter, bytes]]:
     """Write what the checkpoint holds, piece by piece in the order of its files; one writer a shard."""
     reader = case.open()
     values = dict(
-        zip(reader.names(), reader.read_many([(name, None) for name in reader.names()]), strict=True)
+        zip(reader.names(), read_many(reader, [(name, None) for name in reader.names()]), strict=True)
     )
     shards = []
     for shard in range(case.expected["num_shards"]):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 from unittest import mock
 
-from ckptstore.bundle.read.index_file import IndexRows
+from ckptstore.bundle.read.index_check import IndexCheck
 from ckptstore.bundle.write.index import build_index
 from ckptstore.format.entry import decode_entry, decode_header
 from ckptstore.format.entry_columns import shards_of
@@ -112,15 +112,15 @@ class _Rows:
         return iter(self._real().rows())
 
 
-_indexes: dict[bytes, IndexRows] = {}
+_indexes: dict[bytes, IndexCheck] = {}
 
 
-def _index_rows(rows: _Rows, url: str) -> IndexRows:
+def _index_rows(rows: _Rows, url: str) -> IndexCheck:
     found = _indexes.get(rows.data)
     if found is None:
         if len(_indexes) >= _SIZE:
             _indexes.clear()
-        found = _indexes[rows.data] = IndexRows(rows, url)
+        found = _indexes[rows.data] = IndexCheck(rows, url)
     return found
 
 
@@ -168,7 +168,7 @@ def pure_functions_remember() -> Iterator[None]:
         parse_state: _parse_state,
         Table: _KnownTable,
         TableBuilder: _KnowingBuilder,
-        IndexRows: _index_rows,
+        IndexCheck: _index_rows,
         shards_of: _shards_of,
         build_index: lambda entries, count, **options: build(tuple(entries), count, **options),
     }

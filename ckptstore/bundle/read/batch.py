@@ -11,17 +11,17 @@ from ckptstore.format import dtypes
 from ckptstore.format.entry import BundleEntry
 from ckptstore.types import DType
 
-__all__ = ["NATIVE", "Jobs", "SmallTensors"]
+__all__ = ["NATIVE", "BulkTensors", "ReadBatch"]
 
 NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
 """TensorFlow's number of a type → the numpy dtype of its values."""
 
 
-class Jobs:
-    """Stored pieces (tensors, or slices of some) to be read whole and verified, one a row.
+class ReadBatch:
+    """Stored pieces (tensors, or slices of some) to be read whole and verified, one per row.
 
-    The collector of Python looks at every object that may refer to others, again and again while more of them
-    come; a few for each of many small tensors take longer than their bytes.
+    Python's garbage collector visits every object that may refer to others, again and again while more are
+    made; a few objects for each of many small tensors take longer than reading their bytes.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Jobs:
         shape with as many elements, which are filled in C order. None: a new array takes that place; only for
         numbers of less than `plan.DIRECT_SIZE_BYTES` in this machine's byte order, and at least one.
     selects : dict of int to tuple of slice
-        Row → what part of the piece the target receives; strings only. Rows that are not there: all of it.
+        Row → what part of the piece the target receives; strings only. Other rows receive all of it.
 
     Threads
     -------
@@ -91,10 +91,10 @@ class Jobs:
         self.masked_crc32cs.append(masked_crc32c)
         self.targets.append(target)
 
-    def without(self, rows: Set[int]) -> Jobs:
+    def without(self, rows: Set[int]) -> ReadBatch:
         """Return the others, none of which selects."""
         kept = [row for row in range(len(self)) if row not in rows]
-        others = Jobs()
+        others = ReadBatch()
         for name in ("tensors", "dtypes", "shapes", "shard_ids", "offsets", "sizes_bytes"):
             column = getattr(self, name)
             setattr(others, name, [column[row] for row in kept])
@@ -120,16 +120,16 @@ class Jobs:
         return found
 
 
-class SmallTensors(NamedTuple):
+class BulkTensors(NamedTuple):
     """Of many tensors those that are read in bulk.
 
     Attributes
     ----------
     numbers : sequence of int
         Their positions among those that were asked for, ascending.
-    jobs : Jobs
+    batch : ReadBatch
         A row for each, without a target.
     """
 
     numbers: Sequence[int]
-    jobs: Jobs
+    batch: ReadBatch

@@ -2,112 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, Jobs, SmallTensors
-from ckptstore.bundle.read.index_file import IndexRows
+from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch
+from ckptstore.bundle.read.index_check import IndexCheck
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES
-from ckptstore.bundle.read.reader import BundleReader, StoredTensor, key_of
-from ckptstore.bundle.read.shard_files import ShardFiles
-from ckptstore.errors import IncompleteBundleError, NotFoundError
-from ckptstore.format import dtypes
-from ckptstore.format.entry_columns import EntryKind
+from ckptstore.bundle.read.reader import BundleReader
 
-__all__ = ["SmallRestore", "find_small", "have_small"]
+__all__ = ["BulkRestore", "find_bulk"]
 
 
-def find_small(rows: IndexRows, names: Sequence[str]) -> SmallTensors:
-    """Do what `BundleReader.find_small` says; each name comes once."""
-    columns, row_of = rows.columns, rows.row_of
-    kind_ids, sizes_bytes = columns.kind_ids, columns.sizes_bytes
-    # What is found nowhere has the row of the header. The last kind is that of number -1.
-    found = [row_of.get(key_of(name), 0) for name in names]
-    kinds = [*columns.kinds, EntryKind(0, (), None, -1)]
-    fitting = [kind.size_bytes if 0 < kind.size_bytes < DIRECT_SIZE_BYTES else -1 for kind in kinds]
+def find_bulk(index: IndexCheck, names: Sequence[str]) -> BulkTensors:
+    """Implement `BundleReader.find_bulk`; each name comes once."""
+    columns = index.columns
+    found = np.array(index.rows_of(names), np.int64)
+    sizes_bytes = columns.sizes_bytes[found]
+    # What the index does not have has the row of the header, which is not sound.
+    is_small = index.is_sound[found] & (sizes_bytes > 0) & (sizes_bytes < DIRECT_SIZE_BYTES)
     numbers: Sequence[int] = range(len(names))
-    if 0 in found or [fitting[kind_ids[row]] for row in found] != [sizes_bytes[row] for row in found]:
-        numbers = [
-            number for number, row in enumerate(found) if row and fitting[kind_ids[row]] == sizes_bytes[row]
-        ]
-        found = [found[number] for number in numbers]
+    if not is_small.all():
+        numbers = np.flatnonzero(is_small).tolist()
+        found, sizes_bytes = found[is_small], sizes_bytes[is_small]
         names = [names[number] for number in numbers]
-    types = [kind.dtype or dtypes.STRING for kind in kinds]
-    shapes = [kind.shape for kind in kinds]
-    jobs = Jobs()
-    jobs.tensors = list(names)
-    jobs.dtypes = [types[kind_ids[row]] for row in found]
-    jobs.shapes = [shapes[kind_ids[row]] for row in found]
-    jobs.shard_ids = [columns.shard_ids[row] for row in found]
-    jobs.offsets = [columns.offsets[row] for row in found]
-    jobs.sizes_bytes = [sizes_bytes[row] for row in found]
-    jobs.masked_crc32cs = [columns.masked_crc32cs[row] for row in found]
-    jobs.targets = [None] * len(found)
-    return SmallTensors(numbers, jobs)
+    kinds = [columns.kinds[number] for number in columns.kind_ids[found].tolist()]
+    batch = ReadBatch()
+    batch.tensors = list(names)
+    batch.dtypes = [kind.dtype for kind in kinds if kind.dtype is not None]
+    batch.shapes = [kind.shape for kind in kinds]
+    batch.shard_ids = columns.shard_ids[found].tolist()
+    batch.offsets = columns.offsets[found].tolist()
+    batch.sizes_bytes = sizes_bytes.tolist()
+    batch.masked_crc32cs = columns.masked_crc32cs[found].tolist()
+    batch.targets = [None] * len(found)
+    return BulkTensors(numbers, batch)
 
 
-def have_small(shards: ShardFiles, small: Jobs, others: Iterable[StoredTensor]) -> bool:
-    """Do what `BundleReader.have_small` says."""
-    claimed: dict[int, int] = {}
-    for tensor in others:
-        for entry in tensor.entries:
-            if entry.size_bytes:
-                claimed[entry.shard_id] = claimed.get(entry.shard_id, 0) + entry.size_bytes
-    numbers, offsets, sizes = (
-        np.array(column, np.int64) for column in (small.shard_ids, small.offsets, small.sizes_bytes)
-    )
-    order = np.argsort(numbers, kind="stable")
-    firsts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
-    ends = np.maximum.reduceat((offsets + sizes)[order], firsts).tolist()
-    totals = np.add.reduceat(sizes[order], firsts).tolist()
-    names = {small.shard_ids[row]: small.tensors[row] for row in order[firsts].tolist()}
-    try:
-        shards.look_at(names.items())
-        for (shard_id, name), end, total in zip(names.items(), ends, totals, strict=True):
-            if max(end, total + claimed.get(shard_id, 0)) > shards[shard_id].size_bytes(name):
-                return False
-    except (IncompleteBundleError, NotFoundError):
-        return False
-    return True
-
-
-class SmallRestore(NamedTuple):
+class BulkRestore(NamedTuple):
     """What a restore reads in bulk.
 
     Attributes
     ----------
     targets : list of str
         Names in the mapping.
-    jobs : Jobs
+    batch : ReadBatch
         For each name a row, and its array as the target if it has one; others may come behind them.
     """
 
     targets: list[str]
-    jobs: Jobs
+    batch: ReadBatch
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return name → array, once all were read."""
-        pairs = zip(self.targets, self.jobs.targets, strict=False)
+        pairs = zip(self.targets, self.batch.targets, strict=False)
         return {target: array for target, array in pairs if array is not None}
 
     def new(self) -> list[str]:
         """Return the names of those without an array."""
         return [
-            target for target, array in zip(self.targets, self.jobs.targets, strict=False) if array is None
+            target for target, array in zip(self.targets, self.batch.targets, strict=False) if array is None
         ]
 
     @staticmethod
     def find(
         reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str]
-    ) -> SmallRestore | None:
+    ) -> BulkRestore | None:
         """Return what needs no closer look: small tensors for new arrays, or such that fit as they are."""
-        found = reader.find_small(list(wanted.values()))
+        found = reader.find_bulk(list(wanted.values()))
         if found is None:
             return None
-        numbers, jobs = found
+        numbers, batch = found
         targets = list(wanted)
         if len(numbers) < len(targets):
             targets = [targets[number] for number in numbers]
@@ -118,18 +85,18 @@ class SmallRestore(NamedTuple):
                 continue
             if (
                 type(existing) is np.ndarray
-                and existing.dtype is NATIVE[jobs.dtypes[row].as_datatype_enum]
-                and existing.shape == jobs.shapes[row]
+                and existing.dtype is NATIVE[batch.dtypes[row].as_datatype_enum]
+                and existing.shape == batch.shapes[row]
                 and existing.flags.writeable
             ):
-                jobs.targets[row] = existing
+                batch.targets[row] = existing
             else:
                 misfits.append(row)
         if misfits:
             left_out = set(misfits)
-            jobs = jobs.without(left_out)
+            batch = batch.without(left_out)
             targets = [target for row, target in enumerate(targets) if row not in left_out]
-        return SmallRestore(targets, jobs) if targets else None
+        return BulkRestore(targets, batch) if targets else None
 
     def others(self, wanted: Mapping[str, str]) -> Mapping[str, str]:
         """Return what else is wanted."""

@@ -1,6 +1,6 @@
 """Carry out reads: ranges of the data files into arrays, checked against the index.
 
-Everything about the entries (type, size, place inside the file) was checked before a job comes here, and
+Everything about the entries (type, size, place inside the file) was checked before a piece comes here, and
 the memory that it goes to exists, but for new small arrays; what remains is reading, the checksum, and the
 byte order.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, Jobs
+from ckptstore.bundle.read.batch import NATIVE, ReadBatch
 from ckptstore.bundle.read.chunks import cut
 from ckptstore.bundle.read.indexing import view_of
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, ReadRun, plan_reads
@@ -66,7 +66,7 @@ def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str)
 
 
 def fetch(
-    jobs: Jobs,
+    batch: ReadBatch,
     shards: ShardFiles,
     *,
     big_endian: bool,
@@ -91,35 +91,35 @@ def fetch(
         their bytes were verified; large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one
         that fails holds what failed.
     """
-    is_shared = _may_share_memory(jobs)
+    is_shared = _may_share_memory(batch)
     parallel = 1 if is_shared else shards.parallel_reads
-    download = Download(parallel, transfer, memory_budget, sum(jobs.sizes_bytes))
-    _Fetch(jobs, shards, big_endian, download, transfer).run(is_shared=is_shared)
+    download = Download(parallel, transfer, memory_budget, sum(batch.sizes_bytes))
+    _Fetch(batch, shards, big_endian, download, transfer).run(is_shared=is_shared)
 
 
-def _may_share_memory(jobs: Jobs) -> bool:
+def _may_share_memory(batch: ReadBatch) -> bool:
     """Tell whether a large target overlaps that of another tensor, as tied weights do: one must wait.
 
     Large ones are verified where they lie. Of small ones, which are verified elsewhere and filled at one go,
     only those count that are a part of a large one.
     """
-    large = [row for row, size in enumerate(jobs.sizes_bytes) if size >= DIRECT_SIZE_BYTES]
+    large = [row for row, size in enumerate(batch.sizes_bytes) if size >= DIRECT_SIZE_BYTES]
     spans = sorted(
-        (*np.lib.array_utils.byte_bounds(jobs.target(row)), row)
+        (*np.lib.array_utils.byte_bounds(batch.target(row)), row)
         for row in large
-        if not jobs.target(row).dtype.hasobject
+        if not batch.target(row).dtype.hasobject
     )
     if not spans:
         return False
     open_spans: list[tuple[int, int, int]] = []
     for span in spans:
         open_spans = [other for other in open_spans if other[1] > span[0]]
-        if _overlaps_one(jobs, span[2], [row for _, _, row in open_spans]):
+        if _overlaps_one(batch, span[2], [row for _, _, row in open_spans]):
             return True
         open_spans.append(span)
     starts = [start for start, _, _ in spans]
     reached = list(itertools.accumulate((end for _, end, _ in spans), max))
-    for row, (target, size) in enumerate(zip(jobs.targets, jobs.sizes_bytes, strict=True)):
+    for row, (target, size) in enumerate(zip(batch.targets, batch.sizes_bytes, strict=True)):
         # Memory of its own is nobody's part.
         if target is None or target.base is None or size >= DIRECT_SIZE_BYTES:
             continue
@@ -128,21 +128,21 @@ def _may_share_memory(jobs: Jobs) -> bool:
         low, high = np.lib.array_utils.byte_bounds(target)
         end = bisect.bisect_left(starts, high)
         first = bisect.bisect_right(reached, low, 0, end)
-        if _overlaps_one(jobs, row, [other for _, stop, other in spans[first:end] if stop > low]):
+        if _overlaps_one(batch, row, [other for _, stop, other in spans[first:end] if stop > low]):
             return True
     return False
 
 
-def _overlaps_one(jobs: Jobs, row: int, others: Sequence[int]) -> bool:
+def _overlaps_one(batch: ReadBatch, row: int, others: Sequence[int]) -> bool:
     """Tell whether the target of `row` may overlap one of `others`, among which it may."""
     if len(others) >= _MOST_OVERLAPS:
         return True
-    target, tensor = jobs.target(row), jobs.tensors[row]
+    target, tensor = batch.target(row), batch.tensors[row]
     for other in others:
-        if tensor == jobs.tensors[other]:
+        if tensor == batch.tensors[other]:
             continue  # slices, which do not overlap
         try:
-            if np.shares_memory(target, jobs.target(other), max_work=_MOST_WORK):  # type: ignore[arg-type]
+            if np.shares_memory(target, batch.target(other), max_work=_MOST_WORK):  # type: ignore[arg-type]
                 return True
         except np.exceptions.TooHardError:
             return True
@@ -182,13 +182,13 @@ class _Fetch:
 
     def __init__(
         self,
-        jobs: Jobs,
+        batch: ReadBatch,
         shards: ShardFiles,
         big_endian: bool,
         download: Download,
         transfer: Transfer | None,
     ) -> None:
-        self._jobs = jobs
+        self._batch = batch
         self._shards = shards
         self._big_endian = big_endian
         self._is_foreign = big_endian != _IS_BIG_MACHINE
@@ -197,13 +197,13 @@ class _Fetch:
 
     def run(self, *, is_shared: bool) -> None:
         """Read all; `is_shared`: each piece has to be verified before the bytes of the next one come."""
-        jobs = self._jobs
-        stops = list(map(operator.add, jobs.offsets, jobs.sizes_bytes))
-        plan = plan_reads(jobs.shard_ids, jobs.offsets, stops, stage_size_bytes=self._download.size_bytes)
-        if not all(jobs.sizes_bytes):
-            for row, size in enumerate(jobs.sizes_bytes):
+        batch = self._batch
+        stops = list(map(operator.add, batch.offsets, batch.sizes_bytes))
+        plan = plan_reads(batch.shard_ids, batch.offsets, stops, stage_size_bytes=self._download.size_bytes)
+        if not all(batch.sizes_bytes):
+            for row, size in enumerate(batch.sizes_bytes):
                 if not size:
-                    self._place_bytes(row, b"", self._shards[jobs.shard_ids[row]])
+                    self._place_bytes(row, b"", self._shards[batch.shard_ids[row]])
         size = self._download.size_bytes
         requests: Iterator[Request] = (request for run in plan.runs for request in self._requests(run))
         if not is_shared:
@@ -212,8 +212,8 @@ class _Fetch:
             self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
         except TruncatedFileError:
             # Said in terms of the tensor, if it was the first look at the file.
-            for row, (shard_id, tensor) in enumerate(zip(jobs.shard_ids, jobs.tensors, strict=True)):
-                self._shards[shard_id].check_inside(jobs.entry(row), tensor)
+            for row, (shard_id, tensor) in enumerate(zip(batch.shard_ids, batch.tensors, strict=True)):
+                self._shards[shard_id].check_inside(batch.entry(row), tensor)
             raise
 
     def _requests(self, run: ReadRun) -> Iterator[Request]:
@@ -221,9 +221,9 @@ class _Fetch:
         row = run.rows[0]
         if run.staged:
             take = partial(self._take_staged, run, shard)
-            yield Request(shard, self._jobs.tensors[row], [ByteRange(run.start, run.stop)], [None], take)
+            yield Request(shard, self._batch.tensors[row], [ByteRange(run.start, run.stop)], [None], take)
             return
-        target = self._jobs.target(row)
+        target = self._batch.target(row)
         if target.dtype.hasobject:
             yield from self._strings_requests(row, run, shard)
         elif target.flags.c_contiguous:
@@ -233,7 +233,7 @@ class _Fetch:
 
     def _strings_requests(self, row: int, run: ReadRun, shard: ShardFile) -> Iterator[Request]:
         """Read the bytes of many or long strings into memory of their own."""
-        tensor = self._jobs.tensors[row]
+        tensor = self._batch.tensors[row]
         received = np.empty(run.stop - run.start, np.uint8)
         ranges = list(split(run.start, run.stop, self._download.size_bytes))
         parts = PartSums(len(ranges))
@@ -251,7 +251,7 @@ class _Fetch:
         self, row: int, target: npt.NDArray[Any], run: ReadRun, shard: ShardFile
     ) -> Iterator[Request]:
         """Read straight into the target."""
-        tensor = self._jobs.tensors[row]
+        tensor = self._batch.tensors[row]
         memory = dtypes.as_bytes_view(target)
         ranges = list(split(run.start, run.stop, self._download.size_bytes))
         parts = PartSums(len(ranges))
@@ -270,8 +270,8 @@ class _Fetch:
         self, row: int, target: npt.NDArray[Any], run: ReadRun, shard: ShardFile
     ) -> Iterator[Request]:
         """Read box by box into a block, and from there into a target of any strides."""
-        tensor = self._jobs.tensors[row]
-        native = NATIVE[self._jobs.dtypes[row].as_datatype_enum]
+        tensor = self._batch.tensors[row]
+        native = NATIVE[self._batch.dtypes[row].as_datatype_enum]
         chunks = list(cut(target.shape, native.itemsize, self._download.size_bytes))
         parts = PartSums(len(chunks))
         unit = self._unit(row, shard, _IS_BIG_MACHINE)
@@ -289,8 +289,8 @@ class _Fetch:
 
     def _unit(self, row: int, shard: ShardFile, to_big_endian: bool) -> int:
         """Return the size of the unit to reverse between file and memory."""
-        dtype = self._jobs.dtypes[row]
-        unit = byte_order_unit(dtype, self._big_endian, source=shard.url, tensor=self._jobs.tensors[row])
+        dtype = self._batch.dtypes[row]
+        unit = byte_order_unit(dtype, self._big_endian, source=shard.url, tensor=self._batch.tensors[row])
         if to_big_endian != _IS_BIG_MACHINE:
             unit = 1 if self._is_foreign else dtypes.swap_unit_bytes(dtype) or 1
         return unit
@@ -298,7 +298,7 @@ class _Fetch:
     def _count(self, row: int, shard: ShardFile, parts: PartSums, number: int, buffer: memoryview) -> None:
         """Take in the checksum of one part, and compare that of the whole when it is the last."""
         if parts.add(number, crc32c(buffer), len(buffer)):
-            shard.check_crc32c(self._jobs.entry(row), parts.crc32c(), self._jobs.tensors[row])
+            shard.check_crc32c(self._batch.entry(row), parts.crc32c(), self._batch.tensors[row])
         self._advance(len(buffer))
 
     def _advance(self, size_bytes: int) -> None:
@@ -307,15 +307,15 @@ class _Fetch:
 
     def _take_staged(self, run: ReadRun, shard: ShardFile, buffers: Sequence[memoryview]) -> None:
         """Verify and place the pieces of a run that was read into a block."""
-        jobs, rows, origin = self._jobs, run.rows, run.start
-        offsets, sizes = jobs.offsets, jobs.sizes_bytes
+        batch, rows, origin = self._batch, run.rows, run.start
+        offsets, sizes = batch.offsets, batch.sizes_bytes
         # An array over the block makes views faster than a memoryview does.
         block = np.frombuffer(buffers[0], np.uint8)
         starts = [offsets[row] - origin for row in rows]
         sizes_bytes = [sizes[row] for row in rows]
         crcs = crc32c_of_ranges(block, starts, map(operator.add, starts, sizes_bytes))
         found = mask_many(crcs).tolist()
-        types, shapes, targets, expected = jobs.dtypes, jobs.shapes, jobs.targets, jobs.masked_crc32cs
+        types, shapes, targets, expected = batch.dtypes, batch.shapes, batch.targets, batch.masked_crc32cs
         is_foreign, native_of, make = self._is_foreign, NATIVE, np.ndarray
         for row, start, masked in zip(rows, starts, found, strict=True):
             native = native_of[types[row].as_datatype_enum]
@@ -323,7 +323,7 @@ class _Fetch:
                 self._place_bytes(row, bytes(block[start : start + sizes[row]]), shard)
                 continue
             if masked != expected[row]:
-                shard.check_crc32c(jobs.entry(row), unmask(masked), jobs.tensors[row])
+                shard.check_crc32c(batch.entry(row), unmask(masked), batch.tensors[row])
             target = targets[row]
             if target is None:
                 targets[row] = make(shapes[row], native, block, start).copy()
@@ -332,7 +332,7 @@ class _Fetch:
             if is_foreign:
                 values = values.copy()
                 unit = byte_order_unit(
-                    types[row], self._big_endian, source=shard.url, tensor=jobs.tensors[row]
+                    types[row], self._big_endian, source=shard.url, tensor=batch.tensors[row]
                 )
                 reverse_bytes(dtypes.as_bytes_view(values).data, unit)
             target[...] = values
@@ -340,27 +340,27 @@ class _Fetch:
 
     def _place_bytes(self, row: int, raw: bytes | memoryview, shard: ShardFile) -> None:
         """Verify the bytes of one piece that are strings, or none at all; put the values into the target."""
-        jobs = self._jobs
-        tensor, target = jobs.tensors[row], jobs.target(row)
+        batch = self._batch
+        tensor, target = batch.tensors[row], batch.target(row)
         if not target.dtype.hasobject:
-            shard.check_crc32c(jobs.entry(row), crc32c(raw), tensor)
+            shard.check_crc32c(batch.entry(row), crc32c(raw), tensor)
             return
-        decode = decode_strings if jobs.dtypes[row] == dtypes.STRING else decode_variants
-        values = np.empty(element_count(jobs.shapes[row]), object)
+        decode = decode_strings if batch.dtypes[row] == dtypes.STRING else decode_variants
+        values = np.empty(element_count(batch.shapes[row]), object)
         values[:] = decode(
             raw,
             len(values),
             big_endian=self._big_endian,
-            masked_crc32c=jobs.masked_crc32cs[row],
+            masked_crc32c=batch.masked_crc32cs[row],
             source=shard.url,
             tensor=tensor,
-            offset=jobs.offsets[row],
+            offset=batch.offsets[row],
         )
-        select = jobs.selects.get(row)
+        select = batch.selects.get(row)
         if select is None:
             target[...] = values.reshape(target.shape)
         else:
-            target[...] = values.reshape(jobs.shapes[row])[select]
+            target[...] = values.reshape(batch.shapes[row])[select]
 
 
 def _is_big_endian(dtype: np.dtype[Any]) -> bool:

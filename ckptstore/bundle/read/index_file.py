@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-from collections.abc import Iterable
 
+from ckptstore.bundle.read.index_check import IndexCheck, shown_name
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
-from ckptstore.format.block import BlockRows
-from ckptstore.format.entry import (
-    HEADER_KEY,
-    BundleEntry,
-    BundleHeader,
-    decode_entry,
-    decode_header,
-    key_to_name,
-)
-from ckptstore.format.entry_columns import EntryColumns
-from ckptstore.format.slices import decode_slice_key, format_slice
+from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, decode_entry, decode_header
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.values import SuffixRange
 from ckptstore.types import ByteRange
 
-__all__ = ["IndexFile", "IndexRows", "TableFile", "shown_name"]
+__all__ = ["IndexFile", "TableFile"]
 
 # Holds the whole index of some 4 000 tensors, and footer and index block of one with a million; on an
 # object store it takes as long to ask for as for the 48 bytes of the footer.
@@ -32,17 +21,6 @@ _TAIL_SIZE_BYTES = 256 * 1024
 
 # Finding one key takes about as long as decoding twenty in a row. Who asks for so many will ask for most.
 _MANY_LOOKUPS = 64
-
-
-def shown_name(key: bytes) -> str:
-    """Return how messages call the entry of `key`: a tensor's name, or name and slice."""
-    if key[:1] == b"\x00":
-        try:
-            name, box = decode_slice_key(key)
-        except FormatError:
-            return key_to_name(key)
-        return f"{name} (slice {format_slice(box)})"
-    return key_to_name(key)
 
 
 class TableFile:
@@ -104,55 +82,6 @@ class TableFile:
         return found.data
 
 
-class IndexRows:
-    """The whole of an index, one row an item, ascending by key; the first row is the header's.
-
-    Attributes
-    ----------
-    keys : list of bytes
-    row_of : dict
-        Key → row.
-    columns : EntryColumns
-
-    Threads
-    -------
-    Safe for concurrent use.
-    """
-
-    __slots__ = ("_blocks", "_entries", "_firsts", "_url", "columns", "keys", "row_of")
-
-    def __init__(self, blocks: Iterable[BlockRows], url: str) -> None:
-        self._url = url
-        self._blocks: list[BlockRows] = []
-        self._firsts: list[int] = []
-        self._entries: dict[int, BundleEntry] = {}
-        self.keys: list[bytes] = []
-        self.columns = EntryColumns()
-        for block in blocks:
-            self._firsts.append(len(self.keys))
-            self._blocks.append(block)
-            self.keys += block.keys
-            self.columns.extend(block)
-        self.row_of = dict(zip(self.keys, range(len(self.keys)), strict=True))
-
-    def value(self, row: int) -> bytes:
-        """Return the bytes that stand under the key of a row."""
-        number = bisect.bisect_right(self._firsts, row) - 1
-        contents, _, starts, stops = self._blocks[number]
-        at = row - self._firsts[number]
-        return contents[starts[at] : stops[at]]
-
-    def entry(self, row: int) -> BundleEntry:
-        """Return the decoded entry of a row; `FormatError` if it is malformed."""
-        found = self.columns.entry(row)
-        if found is None:
-            found = self._entries.get(row)
-        if found is None:
-            tensor = shown_name(self.keys[row])
-            found = self._entries[row] = decode_entry(self.value(row), source=self._url, tensor=tensor)
-        return found
-
-
 class IndexFile(TableFile):
     """The ``.index`` of a bundle.
 
@@ -164,7 +93,7 @@ class IndexFile(TableFile):
     def __init__(self, location: Location) -> None:
         super().__init__(location)
         self._locks = ForkSafeLocks()
-        self._rows: IndexRows | None = None
+        self._rows: IndexCheck | None = None
         self._entries: dict[bytes, BundleEntry] = {}
         self._lookups = 0
         value = self.table.get(HEADER_KEY)
@@ -176,7 +105,7 @@ class IndexFile(TableFile):
             )
         self.header: BundleHeader = decode_header(value, source=self.url)
 
-    def rows(self) -> IndexRows:
+    def rows(self) -> IndexCheck:
         """Return every key and entry; the first call reads what is missing of the file, and decodes it.
 
         Raises
@@ -191,7 +120,7 @@ class IndexFile(TableFile):
                 # may have any size.
                 if 0 < head_size <= 2 * self.table.blocks_size_bytes:
                     self._tail = self._read(0, head_size) + self._tail
-                self._rows = IndexRows(self.table.rows(), self.url)
+                self._rows = IndexCheck(self.table.rows(), self.url)
                 self._tail = b""
                 self._entries.clear()
             return self._rows
@@ -201,7 +130,7 @@ class IndexFile(TableFile):
         if key == HEADER_KEY:
             return False
         rows = self._rows_after_many()
-        return self.table.get(key) is not None if rows is None else key in rows.row_of
+        return self.table.get(key) is not None if rows is None else rows.row(key) > 0
 
     def entry(self, key: bytes) -> BundleEntry | None:
         """Return the decoded entry of `key`, or None if the index has none.
@@ -217,8 +146,8 @@ class IndexFile(TableFile):
             return None
         rows = self._rows_after_many()
         if rows is not None:
-            row = rows.row_of.get(key)
-            return None if row is None else rows.entry(row)
+            row = rows.row(key)
+            return rows.entry(row) if row else None
         found = self._entries.get(key)
         if found is None:
             value = self.table.get(key)
@@ -227,7 +156,7 @@ class IndexFile(TableFile):
                 self._entries[key] = found
         return found
 
-    def _rows_after_many(self) -> IndexRows | None:
+    def _rows_after_many(self) -> IndexCheck | None:
         """Return all rows if they were read, or this is one lookup of many."""
         if self._rows is None and self._lookups <= _MANY_LOOKUPS:
             self._lookups += 1

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import Jobs, SmallTensors
+from ckptstore.bundle.read.batch import BulkTensors, ReadBatch
 from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, parse_index, view_of
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.dtypes import check_array_shape
-from ckptstore.format.entry import BundleEntry, BundleHeader, name_to_key
+from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.slices import find_overlap, format_slice
 from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType, Slice, TensorSpec
 
-__all__ = ["BundleReader", "StoredTensor", "check_destination", "check_partition", "key_of"]
+__all__ = ["BundleReader", "StoredTensor", "check_destination", "check_partition"]
 
 
 class StoredTensor(NamedTuple):
@@ -134,22 +134,22 @@ class BundleReader(abc.ABC):
         """
         return [self.stored(name) if self.has(name) else None for name in names]
 
-    def find_small(self, names: Sequence[str]) -> SmallTensors | None:
+    def find_bulk(self, names: Sequence[str]) -> BulkTensors | None:
         """Look up many tensors at a time, without an object for each.
 
         Returns
         -------
-        SmallTensors or None
+        BulkTensors or None
             Those that are numbers of less than `plan.DIRECT_SIZE_BYTES`, in one piece and in this machine's
-            byte order, with an entry in which `stored` would find nothing wrong. None: not to be had in bulk.
-            Whether the files have their bytes is not known yet, see `have_small`.
+            byte order, with an entry that `stored` would accept. None: this reader, or so few names, have to
+            be looked up one by one. Whether the files have their bytes is not known yet, see `bulk_is_there`.
         """
         return None
 
-    def have_small(self, small: Jobs, others: Iterable[StoredTensor]) -> bool:
-        """Tell whether the files have the bytes of what `find_small` found, and all claim bytes of their own.
+    def bulk_is_there(self, batch: ReadBatch, others: Iterable[StoredTensor]) -> bool:
+        """Return whether the files have the bytes of what `find_bulk` found, and each byte is claimed once.
 
-        If not, `read_stored` without them says what is wrong. `others` are read along with them.
+        If not, `read_stored` without `batch` raises the error. `others` are read along with it.
         """
         return False
 
@@ -238,40 +238,37 @@ class BundleReader(abc.ABC):
             result[...] = filled.reshape(box.shape)
         return result
 
-    def read_many(self, requests: Sequence[tuple[str, npt.NDArray[Any] | None]]) -> list[npt.NDArray[Any]]:
-        """Return many tensors.
+    def read_stored(
+        self,
+        requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
+        *,
+        bulk: ReadBatch | None = None,
+        transfer: Transfer | None = None,
+    ) -> list[npt.NDArray[Any]]:
+        """Return many tensors that were looked up already.
 
         All are checked, as far as that is possible without their bytes, before any is read.
 
         Parameters
         ----------
-        requests : sequence of (name, ndarray or None)
-            An array is filled and returned; it must have the tensor's shape and type.
+        requests : sequence of (StoredTensor, ndarray or None)
+            An array is filled and returned; it must have the tensor's shape and type. A tensor in one piece
+            may have been given another `shape` with as many elements, that of its array: it is filled in C
+            order.
+        bulk : ReadBatch, optional
+            Read along with the requests, into its own arrays: something for which `bulk_is_there` returned
+            True, and arrays that fit.
+        transfer : Transfer, optional
+            What the reads belong to.
 
         Raises
         ------
-        TensorNotFoundError, UsageError, FormatError, UnsupportedError, TruncatedFileError,
-        IncompleteBundleError
+        UsageError, FormatError, UnsupportedError, TruncatedFileError, IncompleteBundleError
             Before any array is changed.
         ChecksumError
             At the first damaged tensor; arrays that were read before it are filled.
         """
-        return self.read_stored([(self.stored(name), out) for name, out in requests])
-
-    def read_stored(
-        self,
-        requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
-        *,
-        small: Jobs | None = None,
-        transfer: Transfer | None = None,
-    ) -> list[npt.NDArray[Any]]:
-        """Do what `read_many` does, for tensors that were looked up already.
-
-        A tensor in one piece may have been given another `shape` with as many elements, that of its array: it
-        is filled in C order. `transfer` is what the reads belong to. `small` is read along with them, into
-        its own arrays; it is something that `have_small` said yes to, and arrays that fit.
-        """
-        assert small is None
+        assert bulk is None
         for tensor, out in requests:
             self._check_covered(tensor)
             self._check_present(tensor, range(len(tensor.entries)))
@@ -380,13 +377,3 @@ def check_destination(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: DT
         raise UsageError(
             "the array is read-only", tensor=tensor, expected="a writable array", actual="a read-only one"
         )
-
-
-def key_of(name: object) -> bytes:
-    """Return the key for `name`, or one that no index has, if it is no possible name."""
-    try:
-        if isinstance(name, str):
-            return name_to_key(name)
-        return name if isinstance(name, bytes) else b""
-    except UsageError:
-        return b""

@@ -10,24 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, Jobs, SmallTensors
-from ckptstore.bundle.read.bulk_lookup import find_small, have_small
+from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch
+from ckptstore.bundle.read.bulk_lookup import find_bulk
+from ckptstore.bundle.read.claims import check_claims, claims_by_shard, files_hold
 from ckptstore.bundle.read.fetch import byte_order_unit, fetch
 from ckptstore.bundle.read.fetch_box import fetch_box
+from ckptstore.bundle.read.index_check import IndexCheck, Partition, key_of
 from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.indexing import Axis, Box, as_slices, view_of
-from ckptstore.bundle.read.reader import (
-    BundleReader,
-    StoredTensor,
-    check_destination,
-    check_partition,
-    key_of,
-)
+from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination, check_partition
 from ckptstore.bundle.read.shard_files import ShardFiles
 from ckptstore.errors import CorruptError, FormatError
 from ckptstore.format import dtypes
-from ckptstore.format.entry import HEADER_KEY, BundleEntry, check_entry, key_to_name, name_to_key
-from ckptstore.format.slices import decode_slice_key, encode_slice_key, format_slice
+from ckptstore.format.entry import BundleEntry, check_entry, key_to_name
+from ckptstore.format.slices import encode_slice_key, format_slice
 from ckptstore.storage.base import Location
 from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES
 from ckptstore.transfer.transfer import Transfer
@@ -35,7 +31,7 @@ from ckptstore.types import Slice, TensorSpec
 
 __all__ = ["ReaderV2"]
 
-# Who asks for so many tensors at a time gets them from the whole index.
+# From so many names on the whole index is read.
 _MANY_NAMES = 64
 
 
@@ -63,59 +59,26 @@ class ReaderV2(BundleReader):
         self._is_foreign = index.header.big_endian != (sys.byteorder == "big")
         self.shards = ShardFiles(location, index.header.num_shards, index.is_current)
         self._partitioned: dict[str, StoredTensor] = {}
-        self._names: list[str] | None = None
+        self._complete: set[str] = set()
+        self._names: dict[str, int] | None = None
 
     def is_current(self) -> bool:
         return self.index.is_current()
 
     def raw_keys(self) -> list[bytes]:
-        partitioned = {key_of(name) for name in self._partitions()[0]}
-        return [key for key in self.index.rows().keys if key != HEADER_KEY and key not in partitioned]
+        index = self.index.rows()
+        return [key for row, key in enumerate(index.keys) if row and not index.lists_slices(row)]
 
     def names(self) -> list[str]:
+        return list(self._name_rows())
+
+    def _name_rows(self) -> dict[str, int]:
+        """Return name → row of all tensors, ascending by name."""
         if self._names is None:
-            keys = self.index.rows().keys
-            # A tensor's own name may look like the key of a slice; only those that a tensor lists are none.
-            of_slices: set[bytes] = set()
-            partitioned, of_damaged = self._partitions()
-            of_slices.update(of_damaged)
-            for name in partitioned:
-                boxes = self.entry(name).slices
-                of_slices.update(encode_slice_key(name, box) for box in boxes)
-            # Sorted once more: bytes that are no UTF-8 stand elsewhere as text.
-            self._names = sorted(
-                [key_to_name(key) for key in keys if key != HEADER_KEY and key not in of_slices]
-            )
-        return list(self._names)
-
-    def _partitions(self) -> tuple[set[str], list[bytes]]:
-        """Return the tensors that list slices, and what seem to be slices of a tensor whose entry is damaged.
-
-        They are found by the keys of the slices: all begin with byte 0.
-        """
-        names: set[str] = set()
-        damaged: set[str] = set()
-        of_damaged: list[bytes] = []
-        for key in self.index.rows().keys:
-            if key[:1] == b"\x00":
-                try:
-                    name = decode_slice_key(key, source=self.url)[0]
-                except FormatError:
-                    continue
-                if name and name not in names and name not in damaged:
-                    try:
-                        entry = self.index.entry(name_to_key(name))
-                    except FormatError:
-                        # Raised when the tensor is asked for; here it would hide all the others.
-                        damaged.add(name)
-                    else:
-                        if entry is not None and entry.slices:
-                            names.add(name)
-                if name in damaged:
-                    of_damaged.append(key)
-            elif key != HEADER_KEY:
-                break
-        return names, of_damaged
+            index = self.index.rows()
+            # Sorted once more: as text, bytes that are not UTF-8 have another place.
+            self._names = dict(sorted([(key_to_name(index.keys[row]), row) for row in index.name_rows()]))
+        return self._names
 
     def has(self, name: str) -> bool:
         return self.index.has(key_of(name))
@@ -142,43 +105,60 @@ class ReaderV2(BundleReader):
 
     def stored_many(self, names: Iterable[str]) -> list[StoredTensor | None]:
         names = list(names)
-        if len(names) < _MANY_NAMES:
+        index = self._index_of_many(names)
+        if index is None:
             return super().stored_many(names)
-        try:
-            rows = self.index.rows()
-        except CorruptError:
-            # One by one those can be found that the damage is not near to.
-            return super().stored_many(names)
-        columns, row_of = rows.columns, rows.row_of
-        kinds, kind_ids, sizes_bytes = columns.kinds, columns.kind_ids, columns.sizes_bytes
+        rows = index.rows_of(names)
+        partitions = index.partitions(rows)
         found: list[StoredTensor | None] = []
-        for name in names:
-            key = key_of(name)
-            row = row_of.get(key) if key else None
-            if row is None:
-                found.append(None)
-                continue
-            number, size = kind_ids[row], sizes_bytes[row]
-            if number < 0 or kinds[number].size_bytes != size:
-                found.append(self.stored(name))
-                continue
-            # What `check_entry` would look at was looked at once for all tensors of this kind.
-            enum, shape, dtype, _ = kinds[number]
-            place = (columns.shard_ids[row], columns.offsets[row], size, columns.masked_crc32cs[row])
-            entry = tuple.__new__(BundleEntry, (enum, shape, *place, ()))
-            found.append(tuple.__new__(StoredTensor, (name, dtype, shape, (), (entry,))))
+        for name, row, is_sound in zip(names, rows, index.is_sound[rows].tolist(), strict=True):
+            partition = partitions.get(row)
+            if partition is not None:
+                found.append(self._stored_partition(name, partition, index))
+            elif is_sound:
+                # What `check_entry` looks at was looked at once for all tensors of this kind.
+                kind, entry = index.columns.kinds[index.columns.kind_ids[row]], index.entry(row)
+                found.append(tuple.__new__(StoredTensor, (name, kind.dtype, kind.shape, (), (entry,))))
+            else:
+                found.append(self.stored(name) if row else None)
         return found
 
-    def find_small(self, names: Sequence[str]) -> SmallTensors | None:
-        if len(names) < _MANY_NAMES or self._is_foreign or len(set(names)) < len(names):
+    def _index_of_many(self, names: Sequence[str]) -> IndexCheck | None:
+        """Return the whole index for a lookup of many names; None if it is for few, or damaged."""
+        if len(names) < _MANY_NAMES:
             return None
         try:
-            return find_small(self.index.rows(), names)
+            return self.index.rows()
         except CorruptError:
+            # One by one those can be found that are in undamaged blocks.
             return None
 
-    def have_small(self, small: Jobs, others: Iterable[StoredTensor]) -> bool:
-        return have_small(self.shards, small, others)
+    def _stored_partition(self, name: str, partition: Partition, index: IndexCheck) -> StoredTensor:
+        found = self._partitioned.get(name)
+        if found is None:
+            kind = partition.kind
+            assert kind.dtype is not None
+            entries = index.slice_entries(partition)
+            found = StoredTensor(name, kind.dtype, kind.shape, partition.slices(), entries)
+            self._partitioned[name] = found
+            if partition.is_complete:
+                self._complete.add(name)
+        return found
+
+    def find_bulk(self, names: Sequence[str]) -> BulkTensors | None:
+        if self._is_foreign or len(set(names)) < len(names):
+            return None
+        index = self._index_of_many(names)
+        return None if index is None else find_bulk(index, names)
+
+    def bulk_is_there(self, batch: ReadBatch, others: Iterable[StoredTensor]) -> bool:
+        more = [(tensor.name, entry) for tensor in others for entry in tensor.entries]
+        claims = claims_by_shard(
+            [*batch.shard_ids, *(entry.shard_id for _, entry in more)],
+            [*batch.offsets, *(entry.offset for _, entry in more)],
+            [*batch.sizes_bytes, *(entry.size_bytes for _, entry in more)],
+        )
+        return files_hold(self.shards, list(claims), [*batch.tensors, *(name for name, _ in more)])
 
     def _slice_entry(self, name: str, whole: BundleEntry, box: Slice) -> BundleEntry:
         entry = self.index.entry(encode_slice_key(name, box))
@@ -211,42 +191,47 @@ class ReaderV2(BundleReader):
         shards = tuple(sorted({piece.shard_id for piece in tensor.entries}))
         return TensorSpec(name, entry.shape, tensor.dtype, size_bytes, shards, entry.slices)
 
+    def specs(self) -> dict[str, TensorSpec]:
+        index, rows = self.index.rows(), self._name_rows()
+        columns, partitions = index.columns, index.partitions(rows.values())
+        sizes_bytes, shard_ids = columns.sizes_bytes.tolist(), columns.shard_ids.tolist()
+        kind_ids = columns.kind_ids.tolist()
+        found: dict[str, TensorSpec] = {}
+        for name, row in rows.items():
+            partition = partitions.get(row)
+            if partition is not None:
+                kind = partition.kind
+                assert kind.dtype is not None
+                pieces = partition.rows.tolist()
+                size_bytes = sum([sizes_bytes[piece] for piece in pieces])
+                shards = tuple(sorted({shard_ids[piece] for piece in pieces}))
+                found[name] = TensorSpec(name, kind.shape, kind.dtype, size_bytes, shards, partition.slices())
+            elif index.is_sound[row]:
+                kind = columns.kinds[kind_ids[row]]
+                assert kind.dtype is not None
+                found[name] = TensorSpec(name, kind.shape, kind.dtype, sizes_bytes[row], (shard_ids[row],))
+            else:
+                found[name] = self.spec(name)
+        return found
+
+    def _check_covered(self, tensor: StoredTensor) -> None:
+        if tensor.name not in self._complete:
+            super()._check_covered(tensor)
+
     def _check_present(self, tensor: StoredTensor, pieces: Sequence[int], box: Box | None = None) -> None:
         byte_order_unit(tensor.dtype, self.header.big_endian, source=self.url, tensor=tensor.name)
-        if box is not None and len(pieces) == 1 and self._is_short(tensor, tensor.entries[pieces[0]], box):
-            return  # the first answer tells soon enough
-        for piece in pieces:
-            entry = tensor.entries[piece]
-            self.shards[entry.shard_id].check_inside(entry, tensor.name)
-        if len(pieces) > 1:
-            self._check_not_shared([tensor])
+        entries = [tensor.entries[piece] for piece in pieces]
+        if len(entries) > 1:
+            check_claims(self.shards, [(tensor.name, entry) for entry in entries])
+        elif entries and (box is None or not self._is_short(tensor, entries[0], box)):
+            # If it is short, the answer to the read shows soon enough whether the file has it.
+            self.shards[entries[0].shard_id].check_inside(entries[0], tensor.name)
 
     def _is_short(self, tensor: StoredTensor, entry: BundleEntry, box: Box) -> bool:
-        """Tell whether a box is read with one request and needs little memory."""
+        """Return whether a box is read with one request and needs little memory."""
         item_size = dtypes.item_size_bytes(tensor.dtype)
         size = math.prod(box.counts) * item_size if item_size else entry.size_bytes
         return size <= REQUEST_SIZE_BYTES
-
-    def _check_not_shared(self, tensors: Iterable[StoredTensor]) -> None:
-        """Raise if tensors claim more bytes of a file than it has: it must not fill the memory."""
-        claimed: dict[int, int] = {}
-        last: dict[int, str] = {}
-        for tensor in tensors:
-            for entry in tensor.entries:
-                if entry.size_bytes:
-                    claimed[entry.shard_id] = claimed.get(entry.shard_id, 0) + entry.size_bytes
-                    last[entry.shard_id] = tensor.name
-        for shard_id, total in claimed.items():
-            shard, name = self.shards[shard_id], last[shard_id]
-            if total > shard.size_bytes(name):
-                raise FormatError(
-                    "several tensors or slices claim the same bytes of a data file",
-                    url=shard.url,
-                    tensor=name,
-                    expected=f"at most {shard.size_bytes(name)} bytes",
-                    actual=f"{total} bytes",
-                    hint="No writer of checkpoints makes such files.",
-                )
 
     def _read_piece(
         self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
@@ -264,9 +249,9 @@ class ReaderV2(BundleReader):
                 target = view_of(
                     target, tuple(slice(None, None, -1 if axis.step < 0 else 1) for axis in axes)
                 )
-            jobs = Jobs()
-            jobs.add(tensor.name, entry, tensor.dtype, target, select)
-            fetch(jobs, self.shards, big_endian=big_endian, memory_budget=budget)
+            batch = ReadBatch()
+            batch.add(tensor.name, entry, tensor.dtype, target, select)
+            fetch(batch, self.shards, big_endian=big_endian, memory_budget=budget)
         else:
             fetch_box(
                 tensor.name,
@@ -284,81 +269,34 @@ class ReaderV2(BundleReader):
         self,
         requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
         *,
-        small: Jobs | None = None,
+        bulk: ReadBatch | None = None,
         transfer: Transfer | None = None,
     ) -> list[npt.NDArray[Any]]:
-        if not self._are_plain(requests):
-            self.shards.look_at(
-                (entry.shard_id, tensor.name)
-                for tensor, _ in requests
-                for entry in tensor.entries
-                if entry.size_bytes
-            )
-            for tensor, out in requests:
-                self._check_present(tensor, range(len(tensor.entries)))
-                if out is not None:
-                    check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
-                self._check_covered(tensor)
-            self._check_not_shared({tensor.name: tensor for tensor, _ in requests}.values())
+        for name, dtype in {tensor.name: tensor.dtype for tensor, _ in requests}.items():
+            byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
+        tensors = {tensor.name: tensor for tensor, _ in requests}.values()
+        check_claims(self.shards, [(tensor.name, entry) for tensor in tensors for entry in tensor.entries])
+        for tensor, out in requests:
+            if out is not None:
+                check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
+            self._check_covered(tensor)
         results: list[npt.NDArray[Any]] = []
-        jobs = Jobs() if small is None else small
+        batch = ReadBatch() if bulk is None else bulk
         for tensor, out in requests:
             name, dtype, shape, slices, entries = tensor
             result = np.empty(shape, NATIVE[dtype.as_datatype_enum]) if out is None else out
             results.append(result)
             if not slices:
-                jobs.add(name, entries[0], dtype, result)
+                batch.add(name, entries[0], dtype, result)
                 continue
-            for box, entry in zip(tensor.slices, tensor.entries, strict=True):
-                where = tuple(slice(start, start + length) for start, length in box.resolve(tensor.shape))
-                jobs.add(name, entry, dtype, view_of(result, where))
+            for box, entry in zip(slices, entries, strict=True):
+                where = tuple(slice(start, start + length) for start, length in box.resolve(shape))
+                batch.add(name, entry, dtype, view_of(result, where))
         fetch(
-            jobs,
+            batch,
             self.shards,
             big_endian=self.header.big_endian,
             transfer=transfer,
             memory_budget=self.memory_budget,
         )
         return results
-
-    def _are_plain(self, requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]]) -> bool:
-        """Tell whether all tensors are in one piece and all that has to hold does, at one look for each.
-
-        Where it returns False there may be an error or not, and the longer way has to say.
-
-        Raises
-        ------
-        IncompleteBundleError, NotFoundError
-            If a data file is missing.
-        """
-        if self._is_foreign:
-            return False
-        # For each shard: the first tensor with bytes in it, the bytes of all, and where the last one ends.
-        shards: dict[int, list[Any]] = {}
-        seen: set[str] = set()
-        for (name, dtype, shape, slices, entries), out in requests:
-            if slices or name in seen:
-                return False
-            seen.add(name)
-            if out is not None and not (
-                type(out) is np.ndarray
-                and out.shape == shape
-                and out.dtype == NATIVE[dtype.as_datatype_enum]
-                and out.flags.writeable
-            ):
-                return False
-            _, _, shard_id, offset, size, _, _ = entries[0]
-            if not size:
-                continue
-            shard = shards.get(shard_id)
-            if shard is None:
-                shards[shard_id] = [name, size, offset + size]
-                continue
-            shard[1] += size
-            if offset + size > shard[2]:
-                shard[2] = offset + size
-        self.shards.look_at((shard_id, name) for shard_id, (name, _, _) in shards.items())
-        for shard_id, (name, total, end) in shards.items():
-            if max(total, end) > self.shards[shard_id].size_bytes(name):
-                return False
-        return True

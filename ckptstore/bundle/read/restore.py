@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.bulk_lookup import SmallRestore
+from ckptstore.bundle.read.bulk_lookup import BulkRestore
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
@@ -46,6 +46,12 @@ class _Placement(NamedTuple):
     convert: Callable[[Array], Array] | None = None
     existing: Array | None = None
     is_cast: bool = False
+
+    def converted(self, array: Array) -> tuple[Array, Array]:
+        """Return the array to fill, and the strings that were read in the form that it takes."""
+        assert self.convert is not None
+        assert self.existing is not None
+        return self.existing, self.convert(array)
 
 
 def restore_into(
@@ -95,65 +101,89 @@ def restore_into(
     NotFoundError
         If the checkpoint was removed or overwritten meanwhile; as for ChecksumError.
     """
-    try:
-        small = SmallRestore.find(reader, values, wanted)
-        placements = _plan(reader, values, small.others(wanted) if small else wanted, reshape)
-        if small and not reader.have_small(small.jobs, [placement.tensor for placement in placements]):
-            small = None
-            placements = _plan(reader, values, wanted, reshape)
-    except UsageError as error:
-        error.url = error.url or reader.url
-        raise
-    new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
-    if small:
-        new = _in_order([*small.new(), *new], wanted)
-    if new and not isinstance(values, MutableMapping):
+    plan = _plan_restore(reader, values, wanted, reshape)
+    if plan.new and not isinstance(values, MutableMapping):
         raise UsageError(
             "a new array cannot be put into this mapping",
-            tensor=new[0],
+            tensor=plan.new[0],
             expected="a mutable mapping, or an array under every name",
             actual=type(values).__name__,
         )
     if transfer is not None:
-        total_bytes = sum(
-            [entry.size_bytes for placement in placements for entry in placement.tensor.entries]
-        )
-        transfer.restart(total_bytes + (sum(small.jobs.sizes_bytes) if small else 0))
+        transfer.restart(plan.size_bytes)
     # Strings of fixed width come first: they can still turn out not to fit.
-    converted: list[tuple[Array, Array]] = []
-    indirect = [placement for placement in placements if placement.convert is not None]
-    for placement, array in zip(indirect, _read(reader, indirect, transfer), strict=True):
-        assert placement.convert is not None
-        assert placement.existing is not None
-        converted.append((placement.existing, placement.convert(array)))
-    copied = [placement for placement in placements if placement.existing is not None]
-    direct = [placement for placement in placements if placement.existing is None] if copied else placements
-    arrays = _read(reader, direct, transfer, small)
+    indirect = [placement for placement in plan.placements if placement.convert is not None]
+    strings = _read(reader, indirect, transfer)
+    converted = [placement.converted(array) for placement, array in zip(indirect, strings, strict=True)]
+    direct = [placement for placement in plan.placements if placement.existing is None]
+    arrays = _read(reader, direct, transfer, plan.bulk)
     for existing, value in converted:
         existing[...] = value
-    for placement in copied:
-        if placement.convert is None and placement.existing is not None:
+    for placement in plan.placements:
+        if placement.existing is not None and placement.convert is None:
             (array,) = _read(reader, [placement], transfer)
             placement.existing[...] = array.reshape(placement.existing.shape)
-    if new and isinstance(values, MutableMapping):
+    if plan.new and isinstance(values, MutableMapping):
         array_of = {placement.target: array for placement, array in zip(direct, arrays, strict=True)}
-        if small:
-            array_of.update(small.arrays())
-        for target in new:
+        if plan.bulk:
+            array_of.update(plan.bulk.arrays())
+        for target in plan.new:
             values[target] = array_of[target]
-    return tuple([placement.target for placement in placements if placement.is_cast])
+    return tuple([placement.target for placement in plan.placements if placement.is_cast])
+
+
+class _RestorePlan(NamedTuple):
+    """Everything that one restore reads.
+
+    Attributes
+    ----------
+    bulk : BulkRestore or None
+        Small tensors, which are read in bulk.
+    placements : list of _Placement
+        All others.
+    new : list of str
+        Names for which a new array goes into the mapping, in the order wanted.
+    """
+
+    bulk: BulkRestore | None
+    placements: list[_Placement]
+    new: list[str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the data files."""
+        entries = [entry for placement in self.placements for entry in placement.tensor.entries]
+        return sum([entry.size_bytes for entry in entries]) + (
+            sum(self.bulk.batch.sizes_bytes) if self.bulk else 0
+        )
+
+
+def _plan_restore(
+    reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str], reshape: bool
+) -> _RestorePlan:
+    try:
+        bulk = BulkRestore.find(reader, values, wanted)
+        placements = _place(reader, values, bulk.others(wanted) if bulk else wanted, reshape)
+        if bulk and not reader.bulk_is_there(bulk.batch, [placement.tensor for placement in placements]):
+            # Looked up one by one, the tensors raise the errors in the order wanted.
+            bulk, placements = None, _place(reader, values, wanted, reshape)
+    except UsageError as error:
+        error.url = error.url or reader.url
+        raise
+    new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
+    return _RestorePlan(bulk, placements, _in_order([*bulk.new(), *new], wanted) if bulk else new)
 
 
 def _read(
     reader: BundleReader,
     placements: list[_Placement],
     transfer: Transfer | None,
-    small: SmallRestore | None = None,
+    bulk: BulkRestore | None = None,
 ) -> list[Array]:
-    if not placements and not small:
+    if not placements and not bulk:
         return []
     pairs = [(tensor, receiver) for _, tensor, receiver, _, _, _ in placements]
-    return reader.read_stored(pairs, small=small.jobs if small else None, transfer=transfer)
+    return reader.read_stored(pairs, bulk=bulk.batch if bulk else None, transfer=transfer)
 
 
 def _in_order(targets: list[str], wanted: Mapping[str, str]) -> list[str]:
@@ -163,10 +193,10 @@ def _in_order(targets: list[str], wanted: Mapping[str, str]) -> list[str]:
     return [target for target in wanted if target in found]
 
 
-def _plan(
+def _place(
     reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str], reshape: bool
 ) -> list[_Placement]:
-    """Look at every tensor and its place."""
+    """Return how every tensor gets to its place; raise for those that are missing or do not fit."""
     placements: list[_Placement] = []
     absent: list[str] = []
     misfits: list[UsageError] = []

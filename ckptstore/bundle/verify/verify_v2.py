@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
+from ckptstore.bundle.read.claims import ShardClaims, claims_by_shard
 from ckptstore.bundle.read.fetch import PartSums
-from ckptstore.bundle.read.index_file import IndexFile, shown_name
+from ckptstore.bundle.read.index_check import IndexCheck, shown_name
+from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.plan import ReadRun, plan_reads
 from ckptstore.bundle.read.reader_v2 import ReaderV2
-from ckptstore.bundle.read.shard_files import ShardFile
+from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles
 from ckptstore.bundle.verify.report import Findings
-from ckptstore.errors import CorruptError, FormatError, UnsupportedError
+from ckptstore.errors import CorruptError, UnsupportedError
 from ckptstore.format import dtypes
+from ckptstore.format.block import rows_of
 from ckptstore.format.crc32c import crc32c
-from ckptstore.format.entry import (
-    HEADER_KEY,
-    BundleEntry,
-    check_entry,
-    decode_entry,
-    element_count,
-    key_to_name,
-)
+from ckptstore.format.entry import HEADER_KEY, BundleEntry, check_entry, element_count, key_to_name
+from ckptstore.format.entry_columns import Integers
 from ckptstore.format.strings import decode_strings, decode_variants
 from ckptstore.transfer.download import Download, Request, joined
 from ckptstore.transfer.ranges import split
@@ -34,55 +31,64 @@ from ckptstore.types import ByteRange
 
 __all__ = ["verify_v2"]
 
+_VARYING_SIZE = (dtypes.STRING.as_datatype_enum, dtypes.VARIANT.as_datatype_enum)
 
-class _Piece(NamedTuple):
-    """A tensor in one piece, or a slice, whose entry is sound."""
 
-    name: str
-    entry: BundleEntry
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """Tensors in one piece, and slices, whose entries are sound; one row each, ascending by key.
 
-    @property
-    def has_varying_size(self) -> bool:
-        return self.entry.dtype_enum in (dtypes.STRING.as_datatype_enum, dtypes.VARIANT.as_datatype_enum)
+    Attributes
+    ----------
+    index : IndexCheck
+    rows : ndarray of int64
+        Their rows in the index.
+    shard_ids, offsets, sizes_bytes : ndarray of int64
+    """
+
+    index: IndexCheck
+    rows: Integers
+    shard_ids: Integers
+    offsets: Integers
+    sizes_bytes: Integers
+
+    def name(self, number: int) -> str:
+        return shown_name(self.index.keys[self.rows[number]])
+
+    def entry(self, number: int) -> BundleEntry:
+        return self.index.entry(int(self.rows[number]))
 
 
 def verify_v2(reader: ReaderV2, findings: Findings, transfer: Transfer | None) -> None:
     """Add everything that is wrong with the bundle to `findings`; without a transfer read no tensor."""
-    items, is_whole = _index_items(reader.index, findings)
-    pieces, partitioned = _check_entries(reader, items, findings)
+    index, is_whole = _read_index(reader.index, findings)
+    pieces, partitioned = _check_entries(reader, index, findings)
     if is_whole:
-        findings.tensors_checked = len(reader.names())
-        for name in partitioned:
-            try:
-                reader.check(name)
-            except UnsupportedError:
-                pass
-            except CorruptError as error:
-                findings.add(error, reader.url, name)
+        findings.tensors_checked = len(index.name_rows())
+        _check_partitioned(reader, index, partitioned, findings)
     else:
-        findings.tensors_checked = sum(key[:1] != b"\x00" for key, _ in items if key != HEADER_KEY)
-    by_shard: dict[int, list[_Piece]] = {}
-    for piece in pieces:
-        by_shard.setdefault(piece.entry.shard_id, []).append(piece)
+        findings.tensors_checked = sum(key[:1] != b"\x00" for key in index.keys if key != HEADER_KEY)
+    claims = claims_by_shard(pieces.shard_ids, pieces.offsets, pieces.sizes_bytes, with_empty=True)
     readable = [
-        (reader.shards[shard_id], _check_places(reader.shards[shard_id], by_shard[shard_id], findings))
-        for shard_id in sorted(by_shard)
+        (reader.shards[of_shard.shard_id], _check_places(reader.shards, of_shard, pieces, findings))
+        for of_shard in claims
     ]
     if transfer is None:
         return
-    transfer.restart(sum(piece.entry.size_bytes for _, inside in readable for piece in inside))
-    for shard, inside in readable:
+    transfer.restart(sum(int(pieces.sizes_bytes[numbers].sum()) for _, numbers in readable))
+    for shard, numbers in readable:
+        inside = [(pieces.name(number), pieces.entry(number)) for number in numbers.tolist()]
         bytes_check = _BytesCheck(shard, inside, reader.header.big_endian, transfer)
         try:
             bytes_check.run(reader.shards.parallel_reads)
         except CorruptError as error:
             # The file was cut or removed while it was being read: nothing more to learn from it.
             findings.add(error, shard.url)
-        bytes_check.tell(findings)
+        bytes_check.report(findings)
     findings.bytes_checked += transfer.done_bytes
 
 
-def _index_items(index: IndexFile, findings: Findings) -> tuple[list[tuple[bytes, bytes]], bool]:
+def _read_index(index: IndexFile, findings: Findings) -> tuple[IndexCheck, bool]:
     """Return the items of the index, and whether these are all: of a damaged one, those before the damage."""
     try:
         rows = index.rows()
@@ -90,26 +96,30 @@ def _index_items(index: IndexFile, findings: Findings) -> tuple[list[tuple[bytes
         findings.add(error, index.url)
     else:
         findings.bytes_checked += index.size_bytes
-        return [(key, rows.value(row)) for row, key in enumerate(rows.keys)], True
+        return rows, True
     items: list[tuple[bytes, bytes]] = []
     with contextlib.suppress(CorruptError):  # it was reported above
         items.extend(index.table.items())
-    return items, False
+    return IndexCheck([rows_of(items)], index.url), False
 
 
-def _check_entries(
-    reader: ReaderV2, items: list[tuple[bytes, bytes]], findings: Findings
-) -> tuple[list[_Piece], list[str]]:
-    """Check each entry by itself; return the sound ones with bytes, and the partitioned tensors."""
-    pieces: list[_Piece] = []
-    partitioned: list[str] = []
-    for key, value in items:
-        if key == HEADER_KEY:
+def _check_entries(reader: ReaderV2, index: IndexCheck, findings: Findings) -> tuple[_Pieces, list[int]]:
+    """Check each entry by itself; return the sound ones with bytes, and the rows of partitioned tensors."""
+    columns = index.columns
+    shard_ids, offsets, sizes_bytes = columns.shard_ids, columns.offsets, columns.sizes_bytes
+    is_piece = index.is_sound.copy()
+    unusual: dict[int, BundleEntry] = {}
+    partitioned: list[int] = []
+    doubtful = (np.flatnonzero(~index.is_sound[1:]) + 1).tolist()
+    partitions = index.partitions(doubtful)
+    for row in doubtful:
+        if partitions.get(row) is not None:
+            partitioned.append(row)
             continue
-        name = shown_name(key)
+        name = shown_name(index.keys[row])
         try:
             # Not by asking for the key: in a damaged index a lookup may miss what a walk finds.
-            entry = decode_entry(value, source=reader.url, tensor=name)
+            entry = index.entry(row)
         except CorruptError as error:
             findings.add(error, reader.url, name)
             continue
@@ -123,57 +133,69 @@ def _check_entries(
             findings.add(error, reader.url, name)
             continue
         if entry.slices:
-            partitioned.append(key_to_name(key))
+            partitioned.append(row)
         else:
-            pieces.append(_Piece(name, entry))
-    return pieces, partitioned
+            is_piece[row] = True
+            unusual[row] = entry
+    if unusual:
+        rows = list(unusual)
+        shard_ids, offsets, sizes_bytes = shard_ids.copy(), offsets.copy(), sizes_bytes.copy()
+        shard_ids[rows] = [entry.shard_id for entry in unusual.values()]
+        offsets[rows] = [entry.offset for entry in unusual.values()]
+        sizes_bytes[rows] = [entry.size_bytes for entry in unusual.values()]
+    kept = np.flatnonzero(is_piece)
+    return _Pieces(index, kept, shard_ids[kept], offsets[kept], sizes_bytes[kept]), partitioned
 
 
-def _check_places(shard: ShardFile, pieces: list[_Piece], findings: Findings) -> list[_Piece]:
-    """Return the pieces whose bytes the file has."""
-    pieces.sort(key=lambda piece: piece.entry.offset)
-    first = next((piece for piece in pieces if piece.entry.size_bytes), None)
-    if first is None:
-        return pieces  # a file of no bytes is never looked for
-    try:
-        size = shard.size_bytes(first.name)
-    except CorruptError as error:
-        if len(pieces) > 1:
-            error.hint = f"{len(pieces)} tensors or slices are in it. {error.hint}"
-        findings.add(error, shard.url)
-        return []
-    inside = []
-    apart = []
-    claimed = reached = 0
-    shared = None
-    for piece in pieces:
-        try:
-            shard.check_inside(piece.entry, piece.name)
-        except CorruptError as error:
-            findings.add(error, shard.url, piece.name, piece.entry)
+def _check_partitioned(reader: ReaderV2, index: IndexCheck, rows: Sequence[int], findings: Findings) -> None:
+    """Check that the slices of each partitioned tensor are there, agree with it, and are all of it."""
+    partitions = index.partitions(rows)
+    for row in rows:
+        partition = partitions.get(row)
+        if partition is not None and partition.is_complete:
             continue
-        inside.append(piece)
-        claimed += piece.entry.size_bytes
-        if piece.entry.size_bytes and piece.entry.offset < reached:
-            shared = shared or piece.name
-        else:
-            apart.append(piece)
-        reached = max(reached, piece.entry.offset + piece.entry.size_bytes)
-    if claimed > size:
-        findings.add(
-            FormatError(
-                "several tensors or slices claim the same bytes of a data file",
-                expected=f"at most {size} bytes",
-                actual=f"{claimed} bytes",
-            ),
-            shard.url,
-            shared,
-        )
+        name = key_to_name(index.keys[row])
+        try:
+            reader.check(name)
+        except UnsupportedError:
+            pass
+        except CorruptError as error:
+            findings.add(error, reader.url, name)
+
+
+def _check_places(shards: ShardFiles, claims: ShardClaims, pieces: _Pieces, findings: Findings) -> Integers:
+    """Return the numbers of the pieces whose bytes a data file has."""
+    shard = shards[claims.shard_id]
+    has_bytes = claims.sizes_bytes > 0
+    if not has_bytes.any():
+        return claims.rows  # a file of no bytes is never looked for
+    try:
+        size = shard.size_bytes(pieces.name(claims.rows[has_bytes.argmax()]))
+    except CorruptError as error:
+        if len(claims.rows) > 1:
+            error.hint = f"{len(claims.rows)} tensors or slices are in it. {error.hint}"
+        findings.add(error, shard.url)
+        return claims.rows[:0]
+    is_outside = claims.outside(size)
+    for number in claims.rows[is_outside].tolist():
+        name, entry = pieces.name(number), pieces.entry(number)
+        try:
+            shard.check_inside(entry, name)
+        except CorruptError as error:
+            findings.add(error, shard.url, name, entry)
+    inside = claims.only(~is_outside)
+    is_shared = np.zeros(len(inside.rows), np.bool_)
+    reached = np.maximum.accumulate(inside.ends)
+    is_shared[1:] = (inside.sizes_bytes[1:] > 0) & (inside.offsets[1:] < reached[:-1])
+    shared = pieces.name(inside.rows[is_shared.argmax()]) if is_shared.any() else None
+    overclaim = inside.overclaim(size)
+    if overclaim is not None:
+        findings.add(overclaim, shard.url, shared)
         # A small index could have a large file read ten thousand times.
-        return apart
+        return inside.rows[~is_shared]
     if shared is not None:
         findings.notes.append(f"tensor {shared!r} shares bytes of {shard.url} with another one")
-    return inside
+    return inside.rows
 
 
 class _BytesCheck:
@@ -181,10 +203,16 @@ class _BytesCheck:
 
     Threads
     -------
-    One thread calls `run` and then `tell`.
+    One thread calls `run` and then `report`.
     """
 
-    def __init__(self, shard: ShardFile, pieces: list[_Piece], big_endian: bool, transfer: Transfer) -> None:
+    def __init__(
+        self,
+        shard: ShardFile,
+        pieces: Sequence[tuple[str, BundleEntry]],
+        big_endian: bool,
+        transfer: Transfer,
+    ) -> None:
         self._shard = shard
         self._pieces = pieces
         self._big_endian = big_endian
@@ -209,7 +237,7 @@ class _BytesCheck:
         requests = joined((request for run in plan.runs for request in self._requests(run, size)), size)
         download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
 
-    def tell(self, findings: Findings) -> None:
+    def report(self, findings: Findings) -> None:
         """Add what was found, in the order of the file."""
         for number, error in sorted(self._errors, key=lambda found: found[0]):
             name, entry = self._pieces[number]
@@ -218,7 +246,7 @@ class _BytesCheck:
 
     def _requests(self, run: ReadRun, size_bytes: int) -> Iterator[Request]:
         number = run.rows[0]
-        name = self._pieces[number].name
+        name, entry = self._pieces[number]
         if run.staged:
             wanted = ByteRange(run.start, run.stop)
             yield Request(self._shard, name, [wanted], [None], partial(self._take_run, run))
@@ -227,7 +255,7 @@ class _BytesCheck:
         sums = PartSums(len(ranges))
         # Strings are checked in one go: their checksum runs over their lengths, not over the bytes of these.
         whole = None
-        if self._pieces[number].has_varying_size:
+        if entry.dtype_enum in _VARYING_SIZE:
             whole = np.empty(run.stop - run.start, np.uint8).data
         for part, (start, stop) in enumerate(ranges):
             buffer = None if whole is None else whole[start - run.start : stop - run.start]
@@ -236,7 +264,7 @@ class _BytesCheck:
 
     def _take_run(self, run: ReadRun, buffers: Sequence[memoryview]) -> None:
         for number in run.rows:
-            entry = self._pieces[number].entry
+            entry = self._pieces[number][1]
             start = entry.offset - run.start
             raw = bytes(buffers[0][start : start + entry.size_bytes])
             self._check(number, raw)
@@ -255,11 +283,10 @@ class _BytesCheck:
 
     def _check(self, number: int, raw: bytes | memoryview) -> None:
         """Check the bytes of one piece."""
-        piece = self._pieces[number]
-        if not piece.has_varying_size:
+        name, entry = self._pieces[number]
+        if entry.dtype_enum not in _VARYING_SIZE:
             self._compare(number, crc32c(raw))
             return
-        name, entry = piece
         is_string = entry.dtype_enum == dtypes.STRING.as_datatype_enum
         try:
             (decode_strings if is_string else decode_variants)(

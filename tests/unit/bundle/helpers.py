@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
+
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle
 from ckptstore.bundle.write.index import build_index
 from ckptstore.bundle.write.shard_writer import ShardWriter
@@ -149,3 +151,10 @@ def tracked(prefix: Location) -> tuple[Tracking, Location]:
     """Return a tracking storage, and the prefix in it."""
     tracking = Tracking(prefix.storage)
     return tracking, Location(tracking, prefix.key, prefix.url)
+
+
+def read_many(
+    reader: BundleReader, requests: Sequence[tuple[str, npt.NDArray[Any] | None]]
+) -> list[npt.NDArray[Any]]:
+    """Read whole tensors at once, by name."""
+    return reader.read_stored([(reader.stored(name), out) for name, out in requests])

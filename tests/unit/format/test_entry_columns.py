@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
-from ckptstore.format.block import BlockRows
+from ckptstore.format.block import BlockRows, rows_of
 from ckptstore.format.entry import (
     HEADER_KEY,
     BundleEntry,
@@ -52,22 +51,11 @@ def some_entry(rng: random.Random) -> BundleEntry:
 
 
 def as_rows(values: list[bytes]) -> BlockRows:
-    ends = [0]
-    for value in values:
-        ends.append(ends[-1] + len(value))
-    starts, stops = [], []
-    for start, stop in pairwise(ends):
-        starts.append(start)
-        stops.append(stop)
-    return BlockRows(
-        b"".join(values) + bytes(4), [b"%06d" % row for row in range(len(values))], starts, stops
-    )
+    return rows_of([(b"%06d" % row, value) for row, value in enumerate(values)])
 
 
 def decoded(values: list[bytes]) -> EntryColumns:
-    columns = EntryColumns()
-    columns.extend(as_rows(values))
-    return columns
+    return EntryColumns.decode([as_rows(values)])
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 3000])

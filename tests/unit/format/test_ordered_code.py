@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from ckptstore.format.ordered_code import (
     decode_string,
     encode_num,
     encode_signed,
+    encode_signed_columns,
     encode_string,
 )
 
@@ -46,6 +48,12 @@ INT64 = st.integers(-(2**63), 2**63 - 1) | st.builds(
 def test_signed_numbers_have_tensorflows_bytes(value, hex_bytes):
     assert encode_signed(value).hex() == hex_bytes
     assert decode_signed(bytes.fromhex(hex_bytes), 0, source="s") == (value, len(hex_bytes) // 2)
+
+
+@given(st.lists(st.tuples(INT64, INT64, INT64), max_size=9))
+def test_signed_numbers_in_rows_have_the_bytes_of_single_ones(rows):
+    numbers = np.array(rows, np.int64).reshape(len(rows), 3)
+    assert encode_signed_columns(numbers) == [b"".join(map(encode_signed, row)) for row in rows]
 
 
 @pytest.mark.parametrize(

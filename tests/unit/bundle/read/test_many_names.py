@@ -11,7 +11,7 @@ from ckptstore.bundle.write.plan import ClaimedNames, plan_save, write_item, wri
 from ckptstore.errors import ChecksumError, FormatError, UsageError
 from ckptstore.format.entry import BundleEntry, BundleHeader, encode_entry
 from ckptstore.format.entry_columns import encode_index
-from tests.unit.bundle.helpers import craft, index_file, put, saved, take, tracked
+from tests.unit.bundle.helpers import craft, index_file, put, read_many, saved, take, tracked
 
 MANY = 300
 
@@ -42,7 +42,7 @@ def test_many_tensors_are_read_into_new_arrays_and_given_ones(prefix):
     reader = saved(prefix, pieces())
     names = reader.names()
     given = {name: np.zeros((i % 5, 3), "f4") for i, name in enumerate(n for n in names if n[0] == "w")}
-    arrays = reader.read_many([(name, given.get(name)) for name in names])
+    arrays = read_many(reader, [(name, given.get(name)) for name in names])
     for name, array in zip(names, arrays, strict=True):
         np.testing.assert_array_equal(array, open_bundle(prefix).read(name))
         assert given.get(name, array) is array

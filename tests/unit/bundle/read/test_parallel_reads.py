@@ -28,7 +28,7 @@ from ckptstore.storage.registry import locate
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
-from tests.unit.bundle.helpers import craft, data_file, put, save, take
+from tests.unit.bundle.helpers import craft, data_file, put, read_many, save, take
 
 KIB = 1024
 BUDGET = 4 * 256 * KIB
@@ -137,7 +137,7 @@ def test_new_arrays_and_parts_get_the_same_values(prefix):
     _, place = parallel(prefix)
     reader = open_bundle(place, memory_budget=BUDGET)
     names = ["f4", "i8", "text", "u1"]
-    for name, array in zip(names, reader.read_many([(name, None) for name in names]), strict=True):
+    for name, array in zip(names, read_many(reader, [(name, None) for name in names]), strict=True):
         assert_same_bytes(array, LARGE[name])
         assert array.flags.writeable
     for index in (np.s_[10:200], np.s_[:, 2], np.s_[::-1], np.s_[::7, 5:400:3], np.s_[:, ::-1]):
@@ -320,7 +320,7 @@ def test_small_parts_of_one_block_are_filled_at_the_same_time_as_large_arrays(pr
 def test_a_forked_child_reads_whatever_the_threads_of_the_parent_were_doing(prefix, monkeypatch):
     save(prefix, {"w": np.arange(5)})
     reader, reached, go_on, parent = open_bundle(prefix), threading.Event(), threading.Event(), os.getpid()
-    rows = index_file.IndexRows
+    rows = index_file.IndexCheck
 
     def slowly(*arguments):
         if os.getpid() == parent:
@@ -328,7 +328,7 @@ def test_a_forked_child_reads_whatever_the_threads_of_the_parent_were_doing(pref
             go_on.wait(WATCHDOG_S)
         return rows(*arguments)
 
-    monkeypatch.setattr(index_file, "IndexRows", slowly)
+    monkeypatch.setattr(index_file, "IndexCheck", slowly)
     thread = threading.Thread(target=reader.names)
     thread.start()
     assert reached.wait(WATCHDOG_S)

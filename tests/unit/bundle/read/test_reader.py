@@ -16,7 +16,7 @@ from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.storage import LocalStorage
-from tests.unit.bundle.helpers import craft, data_file, index_file, put, save, saved, take, tracked
+from tests.unit.bundle.helpers import craft, data_file, index_file, put, read_many, save, saved, take, tracked
 
 
 def test_what_was_written_is_read(prefix):
@@ -136,7 +136,7 @@ def test_many_tensors_are_read_with_few_calls(prefix):
     reader = open_bundle(place)
     given_array = np.zeros(50, "i8")
     names = sorted(tensors)
-    found = reader.read_many([(name, given_array if name == "t0007" else None) for name in names])
+    found = read_many(reader, [(name, given_array if name == "t0007" else None) for name in names])
     for name, array in zip(names, found, strict=True):
         np.testing.assert_array_equal(array, tensors[name])
     assert found[names.index("t0007")] is given_array
@@ -145,7 +145,7 @@ def test_many_tensors_are_read_with_few_calls(prefix):
 
 def test_one_tensor_can_be_asked_for_twice(prefix):
     reader = saved(prefix, {"w": np.arange(3)})
-    first, second = reader.read_many([("w", None), ("w", None)])
+    first, second = read_many(reader, [("w", None), ("w", None)])
     assert first is not second
     np.testing.assert_array_equal(first, second)
 
@@ -257,7 +257,7 @@ def test_numbers_of_a_big_endian_file_are_turned_round(prefix, array, unit):
         np.testing.assert_array_equal(reader.read("w", index), array[index])
     for out in (np.zeros(array.shape, array.dtype), np.zeros(array.T.shape, array.dtype).T):
         np.testing.assert_array_equal(reader.read("w", out=out), array)
-    np.testing.assert_array_equal(reader.read_many([("w", None)])[0], array)
+    np.testing.assert_array_equal(read_many(reader, [("w", None)])[0], array)
 
 
 def test_a_type_without_byte_order_rule_cannot_be_read_from_a_foreign_file(prefix):
@@ -294,7 +294,7 @@ def test_padding_between_tensors_is_ignored(prefix):
         for name, offset in ((b"a", 0), (b"b", 64))
     }
     craft(prefix, entries, raw)
-    assert [array.tolist() for array in open_bundle(prefix).read_many([("a", None), ("b", None)])] == [
+    assert [array.tolist() for array in read_many(open_bundle(prefix), [("a", None), ("b", None)])] == [
         [1],
         [2],
     ]

@@ -23,7 +23,7 @@ from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.slices import encode_slice_key
 from ckptstore.format.table_builder import TableBuilder
 from ckptstore.types import Slice
-from tests.unit.bundle.helpers import craft, data_file, index_file, put, save, saved, take
+from tests.unit.bundle.helpers import craft, data_file, index_file, put, read_many, save, saved, take
 
 
 def entry(dtype: int, shape: tuple[int, ...], size: int, raw: bytes = b"", **fields) -> BundleEntry:
@@ -66,7 +66,7 @@ def test_an_entry_that_cannot_be_true_is_an_error_at_once(prefix, found, error):
     for action in (
         lambda: open_bundle(prefix).read("v"),
         lambda: open_bundle(prefix).read("v", np.s_[:1]),
-        lambda: open_bundle(prefix).read_many([("v", None)]),
+        lambda: read_many(open_bundle(prefix), [("v", None)]),
     ):
         caught = fails_without_memory(action, error)
         assert caught.tensor == "v"
@@ -94,7 +94,7 @@ def test_slices_that_claim_the_same_bytes_over_and_over_are_refused(prefix):
     craft(prefix, entries, raw)
     for action in (
         lambda: open_bundle(prefix).read("w"),
-        lambda: open_bundle(prefix).read_many([("w", None)]),
+        lambda: read_many(open_bundle(prefix), [("w", None)]),
     ):
         error = fails_without_memory(action, FormatError)
         assert "claim the same bytes" in str(error)
@@ -105,7 +105,7 @@ def test_tensors_that_share_bytes_cannot_be_read_together_and_can_be_one_by_one(
     craft(prefix, {b"t%d" % number: entry(4, (1 << 20,), 1 << 20, raw) for number in range(64)}, raw)
     reader = open_bundle(prefix)
     error = fails_without_memory(
-        lambda: reader.read_many([(name, None) for name in reader.names()]), FormatError
+        lambda: read_many(reader, [(name, None) for name in reader.names()]), FormatError
     )
     assert "claim the same bytes" in str(error)
     assert not reader.read("t7").any()
@@ -119,7 +119,7 @@ def test_a_damaged_tensor_names_file_place_and_both_checksums(prefix):
     put(data_file(prefix), bytes(raw))
     reader = open_bundle(prefix)
     assert reader.read("a").tolist() == [1, 2, 3]
-    for action in (lambda: reader.read("w"), lambda: reader.read_many([("a", None), ("w", None)])):
+    for action in (lambda: reader.read("w"), lambda: read_many(reader, [("a", None), ("w", None)])):
         with pytest.raises(ChecksumError, match="checksum of bytes 3 to 27") as caught:
             action()
         error = caught.value

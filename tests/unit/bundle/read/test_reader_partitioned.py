@@ -13,8 +13,11 @@ from hypothesis.extra import numpy as hnp
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.errors import ChecksumError, FormatError, IncompleteBundleError
 from ckptstore.format import dtypes
+from ckptstore.storage.base import Location
+from ckptstore.storage.registry import locate
+from ckptstore.testing import CountingStorage
 from ckptstore.types import Slice
-from tests.unit.bundle.helpers import data_file, put, save, saved, take, tracked
+from tests.unit.bundle.helpers import data_file, put, read_many, save, saved, take, tracked
 
 
 def values(dtype, shape):
@@ -111,7 +114,7 @@ def test_slices_that_leave_a_hole_are_reported_only_where_it_is_met(prefix):
         with pytest.raises(FormatError, match=message):
             reader.read("w", index)
     with pytest.raises(FormatError, match="sufficient"):
-        reader.read_many([("w", None)])
+        read_many(reader, [("w", None)])
 
 
 def test_slices_that_overlap_cannot_be_read(prefix):
@@ -149,11 +152,35 @@ def test_rows_of_slices_are_received_in_place(prefix):
     array = np.arange(400_000, dtype="f4").reshape(4000, 100)
     reader = saved(prefix, list(pieces("w", array, [[1000, 2000], []])))
     out = np.zeros((4000, 100), "f4")
-    assert reader.read_many([("w", out)])[0] is out
+    assert read_many(reader, [("w", out)])[0] is out
     np.testing.assert_array_equal(out, array)
 
 
 def test_columns_of_slices_are_put_together(prefix):
     array = np.arange(400_000, dtype="f4").reshape(1000, 400)
     reader = saved(prefix, list(pieces("w", array, [[], [100, 390]])))
-    np.testing.assert_array_equal(reader.read_many([("w", None)])[0], array)
+    np.testing.assert_array_equal(read_many(reader, [("w", None)])[0], array)
+
+
+@pytest.mark.parametrize("index", [np.s_[2:4], np.s_[1:5:2, 1], np.s_[96:91:-1]])
+def test_a_box_across_slices_needs_no_other_shard(prefix, index):
+    """Not even its size: of a thousand shards that would be a thousand requests."""
+    array = np.arange(400, dtype="f4").reshape(100, 4)
+    save(prefix, *[[piece] for piece in pieces("w", array, [range(3, 100, 3), []])])
+    counting = CountingStorage(prefix.storage)
+    reader = open_bundle(Location(counting, prefix.key, prefix.url))
+    counting.reset()
+    np.testing.assert_array_equal(reader.read("w", index), array[index])
+    met = {row // 3 for row in range(100)[index[0] if isinstance(index, tuple) else index]}
+    assert counting.counts["head"] == len(met)
+
+
+def test_a_box_across_slices_is_read_though_another_shard_is_missing(tmp_path):
+    place = locate(tmp_path / "model")
+    array = np.arange(40, dtype="f4").reshape(10, 4)
+    save(place, *[[piece] for piece in pieces("w", array, [[3, 6], []])])
+    (tmp_path / "model.data-00002-of-00003").unlink()
+    reader = open_bundle(place)
+    np.testing.assert_array_equal(reader.read("w", np.s_[2:5]), array[2:5])
+    with pytest.raises(IncompleteBundleError, match=r"data-00002-of-00003"):
+        reader.read("w", np.s_[5:8])

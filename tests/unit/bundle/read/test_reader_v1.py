@@ -15,7 +15,7 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.storage.registry import locate
-from tests.unit.bundle.helpers import put
+from tests.unit.bundle.helpers import put, read_many
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_partitioned_tensors_are_put_together(v1, index):
     assert len(reader.spec("p").slices) == 2
     np.testing.assert_array_equal(reader.read("p", index), whole[index])
     out = np.zeros((6, 5), "f4")
-    assert reader.read_many([("p", out)])[0] is out
+    assert read_many(reader, [("p", out)])[0] is out
     np.testing.assert_array_equal(out, whole)
 
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptstore.bundle.read.batch import Jobs
+from ckptstore.bundle.read.batch import ReadBatch
 from ckptstore.bundle.read.fetch import fetch
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES
@@ -47,7 +47,7 @@ def two_shards(prefix: Location) -> None:
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ReaderV2, "find_small", lambda self, names: None)
+    monkeypatch.setattr(ReaderV2, "find_bulk", lambda self, names: None)
 
 
 def outcome(prefix: Location, values: Any, wanted: dict[str, str] | None = None) -> Any:
@@ -82,9 +82,9 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of new small arrays of each `fetch`."""
     counts: list[int] = []
 
-    def counting(jobs: Jobs, *args: Any, **keywords: Any) -> None:
-        counts.append(sum(target is None for target in jobs.targets))
-        fetch(jobs, *args, **keywords)
+    def counting(batch: ReadBatch, *args: Any, **keywords: Any) -> None:
+        counts.append(sum(target is None for target in batch.targets))
+        fetch(batch, *args, **keywords)
 
     monkeypatch.setattr("ckptstore.bundle.read.reader_v2.fetch", counting)
     return counts

@@ -1,0 +1,154 @@
+"""Which bytes of which data files entries claim, and whether the files have them: one check for every reader.
+
+Calls
+-----
+`claims_by_shard` sorts the claims. A restore asks `files_hold` before it takes memory, or `check_claims` for
+the error; verification goes through the claims of each file and reports everything that is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ckptstore.bundle.read.shard_files import ShardFiles
+from ckptstore.errors import FormatError, IncompleteBundleError, NotFoundError
+from ckptstore.format.entry import BundleEntry
+from ckptstore.format.entry_columns import Integers
+
+__all__ = ["ShardClaims", "check_claims", "claims_by_shard", "files_hold"]
+
+
+class ShardClaims(NamedTuple):
+    """What tensors and slices claim of one data file.
+
+    Attributes
+    ----------
+    shard_id : int
+    rows : ndarray of int64
+        Positions of the claims among all, ascending by offset.
+    offsets, sizes_bytes : ndarray of int64
+        One for each row.
+    """
+
+    shard_id: int
+    rows: Integers
+    offsets: Integers
+    sizes_bytes: Integers
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> ShardClaims:
+        """Return some of the claims."""
+        return ShardClaims(self.shard_id, self.rows[kept], self.offsets[kept], self.sizes_bytes[kept])
+
+    @property
+    def ends(self) -> Integers:
+        """Where each claim ends."""
+        return self.offsets + self.sizes_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all; it may have more than 63 bits."""
+        return sum(self.sizes_bytes.tolist())
+
+    def outside(self, size_bytes: int) -> npt.NDArray[np.bool_]:
+        """Return which claims a file of `size_bytes` does not hold."""
+        return (self.ends > size_bytes) & (self.sizes_bytes > 0)
+
+    def overclaim(self, size_bytes: int) -> FormatError | None:
+        """Return an error if the claims are more bytes than the file has: they must not fill the memory."""
+        total = self.total_bytes
+        if total <= size_bytes:
+            return None
+        return FormatError(
+            "several tensors or slices claim the same bytes of a data file",
+            expected=f"at most {size_bytes} bytes",
+            actual=f"{total} bytes",
+        )
+
+
+def claims_by_shard(
+    shard_ids: Sequence[int] | Integers,
+    offsets: Sequence[int] | Integers,
+    sizes_bytes: Sequence[int] | Integers,
+    *,
+    with_empty: bool = False,
+) -> Iterator[ShardClaims]:
+    """Yield the claims of each data file, ascending by its number; of no bytes only on demand."""
+    shards, starts, sizes = (np.asarray(column, np.int64) for column in (shard_ids, offsets, sizes_bytes))
+    order = np.lexsort((starts, shards))
+    if not with_empty:
+        order = order[sizes[order] > 0]
+    if len(order):
+        for rows in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
+            yield ShardClaims(int(shards[rows[0]]), rows, starts[rows], sizes[rows])
+
+
+def files_hold(shards: ShardFiles, claims: Sequence[ShardClaims], names: Sequence[str]) -> bool:
+    """Return whether the data files are there and hold all claims, without saying what is wrong if not.
+
+    Parameters
+    ----------
+    claims : sequence of ShardClaims
+    names : sequence of str
+        The tensor of each claim, by row.
+    """
+    try:
+        sizes_bytes = _sizes_bytes(shards, claims, names)
+    except (IncompleteBundleError, NotFoundError):
+        return False
+    return not any(
+        claim.outside(size).any() or claim.overclaim(size)
+        for claim, size in zip(claims, sizes_bytes, strict=True)
+    )
+
+
+def check_claims(shards: ShardFiles, claimed: Sequence[tuple[str, BundleEntry]]) -> None:
+    """Raise unless the data files are there and hold what entries claim.
+
+    Parameters
+    ----------
+    claimed : sequence of (tensor, BundleEntry)
+        In the order in which errors are raised. Each entry once: what is read twice may be claimed once.
+
+    Raises
+    ------
+    IncompleteBundleError, NotFoundError
+        As `ShardFile.size_bytes`.
+    TruncatedFileError
+        If a data file ends before an entry does.
+    FormatError
+        If entries claim more bytes of a data file than it has.
+    """
+    names = [name for name, _ in claimed]
+    entries = [entry for _, entry in claimed]
+    claims = list(
+        claims_by_shard(
+            [entry.shard_id for entry in entries],
+            [entry.offset for entry in entries],
+            [entry.size_bytes for entry in entries],
+        )
+    )
+    sizes_bytes = _sizes_bytes(shards, claims, names)
+    outside = [
+        int(claim.rows[claim.outside(size)].min(initial=len(claimed)))
+        for claim, size in zip(claims, sizes_bytes, strict=True)
+    ]
+    first = min(outside, default=len(claimed))
+    if first < len(claimed):
+        shards[entries[first].shard_id].check_inside(entries[first], names[first])
+    for claim, size in zip(claims, sizes_bytes, strict=True):
+        error = claim.overclaim(size)
+        if error is not None:
+            error.url, error.tensor = shards[claim.shard_id].url, names[claim.rows.max()]
+            error.hint = "No writer of checkpoints makes such files."
+            raise error
+
+
+def _sizes_bytes(shards: ShardFiles, claims: Sequence[ShardClaims], names: Sequence[str]) -> list[int]:
+    """Return the size of each data file, on behalf of the first tensor that claims bytes of it."""
+    wanted = [(claim.shard_id, names[claim.rows.min()]) for claim in claims]
+    shards.look_at(wanted)
+    return [shards[shard_id].size_bytes(name) for shard_id, name in wanted]
