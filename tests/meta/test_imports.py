@@ -90,16 +90,7 @@ def test_every_box_stands_on_a_floor(floors: Floors):
     )
 
 
-@pytest.mark.parametrize(
-    "floors",
-    [
-        PACKAGE_FLOORS,
-        pytest.param(
-            STORAGE_FLOORS, marks=pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
-        ),
-    ],
-    ids=["package", "inside storage"],
-)
+@FLOORS
 def test_imports_point_downwards(floors: Floors):
     report(
         [
