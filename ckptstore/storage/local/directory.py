@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import TracebackType
 
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
@@ -30,16 +29,28 @@ def check_regular(status: os.stat_result, url: str) -> None:
         raise UsageError("this is not a regular file", url=url, hint="Remove it or choose another path.")
 
 
-@contextmanager
-def translate_errors(what: str, url: str) -> Iterator[None]:
-    """Turn errors of the operating system into those of ckptstore."""
-    try:
-        yield
-    except CkptStoreError:
-        # Several of them are OSErrors too.
-        raise
-    except OSError as error:
-        raise from_os_error(error, what, url) from error
+class translate_errors:  # noqa: N801 (like those of contextlib)
+    """Turn errors of the operating system into those of ckptstore.
+
+    A class, not a generator: since Python 3.12 an error that a generator raises in `except` is in a cycle with its
+    traceback. That keeps the callers' frames, and what they hold, until the garbage collector runs.
+    """
+
+    __slots__ = ("_url", "_what")
+
+    def __init__(self, what: str, url: str) -> None:
+        self._what = what
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Several errors of ckptstore are OSErrors too.
+        if isinstance(error, OSError) and not isinstance(error, CkptStoreError):
+            raise from_os_error(error, self._what, self._url) from error
 
 
 class Directory:

@@ -127,7 +127,9 @@ class S3Transport(Transport):
         async def use(fs: Any) -> None:
             answer = await fs._call_s3("get_object", **arguments)
             # The body is read outside of s3fs's care: what breaks here is ours to repeat.
-            async with answer["Body"] as body:
+            body = answer["Body"]
+            # Not `as body`: with aiobotocore 2 that would be aiohttp's response, whose read() takes no size.
+            async with body:
                 sink = accept(
                     ResponseHead(
                         answer["ResponseMetadata"]["HTTPStatusCode"],
