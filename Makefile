@@ -154,8 +154,8 @@ PYTHONPATH="$(CURDIR)" $(1)/bin/python -m pytest -q -p no:cacheprovider $(WORKER
 endef
 
 # Where ckptstore meets other packages: protobuf, numpy, ml_dtypes, click, and the clients of object stores.
-DEPENDENCY_TESTS := tests/unit/format tests/unit/graph tests/unit/storage tests/unit/view tests/unit/train \
-	tests/conformance tests/cli tests/contract
+DEPENDENCY_TESTS := tests/unit/format tests/unit/graph tests/unit/trackable tests/unit/train tests/unit/view \
+	tests/conformance tests/cli $(addprefix tests/contract/test_,minio_contract.py gcs_contract.py generic_contract.py)
 
 min-deps: $(VENV)/.ready servers  ## tests on the oldest dependencies that pyproject.toml allows
 	@echo '== min-deps'
