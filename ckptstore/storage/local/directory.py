@@ -32,8 +32,8 @@ def check_regular(status: os.stat_result, url: str) -> None:
 class translate_errors:  # noqa: N801 (like those of contextlib)
     """Turn errors of the operating system into those of ckptstore.
 
-    A class, not a generator: since Python 3.12 an error that a generator raises in `except` is in a cycle with its
-    traceback. That keeps the callers' frames, and what they hold, until the garbage collector runs.
+    A class, not a generator: since Python 3.12 an error that a generator raises in `except` is in a cycle
+    with its traceback. That keeps the frames of callers, and what they hold, until garbage is collected.
     """
 
     __slots__ = ("_url", "_what")
