@@ -13,7 +13,7 @@ import ckptstore as ck
 from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.object_store.attempts import RetryPolicy
 from ckptstore.storage.registry import locate
-from tests.backends.bad_days import Stage, impatient
+from tests.backends.fault_cases import Stage, impatient
 from tests.servers.fault_proxy import FaultProxy, Request
 
 # The watchdog: what does not come to an end fails.

@@ -1,4 +1,4 @@
-"""No secret in what people read, also where a server or a proxy repeats it; `test_bad_days` looks, too."""
+"""No secret in what people read, also where a server or a proxy repeats it; `test_fault_cases` looks, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.cli.main import main
 from ckptstore.storage.registry import locate
-from tests.backends.bad_days import COUNTED, flags, impatient, texts_of
+from tests.backends.fault_cases import COUNTED, flags, impatient, texts_of
 from tests.servers.certificates import make_service_account
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.gcs import GcsServer

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ckptstore as ck
-from tests.hostile import craft
+from tests.hostile import crafted_files as crafted
 
 __all__ = [
     "ATTACKS",
@@ -78,6 +78,6 @@ def attack(
     return register
 
 
-def one(directory: Path, value: bytes, data: bytes = UNUSED, *, head: bytes = craft.HEADER) -> str:
+def one(directory: Path, value: bytes, data: bytes = UNUSED, *, head: bytes = crafted.HEADER) -> str:
     """Write a bundle with the tensor ``x`` alone."""
-    return craft.write_bundle(directory, craft.index({"x": value}, head=head), data)
+    return crafted.write_bundle(directory, crafted.index({"x": value}, head=head), data)

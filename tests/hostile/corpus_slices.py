@@ -7,13 +7,13 @@ from pathlib import Path
 import ckptstore as ck
 from ckptstore.format.slices import encode_slice_key
 from ckptstore.types import Slice
-from tests.hostile import craft
+from tests.hostile import crafted_files as crafted
 from tests.hostile.corpus import FLOAT, attack, one
 
 
 def _partition(directory: Path, sizes: list[int], boxes: list[list[tuple[int, int]]]) -> str:
-    entries, data = craft.sliced("x", sizes, boxes)
-    return craft.write_bundle(directory, craft.index(entries), data)
+    entries, data = crafted.sliced("x", sizes, boxes)
+    return crafted.write_bundle(directory, crafted.index(entries), data)
 
 
 @attack(ck.FormatError)
@@ -23,10 +23,10 @@ def overlapping_slices(directory: Path) -> str:
 
 @attack(ck.FormatError)
 def the_same_slice_twice(directory: Path) -> str:
-    entries, data = craft.sliced("x", [10], [[(0, 5)], [(5, 5)]])
-    half = craft.extent(0, 5)
-    entries["x"] = craft.entry(FLOAT, [10], slices=[half, half])
-    return craft.write_bundle(directory, craft.index(entries), data)
+    entries, data = crafted.sliced("x", [10], [[(0, 5)], [(5, 5)]])
+    half = crafted.extent(0, 5)
+    entries["x"] = crafted.entry(FLOAT, [10], slices=[half, half])
+    return crafted.write_bundle(directory, crafted.index(entries), data)
 
 
 @attack(ck.FormatError)
@@ -41,66 +41,69 @@ def slice_outside_the_shape(directory: Path) -> str:
 
 @attack(ck.FormatError)
 def slice_end_overflows_int64(directory: Path) -> str:
-    box = craft.extent((1 << 63) - 1, (1 << 63) - 1)
-    return one(directory, craft.entry(FLOAT, [10], slices=[box]))
+    box = crafted.extent((1 << 63) - 1, (1 << 63) - 1)
+    return one(directory, crafted.entry(FLOAT, [10], slices=[box]))
 
 
 @attack(ck.FormatError)
 def slice_with_a_negative_start(directory: Path) -> str:
-    return one(directory, craft.entry(FLOAT, [10], slices=[craft.extent(-5, 5), craft.extent(5, 5)]))
+    return one(
+        directory,
+        crafted.entry(FLOAT, [10], slices=[crafted.extent(-5, 5), crafted.extent(5, 5)]),
+    )
 
 
 @attack(ck.FormatError)
 def slice_with_a_negative_length(directory: Path) -> str:
-    return one(directory, craft.entry(FLOAT, [10], slices=[craft.extent(0, -1)]))
+    return one(directory, crafted.entry(FLOAT, [10], slices=[crafted.extent(0, -1)]))
 
 
 @attack(ck.FormatError)
 def slice_of_another_rank(directory: Path) -> str:
-    return one(directory, craft.entry(FLOAT, [10], slices=[craft.extent(0, 5) * 2]))
+    return one(directory, crafted.entry(FLOAT, [10], slices=[crafted.extent(0, 5) * 2]))
 
 
 @attack(ck.FormatError)
 def slice_without_an_entry(directory: Path) -> str:
-    entries, data = craft.sliced("x", [10], [[(0, 5)], [(5, 5)]])
+    entries, data = crafted.sliced("x", [10], [[(0, 5)], [(5, 5)]])
     del entries[encode_slice_key("x", Slice(((5, 5),)))]
-    return craft.write_bundle(directory, craft.index(entries), data)
+    return crafted.write_bundle(directory, crafted.index(entries), data)
 
 
 @attack(ck.FormatError)
 def slice_entry_of_another_shape(directory: Path) -> str:
-    entries, data = craft.sliced("x", [10], [[(0, 5)], [(5, 5)]])
-    entries[encode_slice_key("x", Slice(((5, 5),)))] = craft.entry(FLOAT, [1 << 40], size=1 << 42)
-    return craft.write_bundle(directory, craft.index(entries), data)
+    entries, data = crafted.sliced("x", [10], [[(0, 5)], [(5, 5)]])
+    entries[encode_slice_key("x", Slice(((5, 5),)))] = crafted.entry(FLOAT, [1 << 40], size=1 << 42)
+    return crafted.write_bundle(directory, crafted.index(entries), data)
 
 
 @attack(ck.FormatError)
 def slice_entry_that_is_sliced_itself(directory: Path) -> str:
-    entries, data = craft.sliced("x", [10], [[(0, 5)], [(5, 5)]])
+    entries, data = crafted.sliced("x", [10], [[(0, 5)], [(5, 5)]])
     key = encode_slice_key("x", Slice(((5, 5),)))
-    entries[key] = craft.entry(FLOAT, [5], slices=[craft.extent(0, 5)])
-    return craft.write_bundle(directory, craft.index(entries), data)
+    entries[key] = crafted.entry(FLOAT, [5], slices=[crafted.extent(0, 5)])
+    return crafted.write_bundle(directory, crafted.index(entries), data)
 
 
 @attack(ck.FormatError, heavy=True)
 def slices_of_a_scalar(directory: Path) -> str:
-    return one(directory, craft.entry(FLOAT, [], slices=[b""] * 100_000))
+    return one(directory, crafted.entry(FLOAT, [], slices=[b""] * 100_000))
 
 
 @attack(ck.FormatError)
 def slices_that_share_their_bytes(directory: Path) -> str:
     boxes = [[(number, 1)] for number in range(1000)]
-    entries, _ = craft.sliced("x", [1000], boxes)
+    entries, _ = crafted.sliced("x", [1000], boxes)
     for box in boxes:
-        entries[encode_slice_key("x", Slice(tuple(box)))] = craft.entry(FLOAT, [1], data=bytes(4))
-    return craft.write_bundle(directory, craft.index(entries), bytes(4))
+        entries[encode_slice_key("x", Slice(tuple(box)))] = crafted.entry(FLOAT, [1], data=bytes(4))
+    return crafted.write_bundle(directory, crafted.index(entries), bytes(4))
 
 
 @attack(ck.FormatError, memory_bytes=150 << 20, heavy=True)
 def a_hundred_thousand_slices_with_a_gap(directory: Path) -> str:
     count = 100_000
-    boxes = [craft.extent(number, 1) for number in range(count)]
-    return one(directory, craft.entry(FLOAT, [count + 1], slices=boxes))
+    boxes = [crafted.extent(number, 1) for number in range(count)]
+    return one(directory, crafted.entry(FLOAT, [count + 1], slices=boxes))
 
 
 @attack(ck.UnsupportedError, memory_bytes=150 << 20, heavy=True)
@@ -112,21 +115,23 @@ def many_slices_side_by_side_in_every_dimension(directory: Path) -> str:
     for number in range(count):
         bar = ((number, 1), (0, count)) if number % 2 else ((0, count), (number, 1))
         bar += ((0, 1),) * more
-        boxes.append(b"".join(craft.extent(*extent) for extent in bar))
+        boxes.append(b"".join(crafted.extent(*extent) for extent in bar))
         lengths = [length for _, length in bar]
-        entries[encode_slice_key("x", Slice(bar))] = craft.entry(FLOAT, lengths, size=4 * count)
-    entries["x"] = craft.entry(FLOAT, [count, count] + [1] * more, slices=boxes)
-    return craft.write_bundle(directory, craft.index(entries), bytes(8))
+        entries[encode_slice_key("x", Slice(bar))] = crafted.entry(FLOAT, lengths, size=4 * count)
+    entries["x"] = crafted.entry(FLOAT, [count, count] + [1] * more, slices=boxes)
+    return crafted.write_bundle(directory, crafted.index(entries), bytes(8))
 
 
 @attack(ck.UnsupportedError, verifies=True, heavy=True)
 def full_extents_in_many_dimensions(directory: Path) -> str:
     # Two bytes an extent in the file.
-    boxes = [craft.extent(0, None) * 200] * 2_500
-    return one(directory, craft.entry(FLOAT, [1] * 200, slices=boxes))
+    boxes = [crafted.extent(0, None) * 200] * 2_500
+    return one(directory, crafted.entry(FLOAT, [1] * 200, slices=boxes))
 
 
 @attack(ck.UnsupportedError, verifies=True)
 def one_slice_of_more_dimensions_than_numpy_has(directory: Path) -> str:
-    entries, data = craft.sliced("x", [2] + [1] * 199, [[(0, 1)] + [(0, 1)] * 199, [(1, 1)] + [(0, 1)] * 199])
-    return craft.write_bundle(directory, craft.index(entries), data)
+    entries, data = crafted.sliced(
+        "x", [2] + [1] * 199, [[(0, 1)] + [(0, 1)] * 199, [(1, 1)] + [(0, 1)] * 199]
+    )
+    return crafted.write_bundle(directory, crafted.index(entries), data)

@@ -8,13 +8,13 @@ import ckptstore as ck
 from ckptstore.format.coding import encode_bytes_field, encode_varint, encode_varint_field
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.strings import encode_strings, encode_variants
-from tests.hostile import craft
+from tests.hostile import crafted_files as crafted
 from tests.hostile.corpus import FLOAT, STRING, VARIANT, attack, one
 
 
 def _strings(directory: Path, data: bytes, count: int, crc: int | None = None) -> str:
     masked = mask(crc32c(data)) if crc is None else mask(crc)
-    return one(directory, craft.entry(STRING, [count], size=len(data), crc=masked), data)
+    return one(directory, crafted.entry(STRING, [count], size=len(data), crc=masked), data)
 
 
 @attack(ck.FormatError)
@@ -52,7 +52,7 @@ def fewer_strings_than_lengths(directory: Path) -> str:
 
 
 def _variants(directory: Path, data: bytes, count: int) -> str:
-    return one(directory, craft.entry(VARIANT, [count], size=len(data), crc=mask(crc32c(data))), data)
+    return one(directory, crafted.entry(VARIANT, [count], size=len(data), crc=mask(crc32c(data))), data)
 
 
 @attack(ck.FormatError)
@@ -74,10 +74,10 @@ def variant_with_another_length(directory: Path) -> str:
 
 def _object_graph(directory: Path, graph: bytes) -> str:
     data, crc = encode_strings([graph])
-    value = craft.entry(STRING, [], size=len(data), crc=mask(crc))
-    wrong = craft.entry(FLOAT, [1], size=8)
-    index = craft.index({"_CHECKPOINTABLE_OBJECT_GRAPH": value, "x": wrong})
-    return craft.write_bundle(directory, index, data)
+    value = crafted.entry(STRING, [], size=len(data), crc=mask(crc))
+    wrong = crafted.entry(FLOAT, [1], size=8)
+    index = crafted.index({"_CHECKPOINTABLE_OBJECT_GRAPH": value, "x": wrong})
+    return crafted.write_bundle(directory, index, data)
 
 
 def _node(*children: tuple[int, str], key: str = "") -> bytes:

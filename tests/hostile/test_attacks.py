@@ -11,7 +11,8 @@ import pytest
 import ckptstore as ck
 from ckptstore.bundle.verify.verify import VerifyReport, verify_bundle
 from ckptstore.storage.registry import locate
-from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values, craft
+from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values
+from tests.hostile import crafted_files as crafted
 from tests.hostile.corpus import ATTACKS, Maker
 from tests.hostile.entry_points import Outcomes, read_briefly, read_everything, typed
 from tests.hostile.sandbox import Limits, Sandbox
@@ -83,8 +84,10 @@ def test_attack_is_refused(name: str, tmp_path: Path, sandbox: Sandbox) -> None:
 def test_proof_reads_no_byte_twice_however_many_tensors_claim_it(tmp_path: Path, sandbox: Sandbox) -> None:
     # 5 000 entries of 40 bytes, each of which claims the same 16 MB: 80 GB to be read and checked.
     data = bytes(16 << 20)
-    value = craft.entry(1, [4 << 20], data=data)
-    prefix = craft.write_bundle(tmp_path, craft.index({f"x{number}": value for number in range(5_000)}), data)
+    value = crafted.entry(1, [4 << 20], data=data)
+    prefix = crafted.write_bundle(
+        tmp_path, crafted.index({f"x{number}": value for number in range(5_000)}), data
+    )
     ran = sandbox.run(prove, prefix, limits=Limits(memory_bytes=50 << 20))
     assert [fault.code for fault in ran.value.faults] == ["format"]
 

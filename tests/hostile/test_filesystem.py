@@ -13,11 +13,11 @@ import pytest
 import ckptstore as ck
 from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
-from tests.hostile import craft
+from tests.hostile import crafted_files as crafted
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import Outcome, Outcomes, quiet, read_briefly, read_everything, run_cli, typed
 from tests.hostile.sandbox import NOBODY, Limits, Sandbox
-from tests.hostile.saves import VALUES, restored, save, try_to_save
-from tests.hostile.trees import tree_of
+from tests.hostile.saved_checkpoints import VALUES, restored, save, try_to_save
 
 GIGABYTE = 1 << 30
 
@@ -256,15 +256,18 @@ def test_sparse_index_of_three_gigabytes_is_not_read_whole(tmp_path: Path, sandb
 
 
 def test_table_with_a_hole_of_three_gigabytes_is_not_read_whole(tmp_path: Path, sandbox: Sandbox) -> None:
-    first = craft.block(
-        craft.block_item(0, b"", craft.HEADER) + craft.block_item(0, b"x", craft.entry(1, [2], data=bytes(8)))
+    first = crafted.block(
+        crafted.block_item(0, b"", crafted.HEADER)
+        + crafted.block_item(0, b"x", crafted.entry(1, [2], data=bytes(8)))
     )
-    empty = craft.block(b"")
+    empty = crafted.block(b"")
     at = 3 * GIGABYTE
-    index_block = craft.block(craft.block_item(0, b"y", craft.handle(0, len(first))))
-    tail = craft.stored(empty) + craft.stored(index_block)
-    footer = craft.footer(craft.handle(at, len(empty)), craft.handle(at + len(empty) + 5, len(index_block)))
-    _sparse(tmp_path / "model.index", at + len(tail) + 48, tail + footer, craft.stored(first))
+    index_block = crafted.block(crafted.block_item(0, b"y", crafted.handle(0, len(first))))
+    tail = crafted.stored(empty) + crafted.stored(index_block)
+    footer = crafted.footer(
+        crafted.handle(at, len(empty)), crafted.handle(at + len(empty) + 5, len(index_block))
+    )
+    _sparse(tmp_path / "model.index", at + len(tail) + 48, tail + footer, crafted.stored(first))
     (tmp_path / "model.data-00000-of-00001").write_bytes(bytes(8))
     found: Outcomes = sandbox.run(read_briefly, str(tmp_path / "model"), "x", limits=Limits(50 << 20)).value
     assert found.tensors["get_tensor x"].error is None
@@ -274,8 +277,8 @@ def test_table_with_a_hole_of_three_gigabytes_is_not_read_whole(tmp_path: Path, 
 def test_sparse_data_file_of_three_gigabytes_costs_only_what_is_asked_for(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    index = craft.index({"x": craft.entry(1, [2], data=bytes(8), offset=2 * GIGABYTE)})
-    prefix = craft.write_bundle(tmp_path, index)
+    index = crafted.index({"x": crafted.entry(1, [2], data=bytes(8), offset=2 * GIGABYTE)})
+    prefix = crafted.write_bundle(tmp_path, index)
     os.truncate(f"{prefix}.data-00000-of-00001", 3 * GIGABYTE)
     found: Outcomes = sandbox.run(read_briefly, prefix, "x", limits=Limits(50 << 20)).value
     assert not found.errors

@@ -21,7 +21,7 @@ from ckptstore.format.entry import (
 )
 from ckptstore.format.table import Table
 from ckptstore.types import Slice
-from tests.hostile import craft
+from tests.hostile import crafted_files as crafted
 from tests.hostile.entry_points import check_error, content_of_meta, quiet, read_everything, run_cli, typed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tensorflow-2.21"
@@ -93,8 +93,8 @@ def check_prefix(prefix: Path) -> None:
 def test_random_bytes_as_a_bundle(index: bytes, data: bytes, footer: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         if footer:
-            index += craft.footer(craft.handle(0, 8), craft.handle(13, max(0, len(index) - 18)))
-        check_prefix(Path(craft.write_bundle(Path(name), index, data)))
+            index += crafted.footer(crafted.handle(0, 8), crafted.handle(13, max(0, len(index) - 18)))
+        check_prefix(Path(crafted.write_bundle(Path(name), index, data)))
 
 
 @given(
@@ -107,16 +107,16 @@ def test_random_items_in_a_table_with_right_checksums(
 ) -> None:
     if sort:
         items = sorted(dict(items).items())
-    index = craft.index_of_items([(b"", craft.HEADER), *items])
+    index = crafted.index_of_items([(b"", crafted.HEADER), *items])
     with tempfile.TemporaryDirectory() as name:
-        check_prefix(Path(craft.write_bundle(Path(name), index, data)))
+        check_prefix(Path(crafted.write_bundle(Path(name), index, data)))
 
 
 @given(contents=st.binary(max_size=200), kind=st.sampled_from([0, 0, 1, 1, 2]))
 def test_random_bytes_as_a_block_with_right_checksum(contents: bytes, kind: int) -> None:
-    index = craft.table([(b"\xff", contents)], kind=kind)
+    index = crafted.table([(b"\xff", contents)], kind=kind)
     with tempfile.TemporaryDirectory() as name:
-        check_prefix(Path(craft.write_bundle(Path(name), index)))
+        check_prefix(Path(crafted.write_bundle(Path(name), index)))
 
 
 EXTENTS = st.tuples(NUMBERS.map(lambda n: n % 2**63), NUMBERS.map(lambda n: n % 2**63 if n % 5 else -1))
@@ -180,7 +180,7 @@ def test_entries_changed_in_a_sound_index(mutation: tuple[str, list[tuple[int, s
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         _copied_data(seed, directory)
-        (directory / "model.index").write_bytes(craft.index_of_items(sorted(items.items())))
+        (directory / "model.index").write_bytes(crafted.index_of_items(sorted(items.items())))
         check_prefix(directory / "model")
 
 
@@ -209,7 +209,7 @@ def test_header_changed_in_a_sound_index(
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         _copied_data(seed, directory)
-        (directory / "model.index").write_bytes(craft.index_of_items(sorted(items.items())))
+        (directory / "model.index").write_bytes(crafted.index_of_items(sorted(items.items())))
         outcomes = read_everything(str(directory / "model"))
         assert all(isinstance(error, ck.CkptStoreError) for error in outcomes.errors)
 
@@ -232,7 +232,7 @@ def test_bytes_of_values_replaced_under_right_checksums(seed: str, at: int, junk
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         _copied_data(seed, directory)
-        (directory / "model.index").write_bytes(craft.index_of_items(sorted(items.items())))
+        (directory / "model.index").write_bytes(crafted.index_of_items(sorted(items.items())))
         check_prefix(directory / "model")
 
 

@@ -18,10 +18,10 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import FaultyStorage
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import Outcome, quiet, typed
 from tests.hostile.sandbox import Limits, Sandbox
-from tests.hostile.saves import restored, save, try_to_save
-from tests.hostile.trees import tree_of
+from tests.hostile.saved_checkpoints import restored, save, try_to_save
 from tests.small_disk import small_disk
 
 _T = TypeVar("_T")

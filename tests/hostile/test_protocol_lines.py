@@ -11,10 +11,10 @@ import pytest
 import ckptstore as ck
 from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import typed
+from tests.hostile.foreign_files import OWNER, VALUES, build, check_only_ours_is_gone, protocol, save_steps
 from tests.hostile.sandbox import Sandbox
-from tests.hostile.strangers import OWNER, VALUES, build, check_only_ours_is_gone, protocol, save_steps
-from tests.hostile.trees import tree_of
 
 
 @pytest.fixture(scope="module")

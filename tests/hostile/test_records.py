@@ -13,10 +13,10 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.storage.registry import locate
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import quiet, run_cli, typed
+from tests.hostile.foreign_files import OURS, build, check_only_ours_is_gone, protocol, save_steps, state
 from tests.hostile.sandbox import Limits, Sandbox
-from tests.hostile.strangers import OURS, build, check_only_ours_is_gone, protocol, save_steps, state
-from tests.hostile.trees import tree_of
 
 ELSEWHERE: dict[str, Callable[[Path], str]] = {
     "parent": lambda root: "../elsewhere/model-90",

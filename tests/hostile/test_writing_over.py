@@ -13,10 +13,10 @@ from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile import corpus_entries, corpus_slices, corpus_tables, corpus_values
 from tests.hostile.corpus import ATTACKS
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import Outcome, quiet, typed
 from tests.hostile.sandbox import Limits, Sandbox
-from tests.hostile.saves import VALUES, restored
-from tests.hostile.trees import tree_of
+from tests.hostile.saved_checkpoints import VALUES, restored
 
 # Importing them fills ATTACKS.
 CORPUS = (corpus_entries, corpus_slices, corpus_tables, corpus_values)

@@ -31,7 +31,7 @@ def report(run: Run) -> str:
     lines = [
         f"{number:4} {step.actor:10} {step.deed:14} {step.key.replace(DIRECTORY + '/', ''):45}"
         f" {step.outcome}".rstrip()
-        for number, step in enumerate(run.world.trace, 1)
+        for number, step in enumerate(run.scheduler.trace, 1)
     ]
     record = run.history.files.get("checkpoint", b"(no record)")
     lines += ["", "the record:", record.decode(), "the files:", *sorted(run.history.files), ""]

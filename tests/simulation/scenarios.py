@@ -41,8 +41,8 @@ from ckptstore.train.saver import Saver
 from tests.simulation.bucket import SimulatedBucket
 from tests.simulation.history import DIRECTORY, RECORD, History, Save
 from tests.simulation.memory import every_copy_of, no_threads, pure_functions_remember
+from tests.simulation.scheduler import Actor, Endless, Scheduler, Step
 from tests.simulation.storage import ActorStorage
-from tests.simulation.world import Actor, Endless, Step, World
 
 __all__ = ["SCENARIOS", "Run", "Scenario", "simulation"]
 
@@ -104,7 +104,7 @@ class Run:
 
     Attributes
     ----------
-    world : World
+    scheduler : Scheduler
     history : History
     """
 
@@ -121,8 +121,8 @@ class Run:
         bucket = SimulatedBucket(
             self.clock, conditional_delete=conditional_delete, honours_conditions=honours_conditions
         )
-        self.world = World(f"{scenario.name} {seed}", bucket)
-        self.random = draw = self.world.random
+        self.scheduler = Scheduler(f"{scenario.name} {seed}", bucket)
+        self.random = draw = self.scheduler.random
         self.keep = draw.choice((1, 2, 2, 3))
         self.target = draw.choice((2, 2, 3, 3)) if scenario.zombie else draw.choice((3, 3, 4))
         # Training that is deterministic saves the same bytes for a step, whoever does it.
@@ -137,18 +137,18 @@ class Run:
 
     def go(self) -> History:
         """Let everything happen; return what happened."""
-        global _world
-        _world = self.world
+        global _scheduler
+        _scheduler = self.scheduler
         self._cast()
         try:
-            self.world.run()
+            self.scheduler.run()
             self.history.check_acknowledged(BASENAME)
             self.history.check_acknowledged(NEIGHBOUR)
             if not self.history.violations and self.random.random() < 0.1:
                 self._aftermath()
         except Endless as error:
             self.history.note("ENDLESS", str(error))
-        self.world.forget()
+        self.scheduler.forget()
         return self.history
 
     def clock(self) -> float:
@@ -168,18 +168,18 @@ class Run:
             first.freeze_steps = draw.choice((draw.randint(5, 40), draw.randint(20, 120), -1))
             first.on_freeze = self._start_chief
         for number in range(draw.choice((0, 0, 1, 1, 2, 3))):
-            reader = self.world.spawn(f"reader {number}", self._reader)
+            reader = self.scheduler.spawn(f"reader {number}", self._reader)
             reader.freeze_at = draw.choice((1, 1, draw.randint(2, 8)))
             reader.freeze_steps = draw.randint(0, 60)
-        if self.scenario.name == "steps" and self.world.bucket.honours_conditions and draw.random() < 0.1:
-            self.world.spawn(NEIGHBOUR, self._neighbour)
+        if self.scenario.name == "steps" and self.scheduler.bucket.honours_conditions and draw.random() < 0.1:
+            self.scheduler.spawn(NEIGHBOUR, self._neighbour)
 
     def _start_chief(self) -> Actor:
         self.starts += 1
         draw = self.random
         run = f"run {self.starts}"
         is_first = self.starts == 1
-        actor = self.world.spawn(run, lambda actor: self._chief(actor, run, is_first))
+        actor = self.scheduler.spawn(run, lambda actor: self._chief(actor, run, is_first))
         if self.deaths < 3 and draw.random() < 0.3:
             actor.crash_at = draw.randint(1, 8 + 7 * self.target) * draw.choice((1, -1))
         return actor
@@ -235,7 +235,7 @@ class Run:
                 self._check_finality(saver, run, basename)
             return False
         save.is_acknowledged = True
-        self.world.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
+        self.scheduler.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
         return True
 
     def _call_save(self, saver: Saver, mark: int, basename: str, step: int | None) -> None:
@@ -244,11 +244,11 @@ class Run:
 
     def _check_finality(self, saver: Saver, run: str, basename: str) -> None:
         """FENCE: who was fenced stays it, without asking."""
-        before = len(self.world.trace)
+        before = len(self.scheduler.trace)
         try:
             self._call_save(saver, 0, basename, _STEPS - 1)
         except FencedError:
-            if len(self.world.trace) == before:
+            if len(self.scheduler.trace) == before:
                 return
         self.history.note("FENCE", f"{run} was fenced and went on")
 
@@ -256,7 +256,7 @@ class Run:
         actor.storage = ActorStorage(actor)
         for _ in range(self.random.choice((1, 1, 1, 1, 2))):
             mark = self._restore_latest()
-            self.world.trace.append(Step(actor.name, f"has restored {mark}"))
+            self.scheduler.trace.append(Step(actor.name, f"has restored {mark}"))
 
     def _restore_latest(self) -> int | None:
         """Restore the latest checkpoint as a careful program does; return its mark."""
@@ -308,8 +308,8 @@ class Run:
             garbage = find_garbage(directory, [directory.child(RECORD)], min_age_s=0.0)
             collect_garbage(directory, garbage)
 
-        self.world.spawn("aftermath", program).is_reliable = True
-        self.world.run()
+        self.scheduler.spawn("aftermath", program).is_reliable = True
+        self.scheduler.run()
         history.check_acknowledged(BASENAME)
         with history.noting:
             assert_no_orphans(history.files)
@@ -322,7 +322,7 @@ class _TwoDevices:
         return SimpleNamespace(device=f"/job:{name}")
 
 
-_world: World
+_scheduler: Scheduler
 _restorer = Saver()
 _plan = SaverTasks._plan
 
@@ -341,26 +341,26 @@ def _plan_from_memory(self: SaverTasks, values: dict[str, np.ndarray]) -> SavePl
 class _Time:
     @staticmethod
     def monotonic() -> float:
-        return _world.now_s
+        return _scheduler.now_s
 
     @staticmethod
     def sleep(seconds: float) -> None:
-        _world.sleep(seconds)
+        _scheduler.sleep(seconds)
 
 
 class _Random:
     @staticmethod
     def uniform(low: float, high: float) -> float:
-        return _world.random.uniform(low, high)
+        return _scheduler.random.uniform(low, high)
 
     @staticmethod
     def SystemRandom() -> Any:
-        return _world.random
+        return _scheduler.random
 
 
 def _locate(url: str, storage_options: object = None) -> Location:
-    assert _world.current is not None
-    return Location(_world.current.storage, url.removeprefix("sim://"), url)
+    assert _scheduler.current is not None
+    return Location(_scheduler.current.storage, url.removeprefix("sim://"), url)
 
 
 @contextmanager
@@ -375,7 +375,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.object_store.recent_versions, "time", _Time),
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
-        every_copy_of("new_write_id", lambda: _world.new_id()),
+        every_copy_of("new_write_id", lambda: _scheduler.new_id()),
         mock.patch.object(ckptstore.train.saver, "locate", _locate),
         mock.patch.object(ckptstore.saving.arguments, "locate", _locate),
         mock.patch.object(ckptstore.train.checkpoint_management, "locate", _locate),

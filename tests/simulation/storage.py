@@ -16,7 +16,7 @@ from ckptstore.storage.scope import Cancellation
 from ckptstore.storage.values import Capabilities
 from tests.fake_transport import Call, FakeTransport, StoredObject
 from tests.simulation.bucket import NoSuchKey, PreconditionFailed, SimulatedObject
-from tests.simulation.world import Actor, LostAnswer
+from tests.simulation.scheduler import Actor, LostAnswer
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ class SimulatedTransport(FakeTransport):
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self.bucket = bucket = actor.world.bucket
+        self.bucket = bucket = actor.scheduler.bucket
         self._endpoint = f"simulated {bucket.honours_conditions:d}{bucket.conditional_delete:d}"
         identity = (self.scheme, self._endpoint, BUCKET)
         if identity not in probe._known:
@@ -113,10 +113,10 @@ class _Waiting(Uncancelled):
     """Pauses that the scheduler counts."""
 
     def __init__(self, actor: Actor) -> None:
-        self._world = actor.world
+        self._scheduler = actor.scheduler
 
     def sleep(self, seconds: float) -> None:
-        self._world.sleep(seconds)
+        self._scheduler.sleep(seconds)
 
 
 class _NoLimit(RetryBudget):
@@ -137,7 +137,7 @@ class ActorService(ObjectService):
 
     def __init__(self, actor: Actor) -> None:
         super().__init__(SimulatedTransport(actor))
-        self._clock = actor.world.monotonic
+        self._clock = actor.scheduler.monotonic
         self._waiting = _Waiting(actor)
         self.budget = _NO_LIMIT
 
@@ -163,7 +163,7 @@ class ActorStorage(ObjectStorage):
     def __init__(self, actor: Actor) -> None:
         service = ActorService(actor)
         super().__init__(service.transport, service=service)
-        self._bucket = actor.world.bucket
+        self._bucket = actor.scheduler.bucket
 
     def now_s(self) -> float:
         return self._bucket.clock()

@@ -67,7 +67,7 @@ def test_a_seed_gives_the_same_history_again(scenario: str) -> None:
     first, second = Run(SCENARIOS[scenario], 7), Run(SCENARIOS[scenario], 7)
     first.go()
     second.go()
-    assert first.world.trace == second.world.trace
+    assert first.scheduler.trace == second.scheduler.trace
     assert report(first) == report(second)
 
 
@@ -90,8 +90,8 @@ def test_everything_that_can_happen_does() -> None:
         for seed in range(200):
             run = Run(scenario, seed)
             run.go()
-            outcomes.update(step.outcome for step in run.world.trace)
-            deeds.update(" ".join(step.deed.split()[:2]) for step in run.world.trace)
+            outcomes.update(step.outcome for step in run.scheduler.trace)
+            deeds.update(" ".join(step.deed.split()[:2]) for step in run.scheduler.trace)
     assert outcomes.keys() >= {
         "", "dies before", "dies after", "answer lost", "answer lost, sent again", "connection lost before",
         "PreconditionFailed", "NoSuchKey",

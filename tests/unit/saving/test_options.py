@@ -21,8 +21,8 @@ from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
+from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
-from tests.unit.gate import WATCHDOG_S, gated
 
 _T = TypeVar("_T")
 
@@ -99,7 +99,7 @@ class LateForTheRecord(StorageWrapper):
 
 class TestDeadline:
     def test_a_save_that_takes_too_long_leaves_nothing(self, tmp_path: Path) -> None:
-        with gated("upload.commit") as gate, ck.Saver(deadline_s=0.05) as saver:
+        with blocking("upload.commit") as gate, ck.Saver(deadline_s=0.05) as saver:
             threading.Timer(0.2, gate.open).start()
             with pytest.raises(ck.DeadlineError, match="cannot save") as caught:
                 saver.save(values(1), tmp_path / "run" / "m", 1)
@@ -107,7 +107,7 @@ class TestDeadline:
         assert names_in(str(tmp_path / "run")) == []
 
     def test_also_in_the_background(self, tmp_path: Path) -> None:
-        with gated("upload.commit") as gate, ck.Saver(deadline_s=0.05) as saver:
+        with blocking("upload.commit") as gate, ck.Saver(deadline_s=0.05) as saver:
             handle = saver.save_async(values(1), tmp_path / "run" / "m", 1)
             threading.Timer(0.2, gate.open).start()
             with pytest.raises(ck.DeadlineError, match="cannot save"):
@@ -280,7 +280,7 @@ class TestMemoryBudget:
     def test_with_less_than_the_size_it_returns_when_the_last_array_is_copied(self, tmp_path: Path) -> None:
         arrays = {f"w{number}": np.zeros(2_000_000) for number in range(4)}
         handles: list[ck.SaveHandle] = []
-        with gated("upload.send") as gate, ck.Saver(memory_budget=16 << 20) as saver:
+        with blocking("upload.send") as gate, ck.Saver(memory_budget=16 << 20) as saver:
             thread = threading.Thread(target=lambda: handles.append(saver.save_async(arrays, tmp_path / "m")))
             thread.start()
             gate.wait_reached()
@@ -298,7 +298,7 @@ class TestMemoryBudget:
 
     def test_a_failure_ends_the_copy_that_waits_for_memory(self, tmp_path: Path) -> None:
         arrays = {f"w{number}": np.ones(2_000_000) for number in range(4)}
-        with gated("upload.commit") as gate, ck.Saver(memory_budget=1) as saver:
+        with blocking("upload.commit") as gate, ck.Saver(memory_budget=1) as saver:
             gate.open(ck.StorageFullError("no room"))
             handle = saver.save_async(arrays, tmp_path / "m")
             with pytest.raises(ck.StorageFullError):
@@ -438,7 +438,7 @@ class TestReuseUnchanged:
         assert tree["frozen"].tolist() == list(range(1000))
 
     def test_a_cancelled_save_takes_nothing_along(self, tmp_path: Path) -> None:
-        with gated("put_new", ".meta", is_open=True) as gate, ck.Saver(reuse_unchanged=True) as saver:
+        with blocking("put_new", ".meta", is_open=True) as gate, ck.Saver(reuse_unchanged=True) as saver:
             for number in (1, 2):
                 saver.save(self.step(number), tmp_path / "m", number)
             gate.close()

@@ -15,8 +15,8 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.transfer import blocks
+from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
-from tests.unit.gate import WATCHDOG_S, gated
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -76,7 +76,7 @@ class TestHandle:
 
     def test_a_snapshot_is_of_the_moment_of_the_call(self, directory: str) -> None:
         arrays = values(1)
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             handle = ck.Saver().save_async(arrays, f"{directory}/m", 1)
             gate.wait_reached()
             assert handle.staged
@@ -88,7 +88,7 @@ class TestHandle:
 
     def test_text_in_an_object_array_is_copied_too(self, directory: str) -> None:
         arrays = {"text": np.array([b"old"], object)}
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             handle = ck.Saver().save_async(arrays, f"{directory}/m", 1)
             arrays["text"][0] = b"new"
             gate.open()
@@ -96,7 +96,7 @@ class TestHandle:
                 assert checkpoint["text"].tolist() == [b"old"]
 
     def test_without_a_snapshot_the_arrays_are_staged_when_they_are_sent(self, directory: str) -> None:
-        with gated("upload.commit") as gate:
+        with blocking("upload.commit") as gate:
             handle = ck.Saver().save_async(values(1), f"{directory}/m", 1, snapshot=False)
             gate.wait_reached()
             assert not handle.staged
@@ -108,14 +108,14 @@ class TestHandle:
         assert handle.staged
 
     def test_staged_comes_before_the_index_without_a_snapshot(self, directory: str) -> None:
-        with gated("put_new", ".index") as gate:
+        with blocking("put_new", ".index") as gate:
             handle = ck.Saver().save_async(values(1), f"{directory}/m", 1, snapshot=False)
             gate.wait_reached()
             handle.wait_staged(WATCHDOG_S)
             assert not handle.committed
 
     def test_the_callers_timeout_leaves_the_save_running(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver() as saver:
+        with blocking("upload") as gate, ck.Saver() as saver:
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             with pytest.raises(TimeoutError, match="still under way") as caught:
                 handle.result(0.01)
@@ -125,7 +125,7 @@ class TestHandle:
 
     def test_callbacks_get_the_handle_once_it_is_over(self, directory: str) -> None:
         heard: list[tuple[ck.SaveHandle, bool]] = []
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             handle = ck.Saver().save_async(values(1), f"{directory}/m", 1)
             handle.add_done_callback(lambda one: heard.append((one, one.committed)))
             assert heard == []
@@ -140,7 +140,7 @@ class TestHandle:
         def fail(handle: ck.SaveHandle) -> None:
             raise RuntimeError("callback")
 
-        with ck.Saver() as saver, gated("upload") as gate:
+        with ck.Saver() as saver, blocking("upload") as gate:
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             handle.add_done_callback(fail)
             gate.open()
@@ -163,7 +163,7 @@ class TestHandle:
         assert names_in(directory) == ["m.meta"]
 
     def test_repr_says_how_it_stands(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             handle = ck.Saver().save_async(values(1), f"{directory}/m", 1)
             assert repr(handle) == f"<SaveHandle {directory}/m-1 running>"
             gate.open()
@@ -198,7 +198,7 @@ class TestAwait:
     def test_the_loop_goes_on_while_a_coroutine_waits(self, directory: str) -> None:
         async def main() -> tuple[int, str | None]:
             turns = 0
-            with gated("upload") as gate:
+            with blocking("upload") as gate:
                 handle = ck.Saver().save_async(values(1), f"{directory}/m", 1)
                 waiting = asyncio.ensure_future(wait_for(handle))
                 while turns < 50:
@@ -212,7 +212,7 @@ class TestAwait:
 
     def test_it_raises_what_the_save_died_of(self, directory: str) -> None:
         async def main() -> None:
-            with gated("upload") as gate:
+            with blocking("upload") as gate:
                 saver = ck.Saver()
                 handle = saver.save_async(values(1), f"{directory}/m", 1)
                 gate.open(full())
@@ -225,7 +225,7 @@ class TestAwait:
 
     def test_a_coroutine_that_is_cancelled_leaves_the_save_running(self, directory: str) -> None:
         async def main() -> str | None:
-            with gated("upload") as gate:
+            with blocking("upload") as gate:
                 handle = ck.Saver().save_async(values(1), f"{directory}/m", 1)
                 waiting = asyncio.ensure_future(wait_for(handle))
                 await asyncio.sleep(0)
@@ -242,7 +242,7 @@ class TestAwait:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(wait_for(handle), 0.01)
 
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             handle = ck.Saver().save_async(values(1), f"{directory}/m", 1)
             asyncio.run(begin(handle))
             gate.open()
@@ -255,7 +255,7 @@ async def wait_for(handle: ck.SaveHandle) -> str | None:
 
 class TestQueue:
     def test_saves_come_in_the_order_of_the_calls(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver(max_to_keep=2) as saver:
+        with blocking("upload") as gate, ck.Saver(max_to_keep=2) as saver:
             handles = [
                 saver.save_async(values(step), f"{directory}/m", step, snapshot=False)
                 for step in (1, 2, 3, 4, 5)
@@ -268,7 +268,7 @@ class TestQueue:
         assert {name.split(".")[0] for name in names_in(directory)} == {"checkpoint", "m-4", "m-5"}
 
     def test_wait_takes_no_second_snapshot_before_the_first_save_is_over(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver() as saver:
+        with blocking("upload") as gate, ck.Saver() as saver:
             first = saver.save_async(values(1), f"{directory}/m", 1)
             second: list[ck.SaveHandle] = []
             thread = in_thread(lambda: second.append(saver.save_async(values(2), f"{directory}/m", 2)))
@@ -282,7 +282,7 @@ class TestQueue:
             assert listed(saver) == ["m-1", "m-2"]
 
     def test_save_waits_for_the_one_in_flight(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver(queue="refuse") as saver:
+        with blocking("upload") as gate, ck.Saver(queue="refuse") as saver:
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             thread = in_thread(lambda: saver.save(values(2), f"{directory}/m", 2))
             gate.wait_reached()
@@ -296,7 +296,7 @@ class TestQueue:
 
     @pytest.mark.parametrize("snapshot", [True, False])
     def test_refuse_says_so_at_once(self, directory: str, snapshot: bool) -> None:
-        with gated("upload") as gate, ck.Saver(queue="refuse") as saver:
+        with blocking("upload") as gate, ck.Saver(queue="refuse") as saver:
             first = saver.save_async(values(1), f"{directory}/m", 1)
             with pytest.raises(ck.ConflictError, match="in flight"):
                 saver.save_async(values(2), f"{directory}/m", 2, snapshot=snapshot)
@@ -307,7 +307,7 @@ class TestQueue:
 
     @pytest.mark.parametrize("snapshot", [True, False])
     def test_skip_keeps_the_newest_of_those_that_wait(self, directory: str, snapshot: bool) -> None:
-        with gated("upload") as gate, ck.Saver(queue="skip") as saver:
+        with blocking("upload") as gate, ck.Saver(queue="skip") as saver:
             handles = []
             for step in (1, 2, 3, 4):
                 handles.append(saver.save_async(values(step), f"{directory}/m", step, snapshot=snapshot))
@@ -333,7 +333,7 @@ class TestQueue:
 
     def test_skip_within_a_budget_never_holds_two_snapshots(self, directory: str) -> None:
         size = sum(array.nbytes for array in values(1).values())
-        with gated("upload") as gate, ck.Saver(queue="skip", memory_budget=2 * size - 1) as saver:
+        with blocking("upload") as gate, ck.Saver(queue="skip", memory_budget=2 * size - 1) as saver:
             saver.save_async(values(1), f"{directory}/m", 1)
             thread = in_thread(lambda: saver.save_async(values(2), f"{directory}/m", 2))
             gate.wait_reached()
@@ -344,7 +344,7 @@ class TestQueue:
         assert listed(saver) == ["m-1", "m-2"]
 
     def test_last_checkpoints_can_be_set_while_a_save_is_in_flight(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver(max_to_keep=2) as saver:
+        with blocking("upload") as gate, ck.Saver(max_to_keep=2) as saver:
             saver.save_async(values(1), f"{directory}/m", 1)
             thread = in_thread(lambda: saver.set_last_checkpoints([]))
             gate.wait_reached()
@@ -355,7 +355,7 @@ class TestQueue:
             assert listed(saver) == ["m-2"]
 
     def test_restore_sees_what_was_there_before(self, directory: str) -> None:
-        with gated("upload", is_open=True) as gate, ck.Saver() as saver:
+        with blocking("upload", is_open=True) as gate, ck.Saver() as saver:
             saver.save(values(1), f"{directory}/m")
             gate.close()
             handle = saver.save_async(values(2), f"{directory}/m")
@@ -373,7 +373,7 @@ class TestQueue:
 
 class TestFailure:
     def test_the_result_raises_it_as_often_as_it_is_asked(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             gate.open(full())
@@ -393,7 +393,7 @@ class TestFailure:
 
     @pytest.mark.parametrize("method", ["save", "save_async"])
     def test_the_next_save_raises_it_once_and_saves_nothing(self, directory: str, method: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             gate.open(full())
@@ -408,7 +408,7 @@ class TestFailure:
         assert listed(saver) == ["m-3"]
 
     def test_a_wrong_call_does_not_use_it_up(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             saver.save_async(values(1), f"{directory}/m", 1)
             gate.open(full())
@@ -423,7 +423,7 @@ class TestFailure:
                 saver.save_async(values(1), f"{directory}/m", 1)
                 gate.open(full())
 
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             with pytest.raises(ck.StorageFullError):
                 use(saver)
@@ -436,19 +436,19 @@ class TestFailure:
                 gate.open(full())
                 raise ZeroDivisionError
 
-        with gated("upload") as gate, pytest.raises(ZeroDivisionError) as caught:
+        with blocking("upload") as gate, pytest.raises(ZeroDivisionError) as caught:
             use(ck.Saver())
         assert any("no room" in note for note in caught.value.__notes__)
 
     def test_leaving_the_context_waits(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             with ck.Saver() as saver:
                 handle = saver.save_async(values(1), f"{directory}/m", 1)
                 threading.Timer(0.05, gate.open).start()
             assert handle.committed
 
     def test_several_failures_are_told_together(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             for step in (1, 2):
                 saver.save_async(values(step), f"{directory}/m", step, snapshot=False)
@@ -459,7 +459,7 @@ class TestFailure:
         assert any("later save failed" in note for note in caught.value.__notes__)
 
     def test_a_save_that_waits_is_not_harmed_by_the_one_before_it(self, directory: str) -> None:
-        with gated("upload", "m-1") as gate:
+        with blocking("upload", "m-1") as gate:
             saver = ck.Saver()
             first = saver.save_async(values(1), f"{directory}/m", 1, snapshot=False)
             second = saver.save_async(values(2), f"{directory}/m", 2, snapshot=False)
@@ -470,7 +470,7 @@ class TestFailure:
             saver.close()
 
     def test_a_saver_that_nobody_asked_warns(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             gate.open(full())
@@ -483,7 +483,7 @@ class TestFailure:
                 gc.collect()
 
     def test_a_saver_that_was_told_warns_of_nothing(self, directory: str) -> None:
-        with gated("upload") as gate:
+        with blocking("upload") as gate:
             saver = ck.Saver()
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             gate.open(full())
@@ -518,7 +518,7 @@ class TestCancel:
     def test_before_the_commit_point_nothing_stays(
         self, directory: str, primitive: str, snapshot: bool
     ) -> None:
-        with gated(primitive) as gate, ck.Saver() as saver:
+        with blocking(primitive) as gate, ck.Saver() as saver:
             handle = saver.save_async(values(1), f"{directory}/m", 1, snapshot=snapshot)
             gate.wait_reached()
             assert handle.cancel()
@@ -533,7 +533,7 @@ class TestCancel:
         assert listed(saver) == ["m-2"]
 
     def test_of_an_overwrite_the_old_checkpoint_stays(self, directory: str) -> None:
-        with gated("upload.commit", is_open=True) as gate, ck.Saver() as saver:
+        with blocking("upload.commit", is_open=True) as gate, ck.Saver() as saver:
             saver.save(values(1), f"{directory}/m")
             before = names_in(directory)
             gate.close()
@@ -547,7 +547,7 @@ class TestCancel:
         assert stamp_of(f"{directory}/m") == 1
 
     def test_from_the_commit_point_on_it_is_too_late(self, directory: str) -> None:
-        with gated("put_new", ".index") as gate, ck.Saver() as saver:
+        with blocking("put_new", ".index") as gate, ck.Saver() as saver:
             handle = saver.save_async(values(1), f"{directory}/m", 1)
             gate.wait_reached()
             assert not handle.cancel()
@@ -557,7 +557,7 @@ class TestCancel:
         assert stamp_of(handle.prefix) == 1
 
     def test_one_that_waits_is_gone_at_once(self, directory: str) -> None:
-        with gated("upload") as gate, ck.Saver() as saver:
+        with blocking("upload") as gate, ck.Saver() as saver:
             first = saver.save_async(values(1), f"{directory}/m", 1)
             second = saver.save_async(values(2), f"{directory}/m", 2, snapshot=False)
             gate.wait_reached()

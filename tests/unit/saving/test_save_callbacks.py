@@ -15,8 +15,8 @@ import ckptstore as ck
 from ckptstore.storage.scope import current_scope
 from ckptstore.transfer.progress import Event
 from ckptstore.transfer.transfer import Transfer
+from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import stamp_of, values
-from tests.unit.gate import WATCHDOG_S, gated
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -33,7 +33,7 @@ def test_a_callback_that_ends_its_thread_ends_no_other_save(tmp_path: Path) -> N
         raise SystemExit(3)
 
     saver = ck.Saver()
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         first = saver.save_async(values(1), tmp_path / "m", 1, snapshot=False)
         second = saver.save_async(values(2), tmp_path / "m", 2, snapshot=False)
         called = threading.Event()
@@ -58,7 +58,7 @@ def test_a_callback_of_a_save_that_is_over_may_end_its_caller(tmp_path: Path) ->
 def test_a_callback_that_would_wait_for_the_next_save_is_told(tmp_path: Path) -> None:
     saver = ck.Saver()
     errors: list[BaseException] = []
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         first = saver.save_async(values(1), tmp_path / "m", 1, snapshot=False)
         second = saver.save_async(values(2), tmp_path / "m", 2, snapshot=False)
         first.add_done_callback(lambda _: caught_in(saver.close, errors))
@@ -78,7 +78,7 @@ def test_a_callback_may_begin_another_save(tmp_path: Path) -> None:
         later.append(saver.save_async(values(2), tmp_path / "m", 2))
         done.set()
 
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         handle = saver.save_async(values(1), tmp_path / "m", 1)
         handle.add_done_callback(begin)
         gate.open()
@@ -97,7 +97,7 @@ def test_not_one_whose_copy_would_wait_for_this_thread(tmp_path: Path) -> None:
         caught_in(lambda: saver.save_async(big, tmp_path / "m", 2), errors)
         done.set()
 
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         handle = saver.save_async(values(1), tmp_path / "m", 1)
         handle.add_done_callback(begin)
         gate.open()
@@ -123,7 +123,7 @@ def test_a_report_cannot_wait_for_the_save_that_it_is_of(call: str, size: int, t
             caught_in(calls[call], errors)
 
     saver = ck.Saver(progress=report)
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         handles.append(saver.save_async({"w": np.ones(size)}, tmp_path / "m", 1))
         gate.open()
         assert handles[0].result(WATCHDOG_S) == str(tmp_path / "m-1")
@@ -145,7 +145,7 @@ def test_nor_can_that_of_a_save_in_the_foreground_begin_another_one(tmp_path: Pa
 
 
 def test_a_warning_that_is_an_error_does_not_keep_other_saves_from_being_made(tmp_path: Path) -> None:
-    with warnings.catch_warnings(), gated("upload", "m-1.data") as gate:
+    with warnings.catch_warnings(), blocking("upload", "m-1.data") as gate:
         warnings.simplefilter("error")
         saver = ck.Saver()
         saver.save_async(values(1), tmp_path / "m", 1, snapshot=False)
@@ -180,7 +180,7 @@ def test_ctrl_c_while_the_thread_starts_leaves_nobody_waiting(
 
 
 def test_a_signal_handler_may_cancel_in_the_middle_of_a_cancel(tmp_path: Path) -> None:
-    with gated("upload") as gate:
+    with blocking("upload") as gate:
         handle = ck.Saver().save_async(values(1), tmp_path / "m", 1)
         gate.wait_reached()
         task: Any = handle._save.task

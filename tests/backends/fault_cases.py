@@ -1,7 +1,7 @@
 """Everything that goes wrong between a program and its object store, one row each, and a place to try it on.
 
-A `Stage` is a directory with one good checkpoint, behind a proxy that fails as it is told. A `Day` makes one
-kind of trouble there, and says how each operation ends.
+A `Stage` is a directory with one good checkpoint, behind a proxy that fails as it is told. A `FaultCase`
+makes one kind of trouble there, and says how each operation ends.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from tests.servers.s3 import S3Server
 __all__ = [
     "COMMANDS",
     "COUNTED",
-    "DAYS",
+    "FAULT_CASES",
     "OPERATIONS",
-    "Day",
+    "FaultCase",
     "Stage",
     "flags",
     "impatient",
@@ -129,7 +129,7 @@ Trouble: TypeAlias = Callable[[Stage], AbstractContextManager[Options]]
 
 
 @dataclass(frozen=True)
-class Day:
+class FaultCase:
     """One kind of trouble.
 
     Attributes
@@ -422,44 +422,44 @@ _NO_RECORD: Mapping[str, Expected] = {
     "gc": ck.AccessError,
 }
 
-DAYS = (
-    Day("access denied", _BOTH, _denied, _ACCESS),
-    Day("wrong secret", ("s3",), _wrong_key, _ACCESS, "SignatureDoesNotMatch"),
-    Day("forged session", ("s3",), _forged_session, _ACCESS, "token"),
-    Day(
+FAULT_CASES = (
+    FaultCase("access denied", _BOTH, _denied, _ACCESS),
+    FaultCase("wrong secret", ("s3",), _wrong_key, _ACCESS, "SignatureDoesNotMatch"),
+    FaultCase("forged session", ("s3",), _forged_session, _ACCESS, "token"),
+    FaultCase(
         "expired credentials",
         _BOTH,
         _answering(401, {"s3": "ExpiredToken", "gs": "authError"}, "The provided token has expired."),
         _ACCESS,
         "Renew the credentials",
     ),
-    Day("credentials that are not renewed", ("gs",), _refused_renewal, _ACCESS, "cannot be renewed"),
-    Day("no bucket", _BOTH, _no_bucket, _ACCESS | {"doctor": ck.NotFoundError}, "Create the bucket"),
-    Day("nobody listens", _BOTH, _nobody_listens, _TRANSIENT, "Check the endpoint"),
-    Day("no such host", _BOTH, _no_such_host, _TRANSIENT, "no-such-host.invalid"),
-    Day("a web server, 200", _BOTH, _a_web_server(200), _TRANSIENT, "endpoint"),
-    Day(
+    FaultCase("credentials that are not renewed", ("gs",), _refused_renewal, _ACCESS, "cannot be renewed"),
+    FaultCase("no bucket", _BOTH, _no_bucket, _ACCESS | {"doctor": ck.NotFoundError}, "Create the bucket"),
+    FaultCase("nobody listens", _BOTH, _nobody_listens, _TRANSIENT, "Check the endpoint"),
+    FaultCase("no such host", _BOTH, _no_such_host, _TRANSIENT, "no-such-host.invalid"),
+    FaultCase("a web server, 200", _BOTH, _a_web_server(200), _TRANSIENT, "endpoint"),
+    FaultCase(
         "a web server, 404", _BOTH, _a_web_server(404), _ACCESS | {"doctor gs": ck.NotFoundError}, "endpoint"
     ),
-    Day("unknown authority", _BOTH, _unknown_authority, _ACCESS, "certificate authority"),
-    Day("http to a TLS port", _BOTH, _plain_to_tls, _TRANSIENT, "endpoint"),
-    Day("https to a plain port", _BOTH, _tls_to_plain, _TRANSIENT, "endpoint"),
-    Day("silence", _BOTH, _silent, {"": ck.DeadlineError}, "progress within", _TIMED),
-    Day("disk full, 507", _BOTH, _full(507, "XMinioStorageFull", "no room"), _FULL),
-    Day("disk full, 500", _BOTH, _full(500, "InternalError", "cause(no space left on device)"), _FULL),
-    Day("throttled for a while", _BOTH, _throttled(2), _FINE),
-    Day("throttled for ever, attempts", _BOTH, _throttled(None), _TRANSIENT, "after 10 attempts"),
-    Day("throttled for ever, time", _BOTH, _throttled(None), {"": ck.DeadlineError}, "", _TIMED),
-    Day(
+    FaultCase("unknown authority", _BOTH, _unknown_authority, _ACCESS, "certificate authority"),
+    FaultCase("http to a TLS port", _BOTH, _plain_to_tls, _TRANSIENT, "endpoint"),
+    FaultCase("https to a plain port", _BOTH, _tls_to_plain, _TRANSIENT, "endpoint"),
+    FaultCase("silence", _BOTH, _silent, {"": ck.DeadlineError}, "progress within", _TIMED),
+    FaultCase("disk full, 507", _BOTH, _full(507, "XMinioStorageFull", "no room"), _FULL),
+    FaultCase("disk full, 500", _BOTH, _full(500, "InternalError", "cause(no space left on device)"), _FULL),
+    FaultCase("throttled for a while", _BOTH, _throttled(2), _FINE),
+    FaultCase("throttled for ever, attempts", _BOTH, _throttled(None), _TRANSIENT, "after 10 attempts"),
+    FaultCase("throttled for ever, time", _BOTH, _throttled(None), {"": ck.DeadlineError}, "", _TIMED),
+    FaultCase(
         "ranges ignored",
         _BOTH,
         _ignores_ranges,
         {"": None, "slice": ck.UnsupportedError, "doctor": ck.UnsupportedError},
     ),
-    Day("bodies cut for a while", _BOTH, _cut(2), _FINE),
-    Day("bodies cut for ever", _BOTH, _cut(None), _TRANSIENT, "after 8 attempts"),
-    Day("listing denied", _BOTH, _no_listing, {"": None, "ls": ck.AccessError, "gc": ck.AccessError}),
-    Day("listing denied, no record", _BOTH, _no_listing_and_no_record, _NO_RECORD),
+    FaultCase("bodies cut for a while", _BOTH, _cut(2), _FINE),
+    FaultCase("bodies cut for ever", _BOTH, _cut(None), _TRANSIENT, "after 8 attempts"),
+    FaultCase("listing denied", _BOTH, _no_listing, {"": None, "ls": ck.AccessError, "gc": ck.AccessError}),
+    FaultCase("listing denied, no record", _BOTH, _no_listing_and_no_record, _NO_RECORD),
     # gc looks for unfinished uploads, too.
-    Day("deleting denied", _BOTH, _no_deleting, {"": None, "gc s3": ck.AccessError}),
+    FaultCase("deleting denied", _BOTH, _no_deleting, {"": None, "gc s3": ck.AccessError}),
 )

@@ -62,8 +62,8 @@ class Actor:
         Its answers are never lost.
     """
 
-    def __init__(self, world: World, name: str, program: Callable[[Actor], None]) -> None:
-        self.world = world
+    def __init__(self, scheduler: Scheduler, name: str, program: Callable[[Actor], None]) -> None:
+        self.scheduler = scheduler
         self.name = name
         self.storage: Any = None
         self.crash_at = 0
@@ -74,7 +74,7 @@ class Actor:
         self.is_reliable = False
         self.is_dead = False
         self.wake_at = 0.0
-        self.greenlet = greenlet.greenlet(self._run, world.main)
+        self.greenlet = greenlet.greenlet(self._run, scheduler.main)
         self._program = program
         self._requests = 0
 
@@ -85,7 +85,7 @@ class Actor:
             pass
         finally:
             self.is_dead = True
-            self.world.leave(self)
+            self.scheduler.leave(self)
 
     def request(self, deed: str, key: str, apply: Callable[[], _T]) -> _T:
         """Make one request, whatever the seed does to it.
@@ -101,37 +101,39 @@ class Actor:
         """
         if self.is_dead:
             raise SimulatedCrash(deed)
-        world = self.world
+        scheduler = self.scheduler
         self._requests = number = self._requests + 1
         if self.freeze_at and deed.startswith(self.freeze_before):
             self.freeze_at -= 1
             if not self.freeze_at:
-                world.freeze(self)
-        world.step(self)
+                scheduler.freeze(self)
+        scheduler.step(self)
         if number == self.crash_at:
             self._die(deed, key, "dies before")
-        loss = None if self.is_reliable else world.draw_loss()
+        loss = None if self.is_reliable else scheduler.draw_loss()
         if loss == "unsent":
-            world.trace.append(Step(self.name, deed, key, "connection lost before"))
+            scheduler.trace.append(Step(self.name, deed, key, "connection lost before"))
             raise LostAnswer(deed, key)
         answer, refusal = _tried(apply)
         if number == -self.crash_at:
             self._die(deed, key, "dies after")
         if loss is not None:
-            # Nobody notices at once.
-            world.stall(self, "answer lost" if loss == "unheard" else "answer lost, sent again", deed, key)
+            # The actor does not notice at once.
+            scheduler.stall(
+                self, "answer lost" if loss == "unheard" else "answer lost, sent again", deed, key
+            )
             if loss == "unheard":
                 raise LostAnswer(deed, key)
             # Below the code under test: it sees the second answer only.
             answer, refusal = _tried(apply)
         if refusal is not None:
-            world.trace.append(Step(self.name, deed, key, refusal.__name__))
+            scheduler.trace.append(Step(self.name, deed, key, refusal.__name__))
             raise refusal(key)
-        world.trace.append(Step(self.name, deed, key))
+        scheduler.trace.append(Step(self.name, deed, key))
         return answer  # type: ignore[return-value]
 
     def _die(self, deed: str, key: str, how: str) -> None:
-        self.world.trace.append(Step(self.name, deed, key, how))
+        self.scheduler.trace.append(Step(self.name, deed, key, how))
         self.is_dead = True
         raise SimulatedCrash(how)
 
@@ -144,7 +146,7 @@ def _tried(apply: Callable[[], _T]) -> tuple[_T | None, type[Exception] | None]:
         return None, type(error)
 
 
-class World:
+class Scheduler:
     """One run: a bucket, actors, a seed.
 
     Attributes
@@ -224,7 +226,7 @@ class World:
         return self.now_s
 
     def new_id(self) -> str:
-        """Return a name that is unique in this world, and the same in every replay."""
+        """Return a name that is unique in this run, and the same in every replay."""
         self._ids += 1
         return f"id{self._ids}"
 

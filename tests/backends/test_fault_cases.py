@@ -1,4 +1,4 @@
-"""On a bad day: a typed error, in time, that names the place and the next step; and nothing is lost."""
+"""When a service fails: a typed error, in time, that names the place and the next step; and nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import ckptstore as ck
 from ckptstore.cli.exit_codes import exit_code_of
 from ckptstore.cli.main import main
-from tests.backends.bad_days import (
+from tests.backends.fault_cases import (
     COMMANDS,
-    DAYS,
+    FAULT_CASES,
     OPERATIONS,
-    Day,
     Expected,
+    FaultCase,
     Options,
     Stage,
     flags,
@@ -33,7 +33,9 @@ from tests.servers.fault_proxy import FaultProxy
 # The watchdog: what does not come to an end fails.
 pytestmark = pytest.mark.timeout(60)
 
-_ON_EACH = [pytest.param(day, scheme, id=f"{day.name}-{scheme}") for day in DAYS for scheme in day.schemes]
+_ON_EACH = [
+    pytest.param(case, scheme, id=f"{case.name}-{scheme}") for case in FAULT_CASES for scheme in case.schemes
+]
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def secrets_in(options: Options) -> list[str]:
     return [text for text in (options.get("secret"), token) if text not in (None, "anon")]
 
 
-def check_error(error: ck.CkptStoreError | None, expected: Expected, day: Day, place: str) -> None:
+def check_error(error: ck.CkptStoreError | None, expected: Expected, case: FaultCase, place: str) -> None:
     if expected is None:
         assert error is None
         return
@@ -77,10 +79,10 @@ def check_error(error: ck.CkptStoreError | None, expected: Expected, day: Day, p
     assert error.url.startswith(place)
     assert error.url in str(error)
     assert error.hint
-    assert day.says in str(error)
+    assert case.says in str(error)
 
 
-def check_command(code: int, said: str, expected: Expected, day: Day, place: str) -> None:
+def check_command(code: int, said: str, expected: Expected, case: FaultCase, place: str) -> None:
     if expected is None:
         assert code == 0, said
         return
@@ -88,7 +90,7 @@ def check_command(code: int, said: str, expected: Expected, day: Day, place: str
     told = json.loads(said.splitlines()[-1])
     assert told["url"].startswith(place)
     assert told["hint"]
-    assert day.says in told["message"]
+    assert case.says in told["message"]
 
 
 def check_that_all_is_well(stage: Stage) -> None:
@@ -107,9 +109,9 @@ def check_that_all_is_well(stage: Stage) -> None:
     assert ck.latest_checkpoint(stage.url, storage_options=options) == saved
 
 
-@pytest.mark.parametrize(("day", "scheme"), _ON_EACH)
+@pytest.mark.parametrize(("case", "scheme"), _ON_EACH)
 def test_a_bad_day(
-    day: Day,
+    case: FaultCase,
     scheme: str,
     stage: Stage,
     caplog: pytest.LogCaptureFixture,
@@ -117,7 +119,11 @@ def test_a_bad_day(
 ) -> None:
     caplog.set_level(logging.DEBUG, "ckptstore")
     read: list[str] = []
-    with impatient(day.policy), day.trouble(stage) as options, warnings.catch_warnings(record=True) as warned:
+    with (
+        impatient(case.policy),
+        case.trouble(stage) as options,
+        warnings.catch_warnings(record=True) as warned,
+    ):
         warnings.simplefilter("always")
         place = f"{scheme}://{stage.bucket}"
         errors: dict[str, ck.CkptStoreError | None] = {}
@@ -137,15 +143,15 @@ def test_a_bad_day(
             code = main([word, f"{stage.url}{rest}", "--json", *flags(options)])
             said = capsys.readouterr()
             read.extend(said)
-            expected = day.expected_of(command, scheme)
+            expected = case.expected_of(command, scheme)
             if command == "doctor":
                 assert code == (0 if expected is None else exit_code_of(expected("")))
                 assert json.loads(said.out)["usable"] is (expected is None)
             else:
-                check_command(code, said.err, expected, day, place)
+                check_command(code, said.err, expected, case, place)
         attempt("save", save)
         for name, error in errors.items():
-            check_error(error, day.expected_of(name, scheme), day, place)
+            check_error(error, case.expected_of(name, scheme), case, place)
     read += [str(warning.message) for warning in warned]
     read += [record.getMessage() for record in caplog.records if record.name.startswith("ckptstore")]
     for secret in {*secrets_in(options), *secrets_in(stage.options)}:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 import ckptstore as ck
+from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import quiet, typed
-from tests.hostile.trees import tree_of
 
 __all__ = ["OURS", "OWNER", "VALUES", "build", "check_only_ours_is_gone", "protocol", "save_steps", "state"]
 

@@ -1,4 +1,4 @@
-"""A storage that stops at a door until a test opens it."""
+"""A storage whose calls wait at a gate until a test opens it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ckptstore.storage.wrappers import StorageWrapper
 
 _T = TypeVar("_T")
 
-# No test waits so long unless it fails.
+# A test waits as long as this only if it fails.
 WATCHDOG_S = 10.0
 
 
 class Gate:
-    """A door for the calls of one primitive whose key holds `part`.
+    """Where the calls of one primitive wait, if their key contains `part`.
 
     Attributes
     ----------
     reached : threading.Event
-        Set when a call stands before it.
+        Set when a call waits.
     error : BaseException or None
-        Raised by the calls that went through, instead of being made.
+        Raised in the place of the calls that go on.
     """
 
     def __init__(self, primitive: str, part: str = "", *, is_open: bool = False) -> None:
@@ -33,17 +33,17 @@ class Gate:
         self.part = part
         self.reached = threading.Event()
         self.error: BaseException | None = None
-        self._door = threading.Event()
+        self._opened = threading.Event()
         if is_open:
-            self._door.set()
+            self._opened.set()
 
     def open(self, error: BaseException | None = None) -> None:
         self.error = error
-        self._door.set()
+        self._opened.set()
 
     def close(self) -> None:
         self.error = None
-        self._door.clear()
+        self._opened.clear()
         self.reached.clear()
 
     def wait_reached(self) -> None:
@@ -52,12 +52,12 @@ class Gate:
     def pass_through(self, primitive: str, keys: Sequence[str]) -> None:
         if primitive == self.primitive and any(self.part in key for key in keys):
             self.reached.set()
-            assert self._door.wait(WATCHDOG_S), "nobody opened the door"
+            assert self._opened.wait(WATCHDOG_S), "the gate was never opened"
             if self.error is not None:
                 raise self.error
 
 
-class GatedStorage(StorageWrapper):
+class BlockingStorage(StorageWrapper):
     def __init__(self, inner: Storage, gate: Gate) -> None:
         super().__init__(inner)
         self.gate = gate
@@ -70,10 +70,10 @@ class GatedStorage(StorageWrapper):
 
 
 @contextmanager
-def gated(primitive: str, part: str = "", *, is_open: bool = False) -> Iterator[Gate]:
-    """Put a door into every storage while the block runs; it is opened at the end."""
+def blocking(primitive: str, part: str = "", *, is_open: bool = False) -> Iterator[Gate]:
+    """Let every storage wait at a gate while the block runs; it is opened at the end."""
     gate = Gate(primitive, part, is_open=is_open)
-    with use_wrapper(lambda inner: GatedStorage(inner, gate)):
+    with use_wrapper(lambda inner: BlockingStorage(inner, gate)):
         try:
             yield gate
         finally:
