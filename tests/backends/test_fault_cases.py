@@ -1,4 +1,4 @@
-"""When a service fails: a typed error, in time, that names the place and the next step; and nothing is lost."""
+"""When a service fails: a typed error, in time, with the place and the next step; and nothing is lost."""
 
 from __future__ import annotations
 
