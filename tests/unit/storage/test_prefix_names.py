@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ckptstore.errors import UsageError
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
+from tests.does_not_raise import does_not_raise
 
 GOOD_EVERYWHERE = [
     "run/model",
@@ -50,7 +51,8 @@ BAD_ON_OBJECT_STORES = [
 @pytest.mark.parametrize("base", ["", "/", "./", "file:///", "memory://"])
 @pytest.mark.parametrize("name", GOOD_EVERYWHERE)
 def test_good_names(base: str, name: str) -> None:
-    check_prefix_name(locate(base + name))
+    with does_not_raise():
+        check_prefix_name(locate(base + name))
 
 
 @pytest.mark.parametrize("base", ["", "/", "memory://"])

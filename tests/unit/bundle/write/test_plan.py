@@ -129,12 +129,12 @@ def test_slices_of_one_tensor_have_one_type_and_shape():
 
 
 def test_slices_that_overlap_are_accepted_as_by_tensorflow():
-    plan_save(
-        [
-            write_item("w", np.zeros(2), shape=(4,), spec="0,2"),
-            write_item("w", np.zeros(2), shape=(4,), spec="1,2"),
-        ]
-    )
+    items = [
+        write_item("w", np.zeros(2), shape=(4,), spec="0,2"),
+        write_item("w", np.zeros(2), shape=(4,), spec="1,2"),
+    ]
+    (shard,) = plan_save(items).shards
+    assert [item.slice for item in shard.items] == [Slice(((0, 2),)), Slice(((1, 2),))]
 
 
 def planned(pieces: list[tuple[int, int, int]], **limits: int) -> ReadPlan:
