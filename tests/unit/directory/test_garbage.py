@@ -20,7 +20,6 @@ from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
-from ckptstore.testing import CountingStorage
 from tests.unit.directory.collecting import age, collect, leftovers, look, needed, reasons
 from tests.unit.directory.helpers import (
     fresh_memory,
@@ -447,27 +446,6 @@ class TestTroubles:
         assert isinstance(report.error, AccessError)
         assert [file.name for file in report.removed] == ["a-1.data-00000-of-00001"]
         assert collect(run).error is None
-
-    def test_many_files_take_two_listings_and_few_reads(self) -> None:
-        directory = fresh_memory()
-        save_steps(ck.Saver(max_to_keep=None), f"{directory}/model", range(300))
-        place = locate(directory)
-        for step in range(1000, 3000):
-            place.storage.put_new(place.child(f"model-{step}.data-00000-of-00001").key, b"x")
-        storages: list[CountingStorage] = []
-
-        def wrap(inner):  # type: ignore[no-untyped-def]
-            storages.append(CountingStorage(inner))
-            return storages[-1]
-
-        with use_wrapper(wrap):
-            report = collect(directory)
-        assert len(report.removed) == 2000
-        counts = storages[0].counts
-        # The third listing says what is gone.
-        assert (counts["list"], counts["delete_many"], counts["delete_if"]) == (3, 1, 0)
-        # The record, and each prefix without an index; none of the healthy ones.
-        assert counts["get"] == 2001
 
 
 def test_storages_say_whose_writers_they_know() -> None:

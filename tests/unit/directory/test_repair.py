@@ -24,7 +24,7 @@ from ckptstore.format.record_protocol import format_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
-from tests.unit.directory.helpers import checkpoints_in, fresh_memory, save_steps, stamp_of, values
+from tests.unit.directory.helpers import checkpoints_in, save_steps, stamp_of, values
 from tests.unit.directory.repairing import (
     actions,
     latest_in,
@@ -542,19 +542,6 @@ class TestTroubles:
         repair_record(place, place.child("best_record"))
         assert ck.latest_checkpoint(run, "best_record") is not None
         assert (run / "checkpoint").read_bytes() == before
-
-    def test_many_checkpoints_take_linear_time(self) -> None:
-        directory = fresh_memory()
-        save_steps(ck.Saver(), f"{directory}/model", [0])
-        place = locate(directory)
-        index = place.storage.get(place.child("model-0.index").key).data
-        data = place.storage.get(place.child("model-0.data-00000-of-00001").key).data
-        for step in range(1, 2000):
-            place.storage.put_new(place.child(f"model-{step}.index").key, index)
-            place.storage.put_new(place.child(f"model-{step}.data-00000-of-00001").key, data)
-        put_record(directory, b"")
-        assert len(repair(directory).items) == 2000
-        assert not repair(directory).is_changed
 
 
 class TestTensorFlowsDirectories:

@@ -385,7 +385,7 @@ def test_short_direct_writes_go_on_where_they_stopped(
     direct: Path, content: npt.NDArray[np.uint8], caplog: pytest.LogCaptureFixture, step: int, shift: int
 ) -> None:
     pwrite = os.pwrite
-    size_bytes = PART + 5000 if step > 4095 else (1 << 20) + 5000
+    size_bytes = PART + 5000 if step == 1 << 20 else (1 << 20) + 5000
 
     def short(fd: int, data: memoryview, offset: int) -> int:
         if not is_direct(fd):

@@ -8,9 +8,11 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.storage.local.storage import LocalStorage
-from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.testing import CountingStorage
-from tests.unit.directory.helpers import save_steps, values
+from tests.unit.directory.collecting import collect
+from tests.unit.directory.helpers import fresh_memory, save_steps, values
+from tests.unit.directory.repairing import put_record, repair
 
 COUNT = 10_000
 
@@ -90,3 +92,39 @@ def test_a_thousand_go_at_once(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.index"))) == 2
     lower.save(values(1001), f"{tmp_path}/model", 1001)
     assert "pending" not in "".join((tmp_path / "checkpoint").read_text().split("model-999", 1)[1:])
+
+
+def test_garbage_of_many_saves_takes_two_listings_and_few_reads() -> None:
+    directory = fresh_memory()
+    save_steps(ck.Saver(max_to_keep=None), f"{directory}/model", range(300))
+    place = locate(directory)
+    for step in range(1000, 3000):
+        place.storage.put_new(place.child(f"model-{step}.data-00000-of-00001").key, b"x")
+    storages: list[CountingStorage] = []
+
+    def wrap(inner):  # type: ignore[no-untyped-def]
+        storages.append(CountingStorage(inner))
+        return storages[-1]
+
+    with use_wrapper(wrap):
+        report = collect(directory)
+    assert len(report.removed) == 2000
+    counts = storages[0].counts
+    # The third listing says what is gone.
+    assert (counts["list"], counts["delete_many"], counts["delete_if"]) == (3, 1, 0)
+    # The record, and each prefix without an index; none of the healthy ones.
+    assert counts["get"] == 2001
+
+
+def test_a_record_of_many_checkpoints_is_rebuilt_in_linear_time() -> None:
+    directory = fresh_memory()
+    save_steps(ck.Saver(), f"{directory}/model", [0])
+    place = locate(directory)
+    index = place.storage.get(place.child("model-0.index").key).data
+    data = place.storage.get(place.child("model-0.data-00000-of-00001").key).data
+    for step in range(1, 2000):
+        place.storage.put_new(place.child(f"model-{step}.index").key, index)
+        place.storage.put_new(place.child(f"model-{step}.data-00000-of-00001").key, data)
+    put_record(directory, b"")
+    assert len(repair(directory).items) == 2000
+    assert not repair(directory).is_changed
