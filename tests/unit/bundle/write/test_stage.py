@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -166,7 +167,7 @@ def test_a_budget_below_the_checkpoint_is_kept():
 
 def test_blocks_are_used_again_and_no_more_of_them_are_kept_than_a_save_needs():
     taken: list[int] = []
-    make = blocks.mmap.mmap
+    make = mmap.mmap
 
     def counted(*args: Any, **options: Any) -> Any:
         taken.append(1)
@@ -174,7 +175,7 @@ def test_blocks_are_used_again_and_no_more_of_them_are_kept_than_a_save_needs():
 
     plan = _plan({"w": np.zeros(10 * BLOCK, np.uint8)})
     small = _plan({"w": np.zeros(BLOCK, np.uint8)})
-    with mock.patch.object(blocks.mmap, "mmap", counted):
+    with mock.patch.object(mmap, "mmap", counted):
         for wanted in (plan, plan, small):
             _staged(wanted, _sinks(wanted, BLOCK, 2), MemoryBudget())
     assert len(taken) == 10
@@ -330,7 +331,7 @@ def _out_of_memory(*_: Any) -> Any:
 def test_a_copy_for_which_there_is_no_memory_says_so_and_what_to_do(limit, monkeypatch):
     budget = MemoryBudget(limit)
     stage = Stage(_plan({"a": np.zeros(20 * BLOCK, np.uint8)}), budget, url="memory://x/model-1")
-    monkeypatch.setattr(blocks.mmap, "mmap", _no_memory)
+    monkeypatch.setattr(mmap, "mmap", _no_memory)
     with pytest.raises(
         TransientError, match=rf"no memory .*memory_budget={limit}.* snapshot=False"
     ) as caught:
