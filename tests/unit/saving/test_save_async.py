@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import mmap
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -503,7 +504,7 @@ class TestFailure:
         blocks.release_blocks()
         with ck.Saver(memory_budget=64 << 20) as saver:
             with monkeypatch.context() as patch:
-                patch.setattr(blocks.mmap, "mmap", no_memory)
+                patch.setattr(mmap, "mmap", no_memory)
                 with pytest.raises(ck.TransientError, match="memory_budget=67108864") as caught:
                     saver.save_async(values(1), f"{directory}/m", 1)
             assert caught.value.url == f"{directory}/m-1"
