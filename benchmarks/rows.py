@@ -136,7 +136,7 @@ ROWS: dict[str, Row] = {
         (OURS, "sockets", "obstore", "safetensors-s3", "dcp-s3torch", "dcp-fsspec", "tensorstore-zarr3"),
         ("tensorstore-zarr3",),
         (Target(1.3, ("tensorstore-zarr3",)),),
-        note="New process; the client has spoken to the server, nothing of the checkpoint is known.",
+        note="A new process, with a connected client; nothing of the checkpoint is cached.",
     ),
     "one-first": Row(
         "one 4 MiB tensor of W, MinIO, first contact",
@@ -144,7 +144,7 @@ ROWS: dict[str, Row] = {
         "read_first",
         (OURS, "obstore", "safetensors-s3", "dcp-s3torch", "tensorstore-zarr3"),
         ("tensorstore-zarr3",),
-        note="As above, with making the client, its first connection, and whatever is imported late.",
+        note="As above, including the set-up of the client, its first connection, and late imports.",
     ),
     "local-save": Row(
         "W, local, durable save",
@@ -169,7 +169,7 @@ ROWS: dict[str, Row] = {
         (OURS, "buffered", "tensorflow", "torch-save", "safetensors-mapped"),
         ("tensorflow",),
         (Target(1 / 5, ("tensorflow",)),),
-        note="Ours and the limit are verified; torch.load(mmap=True) and safetensors read nothing yet.",
+        note="ckptstore and the limit verify the data; torch.load(mmap=True) and safetensors read none yet.",
     ),
     "local-new": Row(
         "W, local, restore, page cache warm, new arrays",
@@ -224,7 +224,7 @@ ROWS: dict[str, Row] = {
         "save",
         (OURS, *RAW),
         RAW,
-        note="Own certificate, on the same two cores as the server.",
+        note="A self-signed certificate; client and server share two cores.",
     ),
     "https-into": Row(
         "W, MinIO over HTTPS, restore into existing arrays",
@@ -241,7 +241,7 @@ ROWS: dict[str, Row] = {
         (OURS, "ckptstore-promise", "memcpy", "dcp", "orbax"),
         ("memcpy",),
         (Target(1.2, ("memcpy",)), Target(0.05, ("memcpy",), who="ckptstore-promise")),
-        note="To local disk; the save then runs to its end, unmeasured, and is checked.",
+        note="To a local disk. The save then finishes, unmeasured, and is checked.",
     ),
     "memory-local-save": Row(
         "W, local, save, peak memory beyond the arrays",

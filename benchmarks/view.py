@@ -17,9 +17,9 @@ IMPORT_LIMIT_MS = 60.0
 _CPU_FROM_BYTES = 64 * MIB  # below, CPU time per GiB says nothing
 
 MARKS = (
-    "Marks: s synced to disk when the call returns, c all data has checksums that a restore tests, "
-    "a atomic (all of the old or all of the new checkpoint, on an overwrite too); a dot where it is not so, "
-    "- where the question does not arise."
+    "Marks: `s` the files are synced to disk when the call returns; `c` all data has checksums that a "
+    "restore checks; `a` atomic, so a crash leaves all of the old or all of the new checkpoint, on an "
+    "overwrite too. `.` means no, `-` means that the question does not apply."
 )
 
 
@@ -111,7 +111,7 @@ def marks(described: Mapping[str, Any], row: Row) -> str:
 
 
 def verdicts_of(results: Results, row: Row) -> Iterator[tuple[bool | None, str]]:
-    """Yield for each target whether it is reached (None: cannot be told), and that in words."""
+    """Yield for each target whether it is reached (None: not known), and that in words."""
     if row["id"] == "import":
         yield from _import_verdict(row)
     for target in row["targets"]:
@@ -125,7 +125,7 @@ def _sentence(results: Results, found: Verdict) -> str:
     scale, digits = (1 / MIB, 0) if found.measure == "peak_bytes" else (1.0, 2)
     limit = f"{found.at_most * scale:.{digits}f}"
     if found.value is None:
-        return f"cannot be told, as somebody did not run: target ≤ {limit}"
+        return f"not known, because a contender did not run: target ≤ {limit}"
     value = found.value.scaled(scale)
     who = contenders[found.who]["label"]
     what = f" × {contenders[found.reference]['label']}" if found.reference else unit
@@ -150,7 +150,7 @@ def above_numpy_ms(row: Row) -> dict[str, float]:
 def _import_verdict(row: Row) -> Iterator[tuple[bool | None, str]]:
     above = above_numpy_ms(row).get("ckptstore")
     if above is None:
-        yield None, "cannot be told, as somebody did not run"
+        yield None, "not known, because a contender did not run"
         return
     is_met = above <= IMPORT_LIMIT_MS
     word = "reached" if is_met else "MISSED"

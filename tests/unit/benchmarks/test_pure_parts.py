@@ -18,6 +18,7 @@ from benchmarks import machine, page, table, view
 from benchmarks.contenders.base import OPERATIONS
 from benchmarks.contenders.registry import CONTENDERS, OURS
 from benchmarks.plot import plot, tick_step
+from benchmarks.readme import readme_table, renew_readme
 from benchmarks.rows import ROWS, SCENARIOS, unknown_names, work_of
 from benchmarks.sets import Data, SetSpec, shapes_of
 from benchmarks.sigv4 import canonical_query, signed_headers
@@ -314,6 +315,39 @@ def test_the_page_has_a_plot_for_each_row_and_names_failures(results, tmp_path):
     text = written[0].read_text()
     assert "broken, large-minio, save: OSError: no" in text
     assert "| raw & quick ◂ | `-..` | 2.00 | 2.00 – 2.00 |  |  | 1.00 | 2 | 3 |" in text
+
+
+def test_the_readme_shows_the_figures_of_the_page_and_what_was_missed():
+    page = """\
+| W, local, durable save | reached: ckptstore 0.90 (0.80 – 1.00) × limit, target ≤ 1.10 |
+| K, local, save | **MISSED: ckptstore 1.30 (1.20 – 1.40) × safetensors, target ≤ 1.20** |
+
+### K, local, save
+
+| | marks | median ms | min – max |
+|---|---|---:|---:|
+| safetensors ◂ | `...` | 78.2 | 75.2 – 106.4 |
+| **ckptstore** | `sca` | 1,079.6 | 75.3 – 82.4 |
+
+### W, local, durable save
+
+| | marks | median s | min – max |
+|---|---|---:|---:|
+| TensorFlow | `.c.` | **failed** | |
+"""
+    assert readme_table(page).splitlines() == [
+        "| what | ckptstore | others |",
+        "|---|---|---|",
+        "| K: save to disk | 1,079.6 ms | safetensors 78.2 |",
+        "",
+        "1 of 2 targets were reached. Missed:",
+        "",
+        "* K, local, save: ckptstore 1.30 (1.20 – 1.40) × safetensors, target ≤ 1.20",
+    ]
+    readme = "before\n<!-- performance: x -->\nold\n<!-- end of performance -->\nafter\n"
+    assert renew_readme(page, readme) == readme.replace("old\n", readme_table(page))
+    with pytest.raises(ValueError, match="0 places"):
+        renew_readme(page, "no marks")
 
 
 def test_a_plot_is_well_formed_and_drawn_to_scale(results):
