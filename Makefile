@@ -224,9 +224,10 @@ bench-quick:  ## a smaller run: W of 256 MiB, fewer rounds, fewer contenders
 bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from the results of the last run
 	$(BENCH) page $(RESULTS)
 
-docs: $(VENV)/.ready  ## renew what the pages take from the code: tables of guarantees, drawings of the floors
+docs: $(VENV)/.ready  ## renew what the pages take from the code: guarantees, floors, errors
 	$(BIN)/python -m tests.meta.guarantees
 	$(BIN)/python -m tests.meta.architecture
+	$(BIN)/python -m tests.meta.reference
 
 protos: $(VENV)/.ready  ## renew the descriptors of TensorFlow's messages from ckptstore/format/schemas/*.proto
 	$(BIN)/python -m tests.meta.schemas

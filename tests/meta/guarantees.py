@@ -18,7 +18,7 @@ from tests.meta.source import ROOT
 
 
 class _Guarantee(NamedTuple):
-    """A sentence for the user, and what a backend must be able to do for it to hold."""
+    """A sentence for the user, and the abilities of a backend that it needs."""
 
     text: str
     holds: Callable[[Capabilities], bool]
@@ -30,62 +30,62 @@ def _everywhere(_: Capabilities) -> bool:
 
 _GUARANTEES = (
     _Guarantee(
-        "**Same bytes.** Index and data files are, to the byte, those that TensorFlow 2.21 writes for the "
-        "same tensors",
+        "**Same bytes.** Index and data files are byte-identical to those that TensorFlow 2.21 writes for "
+        "the same tensors",
         _everywhere,
     ),
     _Guarantee(
         "**All or nothing.** A reader finds the complete old or the complete new checkpoint, wherever the "
-        "writer died, also when a prefix is saved again",
+        "writer died. This includes saving a prefix again",
         lambda has: has.create_if_absent and has.compare_and_swap,
     ),
     _Guarantee(
-        "**Latest is restorable.** `latest_checkpoint` names a complete checkpoint, with or without a usable "
-        'record; a place that cannot be looked at is an error, never "no checkpoint"',
+        "**Latest is restorable.** `latest_checkpoint` returns a complete checkpoint, with or without a "
+        'usable record. A directory that cannot be read is an error, never "no checkpoint"',
         _everywhere,
     ),
     _Guarantee(
-        "**One winner.** Of two runs that save under one name the newer goes on and the older gets "
-        "`FencedError`; the record forgets no checkpoint of either",
+        "**One winner.** If two runs save under one name, the newer run continues and the older run gets "
+        "`FencedError`. The record loses no checkpoint of either",
         lambda has: not has.single_writer,
     ),
     _Guarantee(
-        "**Retention deletes only its own**, after the commit, by exact name, and only the version that it "
-        "decided on: never what another run has put there meanwhile",
+        "**Retention deletes only its own.** It deletes after the commit, by exact name, and only the "
+        "version that it decided on, never a newer one from another run",
         lambda has: has.conditional_delete,
     ),
     _Guarantee(
-        "**Verified restore.** Every tensor that is read whole is checked; a fault names tensor, file and "
-        "bytes",
+        "**Verified restore.** The checksum of every tensor that is read as a whole is verified. An error "
+        "names tensor, file and bytes",
         _everywhere,
     ),
     _Guarantee(
-        "**Hostile files are harmless.** Whatever their bytes: a typed error, no code is run, no memory is "
-        "taken that the size of the files does not account for",
+        "**Hostile files are harmless.** Any bytes lead to a typed error. They run no code and allocate "
+        "no more memory than the size of the files explains",
         _everywhere,
     ),
     _Guarantee(
-        "**Durable.** A checkpoint whose save returned survives a power cut",
+        "**Durable.** A checkpoint survives a power failure once its save has returned",
         lambda has: has.durable_when_acknowledged,
     ),
     _Guarantee(
-        "**Proved upload.** The store itself confirms the checksum of what it received, before anything is "
+        "**Proved upload.** The store confirms the checksum of what it received before the checkpoint is "
         "published",
         lambda has: has.checksum_proved_by_store,
     ),
     _Guarantee(
-        "**Several hosts.** What is promised to several processes holds for processes on several machines",
+        "**Several hosts.** The guarantees for several processes hold for processes on several machines",
         lambda has: has.several_hosts and not has.single_writer,
     ),
 )
 
 _ABILITIES: tuple[tuple[str, Callable[[Capabilities], bool]], ...] = (
-    ("create only if nothing is there", lambda has: has.create_if_absent),
+    ("create only if absent", lambda has: has.create_if_absent),
     ("replace only this version (compare-and-swap)", lambda has: has.compare_and_swap),
     ("delete only this version", lambda has: has.conditional_delete),
-    ("what was acknowledged survives a power cut", lambda has: has.durable_when_acknowledged),
-    ("the CRC32C of what was received is confirmed", lambda has: has.checksum_proved_by_store),
-    ("the same files for several machines", lambda has: has.several_hosts),
+    ("acknowledged data survives a power failure", lambda has: has.durable_when_acknowledged),
+    ("the store confirms the CRC32C of what it received", lambda has: has.checksum_proved_by_store),
+    ("several machines see the same files", lambda has: has.several_hosts),
 )
 
 
@@ -124,7 +124,7 @@ def _table(
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-# What the probe finds out of servers; `tests/contract/test_guarantees.py` asks the servers themselves.
+# What the probe finds on these servers; `tests/contract/test_guarantees.py` checks it with real ones.
 MINIO = capabilities_of(S3Transport.nominal, Verdicts("yes", "yes", "404", cond_delete=False, crc32c=True))
 WITH_CONDITIONAL_DELETES = capabilities_of(
     S3Transport.nominal, Verdicts("yes", "yes", "404", cond_delete=True, crc32c=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 import shlex
 import shutil
@@ -10,9 +12,17 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
-from tests.meta.source import ROOT, report
+from ckptstore import BundleWriter
+from ckptstore.cli import errors as exit_codes
+from ckptstore.cli.errors import exit_code_of
+from ckptstore.format.record_protocol import format_record, parse_record
+from ckptstore.storage.registry import locate
+from tests.meta import reference
+from tests.meta.guarantees import place
+from tests.meta.source import ROOT, modules, report
 
 LEFT_OUT = {
     *(".git", ".venv", ".cache", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "__pycache__"),
@@ -183,3 +193,101 @@ def test_locks_are_versions_and_hashes_only(name):
         )
     ]
     report(rows)
+
+
+def _page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", reference.TABLES)
+def test_tables_in_the_page_of_errors_are_those_of_the_code(name):
+    found = place(name).findall(_page("errors.md"))
+    assert len(found) == 1, f"docs/errors.md has {len(found)} places for the table {name!r}"
+    assert found[0][1] == reference.TABLES[name], "`make docs` renews it"
+
+
+def test_the_page_of_errors_says_for_each_exception_what_to_do():
+    advice = _page("errors.md").rpartition("| exception | when it is raised")[2].partition("## Warnings")[0]
+    kinds = {kind.__name__ for kind in reference.exceptions()} - {"CkptStoreError"}
+    assert set(re.findall(r"^\| `(\w+)` \|", advice, re.MULTILINE)) == kinds
+
+
+def test_every_exit_code_is_that_of_an_exception_or_of_how_the_program_ended():
+    codes = reference.exit_code_meanings()
+    assert {exit_code_of(kind("x")) for kind in reference.exceptions()[1:]} <= set(codes)
+    assert {exit_codes.OK, exit_codes.INTERNAL, exit_codes.INTERRUPTED, exit_codes.BROKEN_PIPE} <= set(codes)
+
+
+def _source_texts() -> str:
+    """The text constants of the package, those that stand side by side joined, placeholders left out."""
+    texts = []
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+                texts.append("".join(map(str, parts)))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("errors.md", "| the message contains"), ("failures.md", "| you see")]
+)
+def test_messages_that_the_pages_quote_are_in_the_code(page, heading):
+    texts = _source_texts()
+    quoted = []
+    for table in _page(page).split(heading)[1:]:
+        for row in table.partition("\n\n")[0].splitlines()[2:]:
+            # Of a row without such a quotation (a sign that is no message) nothing can be compared.
+            quoted += re.findall(r"`([^`]+)`", row.split(" | ")[0])
+    assert len(quoted) >= 10
+    report(
+        [f"docs/{page}: no message of the package contains: {text}" for text in quoted if text not in texts]
+    )
+
+
+def test_environment_variables_that_are_read_are_on_their_page():
+    source = next(module for module in modules().values() if module.short == "config")
+    read = set(re.findall(r"environ(?:\.get\(|\[)\"(\w+)\"", source.text))
+    clients = re.search(r"^_CLIENT_VARIABLES = \((.*?)^\)", source.text, re.MULTILINE | re.DOTALL)
+    assert clients
+    read |= set(re.findall(r"\"(\w+)\"", clients[1]))
+    assert len(read) >= 9
+    page = _page("environment.md")
+    report(
+        [f"docs/environment.md: {name} is read and not described" for name in read if f"`{name}`" not in page]
+    )
+
+
+def _examples(name: str) -> list[str]:
+    return re.findall(r"^```text\n(.*?)^```", _page(name), re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_of_a_record_is_one_and_has_every_kind_of_line():
+    example = _examples("record.md")[0].encode()
+    record = parse_record(example, source="docs/record.md")
+    assert format_record(record) == example
+    assert record.state is not None
+    assert all([record.owners, record.pending, record.superseded, record.kept])
+
+
+def test_the_page_of_the_record_names_each_key_of_its_lines():
+    protocol = next(module for module in modules().values() if module.short == "format.record_protocol")
+    written = set(re.findall(r"""values(?:\.get\(|\[)"(\w+)\"""", protocol.text))
+    assert {"epoch", "run", "shards", "highest_step", "suffix"} <= written
+    report(
+        [f"docs/record.md: {key}= is not described" for key in written if f"{key}=" not in _page("record.md")]
+    )
+
+
+def test_the_worked_example_of_the_format_is_what_is_written():
+    with BundleWriter("memory://docs/format/v") as writer:
+        writer.add("v", np.array([1, 2], np.float32))
+    storage = locate("memory://docs/format/v.index").storage
+    index = bytes(storage.get(locate("memory://docs/format/v.index").key).data)
+    columns = re.findall(r"^ *(\d+)  ((?:[0-9a-f]{2} ?)+)  ", _page("format.md"), re.MULTILINE)
+    shown = b"".join(bytes.fromhex(text) for _, text in columns)
+    assert shown == index
+    offsets = list(itertools.accumulate((len(bytes.fromhex(text)) for _, text in columns), initial=0))
+    assert [int(offset) for offset, _ in columns] == offsets[:-1]
