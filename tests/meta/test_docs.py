@@ -291,3 +291,32 @@ def test_the_worked_example_of_the_format_is_what_is_written():
     assert shown == index
     offsets = list(itertools.accumulate((len(bytes.fromhex(text)) for _, text in columns), initial=0))
     assert [int(offset) for offset, _ in columns] == offsets[:-1]
+
+
+def test_files_that_the_pages_name_exist():
+    here = {str(path.relative_to(ROOT)) for path in _files()}
+    names = here | {name.removeprefix("ckptstore/") for name in here if name.startswith("ckptstore/")}
+    rows = []
+    for page in _pages():
+        if page.parent != ROOT / "docs" and page.parent != ROOT / "docs" / "design":
+            continue
+        for number, line in enumerate((_text(page) or "").splitlines(), 1):
+            for name in re.findall(r"`([\w./]+\.py)(?:::\w+)*`", line):
+                near = [known for known in names if known.endswith("/" + name)]
+                if name not in names and not near:
+                    rows.append(f"{_show(page)}:{number}: there is no file {name}")
+    report(rows)
+
+
+def test_the_hops_of_the_architecture_lead_to_definitions():
+    rows = []
+    hops = re.findall(
+        r"^\| [^|]+ \| ((?:`[\w/]+\.py`(?:, )?)+) \| `([\w.]+)` \|$", _page("architecture.md"), re.M
+    )
+    assert len(hops) >= 15
+    for files, name in hops:
+        texts = [(ROOT / "ckptstore" / path).read_text() for path in re.findall(r"`([^`]+)`", files)]
+        for part in name.split("."):
+            if not any(re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE) for text in texts):
+                rows.append(f"docs/architecture.md: {part} is not defined in {files}")
+    report(rows)
