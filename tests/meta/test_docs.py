@@ -320,3 +320,22 @@ def test_the_hops_of_the_architecture_lead_to_definitions():
             if not any(re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE) for text in texts):
                 rows.append(f"docs/architecture.md: {part} is not defined in {files}")
     report(rows)
+
+
+def test_lines_of_the_pages_are_not_too_wide():
+    pages = [page for page in _pages() if page.is_relative_to(ROOT / "docs") or page.name == "README.md"]
+    # Examples, and what is generated: between marks, and performance.md.
+    exempt = re.compile(r"```.*?```|<!-- ([\w ]+): [^\n]*-->.*?<!-- end of \1 -->", re.DOTALL)
+    report(
+        [
+            f"{_show(page)}:{number}: {len(line)} characters; wrap it at 120"
+            for page in pages
+            if page.name != "performance.md"
+            for number, line in enumerate(exempt.sub(_blank, _text(page) or "").splitlines(), 1)
+            if len(line) > 120 and not line.startswith("|")
+        ]
+    )
+
+
+def _blank(block: re.Match[str]) -> str:
+    return "\n" * block[0].count("\n")
