@@ -1,4 +1,4 @@
-"""The tables in docs/errors.md: `make docs` renews them, `test_docs.py` compares."""
+"""The tables in docs/errors.md, and docs/api.md: `make docs` renews them, `test_docs.py` compares."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import inspect
 import re
 from collections.abc import Iterator
 
+import ckptstore
 from ckptstore import errors
 from ckptstore.cli import errors as exit_codes
 from tests.meta.guarantees import renew
 from tests.meta.source import ROOT
 
-__all__ = ["ERRORS_PAGE", "TABLES", "exceptions", "exit_code_meanings"]
+__all__ = ["API_PAGE", "ERRORS_PAGE", "TABLES", "api_page", "exceptions", "exit_code_meanings"]
 
 ERRORS_PAGE = ROOT / "docs" / "errors.md"
 
@@ -81,9 +82,112 @@ def _exit_codes_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+_API_GROUPS = (
+    ("Saving", ("train.saver", "saving.handle", "transfer.progress")),
+    ("tf.train.Checkpoint and its manager", ("train.checkpoint", "train.checkpoint_manager")),
+    ("Finding checkpoints, and the record", ("train.checkpoint_management",)),
+    ("Reading", ("reading.open_checkpoint", "train.checkpoint_reader", "types")),
+    ("Single bundles", ("train.bundle_writer",)),
+    ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),
+)
+
+# Objects that calls return: nobody makes one.
+_GIVEN_OUT = {"OpenCheckpoint", "Operation", "RestoreReport", "SaveHandle", "Tensor"}
+
+
+def api_page() -> str:
+    """Return the generated part of docs/api.md: public names, signatures, first paragraphs of docstrings."""
+    left = {home: names for home, names in ckptstore._HOMES.items() if home != "errors"}
+    lines: list[str] = []
+    for title, homes in _API_GROUPS:
+        lines += [f"## {title}", ""]
+        for home in homes:
+            for name in sorted(left.pop(home), key=str.lower):
+                lines += _described(name, getattr(ckptstore, name))
+    if left:
+        raise ValueError(f"no group of the page of names has {', '.join(left)}")
+    return "\n".join(lines)
+
+
+def _described(name: str, value: object) -> Iterator[str]:
+    yield f"### {name}"
+    yield ""
+    if name not in _GIVEN_OUT:
+        yield from ("```python", _signature(name, value), "```", "")
+    yield _summary(value)
+    yield ""
+    if isinstance(value, type):
+        members = [f"* {line}" for line in _members(value)]
+        if members:
+            yield from members
+            yield ""
+
+
+def _members(kind: type) -> Iterator[str]:
+    for name, member in sorted(_public_members(kind).items()):
+        summary = _summary(member)
+        if isinstance(member, property):
+            yield f"`.{name}`: {summary}"
+        elif callable(member) or isinstance(member, staticmethod | classmethod):
+            function = getattr(member, "__func__", member)
+            yield f"`{_in_one_line(name, function)}`: {summary}"
+
+
+def _public_members(kind: type) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.startswith("ckptstore."):
+            found |= {name: value for name, value in vars(base).items() if not name.startswith("_")}
+    return {name: value for name, value in found.items() if inspect.getdoc(value) and _is_ours(value)}
+
+
+def _is_ours(member: object) -> bool:
+    return isinstance(member, property | staticmethod | classmethod) or inspect.isfunction(member)
+
+
+def _summary(value: object) -> str:
+    text = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ")
+    return re.sub(r"``?([^`]+)``?", r"`\1`", text)
+
+
+def _parameters(value: object) -> list[str]:
+    try:
+        signature = inspect.signature(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return []
+    shown = [found for found in signature.parameters.values() if found.name != "self"]
+    texts = [str(found) for found in shown]
+    keyword = next((n for n, found in enumerate(shown) if found.kind is found.KEYWORD_ONLY), None)
+    if keyword is not None and not any(found.kind is found.VAR_POSITIONAL for found in shown):
+        texts.insert(keyword, "*")
+    # Annotations are text; a function as a default has no other form than this.
+    texts = [re.sub(r": '([^']*)'", r": \1", text) for text in texts]
+    return [re.sub(r"<built-in function (\w+)>", r"time.\1", text) for text in texts]
+
+
+def _in_one_line(name: str, value: object) -> str:
+    names = [re.split(r"[:=]", text)[0].strip() for text in _parameters(value)]
+    return f"{name}({', '.join(names)})"
+
+
+def _signature(name: str, value: object) -> str:
+    parameters = _parameters(value)
+    result = ""
+    if not isinstance(value, type):
+        annotation = inspect.signature(value).return_annotation  # type: ignore[arg-type]
+        result = f" -> {annotation}" if annotation is not inspect.Signature.empty else ""
+    line = f"{name}({', '.join(parameters)}){result}"
+    if len(line) <= 100:
+        return line
+    inner = "".join(f"    {text},\n" for text in parameters)
+    return f"{name}(\n{inner}){result}"
+
+
 TABLES = {"exceptions": _exceptions_table(), "exit codes": _exit_codes_table()}
+API_PAGE = ROOT / "docs" / "api.md"
 
 
 if __name__ == "__main__":
     for name, table in TABLES.items():
         renew(ERRORS_PAGE, name, table)
+    renew(API_PAGE, "api", api_page())

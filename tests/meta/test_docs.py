@@ -206,6 +206,11 @@ def test_tables_in_the_page_of_errors_are_those_of_the_code(name):
     assert found[0][1] == reference.TABLES[name], "`make docs` renews it"
 
 
+def test_the_page_of_public_names_is_that_of_the_code():
+    found = place("api").findall(_page("api.md"))
+    assert [shown for _, shown, _ in found] == [reference.api_page()], "`make docs` renews it"
+
+
 def test_the_page_of_errors_says_for_each_exception_what_to_do():
     advice = _page("errors.md").rpartition("| exception | when it is raised")[2].partition("## Warnings")[0]
     kinds = {kind.__name__ for kind in reference.exceptions()} - {"CkptStoreError"}
