@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import ckptstore
 from ckptstore import errors
-from ckptstore.cli import errors as exit_codes
+from ckptstore.cli import exit_codes
 from tests.meta.guarantees import renew
 from tests.meta.source import ROOT
 
@@ -35,7 +35,7 @@ def exceptions() -> list[type[errors.CkptStoreError]]:
 
 
 def exit_code_meanings() -> dict[int, str]:
-    """Return exit code → meaning, from the table in the docstring of ``ckptstore/cli/errors.py``."""
+    """Return exit code → meaning, from the table in the docstring of ``ckptstore/cli/exit_codes.py``."""
     return {
         int(code): meaning
         for code, meaning in re.findall(r"^(\d+) +(.+)$", exit_codes.__doc__ or "", re.MULTILINE)

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from ckptstore import BundleWriter
-from ckptstore.cli import errors as exit_codes
-from ckptstore.cli.errors import exit_code_of
+from ckptstore.cli import exit_codes
 from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.storage.registry import locate
 from tests.meta import reference
@@ -219,7 +218,7 @@ def test_the_page_of_errors_says_for_each_exception_what_to_do():
 
 def test_every_exit_code_is_that_of_an_exception_or_of_how_the_program_ended():
     codes = reference.exit_code_meanings()
-    assert {exit_code_of(kind("x")) for kind in reference.exceptions()[1:]} <= set(codes)
+    assert {exit_codes.exit_code_of(kind("x")) for kind in reference.exceptions()[1:]} <= set(codes)
     assert {exit_codes.OK, exit_codes.INTERNAL, exit_codes.INTERRUPTED, exit_codes.BROKEN_PIPE} <= set(codes)
 
 
