@@ -30,19 +30,16 @@ class SlowDisk(StorageWrapper):
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         upload = self.inner.upload(key, size_bytes)
-        return _SlowUpload(upload) if self._marker in key else upload
+        return _SlowUpload(upload, self.url_of(key)) if self._marker in key else upload
 
 
 class _SlowUpload(Upload):
     part_size_bytes = PIECE_SIZE_BYTES
 
-    def __init__(self, inner: Upload) -> None:
-        super().__init__()
+    def __init__(self, inner: Upload, url: str) -> None:
+        super().__init__(url)
         inner.part_size_bytes = PIECE_SIZE_BYTES
         self._inner = inner
-
-    def _check_open(self) -> None:
-        self._inner._check_open()
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         self._inner.send(number, pieces, crc32c, is_last=is_last)
@@ -51,8 +48,8 @@ class _SlowUpload(Upload):
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         return self._inner.commit()
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         self._inner.abort()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._inner.close()

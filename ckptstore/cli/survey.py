@@ -23,6 +23,7 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.directory_listing import CheckpointFacts, DirectoryFacts, RecordFacts, State
@@ -187,10 +188,13 @@ class _DirectorySurvey:
         return "torn", Problem.of_error(fault)
 
     def _unpublished(self, place: Location, found: PrefixFiles) -> Problem:
+        storage = place.storage
         if found.prefix in self._leaving:
             what = "no index: it is being deleted"
             hint = "The next save finishes that."
-        elif any(place.storage.is_abandoned(info.key) for info in found.data.values()):
+        elif isinstance(storage, KnowsWriters) and any(
+            storage.is_abandoned(info.key) for info in found.data.values()
+        ):
             what = "no index: the save died before it was published"
             hint = "No reader ever sees it; the next run that saves here clears it away."
         else:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from ckptstore.directory.collect import collect_graph, drop_leftovers, drop_stale_uploads
 from ckptstore.errors import AccessError, CkptStoreError, TransientError
 from ckptstore.format.naming import parse_file_name
+from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 
@@ -136,7 +137,7 @@ def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
     removed: tuple[GarbageFile, ...] = ()
     uploads = 0
     min_age_s = garbage.min_age_s
-    if directory.storage.knows_writers:
+    if isinstance(directory.storage, KnowsWriters):
         min_age_s = max(min_age_s, _UPLOAD_AGE_S)
     try:
         if garbage.files:

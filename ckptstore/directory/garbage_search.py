@@ -26,6 +26,7 @@ from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.format.record_protocol import Record, ShardName
+from ckptstore.storage.abilities import KnowsWriters, now_s
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 
@@ -97,7 +98,7 @@ class _GarbageSearch:
         # before, not. What is there now was there before it.
         again = self._list()
         alive = sorted_by_prefix(again.values())
-        self.now_s = self.directory.storage.now_s()
+        self.now_s = now_s(self.directory.storage)
         self.others = _beginnings(listed.values())
         graphless = _basenames_without_graph(found.values())
         for item in found.values():
@@ -139,7 +140,11 @@ class _GarbageSearch:
             # A V1 checkpoint, which has no index, and its graph.
             return
         storage = self.directory.storage
-        if alive is not None and any(storage.is_in_use(info.key) for info in alive.data.values()):
+        if (
+            alive is not None
+            and isinstance(storage, KnowsWriters)
+            and any(storage.is_in_use(info.key) for info in alive.data.values())
+        ):
             self.in_use.append(item.prefix)
             return
         # Only now, and whatever the listing said: a writer that is gone has published its index before that,

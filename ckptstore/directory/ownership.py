@@ -26,6 +26,7 @@ from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.errors import AccessError, CkptStoreError, CkptStoreWarning, FencedError
 from ckptstore.format.naming import data_name, meta_name, split_step
 from ckptstore.format.record_protocol import Owner, Record
+from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 
 __all__ = ["OwnedBasename", "Ownership"]
@@ -201,11 +202,14 @@ class Ownership:
             )
 
     def _leftovers_of(self, item: PrefixFiles, record: Record) -> list[str]:
+        storage = self.directory.storage
+        if not isinstance(storage, KnowsWriters):
+            return []
         named = record.shards_named(item.prefix)
         dead = [
             shard
             for shard, info in item.data.items()
-            if shard not in named and self.directory.storage.is_abandoned(info.key)
+            if shard not in named and storage.is_abandoned(info.key)
         ]
         if not dead:
             return []

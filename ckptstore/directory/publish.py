@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ckptstore.checksums import crc32c
 from ckptstore.errors import AmbiguousOutcomeError, CkptStoreError, ConflictError, NotFoundError
 from ckptstore.format.naming import index_name, meta_name
+from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 
@@ -70,7 +71,8 @@ def _version_unless_same(location: Location, data: bytes) -> str | None:
     if there.data != data:
         return there.version
     # Perhaps it came from somebody who did not wait for the disk.
-    storage.make_durable(location.key, there.version)
+    if isinstance(storage, SupportsRelaxedDurability):
+        storage.make_durable(location.key, there.version)
     return None
 
 

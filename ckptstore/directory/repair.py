@@ -21,6 +21,7 @@ from ckptstore.format.naming import split_step
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Record
 from ckptstore.format.record_salvage import salvage_record
+from ckptstore.storage.abilities import now_s
 from ckptstore.storage.base import Location
 
 __all__ = ["RepairAction", "RepairItem", "RepairReport", "repair_record"]
@@ -174,7 +175,7 @@ class _Plan:
         self._state = snapshot.record.state and self._salvage.record.state
         self._pending = self._salvage.record.pending
         self._found = list_checkpoints(directory)
-        self._now_s = directory.storage.now_s()
+        self._now_s = now_s(directory.storage)
         self._items: dict[str, RepairItem] = {}
         self._times_s: dict[str, float | None] = {}
         self._faults: dict[str, Fault | CkptStoreError | None] = {}

@@ -23,6 +23,7 @@ from ckptstore.errors import (
 )
 from ckptstore.format.naming import data_name, meta_name
 from ckptstore.format.record_protocol import ShardName
+from ckptstore.storage.abilities import KnowsWriters, SupportsCopies
 from ckptstore.storage.base import Location
 from ckptstore.storage.scope import Scope
 from ckptstore.storage.upload import Upload
@@ -128,10 +129,9 @@ class ShardSet:
         bool or None
             False if a file of the new name is there already; None if the bytes have to be written.
         """
-        source = shard.source
-        if source is None:
+        source, storage = shard.source, self.directory.storage
+        if source is None or not isinstance(storage, SupportsCopies):
             return None
-        storage = self.directory.storage
         source_key = self.directory.child(source.name).key
         self._name = (number, count)
         try:
@@ -297,7 +297,9 @@ class ShardSet:
         keys = {shard: self.directory.child(data_name(self.prefix, *shard)).key for shard in shards}
         # Our uploads are closed by now: a file of such a name whose writer lives is another's. And asked
         # before the index is read, which that writer has published by then or never will.
-        abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
+        abandoned: list[ShardName] = []
+        if isinstance(storage, KnowsWriters):
+            abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
         published = read_published_index(self.directory, self.prefix)
         named = () if published is None else published.shards
         unnamed = [shard for shard in abandoned if shard not in named]

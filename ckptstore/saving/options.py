@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from ckptstore.errors import UsageError
+from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.transfer.budget import check_memory_budget
 from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
@@ -53,9 +54,10 @@ class SaveOptions:
 
     def place(self, location: Location) -> Location:
         """Return `location` in a storage that is as durable as these options ask for."""
-        if self.durability == "disk":
+        storage = location.storage
+        if self.durability == "disk" or not isinstance(storage, SupportsRelaxedDurability):
             return location
-        return replace(location, storage=location.storage.without_sync())
+        return replace(location, storage=storage.without_sync())
 
     def transfer(self, url: str, step: int | None) -> Transfer:
         """Return a save of `url` that keeps to these options; its deadline begins now."""

@@ -1,8 +1,9 @@
-"""The storage seam: nine primitives, and what each promises.
+"""The storage seam: the nine primitives that a backend must have, and what each promises.
 
-Everything that ckptstore does to a file or object goes through a `Storage`. A backend states in
-`Capabilities` what it really does; ``ckptstore.testing.StorageContract`` proves it. Storage knows nothing of
-tensors.
+Everything that ckptstore does to a file or object goes through a `Storage`: `get`, `read_into`, `head`,
+`put_new`, `put_if`, `upload`, `delete_if` with `delete_many`, `list` and `abort_stale_uploads`. What a
+backend may do beyond them is in `abilities`. It states in `Capabilities` what it really does, and
+``ckptstore.testing.StorageContract`` proves it. Storage knows nothing of tensors.
 
 Keys are exact: no globs, no normalisation, no recursion. *version* is opaque text that changes with the
 content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory counter).
@@ -10,15 +11,12 @@ content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory coun
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ckptstore.storage.finding import Finding
     from ckptstore.storage.upload import Upload
     from ckptstore.storage.values import Buffer, Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
     from ckptstore.types import ByteRange
@@ -32,12 +30,9 @@ class Storage(ABC):
     Attributes
     ----------
     capabilities : Capabilities
-    knows_writers : bool
-        Whether `is_in_use` can tell. Where it cannot, only age says that a file is left over.
+        What holds for every key. See `ProbesCapabilities` for a server that has to be asked.
     parallel_reads : int
         How many `read_into` calls at the same time are faster than one.
-    has_views : bool
-        Whether `view` is worth asking; where it is not, nobody asks for the version that it needs.
 
     Raises
     ------
@@ -50,17 +45,11 @@ class Storage(ABC):
     """
 
     capabilities: Capabilities
-    knows_writers: bool = False
     parallel_reads: int = 1
-    has_views: bool = False
 
     @abstractmethod
     def url_of(self, key: str) -> str:
         """Return the URL of `key` for messages; never holds a secret."""
-
-    def probe(self, key: str) -> Capabilities:
-        """Return what is really true where `key` lies; asks the server once where that depends on it."""
-        return self.capabilities
 
     @abstractmethod
     def get(
@@ -98,14 +87,6 @@ class Storage(ABC):
         Ranges may be empty, in any order, and overlap. Raises as `get`.
         """
 
-    def view(self, key: str, *, version: str) -> memoryview | None:
-        """Return all bytes of `key` as read-only memory, without reading them now.
-
-        None where there is no such way, or none that is safe: use `read_into`. The memory stays as long as
-        the view, or a slice of it or an array over it. Raises as `get`.
-        """
-        return None
-
     @abstractmethod
     def head(self, key: str) -> ObjectInfo:
         """Return size, version and what the store keeps beside them. Raises `NotFoundError`."""
@@ -124,30 +105,6 @@ class Storage(ABC):
 
         Missing directories are made.
         """
-
-    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
-        """Create `target_key` with the bytes of `source_key` without moving them, if nothing is there.
-
-        Parameters
-        ----------
-        source_key : str
-            A file that a published index names, not one under way.
-        target_key : str
-            Nobody can tell whether its writer lives.
-        version : str
-            Of the source.
-
-        Returns
-        -------
-        Committed, Lost, Ambiguous or None
-            None where it cannot be done: write the bytes.
-
-        Raises
-        ------
-        NotFoundError
-            If the source is missing or has another version by now.
-        """
-        return None
 
     @abstractmethod
     def delete_if(self, key: str, version: str) -> bool:
@@ -173,42 +130,6 @@ class Storage(ABC):
         int
             How many were dropped.
         """
-
-    def without_sync(self) -> Storage:
-        """Return the same place, written to without waiting until it survives a power cut.
-
-        Itself where that makes no difference.
-        """
-        return self
-
-    def make_durable(self, key: str, version: str) -> None:  # noqa: B027 - most have nothing to do
-        """Wait until what is there survives a power cut, if it was put in the `without_sync` storage.
-
-        Nothing to do where everything does. Elsewhere raises `NotFoundError` if another version is there.
-        """
-
-    def now_s(self) -> float:
-        """Return the time by the storage's clock, the one of `mtime_s`; seconds since 1970."""
-        return time.time()
-
-    def diagnose(self, directory_key: str) -> Iterable[Finding]:
-        """Say what this backend knows of itself and of a directory, for somebody who has trouble with it.
-
-        What hinders every save is a failed finding; nothing is raised.
-        """
-        return ()
-
-    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
-        """Return a directory where `diagnosis` may put its objects; removed afterwards if it was made."""
-        return nullcontext(directory_key)
-
-    def is_abandoned(self, key: str) -> bool:
-        """Tell whether the writer of `key` is provably dead. False where that cannot be proved."""
-        return False
-
-    def is_in_use(self, key: str) -> bool:
-        """Tell whether the upload that made `key` is not closed yet. False where that cannot be told."""
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Trying out, on a place where checkpoints are or shall be, everything that a save and a restore need.
 
 What is tried is really done, with small objects of random names beside the checkpoints, which are removed
-again. A backend adds what it knows of itself (`Storage.diagnose`).
+again. A backend adds what it knows of itself (`Diagnosable`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 from ckptstore.errors import (
     AmbiguousOutcomeError,
@@ -19,6 +19,7 @@ from ckptstore.errors import (
     NotFoundError,
     UnsupportedError,
 )
+from ckptstore.storage.abilities import Diagnosable, now_s
 from ckptstore.storage.base import Storage
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.values import Ambiguous, Capabilities, Committed, PutOutcome
@@ -50,12 +51,16 @@ def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
     Nothing that was there is changed, and nothing is left behind unless deleting is what fails; the finding
     then names it.
     """
-    findings = list(storage.diagnose(directory_key))
+    findings: list[Finding] = []
+    scratch: AbstractContextManager[str] = nullcontext(directory_key)
+    if isinstance(storage, Diagnosable):
+        findings += storage.diagnose(directory_key)
+        scratch = storage.scratch(directory_key)
     if any(finding.state == "failed" for finding in findings):
         # The rest would only say the same in other words.
         return findings
     try:
-        with storage.scratch(directory_key) as place:
+        with scratch as place:
             findings += _Trial(storage, place).findings()
     except CkptStoreError as error:
         findings.append(failed("write", error))
@@ -99,7 +104,7 @@ class _Trial:
             yield failed("write", error)
             return
         yield Finding("write", "ok", f"an object of {len(_FIRST)} bytes, {_milliseconds(after_s - before_s)}")
-        skew_s = storage.now_s() - time.time()
+        skew_s = now_s(storage) - time.time()
         if abs(skew_s) < _SKEW_TOLD_S:
             # It takes ours for its own; a file server stamps by another one.
             skew_s = max(0.0, info.mtime_s - after_s) or min(0.0, info.mtime_s - before_s)

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckptstore.errors import NotFoundError, TransientError, UsageError
+from ckptstore.errors import NotFoundError, UsageError
+from ckptstore.storage.abilities import KnowsWriters, SupportsCopies
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.upload import Upload
+from ckptstore.storage.upload import Upload, removed_while_written
 from ckptstore.storage.values import (
     Capabilities,
     Committed,
@@ -66,7 +67,7 @@ _WRITERS: weakref.WeakKeyDictionary[MemoryFile, _Unfinished] = weakref.WeakKeyDi
 _UNFINISHED: set[_Unfinished] = set()
 
 
-class MemoryStorage(Storage):
+class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
     """The files of fsspec's memory file system; keys are ``/bucket/name`` for ``memory://bucket/name``."""
 
     capabilities = Capabilities(
@@ -78,7 +79,6 @@ class MemoryStorage(Storage):
         checksum_proved_by_store=False,
         several_hosts=False,
     )
-    knows_writers = True
 
     def __init__(self) -> None:
         # Lazily: whoever works on a disk does not pay for fsspec.
@@ -115,11 +115,6 @@ class MemoryStorage(Storage):
         data = memoryview(seen.data)
         for start, stop, buffer in resolve_reads(ranges, buffers, len(data), url):
             buffer[:] = data[start:stop]
-
-    def view(self, key: str, *, version: str) -> memoryview | None:
-        seen = self._look(key)
-        check_pin(version, seen.version, self.url_of(key))
-        return memoryview(seen.data)
 
     def head(self, key: str) -> ObjectInfo:
         return _info(key, self._look(key))
@@ -184,7 +179,7 @@ class MemoryStorage(Storage):
         return len(stale)
 
     def is_abandoned(self, key: str) -> bool:
-        """Tell whether an upload made this file and was closed since."""
+        """Return whether an upload made this file and was closed since."""
         with _LOCKS[0]:
             file = self._files.get(key)
             writer = None if file is None else _WRITERS.get(file)
@@ -201,11 +196,7 @@ class MemoryStorage(Storage):
             self._check_place(key)
             if writer is not None:
                 if writer not in _UNFINISHED:
-                    raise TransientError(
-                        "the unfinished upload was removed while it was written",
-                        url=self.url_of(key),
-                        hint="A clean-up took it for stale: raise its minimum age above the longest save.",
-                    )
+                    raise removed_while_written(self.url_of(key))
                 _UNFINISHED.discard(writer)
             found = self._version(key)
             if found is not None:
@@ -259,39 +250,26 @@ class MemoryStorage(Storage):
 
 class _MemoryUpload(Upload):
     def __init__(self, storage: MemoryStorage, key: str) -> None:
-        super().__init__()
+        super().__init__(storage.url_of(key))
         self._storage = storage
         self._unfinished = _Unfinished(key, bytearray(), time.monotonic())
-        self._is_open = True
         with _LOCKS[0]:
             _UNFINISHED.add(self._unfinished)
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        self._check_open()
         for piece in pieces:
             self._unfinished.data += piece
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
-        self._is_open = False
         data, self._unfinished.data = bytes(self._unfinished.data), bytearray()
         return self._storage._create(self._unfinished.key, data, self._unfinished)
 
-    def _check_open(self) -> None:
-        if not self._is_open:
-            raise UsageError(
-                "this upload is over",
-                url=self._storage.url_of(self._unfinished.key),
-                hint="Begin another upload.",
-            )
-
-    def abort(self) -> None:
-        self._is_open = False
+    def _abort(self) -> None:
         self._unfinished.data = bytearray()
         with _LOCKS[0]:
             _UNFINISHED.discard(self._unfinished)
 
-    def close(self) -> None:
-        self._is_open = False
+    def _close(self) -> None:
         self._unfinished.is_alive = False
 
     def __del__(self) -> None:

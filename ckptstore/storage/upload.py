@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ckptstore.checksums import combine, crc32c
-from ckptstore.errors import CkptStoreError, UsageError
+from ckptstore.errors import CkptStoreError, TransientError, UsageError
 from ckptstore.storage.checks import byte_view
 from ckptstore.storage.values import PutOutcome
 
 if TYPE_CHECKING:
     from ckptstore.storage.values import Buffer
 
-__all__ = ["Upload"]
+__all__ = ["Upload", "removed_while_written"]
+
+
+def removed_while_written(url: str) -> TransientError:
+    """Return the error for an upload that a clean-up has removed."""
+    return TransientError(
+        "the unfinished upload was removed while it was written",
+        url=url,
+        hint="A clean-up took it for stale: raise its minimum age above the longest save.",
+    )
 
 
 class Upload(ABC):
@@ -23,13 +33,21 @@ class Upload(ABC):
 
     An object consists of parts, numbered from 0, all of `part_size_bytes` except the last one.
 
+    A backend implements `_send`, `_commit`, `_abort` and `_close`. Order, sizes and checksums of the parts,
+    and whether the upload is still open, are checked here.
+
     Calls
     -----
     ``send`` once for each part, or ``write`` any number of times; then ``commit`` or ``abort``, then
     ``close``. Leaving the ``with`` block aborts what was not committed, and closes.
 
-    Until ``close`` the storage can tell that the writer of the object is alive (local disk: a lock on the
+    Until ``close`` the storage can prove that the writer of the object is alive (local disk: a lock on the
     file), so keep the upload open until the index that names the object is published.
+
+    Parameters
+    ----------
+    url : str
+        Of the object, for messages.
 
     Attributes
     ----------
@@ -45,14 +63,33 @@ class Upload(ABC):
     part_size_bytes: int = 8 * 1024 * 1024
     parallel: int = 1
 
-    def __init__(self) -> None:
-        self._sent: dict[int, tuple[int, int]] = {}  # part → CRC32C, size in bytes
-        self._collected = bytearray()
+    def __init__(self, url: str) -> None:
+        self._url = url
+        # A forked child has a copy of the upload, but must not touch what belongs to its parent.
+        self._pid = os.getpid()
+        # Parts may be sent, and the object committed. Never again after `commit`, `abort`, `close`, a part
+        # that failed or a clean-up.
+        self._is_open = True
+        # A clean-up has aborted the upload. Implies not _is_open.
+        self._was_dropped = False
+        # The error of the first part that failed; never replaced. Implies not _is_open.
+        self._failure: CkptStoreError | None = None
+        # part → CRC32C, size in bytes. Only parts that were sent completely.
+        self._sent: dict[int, tuple[int, int]] = {}
+        # Every part of which sending began, so a superset of _sent.
         self._begun_parts: set[int] = set()
+        # The part that ends the object; it is in _sent.
         self._last_number: int | None = None
+        # Bytes of `write` that are not sent yet, at most one part.
+        self._collected = bytearray()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process began the upload; False in a forked child."""
+        return self._pid == os.getpid()
 
     def send(self, number: int, pieces: Sequence[memoryview], crc32c: int, *, is_last: bool = False) -> None:
-        """Bring part `number`, once: the bytes of all `pieces`, one behind the other.
+        """Send part `number`, once: the bytes of all `pieces`, one after the other.
 
         Parameters
         ----------
@@ -68,7 +105,7 @@ class Upload(ABC):
         Raises
         ------
         UsageError
-            If it has the wrong size or number; nothing was sent then.
+            If it has the wrong size or number, or the upload is over; nothing was sent then.
         """
         size_bytes = sum(map(len, pieces))
         if size_bytes > self.part_size_bytes or (size_bytes < self.part_size_bytes and not is_last):
@@ -78,8 +115,20 @@ class Upload(ABC):
                 actual=f"{size_bytes} bytes",
             )
         self._check_number(number, is_last)
+        if self._failure is not None and self.is_ours:
+            # The error of another thread's part. If this thread reports first, it reports what happened.
+            raise self._failure
+        self.check_open()
         self._begun_parts.add(number)
-        self._send(number, pieces, crc32c, is_last)
+        try:
+            self._send(number, pieces, crc32c, is_last)
+        except BaseException as error:
+            # How much of the part was stored is unknown, so nothing can follow.
+            if self._failure is None and isinstance(error, CkptStoreError):
+                self._failure = error
+            self._is_open = False
+            self._on_failed_part()
+            raise
         self._sent[number] = (crc32c, size_bytes)
         if is_last:
             self._last_number = number
@@ -87,7 +136,7 @@ class Upload(ABC):
     def _check_number(self, number: int, is_last: bool) -> None:
         last = self._last_number
         if self.parallel == 1:
-            # After a part that failed, the backend says what that means for the next one.
+            # A part that failed has been begun: what that means for the next one is checked afterwards.
             fits = number not in self._sent and 0 <= number <= len(self._begun_parts) and last is None
         elif is_last:
             fits = last is None and number > max(list(self._sent), default=-1)
@@ -109,7 +158,7 @@ class Upload(ABC):
                 continue
             self._collected += view[:room]
             view = view[room:]
-        self._check_open()
+        self.check_open()
 
     def _send_collected(self, *, is_last: bool) -> None:
         # A new buffer: of the last part the bytes have to stay.
@@ -118,7 +167,7 @@ class Upload(ABC):
 
     def commit(self) -> PutOutcome:
         """Make the object visible under its key if nothing is there; durable when it returns `Committed`."""
-        self._check_open()
+        self.check_open()
         if self._last_number is None:
             self._send_collected(is_last=True)
         if list(range((self._last_number or 0) + 1)) != sorted(self._sent):
@@ -132,27 +181,66 @@ class Upload(ABC):
             part, part_size_bytes = self._sent[number]
             whole = combine(whole, part, part_size_bytes)
             size_bytes += part_size_bytes
-        return self._commit(size_bytes, whole)
+        try:
+            return self._commit(size_bytes, whole)
+        finally:
+            self._is_open = False
 
-    @abstractmethod
-    def _check_open(self) -> None:
-        """Raise `UsageError` if the upload is over, or belongs to the parent of this process."""
+    def abort(self) -> None:
+        """Discard what was sent. No effect after `commit` has returned `Committed`."""
+        self._is_open = False
+        self._abort()
+
+    def drop_as_stale(self) -> None:
+        """Abort it because a clean-up found it too old; a later `commit` raises `TransientError`."""
+        self._was_dropped = True
+        self.abort()
+
+    def close(self) -> None:
+        """Release what proves that the writer is alive."""
+        self._is_open = False
+        self._close()
+
+    def check_open(self) -> None:
+        """Check that more can be sent, or the object committed.
+
+        Raises
+        ------
+        UsageError
+            If the upload is over, or belongs to the parent of this process.
+        TransientError
+            If a clean-up has removed it.
+        """
+        if self._was_dropped:
+            raise removed_while_written(self._url)
+        if not self._is_open or not self.is_ours:
+            raise UsageError(
+                "this upload is over, or belongs to the parent of this process",
+                url=self._url,
+                hint="Begin another upload.",
+            )
 
     @abstractmethod
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        """Do what `send` says; sizes are checked."""
+        """Send one part, as `send` promises; size and number are checked, and the upload is open."""
 
     @abstractmethod
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
-        """Do what `commit` says; every part was sent, and the object has this size and checksum."""
+        """Publish the object, as `commit` promises; all parts were sent, and it has this size and checksum.
+
+        If it raises, or returns `Lost`, what was sent is discarded as far as possible.
+        """
+
+    def _on_failed_part(self) -> None:  # noqa: B027 - most have nothing to do before `abort`
+        """React to a part that could not be sent; other threads may still be sending theirs. Never raises."""
 
     @abstractmethod
-    def abort(self) -> None:
-        """Throw away what was sent. No effect after `commit` answered `Committed`."""
+    def _abort(self) -> None:
+        """Discard what was sent, if it was not published and `is_ours`; may be called more than once."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Release what proves that the writer is alive."""
+    def _close(self) -> None:
+        """Release everything; may be called more than once. Unfinished parts may stay, as after a crash."""
 
     def __enter__(self) -> Upload:
         return self

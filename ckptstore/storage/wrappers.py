@@ -1,39 +1,92 @@
-"""Storages around storages: one hook through which every call passes."""
+"""Storages around storages: one method through which every call passes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, TypeVar
+import functools
+from abc import ABCMeta
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
+from ckptstore.storage.abilities import (
+    Diagnosable,
+    KnowsServerTime,
+    KnowsWriters,
+    ProbesCapabilities,
+    SupportsCopies,
+    SupportsRelaxedDurability,
+    SupportsViews,
+)
 from ckptstore.storage.base import Storage
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
 
 if TYPE_CHECKING:
-    from ckptstore.storage.finding import Finding
-    from ckptstore.storage.values import Buffer
-    from ckptstore.types import ByteRange
+    from ckptstore.storage.values import Capabilities, PutOutcome
 
 __all__ = ["StorageWrapper"]
 
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _intercepted(method: _F, *, key_at: int = 0) -> _F:
+    """Return a method that makes the call of the same name to `inner`, through `StorageWrapper.intercept`.
+
+    Its argument number `key_at` is the key, or the keys, that the call concerns.
+    """
+    name = method.__name__
+
+    @functools.wraps(method, updated=())  # not its mark as abstract
+    def forward(self: StorageWrapper, *args: Any, **options: Any) -> Any:
+        keys = args[key_at]
+        return self.intercept(
+            name,
+            [keys] if isinstance(keys, str) else keys,
+            lambda: getattr(self.inner, name)(*args, **options),
+        )
+
+    return cast("_F", forward)
+
+
+def _forwarded(method: _F) -> _F:
+    """Return a method that makes the call of the same name to `inner`, without `intercept`."""
+    name = method.__name__
+
+    @functools.wraps(method, updated=())  # not its mark as abstract
+    def forward(self: StorageWrapper, *args: Any) -> Any:
+        return getattr(self.inner, name)(*args)
+
+    return cast("_F", forward)
 
 
 class StorageWrapper(Storage):
-    """Pass every call on to `inner`, through `intercept`.
+    """Forward every call to `inner`, through `intercept`.
+
+    A wrapper has the abilities of `inner`, so that ``isinstance(wrapper, SupportsCopies)`` holds where it
+    holds for `inner`.
+
+    Attributes
+    ----------
+    inner : Storage
+    hides : tuple of type
+        Abilities that the wrapper does not have even if `inner` has them; for a subclass to set.
 
     Threads
     -------
-    As safe as `inner` and what overrides `intercept`.
+    As safe as `inner` and the subclass's `intercept`.
     """
+
+    hides: ClassVar[tuple[type, ...]] = ()
+
+    def __new__(cls, inner: Storage, *args: Any, **options: Any) -> Self:
+        abilities = tuple(
+            ability
+            for ability in _FORWARDERS
+            if isinstance(inner, ability) and not issubclass(cls, (ability, *cls.hides))
+        )
+        return cast("Self", super().__new__(_with_abilities(cls, abilities)))
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
-
-    @property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
-        return self.inner.capabilities
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         """Make one call; override this.
@@ -46,47 +99,33 @@ class StorageWrapper(Storage):
         keys : sequence of str
             The key or prefix concerned; several for ``"delete_many"``.
         call : callable
-            Makes the call to `inner` and returns its answer.
+            Makes the call to `inner` and returns its result.
         """
         return call()
 
     def on_upload(self, upload: Upload) -> None:
-        """Hear of an upload of `inner` that was begun; override this to keep hold of it."""
+        """Called with each new upload of `inner`; override this to keep a reference to it."""
+
+    @property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        return self.inner.capabilities
+
+    @property
+    def parallel_reads(self) -> int:  # type: ignore[override]
+        return self.inner.parallel_reads
 
     def url_of(self, key: str) -> str:
         return self.inner.url_of(key)
 
-    def probe(self, key: str) -> Capabilities:
-        return self.inner.probe(key)
-
-    def get(
-        self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> GetResult:
-        return self.intercept("get", [key], lambda: self.inner.get(key, byte_range, version=version))
-
-    def read_into(
-        self,
-        key: str,
-        ranges: Sequence[ByteRange],
-        buffers: Sequence[memoryview],
-        *,
-        version: str | None = None,
-    ) -> None:
-        self.intercept(
-            "read_into", [key], lambda: self.inner.read_into(key, ranges, buffers, version=version)
-        )
-
-    def view(self, key: str, *, version: str) -> memoryview | None:
-        return self.intercept("view", [key], lambda: self.inner.view(key, version=version))
-
-    def head(self, key: str) -> ObjectInfo:
-        return self.intercept("head", [key], lambda: self.inner.head(key))
-
-    def put_new(self, key: str, data: Buffer) -> PutOutcome:
-        return self.intercept("put_new", [key], lambda: self.inner.put_new(key, data))
-
-    def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
-        return self.intercept("put_if", [key], lambda: self.inner.put_if(key, data, version))
+    get = _intercepted(Storage.get)
+    read_into = _intercepted(Storage.read_into)
+    head = _intercepted(Storage.head)
+    put_new = _intercepted(Storage.put_new)
+    put_if = _intercepted(Storage.put_if)
+    delete_if = _intercepted(Storage.delete_if)
+    delete_many = _intercepted(Storage.delete_many)
+    list = _intercepted(Storage.list)
+    abort_stale_uploads = _intercepted(Storage.abort_stale_uploads)
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         def begin() -> Upload:
@@ -96,66 +135,68 @@ class StorageWrapper(Storage):
 
         return _WrappedUpload(self, key, self.intercept("upload", [key], begin))
 
-    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
-        return self.intercept(
-            "copy_from", [target_key], lambda: self.inner.copy_from(source_key, target_key, version)
-        )
 
-    def delete_if(self, key: str, version: str) -> bool:
-        return self.intercept("delete_if", [key], lambda: self.inner.delete_if(key, version))
+class _ForwardsViews(SupportsViews):
+    view = _intercepted(SupportsViews.view)
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        self.intercept("delete_many", keys, lambda: self.inner.delete_many(keys))
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self.intercept("list", [prefix], lambda: self.inner.list(prefix))
+class _ForwardsCopies(SupportsCopies):
+    copy_from = _intercepted(SupportsCopies.copy_from, key_at=1)
 
-    def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
-        return self.intercept(
-            "abort_stale_uploads", [prefix], lambda: self.inner.abort_stale_uploads(prefix, min_age_s)
-        )
 
-    def is_abandoned(self, key: str) -> bool:
-        return self.intercept("is_abandoned", [key], lambda: self.inner.is_abandoned(key))
-
-    @property
-    def parallel_reads(self) -> int:  # type: ignore[override]
-        return self.inner.parallel_reads
-
-    @property
-    def has_views(self) -> bool:  # type: ignore[override]
-        return self.inner.has_views
-
-    @property
-    def knows_writers(self) -> bool:  # type: ignore[override]
-        return self.inner.knows_writers
-
-    def is_in_use(self, key: str) -> bool:
-        return self.intercept("is_in_use", [key], lambda: self.inner.is_in_use(key))
+class _ForwardsRelaxedDurability(SupportsRelaxedDurability):
+    # No request, and nothing that another process can see.
+    make_durable = _forwarded(SupportsRelaxedDurability.make_durable)
 
     def without_sync(self) -> Storage:
-        """Return the unsynced `inner`, every call to which passes through `intercept` of this one."""
-        inner = self.inner.without_sync()
-        return self if inner is self.inner else _WithoutSync(self, inner)
+        assert isinstance(self, StorageWrapper)
+        inner = cast("SupportsRelaxedDurability", self.inner).without_sync()
+        return self if inner is self.inner else _WithoutSync(inner, self)
 
-    def make_durable(self, key: str, version: str) -> None:
-        # No request, and nothing that anybody sees.
-        self.inner.make_durable(key, version)
 
-    def now_s(self) -> float:
-        return self.inner.now_s()
+class _ForwardsWriters(KnowsWriters):
+    is_abandoned = _intercepted(KnowsWriters.is_abandoned)
+    is_in_use = _intercepted(KnowsWriters.is_in_use)
 
-    def diagnose(self, directory_key: str) -> Iterable[Finding]:
-        return self.intercept("diagnose", [directory_key], lambda: list(self.inner.diagnose(directory_key)))
 
-    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
-        return self.inner.scratch(directory_key)
+class _ForwardsServerTime(KnowsServerTime):
+    now_s = _forwarded(KnowsServerTime.now_s)
+
+
+class _ForwardsProbes(ProbesCapabilities):
+    probe = _forwarded(ProbesCapabilities.probe)
+
+
+class _ForwardsDiagnosis(Diagnosable):
+    diagnose = _intercepted(Diagnosable.diagnose)
+    scratch = _forwarded(Diagnosable.scratch)
+
+
+_FORWARDERS: dict[type, type] = {
+    SupportsViews: _ForwardsViews,
+    SupportsCopies: _ForwardsCopies,
+    SupportsRelaxedDurability: _ForwardsRelaxedDurability,
+    KnowsWriters: _ForwardsWriters,
+    KnowsServerTime: _ForwardsServerTime,
+    ProbesCapabilities: _ForwardsProbes,
+    Diagnosable: _ForwardsDiagnosis,
+}
+
+
+@functools.cache
+def _with_abilities(cls: type[StorageWrapper], abilities: tuple[type, ...]) -> type[StorageWrapper]:
+    """Return `cls`, extended by what forwards the calls of `abilities`."""
+    if not abilities:
+        return cls
+    bases = (cls, *(_FORWARDERS[ability] for ability in abilities))
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return cast("type[StorageWrapper]", ABCMeta(cls.__name__, bases, names))
 
 
 class _WithoutSync(StorageWrapper):
-    """Another storage inside, and all that the outer wrapper knows: what it counts, or that it died."""
+    """The storage without sync inside, and the state of the outer wrapper: what it counts, or its crash."""
 
-    def __init__(self, outer: StorageWrapper, inner: Storage) -> None:
+    def __init__(self, inner: Storage, outer: StorageWrapper) -> None:
         super().__init__(inner)
         self._outer = outer
 
@@ -168,15 +209,16 @@ class _WithoutSync(StorageWrapper):
 
 class _WrappedUpload(Upload):
     def __init__(self, storage: StorageWrapper, key: str, inner: Upload) -> None:
-        super().__init__()
+        super().__init__(storage.url_of(key))
         self._storage = storage
         self._keys = [key]
         self._inner = inner
         self.part_size_bytes = inner.part_size_bytes
         self.parallel = inner.parallel
 
-    def _check_open(self) -> None:
-        self._inner._check_open()
+    def check_open(self) -> None:
+        super().check_open()
+        self._inner.check_open()
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         self._storage.intercept(
@@ -186,8 +228,8 @@ class _WrappedUpload(Upload):
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         return self._storage.intercept("upload.commit", self._keys, self._inner.commit)
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         self._storage.intercept("upload.abort", self._keys, self._inner.abort)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self._storage.intercept("upload.close", self._keys, self._inner.close)

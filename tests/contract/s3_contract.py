@@ -8,11 +8,17 @@ import pytest
 
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
-from ckptstore.testing import StorageContract
+from ckptstore.testing.contract import (
+    CopyContract,
+    DiagnosisContract,
+    ProbeContract,
+    ServerTimeContract,
+    StorageContract,
+)
 from tests.servers.s3 import S3Server
 
 
-class S3Contract(StorageContract):
+class S3Contract(StorageContract, CopyContract, ProbeContract, ServerTimeContract, DiagnosisContract):
     direct = True
 
     @pytest.fixture

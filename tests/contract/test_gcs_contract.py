@@ -9,11 +9,17 @@ import pytest
 from ckptstore.storage.base import Location
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
-from ckptstore.testing import StorageContract
+from ckptstore.testing.contract import (
+    CopyContract,
+    DiagnosisContract,
+    ProbeContract,
+    ServerTimeContract,
+    StorageContract,
+)
 from tests.servers.gcs import GcsServer
 
 
-class _OnGcs(StorageContract):
+class _OnGcs(StorageContract, CopyContract, ProbeContract, ServerTimeContract, DiagnosisContract):
     direct = True
 
     @pytest.fixture

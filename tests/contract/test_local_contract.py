@@ -10,12 +10,27 @@ import pytest
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.locks import LOCK_NAME
 from ckptstore.storage.local.storage import LocalStorage
-from ckptstore.testing import StorageContract
+from ckptstore.testing import CountingStorage, FaultyStorage
+from ckptstore.testing.contract import (
+    CopyContract,
+    DiagnosisContract,
+    RelaxedDurabilityContract,
+    StorageContract,
+    ViewContract,
+    WriterContract,
+)
 
 
-class TestLocal(StorageContract):
+class _OnDisk(
+    StorageContract,
+    ViewContract,
+    CopyContract,
+    RelaxedDurabilityContract,
+    WriterContract,
+    DiagnosisContract,
+):
     @pytest.fixture
-    def directory(self, tmp_path: Path) -> Iterator[Location]:
+    def bare(self, tmp_path: Path) -> Iterator[Location]:
         yield Location(LocalStorage(), str(tmp_path / "run"), str(tmp_path / "run"))
         names = [path.name for path in tmp_path.rglob("*") if path.is_file()]
         assert not [name for name in names if ".tmp-" in name], "an unfinished file was left behind"
@@ -30,3 +45,17 @@ class TestLocal(StorageContract):
     def get_raw(self, location: Location) -> bytes | None:
         path = Path(location.key)
         return path.read_bytes() if path.is_file() else None
+
+
+class TestLocal(_OnDisk):
+    @pytest.fixture
+    def directory(self, bare: Location) -> Location:
+        return bare
+
+
+class TestWrapped(_OnDisk):
+    """A wrapper has the abilities of the storage inside, and loses nothing on the way through."""
+
+    @pytest.fixture
+    def directory(self, bare: Location) -> Location:
+        return Location(FaultyStorage(CountingStorage(bare.storage)), bare.key, bare.url)

@@ -11,9 +11,10 @@ from ckptstore.storage import memory
 from ckptstore.storage.base import Location
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.testing import CountingStorage, FaultyStorage, StorageContract
+from ckptstore.testing.contract import CopyContract, WriterContract
 
 
-class _OnMemory(StorageContract):
+class _OnMemory(StorageContract, CopyContract, WriterContract):
     @pytest.fixture
     def bare(self) -> Iterator[Location]:
         fs = fsspec.filesystem("memory")

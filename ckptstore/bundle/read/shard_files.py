@@ -10,6 +10,7 @@ from ckptstore.errors import ChecksumError, IncompleteBundleError, NotFoundError
 from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import BundleEntry
 from ckptstore.format.naming import data_name
+from ckptstore.storage.abilities import SupportsViews
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.scope import Scope, current_scope
@@ -45,7 +46,7 @@ class ShardFiles:
 
     def __init__(self, prefix: Location, num_shards: int, index_is_current: Callable[[], bool]) -> None:
         self.parallel_reads = prefix.storage.parallel_reads
-        self.has_views = prefix.storage.has_views
+        self.has_views = isinstance(prefix.storage, SupportsViews)
         self._prefix = prefix
         self._num_shards = num_shards
         self._index_is_current = index_is_current
@@ -149,10 +150,11 @@ class ShardFile:
 
         Errors as for `size_bytes`, and those of the storage.
         """
-        if not self._was_viewed:
+        storage = self._location.storage
+        if not self._was_viewed and isinstance(storage, SupportsViews):
             version = self._look(tensor).version
             try:
-                self._view = self._location.storage.view(self._location.key, version=version)
+                self._view = storage.view(self._location.key, version=version)
             except NotFoundError as error:
                 raise self._missing(tensor) from error
             self._was_viewed = True

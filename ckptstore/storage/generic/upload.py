@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from ckptstore.errors import TransientError, UsageError, from_os_error
+from ckptstore.errors import from_os_error
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import PutOutcome
 
@@ -39,20 +38,15 @@ class GenericUpload(Upload):
         put: Callable[[bytes | None, str], PutOutcome],
         forget: Callable[[GenericUpload], object],
     ) -> None:
-        super().__init__()
+        super().__init__(url)
         self.key = key
         self.started_s = time.monotonic()
-        self._url = url
         self._put = put
         self._forget = forget
-        self._pid = os.getpid()
         self._data = bytearray()
         self._file: IO[bytes] | None = None
-        self._is_open = True
-        self._was_dropped = False
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        self._check_open()
         size_bytes = len(self._data) + sum(map(len, pieces))
         if self._file is None and size_bytes <= _IN_MEMORY_BYTES:
             for piece in pieces:
@@ -66,15 +60,12 @@ class GenericUpload(Upload):
             for piece in pieces:
                 self._file.write(piece)
         except OSError as error:
-            self.abort()
             raise from_os_error(error, "cannot collect the upload", tempfile.gettempdir()) from error
-        except BaseException:
-            # How much of it was taken is unknown, so nothing can follow.
-            self.abort()
-            raise
+
+    def _on_failed_part(self) -> None:
+        self._release()
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
-        self._is_open = False
         try:
             if self._file is None:
                 return self._put(bytes(self._data), "")
@@ -83,36 +74,16 @@ class GenericUpload(Upload):
         finally:
             self._release()
 
-    def _check_open(self) -> None:
-        if self._was_dropped:
-            raise TransientError(
-                "the unfinished upload was removed while it was written",
-                url=self._url,
-                hint="A clean-up took it for stale: raise its minimum age above the longest save.",
-            )
-        if not self._is_open or self._pid != os.getpid():
-            raise UsageError(
-                "this upload is over, or belongs to the parent of this process",
-                url=self._url,
-                hint="Begin another upload.",
-            )
-
-    def abort(self) -> None:
-        self._is_open = False
+    def _abort(self) -> None:
         self._release()
 
-    def drop_as_stale(self) -> None:
-        """Abort it because a clean-up found it too old; a later `commit` says so."""
-        self._was_dropped = True
-        self.abort()
-
-    def close(self) -> None:
-        self.abort()
+    def _close(self) -> None:
+        self._release()
 
     def _release(self) -> None:
         self._forget(self)
         self._data = bytearray()
         file, self._file = self._file, None
         # A child must not remove the parent's file.
-        if file is not None and self._pid == os.getpid():
+        if file is not None and self.is_ours:
             file.close()

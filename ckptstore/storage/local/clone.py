@@ -57,7 +57,7 @@ def age_stamp_s(path: str, status: os.stat_result) -> float:
 
 
 def copy_file(fd: int, status: os.stat_result, directory: Directory, name: str) -> PutOutcome | None:
-    """Do what `Storage.copy_from` says, from an open file to `name` in `directory`."""
+    """Do what `SupportsCopies.copy_from` says, from an open file to `name` in `directory`."""
     if is_held(fd) or upload_mark(fd) == "":
         # Still being written, or unknown: where files cannot be marked, every unlocked one looks like that
         # of a dead writer.

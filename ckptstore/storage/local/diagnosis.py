@@ -93,7 +93,7 @@ def _nearest_existing(path: str) -> str:
 
 
 def diagnose_directory(path: str) -> Iterator[Finding]:
-    """Yield what `Storage.diagnose` asks for.
+    """Yield what `Diagnosable.diagnose` asks for.
 
     Parameters
     ----------

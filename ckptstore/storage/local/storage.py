@@ -21,6 +21,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
+from ckptstore.storage.abilities import (
+    Diagnosable,
+    KnowsWriters,
+    SupportsCopies,
+    SupportsRelaxedDurability,
+    SupportsViews,
+)
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads, truncated
 from ckptstore.storage.local.clone import age_stamp_s, copy_file
@@ -46,7 +53,9 @@ _MAX_BUFFERS = 1024  # IOV_MAX
 _LARGE_READ_BYTES = 1 << 20
 
 
-class LocalStorage(Storage):
+class LocalStorage(
+    Storage, SupportsViews, SupportsCopies, SupportsRelaxedDurability, KnowsWriters, Diagnosable
+):
     """The file system of this machine; keys are absolute POSIX paths."""
 
     capabilities = Capabilities(
@@ -58,9 +67,7 @@ class LocalStorage(Storage):
         checksum_proved_by_store=False,
         several_hosts=False,
     )
-    knows_writers = True
     parallel_reads = min(4, os.cpu_count() or 1)
-    has_views = True
 
     def __init__(self, *, is_synced: bool = True) -> None:
         self._is_synced = is_synced
@@ -261,8 +268,8 @@ class LocalStorage(Storage):
         finally:
             os.close(fd)
 
-    def diagnose(self, directory_key: str) -> Iterator[Finding]:
-        return diagnose_directory(directory_key)
+    def diagnose(self, directory_key: str) -> Sequence[Finding]:
+        return list(diagnose_directory(directory_key))
 
     def scratch(self, directory_key: str) -> AbstractContextManager[str]:
         return scratch_directory(directory_key)

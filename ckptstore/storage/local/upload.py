@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 
-from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.local.direct_io import PARALLEL_WRITES
 from ckptstore.storage.local.directory import Directory, translate_errors
 from ckptstore.storage.local.temp_file import TempFile
@@ -36,15 +35,10 @@ class LocalUpload(Upload):
     part_size_bytes = 8 * 1024 * 1024
 
     def __init__(self, directory: Directory, name: str, url: str, size_bytes: int | None) -> None:
-        super().__init__()
-        self._url = url
+        super().__init__(url)
         self._directory = directory
+        # While `_is_open`, the temporary file exists, and this process holds its lock.
         self._temp = TempFile(directory, name, is_upload=True)
-        # True until the first of commit, abort, close and a failure; never True again. While it is True the
-        # temporary file exists, and this process holds its lock.
-        self._is_open = True
-        # The first error of ours that a `send` met; set once, before `_is_open` becomes False.
-        self._failure: CkptStoreError | None = None
         self.parallel = _PARALLEL_BUFFERED
         if size_bytes is None:
             return
@@ -65,19 +59,11 @@ class LocalUpload(Upload):
             _LOG.debug("%s: direct I/O is %s: written through the page cache", self._url, reason)
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        if self._failure is not None and self._temp.is_ours:
-            # That of another thread. The caller may see this one first, so it is the same.
-            raise self._failure
-        self._check_open()
-        try:
-            with translate_errors("cannot write", self._url):
-                self._temp.write_at(number * self.part_size_bytes, pieces)
-        except BaseException as error:
-            if self._failure is None and isinstance(error, CkptStoreError):
-                self._failure = error
-            # It is unknown how much was written, so no part can follow.
-            self._give_up()
-            raise
+        with translate_errors("cannot write", self._url):
+            self._temp.write_at(number * self.part_size_bytes, pieces)
+
+    def _on_failed_part(self) -> None:
+        self._give_up()
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         try:
@@ -87,7 +73,6 @@ class LocalUpload(Upload):
         except BaseException:
             self._give_up()
             raise
-        self._is_open = False
         if isinstance(outcome, Committed):
             # One descriptor per data file stays open until the index is published: the one with the lock.
             self._directory.close()
@@ -95,26 +80,15 @@ class LocalUpload(Upload):
             self._give_up()
         return outcome
 
-    def _check_open(self) -> None:
-        if not self._is_open or not self._temp.is_ours:
-            raise UsageError(
-                "this upload is over, or belongs to the parent of this process",
-                url=self._url,
-                hint="Begin another upload.",
-            )
-
     def _give_up(self) -> None:
-        self._is_open = False
         # The first error counts. A file that cannot be removed now is left to `abort_stale_uploads`.
         with suppress(OSError):
             self._temp.discard()
 
-    def abort(self) -> None:
-        self._is_open = False
+    def _abort(self) -> None:
         with translate_errors("cannot remove the unfinished file", self._url):
             self._temp.discard()
 
-    def close(self) -> None:
-        self._is_open = False
+    def _close(self) -> None:
         self._temp.close()
         self._directory.close()

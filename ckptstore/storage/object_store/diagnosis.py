@@ -20,7 +20,7 @@ _LARGE_BYTES = 1 << 40
 
 
 def diagnose_objects(service: ObjectService, directory_key: str) -> Iterator[Finding]:
-    """Yield what `Storage.diagnose` asks for.
+    """Yield what `Diagnosable.diagnose` asks for.
 
     Parameters
     ----------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import UsageError
+from ckptstore.storage.abilities import Diagnosable, KnowsServerTime, ProbesCapabilities, SupportsCopies
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["ObjectStorage"]
 
 
-class ObjectStorage(Storage):
+class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities, Diagnosable):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
     Parameters
@@ -169,8 +170,8 @@ class ObjectStorage(Storage):
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
         return self._deleter.abort_stale_uploads(prefix, min_age_s, list(self._uploads))
 
-    def diagnose(self, directory_key: str) -> Iterator[Finding]:
-        return diagnose_objects(self.service, directory_key)
+    def diagnose(self, directory_key: str) -> Sequence[Finding]:
+        return list(diagnose_objects(self.service, directory_key))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, start = self.service.split(prefix)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from ckptstore.errors import CkptStoreError, TransientError, UsageError
+from ckptstore.errors import CkptStoreError
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
 from ckptstore.storage.object_store.conditional_write import new_write_id
 from ckptstore.storage.object_store.errors import error_of
@@ -57,8 +56,7 @@ class ObjectUpload(Upload):
     """
 
     # Invariants: `_session` is set from the first part that needs one until the upload ends, so a session is
-    # aborted exactly where one is left. `_last` is the part that no session takes. `_failure` is the first
-    # error of any thread, for the others. `_is_open` never becomes true again.
+    # aborted exactly where one is left. `_last` is the part that no session takes.
 
     def __init__(
         self,
@@ -68,20 +66,15 @@ class ObjectUpload(Upload):
         *,
         when_over: Callable[[ObjectUpload], object],
     ) -> None:
-        super().__init__()
+        super().__init__(service.url_of(target.key))
         self.part_size_bytes = _part_size_bytes(size_bytes, service.transport)
         self.target = target
         self._service = service
         self._when_over = when_over
-        self._url = service.url_of(target.key)
-        self._pid = os.getpid()
         self._begun_s = time.monotonic()
         self._request = PutRequest(target, new_write_id(), Precondition(None), size_bytes)
-        self._is_open = True
-        self._was_dropped = False
         self._session: UploadSession | None = None
         self._last: Sequence[memoryview] = ()
-        self._failure: CkptStoreError | None = None
         self._lock = threading.Lock()
         # Asks the server, and may fail.
         self.parallel = self._parallel_parts(size_bytes)
@@ -104,27 +97,16 @@ class ObjectUpload(Upload):
         return time.monotonic() - self._begun_s
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
-        if self._failure is not None and self._pid == os.getpid():
-            # The error of another thread: whichever thread reports first, it reports the cause.
-            raise self._failure
-        self._check_open()
-        try:
-            if number or not is_last:
-                session = self._begin_once()
-                if session.sends_last_part or not is_last:
-                    offset = number * self.part_size_bytes
-                    self._service.run(
-                        lambda attempts: session.send(number, offset, pieces, crc32c, attempts),
-                        "cannot send a part of the object",
-                        self._url,
-                    )
-                    return
-        except BaseException as error:
-            # Without this part nothing can follow.
-            if self._failure is None and isinstance(error, CkptStoreError):
-                self._failure = error
-            self._is_open = False
-            raise
+        if number or not is_last:
+            session = self._begin_once()
+            if session.sends_last_part or not is_last:
+                offset = number * self.part_size_bytes
+                self._service.run(
+                    lambda attempts: session.send(number, offset, pieces, crc32c, attempts),
+                    "cannot send a part of the object",
+                    self._url,
+                )
+                return
         self._last = pieces
 
     def _begin_once(self) -> UploadSession:
@@ -158,7 +140,7 @@ class ObjectUpload(Upload):
         except BaseException:
             self._give_up()
             raise
-        self._end()
+        self._when_over(self)
         if isinstance(outcome, Committed | Ambiguous):
             # After an ambiguous outcome nothing may be cleaned up.
             session, self._session = self._session, None
@@ -168,20 +150,6 @@ class ObjectUpload(Upload):
         else:
             self._give_up()
         return outcome
-
-    def _check_open(self) -> None:
-        if self._was_dropped:
-            raise TransientError(
-                "the unfinished upload was removed while it was written",
-                url=self._url,
-                hint="A clean-up took it for stale: raise its minimum age above the longest save.",
-            )
-        if not self._is_open or self._pid != os.getpid():
-            raise UsageError(
-                "this upload is over, or belongs to the parent of this process",
-                url=self._url,
-                hint="Begin another upload.",
-            )
 
     def _delete_parts(self, session: UploadSession) -> None:
         """Delete the parts of the object, which is in place whatever comes of this."""
@@ -193,26 +161,17 @@ class ObjectUpload(Upload):
             # Do not block on the clean-up.
             self._service.abort_later(session)
 
-    def abort(self) -> None:
-        self._end()
-        if self._pid == os.getpid():
+    def _abort(self) -> None:
+        self._when_over(self)
+        if self.is_ours:
             self._discard()
 
-    def drop_as_stale(self) -> None:
-        """Abort it because a clean-up found it too old; a later `commit` reports that."""
-        self._was_dropped = True
-        self.abort()
-
-    def close(self) -> None:
-        self._end()
+    def _close(self) -> None:
+        self._when_over(self)
         self._last = ()
 
-    def _end(self) -> None:
-        self._is_open = False
-        self._when_over(self)
-
     def _give_up(self) -> None:
-        self._end()
+        self._when_over(self)
         # The first error counts; what cannot be removed now is left for abort_stale_uploads.
         with suppress(CkptStoreError):
             self._discard()
@@ -231,7 +190,7 @@ class ObjectUpload(Upload):
 
     def __del__(self) -> None:
         # Not here: the garbage collector may run in the thread that serves the requests.
-        if self._is_open and self._session is not None and self._pid == os.getpid():
+        if self._is_open and self._session is not None and self.is_ours:
             self._service.abort_later(self._session)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import pytest
 
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.values import Committed, Lost, PutOutcome
 
-__all__ = ["ContractBase", "at_once", "committed"]
+__all__ = ["AbilityContract", "ContractBase", "at_once", "committed", "one_winner"]
 
 _T = TypeVar("_T")
 
@@ -37,6 +37,12 @@ class ContractBase:
         """Skip the test if the backend does not claim this."""
         if not getattr(storage.capabilities, capability):
             pytest.skip(f"{storage.capabilities.backend} does not claim {capability}")
+
+
+class AbilityContract(ContractBase):
+    """The tests of one optional ability; for a class that is also a `StorageContract`."""
+
+    ability: ClassVar[type]
 
 
 def committed(outcome: PutOutcome) -> str:

@@ -1,4 +1,4 @@
-"""`upload`, `abort_stale_uploads` and `is_abandoned`."""
+"""`upload` and `abort_stale_uploads`."""
 
 from __future__ import annotations
 
@@ -175,12 +175,3 @@ class UploadContract(ContractBase):
 
     def test_there_are_no_stale_uploads_in_a_directory_that_is_not_there(self, directory: Location) -> None:
         assert directory.storage.abort_stale_uploads(f"{directory.child('nowhere').key}/", 0.0) == 0
-
-    def test_nobody_calls_a_living_writer_dead(self, shard: Location) -> None:
-        storage = shard.storage
-        assert not storage.is_abandoned(shard.key)
-        with storage.upload(shard.key) as upload:
-            upload.write(b"x")
-            assert not storage.is_abandoned(shard.key)
-            committed(upload.commit())
-            assert not storage.is_abandoned(shard.key)

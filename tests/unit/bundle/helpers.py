@@ -24,15 +24,12 @@ class Sink(Upload):
     """Keeps what is sent, part by part."""
 
     def __init__(self, part_size_bytes: int = Upload.part_size_bytes, parallel: int = 1) -> None:
-        super().__init__()
+        super().__init__("memory://sink")
         self.part_size_bytes = part_size_bytes
         self.parallel = parallel
         self.parts: dict[int, bytes] = {}
         self.pieces: dict[int, int] = {}
         self.last: int | None = None
-
-    def _check_open(self) -> None:
-        pass
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         data = b"".join(pieces)
@@ -52,10 +49,10 @@ class Sink(Upload):
         assert self.last == len(self.parts) - 1
         return b"".join(self.parts[number] for number in range(len(self.parts)))
 
-    def abort(self) -> None:
+    def _abort(self) -> None:
         pass
 
-    def close(self) -> None:
+    def _close(self) -> None:
         pass
 
 

@@ -15,6 +15,7 @@ import ckptstore as ck
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError
+from ckptstore.storage.abilities import KnowsServerTime, KnowsWriters
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
@@ -282,7 +283,7 @@ class TestAge:
         assert len(look(run).files) == 1
 
     def test_by_the_clock_of_the_storage(self, run: Path) -> None:
-        class Later(StorageWrapper):
+        class Later(StorageWrapper, KnowsServerTime):
             def now_s(self) -> float:
                 return time.time() + 2 * DAY
 
@@ -359,7 +360,7 @@ class TestTheLiving:
 
     def test_where_nobody_knows_the_living_uploads_go_by_age(self, run: Path) -> None:
         class Blind(StorageWrapper):
-            knows_writers = False
+            hides = (KnowsWriters,)
 
         with use_wrapper(Blind), LocalStorage().upload(f"{run}/model-9.data-00000-of-00001") as upload:
             upload.write(b"x")
@@ -449,8 +450,8 @@ class TestTroubles:
 
 
 def test_storages_say_whose_writers_they_know() -> None:
-    assert (LocalStorage().knows_writers, MemoryStorage().knows_writers) == (True, True)
-    assert StorageWrapper(LocalStorage()).knows_writers
+    for storage in (LocalStorage(), MemoryStorage(), StorageWrapper(LocalStorage())):
+        assert isinstance(storage, KnowsWriters)
 
 
 @pytest.mark.parametrize("backend", ["local", "memory"])

@@ -9,6 +9,7 @@ from typing import TypeVar
 import pytest
 
 import ckptstore as ck
+from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
@@ -39,8 +40,7 @@ class Before(StorageWrapper):
 class NobodyKnowsWriters(StorageWrapper):
     """As on an object store: whether a writer lives cannot be told."""
 
-    def is_abandoned(self, key: str) -> bool:
-        return False
+    hides = (KnowsWriters,)
 
 
 @pytest.fixture

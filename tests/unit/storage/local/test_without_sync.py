@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.errors import NotFoundError, TransientError
+from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.storage.base import Storage
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
@@ -49,20 +50,18 @@ def test_nothing_waits_for_the_disk_and_all_else_is_the_same(tmp_path: Path, syn
     assert len(synced) > 8
 
 
-def test_it_says_that_nothing_is_durable(tmp_path: Path) -> None:
+def test_it_says_that_nothing_is_durable() -> None:
     storage = LocalStorage()
     unsynced = storage.without_sync()
     assert not unsynced.capabilities.durable_when_acknowledged
     assert storage.capabilities.durable_when_acknowledged
-    assert unsynced.probe(str(tmp_path)) == unsynced.capabilities
     assert unsynced.without_sync() is unsynced
 
 
-def test_where_it_makes_no_difference_it_is_the_same_storage() -> None:
-    storage = MemoryStorage()
-    assert storage.without_sync() is storage
-    wrapped = CountingStorage(storage)
-    assert wrapped.without_sync() is wrapped
+def test_only_a_storage_that_waits_for_the_disk_has_it() -> None:
+    assert isinstance(StorageWrapper(LocalStorage()), SupportsRelaxedDurability)
+    for storage in (MemoryStorage(), CountingStorage(MemoryStorage())):
+        assert not isinstance(storage, SupportsRelaxedDurability)
 
 
 def test_a_wrapper_is_not_lost(tmp_path: Path, synced: list[int]) -> None:

@@ -1,0 +1,154 @@
+"""What a storage may do beyond the nine primitives: one type per ability.
+
+A backend derives from the types whose promises it keeps, and a caller asks by type:
+``isinstance(storage, SupportsCopies)``. There are no defaults. What is lost without each:
+
+============================  ================================================================================
+`SupportsViews`               Data files are never memory-mapped: the bytes are read.
+`SupportsCopies`              A data file whose tensors are unchanged is sent again by every save.
+`SupportsRelaxedDurability`   ``durability="cache"`` saves no time.
+`KnowsWriters`                Only its age shows that a file is left over: what a dead save has left behind
+                              stays until it is old enough to be collected.
+`KnowsServerTime`             Ages are judged by the clock of this machine.
+`ProbesCapabilities`          `Storage.capabilities` has to be true everywhere; nothing is tried.
+`Diagnosable`                 ``ckptstore doctor`` tries the primitives and knows nothing about the backend.
+============================  ================================================================================
+
+`Storage.parallel_reads` and the sizes of an `Upload` are figures with safe defaults, not abilities.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ckptstore.storage.base import Storage
+    from ckptstore.storage.finding import Finding
+    from ckptstore.storage.values import Capabilities, PutOutcome
+
+__all__ = [
+    "Diagnosable",
+    "KnowsServerTime",
+    "KnowsWriters",
+    "ProbesCapabilities",
+    "SupportsCopies",
+    "SupportsRelaxedDurability",
+    "SupportsViews",
+    "now_s",
+]
+
+
+class SupportsViews(ABC):
+    """Objects can be used as memory without being read first."""
+
+    @abstractmethod
+    def view(self, key: str, *, version: str) -> memoryview | None:
+        """Return all bytes of `key` as read-only memory, without reading them now.
+
+        None where this object cannot be mapped safely: use `Storage.read_into`. The memory stays valid as
+        long as the view, a slice of it or an array over it. Raises as `Storage.get`.
+        """
+
+
+class SupportsCopies(ABC):
+    """Objects can be copied without moving their bytes through this process."""
+
+    @abstractmethod
+    def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        """Create `target_key` with the bytes of `source_key`, if nothing is there.
+
+        Parameters
+        ----------
+        source_key : str
+            A file that a published index names, not one under way.
+        target_key : str
+            `KnowsWriters` never answers True for it.
+        version : str
+            Of the source.
+
+        Returns
+        -------
+        Committed, Lost, Ambiguous or None
+            None where this object cannot be copied: write the bytes.
+
+        Raises
+        ------
+        NotFoundError
+            If the source is missing or has another version by now.
+        """
+
+
+class SupportsRelaxedDurability(ABC):
+    """Writes wait until they survive a power cut, and the wait can be left out."""
+
+    @abstractmethod
+    def without_sync(self) -> Storage:
+        """Return a storage of the same objects whose writes do not wait until they survive a power cut.
+
+        That of such a storage is the storage itself.
+        """
+
+    @abstractmethod
+    def make_durable(self, key: str, version: str) -> None:
+        """Wait until `version` of `key` survives a power cut, if it was written through `without_sync`.
+
+        Raises
+        ------
+        NotFoundError
+            If another version is there.
+        """
+
+
+class KnowsWriters(ABC):
+    """Whether the writer of an object is alive can be found out."""
+
+    @abstractmethod
+    def is_abandoned(self, key: str) -> bool:
+        """Return whether the writer of `key` is provably dead; False where that cannot be proved."""
+
+    @abstractmethod
+    def is_in_use(self, key: str) -> bool:
+        """Return whether the upload that made `key` is still open; False where that is not known."""
+
+
+class KnowsServerTime(ABC):
+    """The clock that sets `ObjectInfo.mtime_s` is another machine's, and its time is known."""
+
+    @abstractmethod
+    def now_s(self) -> float:
+        """Return the time by that clock, in seconds since 1970."""
+
+
+class ProbesCapabilities(ABC):
+    """What the storage really does depends on the server, which has to be asked."""
+
+    @abstractmethod
+    def probe(self, key: str) -> Capabilities:
+        """Return what is really true where `key` lies; asks the server once."""
+
+
+class Diagnosable(ABC):
+    """The backend can explain itself to somebody who has trouble with it."""
+
+    @abstractmethod
+    def diagnose(self, directory_key: str) -> Sequence[Finding]:
+        """Return what this backend knows about itself and a directory.
+
+        What prevents every save is a finding with the state ``"failed"``; nothing is raised.
+        """
+
+    def scratch(self, directory_key: str) -> AbstractContextManager[str]:
+        """Return a directory for the objects of `diagnosis`, removed afterwards if it was made for them.
+
+        By default the directory itself, which is right where directories need not be made.
+        """
+        return nullcontext(directory_key)
+
+
+def now_s(storage: Storage) -> float:
+    """Return the time by the clock that sets `ObjectInfo.mtime_s`, in seconds since 1970."""
+    return storage.now_s() if isinstance(storage, KnowsServerTime) else time.time()

@@ -1,0 +1,48 @@
+"""`KnowsWriters`: who wrote an object, and whether the writer is alive."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptstore.storage.abilities import KnowsWriters
+from ckptstore.storage.base import Location
+from ckptstore.testing.contract.base import AbilityContract, committed
+
+__all__ = ["WriterContract"]
+
+
+class WriterContract(AbilityContract):
+    """Writers: in use until the upload is closed, and never abandoned before."""
+
+    ability = KnowsWriters
+
+    @pytest.fixture
+    def shard(self, directory: Location) -> Location:
+        return directory.child("model-1.data-00000-of-00001")
+
+    def test_a_living_writer_is_never_dead(self, shard: Location) -> None:
+        storage = shard.storage
+        assert isinstance(storage, KnowsWriters)
+        assert not storage.is_abandoned(shard.key)
+        with storage.upload(shard.key) as upload:
+            upload.write(b"x")
+            assert not storage.is_abandoned(shard.key)
+            committed(upload.commit())
+            assert not storage.is_abandoned(shard.key)
+
+    def test_an_object_is_in_use_until_its_upload_is_closed(self, shard: Location) -> None:
+        storage = shard.storage
+        assert isinstance(storage, KnowsWriters)
+        assert not storage.is_in_use(shard.key)
+        with storage.upload(shard.key) as upload:
+            upload.write(b"x")
+            committed(upload.commit())
+            assert storage.is_in_use(shard.key)
+        assert not storage.is_in_use(shard.key)
+
+    def test_an_object_that_no_upload_made_has_no_known_writer(self, directory: Location) -> None:
+        storage, key = directory.storage, directory.child("checkpoint").key
+        assert isinstance(storage, KnowsWriters)
+        committed(storage.put_new(key, b"x"))
+        assert not storage.is_in_use(key)
+        assert not storage.is_abandoned(key)
