@@ -95,9 +95,10 @@ STORAGE_FLOORS = Floors(
         Floor("checks of arguments, time", ("checks", "retry")),
         Floor("one upload", ("upload",)),
         Floor("the seam", ("base",)),
+        Floor("optional abilities; names", ("abilities", "prefix_names")),
         Floor(
             "backends, and what works with any backend",
-            ("prefix_names", "wrappers", "diagnosis", "local", "memory", "generic", "object_store"),
+            ("wrappers", "diagnosis", "local", "memory", "generic", "object_store"),
         ),
         Floor("URLs; bulk bytes over connections of our own", ("url", "wire")),
         Floor("services", ("s3", "gcs")),

@@ -504,5 +504,5 @@ def test_a_wrapper_passes_the_questions_on(tmp_path: Path) -> None:
 
 
 def test_the_scratch_directory_is_the_directory_itself_where_none_need_be_made() -> None:
-    with ObjectStorage(FakeTransport()).scratch("a/b") as place:
+    with ObjectStorage(ScriptedTransport()).scratch("a/b") as place:
         assert place == "a/b"

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import NotFoundError, TransientError, UsageError
+from ckptstore.storage.abilities import SupportsViews
 from ckptstore.storage.base import Storage
 from ckptstore.storage.local import mapping, mounts
 from ckptstore.storage.local.storage import LocalStorage
-from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.values import Committed
 from ckptstore.testing import CountingStorage
 
@@ -38,6 +38,7 @@ def version(key: str) -> str:
 
 
 def view_of(storage: Storage, key: str, version: str) -> memoryview:
+    assert isinstance(storage, SupportsViews)
     view = storage.view(key, version=version)
     assert view is not None
     return view
@@ -204,24 +205,6 @@ def test_many_threads_map_at_the_same_time(key: str, version: str) -> None:
     assert found == [True] * 400
     gc.collect()
     assert maps_of(key) == 0
-
-
-def test_a_file_in_memory_is_shown_itself_and_not_copied() -> None:
-    storage = MemoryStorage()
-    key = "/views/f"
-    try:
-        outcome = storage.put_new(key, DATA)
-        assert isinstance(outcome, Committed)
-        view = view_of(storage, key, outcome.version)
-        assert view.readonly
-        assert view.obj is storage.get(key).data
-        replaced = storage.put_if(key, b"new", outcome.version)
-        assert isinstance(replaced, Committed)
-        assert view == DATA
-        with pytest.raises(NotFoundError):
-            storage.view(key, version=outcome.version)
-    finally:
-        storage.delete_many([key])
 
 
 def test_wrappers_see_a_view_as_a_call(key: str, version: str) -> None:
