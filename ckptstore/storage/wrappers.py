@@ -81,7 +81,7 @@ class StorageWrapper(Storage):
         abilities = tuple(
             ability
             for ability in _FORWARDERS
-            if isinstance(inner, ability) and not issubclass(cls, (ability, *cls.hides))
+            if isinstance(inner, ability) and ability not in cls.hides and not issubclass(cls, ability)
         )
         return cast("Self", super().__new__(_with_abilities(cls, abilities)))
 
