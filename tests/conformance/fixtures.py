@@ -61,8 +61,9 @@ class Case:
 def _cases() -> list[Case]:
     found = []
     for path in sorted(ROOT.glob("*/expected.json")):
-        for checkpoint in json.loads(path.read_text())["checkpoints"]:
-            found.append(Case(path.parent, checkpoint))
+        found.extend(
+            Case(path.parent, checkpoint) for checkpoint in json.loads(path.read_text())["checkpoints"]
+        )
     return found
 
 

@@ -58,10 +58,12 @@ def test_only_the_named_modules_change_a_storage(method):
         if module.short in allowed:
             continue
         called = {id(node.func) for _, node in _calls(module)}
-        for node in _attributes(module, {method}):
-            # `upload` is also an everyday attribute name; for the others even taking the method is too much.
-            if method != "upload" or id(node) in called:
-                rows.append(f"{module.at(node.lineno)}: .{method} belongs to {', '.join(sorted(allowed))}")
+        # `upload` is also an everyday attribute name; for the others even taking the method is too much.
+        rows.extend(
+            f"{module.at(node.lineno)}: .{method} belongs to {', '.join(sorted(allowed))}"
+            for node in _attributes(module, {method})
+            if method != "upload" or id(node) in called
+        )
     report(rows)
 
 

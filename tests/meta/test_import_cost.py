@@ -33,6 +33,7 @@ def _loaded_after(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after running `code`."""
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"],
+        check=False,
         cwd=ROOT,
         capture_output=True,
         text=True,

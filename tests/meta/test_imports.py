@@ -243,18 +243,22 @@ def test_underscore_names_stay_in_their_room():
     for found in imports():
         if not found.internal or found.room == found.source.room:
             continue
-        for part in [*found.target.split("."), found.name or ""]:
-            if _is_private(part):
-                rows.append(f"{found.where}: '{part}' belongs to room '{found.room}'; make it public there")
+        rows.extend(
+            f"{found.where}: '{part}' belongs to room '{found.room}'; make it public there"
+            for part in [*found.target.split("."), found.name or ""]
+            if _is_private(part)
+        )
     for module in modules().values():
         foreign = {
             found.alias
             for found in imports()
             if found.source is module and found.internal and found.name is None and found.room != module.room
         }
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.Attribute) and _is_private(node.attr) and dotted(node.value) in foreign:
-                rows.append(f"{module.at(node.lineno)}: '{dotted(node)}' reaches into another room")
+        rows.extend(
+            f"{module.at(node.lineno)}: '{dotted(node)}' reaches into another room"
+            for node in ast.walk(module.tree)
+            if isinstance(node, ast.Attribute) and _is_private(node.attr) and dotted(node.value) in foreign
+        )
     report(rows)
 
 

@@ -375,7 +375,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.object_store.recent_versions, "time", _Time),
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
-        every_copy_of("new_write_id", lambda: _scheduler.new_id()),
+        every_copy_of("new_write_id", lambda: _scheduler.new_id()),  # noqa: PLW0108 (it changes)
         mock.patch.object(ckptstore.train.saver, "locate", _locate),
         mock.patch.object(ckptstore.saving.arguments, "locate", _locate),
         mock.patch.object(ckptstore.train.checkpoint_management, "locate", _locate),

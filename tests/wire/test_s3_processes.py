@@ -266,7 +266,7 @@ def test_an_answer_cut_on_the_wire_is_read_back(
         key = f"{bucket}/run/x"
         # Wide enough for "100 Continue", and too narrow for the answer to a PUT.
         with proxy.toxic("limit_data", bytes=40):
-            timer = threading.Timer(0.3, lambda: proxy.lift())
+            timer = threading.Timer(0.3, proxy.lift)
             timer.start()
             outcome = storage.put_new(key, bytes(size_bytes))
             timer.join()

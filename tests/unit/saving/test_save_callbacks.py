@@ -117,7 +117,7 @@ def test_a_report_cannot_wait_for_the_save_that_it_is_of(call: str, size: int, t
             "save": lambda: saver.save(values(2), tmp_path / "m", 2),
             "save_async": lambda: saver.save_async(values(2), tmp_path / "m", 2),
             "close": saver.close,
-            "result": lambda: handles[0].result(),
+            "result": lambda: handles[0].result(),  # noqa: PLW0108 (the handle comes later)
         }
         if event.done_bytes:
             caught_in(calls[call], errors)

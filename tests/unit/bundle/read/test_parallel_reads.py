@@ -88,8 +88,8 @@ LARGE = {
 def holding(arrays: dict[str, np.ndarray], layout: str) -> dict[str, np.ndarray]:
     """Return arrays to fill, of some layout."""
     made: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        array = np.asarray(array)
+    for name, source in arrays.items():
+        array = np.asarray(source)
         if layout == "transposed":
             made[name] = np.empty(array.shape[::-1], array.dtype).T
         elif layout == "spread":
@@ -196,7 +196,7 @@ def test_parallel_and_serial_reads_agree_on_partitioned_tensors(
 
 @pytest.mark.parametrize("layout", ["plain", "transposed", "spread", "other order", "both"])
 @pytest.mark.parametrize(
-    ("name", "unit"), [("f4", 4), ("i8", 8), ("c16", 8), ("bf16", 2), ("u1", 1)], ids=lambda value: str(value)
+    ("name", "unit"), [("f4", 4), ("i8", 8), ("c16", 8), ("bf16", 2), ("u1", 1)], ids=str
 )
 def test_large_tensors_of_a_big_endian_file_are_turned_round_part_by_part(prefix, name, unit, layout):
     array = LARGE[name]

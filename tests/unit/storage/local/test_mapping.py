@@ -194,8 +194,7 @@ def test_many_threads_map_at_the_same_time(key: str, version: str) -> None:
     found: list[bool] = []
 
     def look() -> None:
-        for _ in range(50):
-            found.append(view_of(storage, key, version) == DATA)
+        found.extend(view_of(storage, key, version) == DATA for _ in range(50))
 
     threads = [threading.Thread(target=look) for _ in range(8)]
     for thread in threads:

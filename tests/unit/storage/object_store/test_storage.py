@@ -205,7 +205,7 @@ def test_a_swap_of_what_was_deleted_meanwhile_is_lost_to_nothing(
 ) -> None:
     storage = storage_of(transport)
     old = transport.add_object(NAME, b"old")
-    transport.script("put", before(kind, lambda: transport.objects.clear()))
+    transport.script("put", before(kind, transport.objects.clear))
     assert storage.put_if(KEY, b"new", old) == Lost(None)
 
 
