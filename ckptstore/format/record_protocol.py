@@ -163,15 +163,15 @@ def format_record(record: Record) -> bytes:
         if owner.last_preserved_s is not None:
             line += f" last_preserved={owner.last_preserved_s!r}"
         lines.append(line)
-    for pending in record.pending:
-        lines.append(
-            f"# pending {_quote(pending.prefix)} version={_quote(pending.version)}"
-            f" shards={_quote(_format_shards(pending.shards))} suffix={_quote(pending.suffix)}"
-        )
-    for superseded in record.superseded:
-        lines.append(
-            f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards))}"
-        )
+    lines += [
+        f"# pending {_quote(pending.prefix)} version={_quote(pending.version)}"
+        f" shards={_quote(_format_shards(pending.shards))} suffix={_quote(pending.suffix)}"
+        for pending in record.pending
+    ]
+    lines += [
+        f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards))}"
+        for superseded in record.superseded
+    ]
     lines += [f"# kept {_quote(prefix)}" for prefix in record.kept]
     comments = "\n".join(lines).encode() + b"\n"
     return comments + (format_state(record.state) if record.state is not None else b"")

@@ -109,7 +109,7 @@ _guard = _Guard()
 
 def _forget() -> None:
     # Threads and saves of the parent stay in the parent.
-    global _guard
+    global _guard  # noqa: PLW0603 (a forked child starts anew)
     _guard = _Guard()
 
 
@@ -134,4 +134,4 @@ def join_idle(timeout_s: float) -> None:
 
 
 # Saves that somebody's own exit handler began: handlers run in reverse order, after the threads were joined.
-atexit.register(lambda: _guard.finish())
+atexit.register(lambda: _guard.finish())  # noqa: PLW0108 (the guard of that moment)

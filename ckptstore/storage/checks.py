@@ -112,9 +112,8 @@ def resolve_reads(
             raise truncated(url, start, stop, size_bytes)
         if buffer.readonly or not buffer.c_contiguous:
             raise UsageError("a buffer is read-only or not contiguous in memory", url=url, offset=start)
-        if buffer.format != "B" or buffer.ndim != 1:
-            buffer = _flat(buffer, url)
-        reads.append((start, stop, buffer))
+        is_flat = buffer.format == "B" and buffer.ndim == 1
+        reads.append((start, stop, buffer if is_flat else _flat(buffer, url)))
     reads.sort(key=itemgetter(0))
     return reads
 

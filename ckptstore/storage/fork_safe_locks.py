@@ -30,7 +30,8 @@ class ForkSafeLocks:
     def __len__(self) -> int:
         return len(self._locks)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Replace the locks by new ones, for a forked child: a thread of the parent may hold the old ones."""
         self._locks = tuple(threading.Lock() for _ in self._locks)
 
 
@@ -39,7 +40,7 @@ _ALL: weakref.WeakSet[ForkSafeLocks] = weakref.WeakSet()
 
 def _renew_all() -> None:
     for locks in _ALL:
-        locks._renew()
+        locks.renew()
 
 
 os.register_at_fork(after_in_child=_renew_all)

@@ -60,7 +60,6 @@ def _secrets_in(options: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _secrets_in(value)
         elif _SECRET_NAMES.search(str(name)):
-            if isinstance(value, bytes):
-                value = value.decode(errors="replace")
-            if isinstance(value, str) and len(value) >= _SHORTEST:
-                yield value
+            secret = value.decode(errors="replace") if isinstance(value, bytes) else value
+            if isinstance(secret, str) and len(secret) >= _SHORTEST:
+                yield secret

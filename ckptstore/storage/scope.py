@@ -146,12 +146,11 @@ class Scope:
 
     def count(self, requests: int = 0, retries: int = 0) -> None:
         """Add to the counts, also to those of the scopes around it."""
-        scope: Scope | None = self
-        while scope is not None:
-            with scope._lock:
-                scope.requests += requests
-                scope.retries += retries
-            scope = scope._outer
+        with self._lock:
+            self.requests += requests
+            self.retries += retries
+        if self._outer is not None:
+            self._outer.count(requests, retries)
 
     def run(self, call: Callable[[], _T]) -> _T:
         """Return what `call` returns, with this scope current; several threads may do so."""

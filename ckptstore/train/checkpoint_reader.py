@@ -166,7 +166,8 @@ def load_checkpoint(
     options = ReadOptions(memory_budget, progress)
     location = locate(dir_or_prefix, storage_options)
     try:
-        return CheckpointReader._over(open_bundle(location, memory_budget=memory_budget), options)
+        bundle = open_bundle(location, memory_budget=memory_budget)
+        return CheckpointReader._over(bundle, options)  # noqa: SLF001 (__init__ opens a prefix)
     except NotFoundError as error:
         # Nothing at the seam tells a directory from a name; most callers pass a prefix, and that costs one
         # look.

@@ -42,7 +42,7 @@ _blocks = _Blocks()
 
 
 def _renew() -> None:
-    global _blocks
+    global _blocks  # noqa: PLW0603 (a forked child starts anew)
     _blocks = _Blocks()
 
 

@@ -183,11 +183,12 @@ class Download:
             received = []
             used = 0
             for wanted, buffer in zip(ranges, buffers, strict=True):
-                if buffer is None:
-                    size = wanted.stop - wanted.start
-                    buffer = block[used : used + size]
-                    used += size
-                received.append(buffer)
+                if buffer is not None:
+                    received.append(buffer)
+                    continue
+                size = wanted.stop - wanted.start
+                received.append(block[used : used + size])
+                used += size
             source.read_into(ranges, received, tensor)
             take(received)
 

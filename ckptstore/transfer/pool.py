@@ -276,7 +276,7 @@ _threads = _Threads()
 
 
 def _renew() -> None:
-    global _threads
+    global _threads  # noqa: PLW0603 (a forked child starts anew)
     _threads = _Threads()
 
 

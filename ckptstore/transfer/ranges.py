@@ -67,7 +67,8 @@ def coalesce(
     reached = np.maximum.accumulate(np.asarray(stops, np.int64))
     cuts = np.flatnonzero(begins[1:] - reached[:-1] > gap_size_bytes) + 1
     groups: list[tuple[int, int]] = []
-    for first, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(begins)], strict=True):
+    for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(begins)], strict=True):
+        first = begin
         while first < end:
             limit = int(begins[first]) + most_size_bytes
             inside = first + int(np.searchsorted(reached[first:end], limit, "right"))

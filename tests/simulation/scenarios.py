@@ -137,7 +137,7 @@ class Run:
 
     def go(self) -> History:
         """Let everything happen; return what happened."""
-        global _scheduler
+        global _scheduler  # noqa: PLW0603 (one run at a time)
         _scheduler = self.scheduler
         self._cast()
         try:

@@ -84,8 +84,10 @@ def plan_reads(
     for rows in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1):
         shard = int(shards[rows[0]])
         is_small = ends[rows] - begins[rows] < direct_size_bytes
-        for row in rows[~is_small].tolist():
-            runs.append(ReadRun(shard, int(begins[row]), int(ends[row]), False, (row,)))
+        runs += [
+            ReadRun(shard, int(begins[row]), int(ends[row]), False, (row,))
+            for row in rows[~is_small].tolist()
+        ]
         small = rows[is_small]
         groups = coalesce(
             begins[small], ends[small], gap_size_bytes=gap_size_bytes, most_size_bytes=stage_size_bytes

@@ -338,7 +338,7 @@ class StagedShard:
         """Return the unmasked checksum of item `index`, strings or variants; ask for `room` before."""
         if not self._stage.plan.shards[self._number].items[index].size_bytes:
             return 0
-        return self._stage._crcs[self._number][index]
+        return self._stage._crcs[self._number][index]  # noqa: SLF001 (the other half of Stage)
 
     def room(self) -> int:
         """Return how many bytes lie in one piece here; waits for them. Only where something is to follow.
@@ -352,7 +352,9 @@ class StagedShard:
             self.end()
             self._index += 1
             self._position = 0
-            self._block = self._stage._wait_for(self._number, self._index, self._held_bytes)
+            self._block = self._stage._wait_for(  # noqa: SLF001 (the other half of Stage)
+                self._number, self._index, self._held_bytes
+            )
         return self._block.size_bytes - self._position
 
     def take(self, size_bytes: int) -> tuple[memoryview, BudgetLease | None]:
@@ -373,5 +375,5 @@ class StagedShard:
     def end(self) -> None:
         """Let go of the block that was read last."""
         if self._block is not None:
-            self._stage._passed(self._number, self._index)
+            self._stage._passed(self._number, self._index)  # noqa: SLF001 (the other half of Stage)
             self._block = None
