@@ -7,7 +7,7 @@
 # One lane after the other: the cheapest failure first, and output that can be read.
 .NOTPARALLEL:
 
-# The first that runs (a pyenv shim may exist and not run), is new enough and can make environments.
+# The first interpreter that runs (a pyenv shim may exist and not run), is new enough and can make environments.
 usable = $(shell for p in $(1); do "$$p" -c 'import sys, venv, ensurepip; sys.exit(not $(2))' >/dev/null 2>&1 && { command -v "$$p"; break; }; done)
 PYTHON    ?= $(call usable,python3 python3.13 python3.12 python3.11,sys.version_info >= (3, 11))
 # TensorFlow 2.21 has no wheels for Python 3.14.
@@ -23,7 +23,7 @@ VENV_DIST := .cache/venv-dist
 VENV_MIN := .cache/venv-min-deps
 VENV_UPSTREAM := .cache/venv-upstream
 BIN     := $(VENV)/bin
-# A plain checkout on the path: TensorFlow's environment holds our dependencies, not ckptstore itself.
+# The checkout on the path: TensorFlow's environment holds our dependencies, not ckptstore itself.
 IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
@@ -54,7 +54,7 @@ setup-tf: $(VENV_TF)/.ready  ## make or update TensorFlow's environment, .cache/
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# uv is fast; pip is the way out where only pip knows how to reach the package index (a mirror in its configuration).
+# uv is fast. pip is the fallback where only pip's configuration names the package index (a mirror).
 # Both check the hashes. $(1): environment, $(2): lock
 define fill
 @echo 'filling $(1) from $(2)'
@@ -75,7 +75,7 @@ $(VENV)/.uv: requirements/uv.txt
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
 
-# Our own package last: filling an environment takes out what its lock does not name.
+# Our own package last: filling an environment removes what its lock does not name.
 $(VENV)/.ready: $(VENV)/.uv requirements/dev.txt pyproject.toml
 	$(call fill,$(VENV),requirements/dev.txt)
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
@@ -214,7 +214,7 @@ bench-setup: .cache/venv-bench/.ready servers  ## make the environments of the b
 	@$(MAKE) --no-print-directory --keep-going $(BENCH_READY) \
 		|| echo 'An environment could not be made: its contenders will be reported as missing.' >&2
 
-bench: bench-setup  ## everybody against everybody, alternating (ARGS="--only minio-save"); 25 minutes
+bench: bench-setup  ## all contenders in alternation (ARGS="--only minio-save"); 25 minutes
 	$(BENCH) run --json $(RESULTS) $(ARGS)
 
 bench-quick: .cache/venv-bench/.ready .cache/venv-bench-clients/.ready .cache/venv-bench-tensorflow/.ready servers

@@ -64,7 +64,7 @@ def main() -> int:
 
 def _console() -> Console:
     found = Console()
-    # In a file or a pipe nobody knows the width; the tables need this much.
+    # A file or a pipe has no width; the tables need this much.
     return found if found.is_terminal else Console(width=140)
 
 

@@ -101,17 +101,17 @@ class Run:
         """Run what the rows need; return the results, ready to be written as JSON."""
         started = time.monotonic()
         facts = machine.facts(self.settings.directory)
-        told(f"seed {self.settings.seed}: the same seed gives the same order")
+        log(f"seed {self.settings.seed}: the same seed gives the same order")
         free = shutil.disk_usage(self.settings.directory).free
         if free < _ROOM * Data(self.settings.large).nbytes:
-            told(f"!! only {free / 2**30:.0f} GiB of disk free; all checkpoints of a round lie side by side")
+            log(f"!! only {free / 2**30:.0f} GiB of disk free; all checkpoints of a round lie side by side")
         # Pages that this machine never had in use are fetched now, and not by whoever comes first.
         touch_memory(min(memory_bytes() * 6 // 10, 10 * Data(self.settings.large).nbytes))
         try:
             for name, operations in work_of(rows).items():
                 self.group(name, operations)
         except KeyboardInterrupt:
-            told("!! interrupted: these are the results so far")
+            log("!! interrupted: these are the results so far")
         return self.results(rows, facts, time.monotonic() - started)
 
     # -------------------------------------------------------------------------------------------- scenarios
@@ -143,7 +143,7 @@ class Run:
                 self.fail_all(name, f"the scenario broke off: {type(error).__name__}")
 
     def fail_all(self, scenario: str, reason: str) -> None:
-        told(f"!! {scenario}: {reason}")
+        log(f"!! {scenario}: {reason}")
         for (name, _), entries in self.measured.items():
             for entry in entries.values():
                 if name == scenario:
@@ -164,7 +164,7 @@ class Run:
                     subprocess.run([str(python), "-c", code], check=True, cwd=ROOT, capture_output=True)
                 except (OSError, subprocess.CalledProcessError) as error:
                     entries[name].failure = f"did not run: {type(error).__name__}"
-                    told(f"!! import {name}: {entries[name].failure}")
+                    log(f"!! import {name}: {entries[name].failure}")
                     continue
                 if number:  # the first writes bytecode and fills the page cache
                     entries[name].rounds[number] = {"seconds": time.perf_counter() - start}
@@ -240,7 +240,7 @@ class _Scenario:
         self.saved: dict[str, int] = {}  # contender → round of its last save
 
     def run(self) -> None:
-        told(f"== {self.name}: {self.spec.title}")
+        log(f"== {self.name}: {self.spec.title}")
         settings = self.owner.settings
         try:
             for number in range(settings.rounds + self.scenario.discarded):
@@ -251,7 +251,7 @@ class _Scenario:
                     present = [who for who in names if counted < settings.rounds_of(who, self.scenario)]
                     for who in self.owner.random.sample(present, len(present)):
                         self.once(who, operation, number)
-                told(f"{self.name}: round {number + 1} of {settings.rounds + self.scenario.discarded}")
+                log(f"{self.name}: round {number + 1} of {settings.rounds + self.scenario.discarded}")
         finally:
             for worker in self.workers.values():
                 worker.close()
@@ -274,14 +274,14 @@ class _Scenario:
             costs = worker.ask("run", arguments)
         except WorkerError as error:
             entry.failure = self.cleaned(str(error))
-            told(f"!! {self.name}, {operation}, {who}: {entry.failure}")
+            log(f"!! {self.name}, {operation}, {who}: {entry.failure}")
             self.end(who)
             return
         if is_save:
             self.saved[who] = number
         if number >= self.scenario.discarded:
             entry.rounds[number] = costs
-            told(f"   {operation} {who}: {costs['seconds']:.3f} s")
+            log(f"   {operation} {who}: {costs['seconds']:.3f} s")
         if self.scenario.lifetime == "operation":
             self.end(who)
 
@@ -311,7 +311,7 @@ class _Scenario:
             worker.close()
 
     def clear(self, who: str) -> None:
-        """Remove what its last save left: nobody pays for deleting."""
+        """Remove the files of its last save, outside the measurement."""
         self.saved.pop(who, None)
         if self.store is None:
             shutil.rmtree(self.directory / "files" / who, ignore_errors=True)
@@ -345,6 +345,6 @@ def _described(spec: Spec, versions: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def told(text: str) -> None:
-    """Say how it goes, on standard error."""
+def log(text: str) -> None:
+    """Print one line of progress to standard error."""
     print(text, file=sys.stderr, flush=True)

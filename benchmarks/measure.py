@@ -95,7 +95,7 @@ def read_files(directory: Path) -> None:
 
 
 def settle() -> None:
-    """Have dirty pages written out, so that nobody pays for another's."""
+    """Have dirty pages written out, so that no contender pays for another."""
     os.sync()
 
 

@@ -57,7 +57,7 @@ class Verdict:
     reference : str or None
         Whom the ratio is to; None where the value itself counts.
     value : Spread or None
-        None if it cannot be told, because somebody did not run.
+        None if it is unknown, because a contender did not run.
     """
 
     who: str

@@ -17,16 +17,16 @@ from benchmarks.sets import Data, SetSpec
 
 
 class Worker:
-    """What it was told to be, and the commands it answers."""
+    """One contender, set up by the orders of the harness, and the commands it answers."""
 
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.data = Data(SetSpec(**told["set"]))
-        self.place = Place(**told["place"])
-        module, _, name = told["class"].partition(":")
+    def __init__(self, orders: dict[str, Any]) -> None:
+        self.data = Data(SetSpec(**orders["set"]))
+        self.place = Place(**orders["place"])
+        module, _, name = orders["class"].partition(":")
         kind: type[Contender] = getattr(importlib.import_module(module), name)
-        self.contender = kind(self.place, self.data, told["scratch"], **told["options"])
-        self.operations: list[str] = told["operations"]
-        self.is_warm = bool(told["warm"])
+        self.contender = kind(self.place, self.data, orders["scratch"], **orders["options"])
+        self.operations: list[str] = orders["operations"]
+        self.is_warm = bool(orders["warm"])
 
     def load(self) -> dict[str, Any]:
         """Import the library, and warm it up unless the first contact is what shall be measured."""

@@ -61,7 +61,7 @@ class WorkerProcess:
                 env=_environment(place),
             )
         self._rest = b""
-        told = {
+        orders = {
             "class": spec.code,
             "set": asdict(data),
             "place": asdict(place),
@@ -71,7 +71,7 @@ class WorkerProcess:
             "warm": warm,
         }
         try:
-            self.versions: dict[str, str] = self.ask("be", told, START_S)["versions"]
+            self.versions: dict[str, str] = self.ask("be", orders, START_S)["versions"]
         except WorkerError:
             self.kill()
             raise

@@ -1,4 +1,4 @@
-"""The demo checks itself; here somebody looks at its exit code."""
+"""The demo checks itself; these tests check its exit code and its directory."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import ckptstore
 from tests.meta.source import modules
 
 DOCUMENTED = [name for name in ckptstore.__all__ if name != "__version__"]
-# Made by a function that documents what it takes; nobody calls the constructor.
+# Made by a function that documents the parameters; users do not call the constructor.
 HANDED_OUT = {
     "CheckpointReader": "load_checkpoint",
     "OpenCheckpoint": "open_checkpoint",

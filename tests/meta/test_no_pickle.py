@@ -48,7 +48,7 @@ def test_numpy_is_never_asked_to_unpickle():
 
 
 def test_modules_are_not_imported_by_a_name_from_a_file():
-    # A package's front door resolves its fixed table of names; nobody else imports by a computed name.
+    # A package's front door resolves its fixed table of names; no other module imports by a computed name.
     rows = []
     for module in modules().values():
         for node in ast.walk(module.tree):
