@@ -1,7 +1,4 @@
-"""What s3fs, botocore and S3 servers were seen to do wrong, each turned into a promise of ours.
-
-The numbers are those of the project's list of traps; those of local files and of GCS are tested beside them.
-"""
+"""Facts about s3fs, botocore and S3 servers on which the code relies: docs/object-stores.md."""
 
 from __future__ import annotations
 
@@ -71,16 +68,14 @@ def _write_and_raise(directory: Location) -> None:
         raise ValueError("mine")
 
 
-def test_trap_01_a_block_that_raises_publishes_nothing(
-    minio: S3Server, bucket: str, directory: Location
-) -> None:
+def test_a_block_that_raises_publishes_nothing(minio: S3Server, bucket: str, directory: Location) -> None:
     with pytest.raises(ValueError, match="mine"):
         _write_and_raise(directory)
     assert minio.keys(bucket) == []
     assert minio.uploads(bucket, "run/m.data") == []
 
 
-def test_trap_02_an_upload_that_is_forgotten_publishes_nothing(
+def test_an_upload_that_is_collected_publishes_nothing(
     minio: S3Server, bucket: str, directory: Location
 ) -> None:
     upload = directory.storage.upload(directory.child("m.data").key, 20 * MIB)
@@ -96,7 +91,7 @@ def test_trap_02_an_upload_that_is_forgotten_publishes_nothing(
     assert minio.uploads(bucket, "run/m.data") == []
 
 
-def test_trap_03_a_pattern_deletes_nothing_but_its_own_name(
+def test_a_pattern_deletes_nothing_but_its_own_name(
     minio: S3Server, bucket: str, directory: Location
 ) -> None:
     for name in ("run/m1.index", "run/m[1].index", "run/m*.index", "run/m?.index"):
@@ -107,7 +102,7 @@ def test_trap_03_a_pattern_deletes_nothing_but_its_own_name(
     assert minio.keys(bucket) == ["run/m1.index"]
 
 
-def test_trap_04_a_refused_delete_inside_a_good_answer_is_heard(minio: S3Server, bucket: str) -> None:
+def test_a_refused_delete_inside_a_good_answer_is_raised(minio: S3Server, bucket: str) -> None:
     import json
 
     import boto3
@@ -147,7 +142,7 @@ def test_trap_04_a_refused_delete_inside_a_good_answer_is_heard(minio: S3Server,
     assert given["SecretAccessKey"] not in repr(caught.value)
 
 
-def test_trap_05_an_empty_range_is_never_sent(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
+def test_an_empty_range_is_never_sent(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
     minio.put(bucket, "run/x", b"0123456789")
     directory = _through(proxy, minio, bucket)
     with pytest.raises(UsageError):
@@ -156,7 +151,7 @@ def test_trap_05_an_empty_range_is_never_sent(minio: S3Server, bucket: str, prox
     assert proxy.requests == []
 
 
-def test_trap_06_a_proxy_that_ignores_ranges_is_not_believed(
+def test_a_whole_object_in_answer_to_a_range_is_refused(
     minio: S3Server, bucket: str, proxy: FaultProxy
 ) -> None:
     minio.put(bucket, "run/x", bytes(1000))
@@ -171,7 +166,7 @@ def test_trap_06_a_proxy_that_ignores_ranges_is_not_believed(
 
 
 @pytest.mark.parametrize("extent", [(8, 11), (10, 12), (100, 200)])
-def test_trap_07_a_range_behind_the_end_is_a_short_file(
+def test_a_range_behind_the_end_is_a_short_file(
     minio: S3Server, bucket: str, directory: Location, extent: tuple[int, int]
 ) -> None:
     minio.put(bucket, "run/x", b"0123456789")
@@ -179,7 +174,7 @@ def test_trap_07_a_range_behind_the_end_is_a_short_file(
         directory.storage.get(directory.child("x").key, ByteRange(*extent))
 
 
-def test_trap_08_one_failed_range_of_many_is_raised(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
+def test_one_failed_range_of_many_is_raised(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
     minio.put(bucket, "run/x", bytes(4 * MIB))
     directory = _through(proxy, minio, bucket)
     ranges = [ByteRange(start, start + 10) for start in range(0, 4 * MIB, MIB // 2)]
@@ -190,7 +185,7 @@ def test_trap_08_one_failed_range_of_many_is_raised(minio: S3Server, bucket: str
         )
 
 
-def test_trap_09_a_create_replaces_nothing_and_leaks_no_upload(
+def test_a_create_replaces_nothing_and_leaves_no_upload(
     minio: S3Server, bucket: str, directory: Location
 ) -> None:
     minio.put(bucket, "run/m.data", b"theirs")
@@ -203,9 +198,7 @@ def test_trap_09_a_create_replaces_nothing_and_leaks_no_upload(
     assert minio.get(bucket, "run/m.data") == b"theirs"
 
 
-def test_trap_10_what_others_change_is_seen_at_once(
-    minio: S3Server, bucket: str, directory: Location
-) -> None:
+def test_changes_by_others_are_seen_at_once(minio: S3Server, bucket: str, directory: Location) -> None:
     storage, key = directory.storage, directory.child("x").key
     assert list(storage.list(f"{directory.key}/")) == []
     minio.put(bucket, "run/x", b"12345")
@@ -219,7 +212,9 @@ def test_trap_10_what_others_change_is_seen_at_once(
         storage.get(key)
 
 
-def test_trap_11_each_primitive_costs_what_it_should(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
+def test_each_primitive_makes_no_more_requests_than_it_needs(
+    minio: S3Server, bucket: str, proxy: FaultProxy
+) -> None:
     directory = _through(proxy, minio, bucket)
     storage, key = directory.storage, directory.child("x").key
     absent = directory.child("absent").key
@@ -264,7 +259,7 @@ def test_trap_11_each_primitive_costs_what_it_should(minio: S3Server, bucket: st
     cost("", lambda: storage.abort_stale_uploads(f"{directory.key}/", float("inf")))
 
 
-def test_trap_12_no_bucket_is_ever_made(minio: S3Server, proxy: FaultProxy) -> None:
+def test_no_bucket_is_ever_created(minio: S3Server, proxy: FaultProxy) -> None:
     options = minio.through(proxy.url).options
     storage = locate("s3://bucket-nobody-made/run", options).storage
     key = "bucket-nobody-made/run/x"
@@ -284,9 +279,7 @@ def test_trap_12_no_bucket_is_ever_made(minio: S3Server, proxy: FaultProxy) -> N
     assert "bucket-nobody-made" not in [b["Name"] for b in minio.raw.list_buckets()["Buckets"]]
 
 
-def test_trap_14_a_question_mark_is_part_of_the_name(
-    minio: S3Server, bucket: str, directory: Location
-) -> None:
+def test_a_question_mark_is_part_of_the_name(minio: S3Server, bucket: str, directory: Location) -> None:
     minio.put(bucket, "run/q", b"another")
     key = directory.child("q?versionId=3").key
     assert isinstance(directory.storage.put_new(key, b"exact"), Committed)
@@ -298,7 +291,7 @@ def test_trap_14_a_question_mark_is_part_of_the_name(
 
 @pytest.mark.parametrize("wrong", [{"secret": "not-the-secret"}, {"key": "nobody-knows"}])
 @pytest.mark.parametrize("kind", ["minio", "versitygw"])
-def test_trap_15_a_refused_secret_is_not_repeated(
+def test_a_refused_secret_is_in_no_message(
     request: pytest.FixtureRequest, kind: str, wrong: dict[str, str]
 ) -> None:
     server: S3Server = request.getfixturevalue(kind)
@@ -330,7 +323,7 @@ def test_trap_15_a_refused_secret_is_not_repeated(
 
 
 @pytest.mark.parametrize("kind", ["minio", "versitygw"])
-def test_trap_16_uploads_of_other_prefixes_are_left_alone(request: pytest.FixtureRequest, kind: str) -> None:
+def test_uploads_of_other_prefixes_are_left_alone(request: pytest.FixtureRequest, kind: str) -> None:
     server: S3Server = request.getfixturevalue(kind)
     bucket = server.make_bucket()
     names = ["run/model-1.data", "run/model-2.data", "run/other.data", "run2/model-1.data", "run/deep/x"]
@@ -343,7 +336,7 @@ def test_trap_16_uploads_of_other_prefixes_are_left_alone(request: pytest.Fixtur
     assert left == names[2:]
 
 
-def test_trap_16_all_pages_of_uploads_are_read(versitygw: S3Server) -> None:
+def test_all_pages_of_uploads_are_read(versitygw: S3Server) -> None:
     bucket = versitygw.make_bucket()
     for number in range(1005):
         versitygw.raw.create_multipart_upload(Bucket=bucket, Key=f"run/{number:04}")
@@ -351,9 +344,7 @@ def test_trap_16_all_pages_of_uploads_are_read(versitygw: S3Server) -> None:
     assert directory.storage.abort_stale_uploads(f"{bucket}/run/", -60.0) == 1005
 
 
-def test_trap_19_a_delete_whose_answer_is_lost_is_done(
-    minio: S3Server, bucket: str, proxy: FaultProxy
-) -> None:
+def test_a_delete_whose_answer_is_lost_is_done(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
     directory = _through(proxy, minio, bucket)
     minio.put(bucket, "run/x", b"x")
     version = directory.storage.head(directory.child("x").key).version
@@ -363,9 +354,7 @@ def test_trap_19_a_delete_whose_answer_is_lost_is_done(
 
 
 @pytest.mark.parametrize("size_bytes", [10, MIB, 4 * MIB])
-def test_trap_22_a_stalled_put_ends_in_time(
-    minio: S3Server, bucket: str, proxy: FaultProxy, size_bytes: int
-) -> None:
+def test_a_stalled_put_ends_in_time(minio: S3Server, bucket: str, proxy: FaultProxy, size_bytes: int) -> None:
     directory = _through(proxy, minio, bucket, RetryPolicy(deadline_s=1.0, attempt_s=0.3))
     proxy.when("PUT", "x$").stall()
     begun_s = time.monotonic()
@@ -377,9 +366,7 @@ def test_trap_22_a_stalled_put_ends_in_time(
     assert time.monotonic() - begun_s < 5.0
 
 
-def test_trap_22_small_bodies_do_not_wait_for_the_server(
-    minio: S3Server, bucket: str, proxy: FaultProxy
-) -> None:
+def test_small_bodies_are_sent_without_expect(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
     directory = _through(proxy, minio, bucket)
     with directory.storage.upload(directory.child("x").key, 20 * MIB) as upload:
         upload.write(bytes(20 * MIB))
@@ -388,7 +375,7 @@ def test_trap_22_small_bodies_do_not_wait_for_the_server(
     assert not [request for request in proxy.requests if "Expect" in request.headers]
 
 
-def test_trap_23_every_body_carries_its_checksum_and_is_not_hashed_again(
+def test_every_body_carries_its_checksum_and_is_not_hashed_again(
     minio: S3Server, bucket: str, proxy: FaultProxy
 ) -> None:
     directory = _through(proxy, minio, bucket)
@@ -410,7 +397,7 @@ def test_trap_23_every_body_carries_its_checksum_and_is_not_hashed_again(
 
 
 @pytest.mark.parametrize("size_bytes", [100, 20 * MIB])
-def test_trap_23_bytes_that_change_on_the_way_are_refused(
+def test_bytes_that_change_on_the_way_are_refused(
     minio: S3Server, bucket: str, proxy: FaultProxy, size_bytes: int
 ) -> None:
     directory = _through(proxy, minio, bucket)
@@ -430,9 +417,7 @@ def test_trap_23_bytes_that_change_on_the_way_are_refused(
     assert minio.uploads(bucket, "run/m.data") == []
 
 
-def test_trap_24_a_body_that_breaks_off_is_read_to_its_end(
-    minio: S3Server, bucket: str, proxy: FaultProxy
-) -> None:
+def test_a_body_that_breaks_off_is_read_to_its_end(minio: S3Server, bucket: str, proxy: FaultProxy) -> None:
     data = bytes(range(256)) * 4096
     minio.put(bucket, "run/x", data)
     directory = _through(proxy, minio, bucket)

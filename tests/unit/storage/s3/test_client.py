@@ -27,7 +27,7 @@ def _attempts() -> Attempts:
     return Attempts(RetryPolicy(), RetryBudget())
 
 
-def test_trap_10_no_listing_and_no_instance_is_cached() -> None:
+def test_no_listing_and_no_instance_is_cached() -> None:
     settings = _settings(use_ssl=True)
     assert settings["use_listings_cache"] is False
     assert settings["skip_instance_cache"] is True
@@ -41,7 +41,7 @@ def test_requests_are_sent_once_whatever_the_options_say() -> None:
     assert config["max_pool_connections"] == 64
 
 
-def test_trap_23_the_payload_is_not_hashed_a_second_time() -> None:
+def test_the_payload_is_not_hashed_a_second_time() -> None:
     config = _settings(config_kwargs={"s3": {"addressing_style": "path"}})["config_kwargs"]
     assert config["s3"] == {"payload_signing_enabled": False, "addressing_style": "path"}
 
@@ -114,7 +114,7 @@ def test_options_of_fsspecs_own_configuration_do_not_reach_us(monkeypatch: pytes
         (None, "DeleteObject", False),
     ],
 )
-def test_trap_22_only_large_conditional_bodies_wait_for_the_server(
+def test_only_large_conditional_bodies_wait_for_the_server(
     body: bytes | None, name: str, stays: bool
 ) -> None:
     class Model:
@@ -146,7 +146,7 @@ def test_a_body_can_be_sent_twice() -> None:
     )
 
 
-def test_trap_15_nothing_about_a_storage_shows_a_secret() -> None:
+def test_no_text_about_a_storage_contains_a_secret() -> None:
     options = {"key": "AKIAEXAMPLE", "secret": "very-secret", "token": "session-token"}
     location = locate("s3://bucket/run", options | {"endpoint_url": "http://127.0.0.1:1"})
     storage = location.storage

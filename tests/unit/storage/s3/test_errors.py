@@ -79,7 +79,7 @@ def test_the_code_decides_and_then_the_status(status: int, code: str, kind: Kind
         assert (fault.kind, fault.code, fault.text) == (kind, code or str(status), "words")
 
 
-def test_trap_17_a_lost_create_is_the_same_whether_the_server_says_which_condition_failed() -> None:
+def test_a_lost_create_is_the_same_with_and_without_a_condition_element() -> None:
     # MinIO does not, and s3fs raises OSError(22) instead of FileExistsError.
     for condition in ({}, {"Condition": "If-None-Match"}):
         error = _client_error(412, "PreconditionFailed")
