@@ -11,11 +11,12 @@ import ipaddress
 import os
 import re
 from typing import NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 from ckptstore.errors import UsageError
 from ckptstore.storage.redact import Redactor
 
-__all__ = ["ParsedUrl", "UrlLike", "is_loopback", "parse_url"]
+__all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "parse_url"]
 
 UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -105,8 +106,31 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     return ParsedUrl(scheme, name, text)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether `host` is this machine, to which credentials may go in the clear."""
+def check_not_in_the_clear(endpoint: str, shown: str) -> None:
+    """Refuse to send credentials over plain http to another machine.
+
+    Parameters
+    ----------
+    endpoint : str
+        The URL of the server.
+    shown : str
+        The same without secrets, for the message.
+
+    Raises
+    ------
+    UsageError
+    """
+    parts = urlsplit(endpoint)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        raise UsageError(
+            "credentials would travel over plain http",
+            url=shown,
+            expected="https, or an endpoint on this machine",
+            hint="Use https, or pass allow_http=True in the storage options.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-from ckptstore.storage.object_store import probe
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.probe import Verdicts
+from ckptstore.storage.object_store.probe import Verdicts, remember_verdicts
 from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import ObjectName, PutRequest
@@ -45,16 +44,15 @@ class SimulatedTransport(FakeTransport):
         self._actor = actor
         self.bucket = bucket = actor.scheduler.bucket
         self._endpoint = f"simulated {bucket.honours_conditions:d}{bucket.conditional_delete:d}"
-        identity = (self.scheme, self._endpoint, BUCKET)
-        if identity not in probe._known:
-            # What the probe would find out; asking would be six requests more in every run.
-            probe._known[identity] = Verdicts(
-                create="yes" if bucket.honours_conditions else "ignored",
-                cas="yes" if bucket.honours_conditions else "ignored",
-                cas_missing="404" if bucket.honours_conditions else "created",
-                cond_delete=bucket.conditional_delete,
-                crc32c=False,
-            )
+        # What the probe would find out; asking would be six requests more in every run.
+        verdicts = Verdicts(
+            create="yes" if bucket.honours_conditions else "ignored",
+            cas="yes" if bucket.honours_conditions else "ignored",
+            cas_missing="404" if bucket.honours_conditions else "created",
+            cond_delete=bucket.conditional_delete,
+            crc32c=False,
+        )
+        remember_verdicts(self, BUCKET, verdicts)
 
     @property
     def endpoint(self) -> str:

@@ -305,7 +305,7 @@ def _reason(storage: ObjectStorage, bucket: str) -> str:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"config_kwargs": {"signature_version": "s3"}}, "signed in a way of their own"),
+        ({"config_kwargs": {"signature_version": "s3"}}, "signed in an unknown way"),
         ({"config_kwargs": {"s3": {"payload_signing_enabled": True}}}, "signed payloads"),
     ],
 )

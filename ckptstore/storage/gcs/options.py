@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ckptstore.config import gcs_environment
 from ckptstore.errors import UsageError
-from ckptstore.storage.url import is_loopback
+from ckptstore.storage.url import check_not_in_the_clear
 
 __all__ = ["GCS_OPTIONS", "resolve_options"]
 
@@ -18,8 +18,8 @@ _PASSED_ON = frozenset(
         *("requests_timeout", "timeout", "default_location", "secure_serialize"),
     )
 )
-# So that a dictionary made for gcsfs can be passed as it is. They are about what is not used here: listings
-# that are kept, file objects, shared instances.
+# So that a dictionary made for gcsfs can be passed unchanged. These options concern parts that are not used
+# here: cached listings, file objects, shared instances.
 _WITHOUT_EFFECT = frozenset(
     (
         *("block_size", "cache_timeout", "check_connection", "consistency", "listings_expiry_time"),
@@ -51,17 +51,11 @@ def resolve_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     endpoint = kept["endpoint_url"] = _checked_endpoint(str(text))
     is_plain = endpoint.startswith("http://")
     if kept.get("token") is None and not environment.credentials_file and (emulator or is_plain):
-        # Otherwise gcsfs looks for credentials where they are usually kept, which takes seconds off Google's
+        # Otherwise gcsfs looks for credentials in the usual places, which takes seconds outside of Google's
         # machines, and shows them to a server that is not Google's.
         kept["token"] = "anon"
-    may_be_plain = kept.get("token") == "anon" or is_loopback(urlsplit(endpoint).hostname or "")
-    if is_plain and not may_be_plain and not options.get("allow_http"):
-        raise UsageError(
-            "credentials would travel over plain http",
-            url=endpoint,
-            expected="https, or an endpoint on this machine",
-            hint="Use https, or pass allow_http=True in the storage options.",
-        )
+    if kept.get("token") != "anon" and not options.get("allow_http"):
+        check_not_in_the_clear(endpoint, endpoint)
     return kept, endpoint
 
 
@@ -71,7 +65,7 @@ def _checked_endpoint(text: str) -> str:
     Raises
     ------
     UsageError
-        If it is none.
+        If it is not one.
     """
     parts = urlsplit(text if "://" in text else f"http://{text}")
     try:

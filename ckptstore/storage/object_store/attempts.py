@@ -34,7 +34,7 @@ class RetryPolicy:
     Attributes
     ----------
     deadline_s : float
-        An operation gives up when nothing moved for so long.
+        An operation ends when no byte moved for so long.
     attempt_s : float
         One attempt ends when no byte moved for so long, in either direction.
     pause_scale : float
@@ -47,10 +47,10 @@ class RetryPolicy:
 
 
 class RetryBudget:
-    """A bound on the share of requests that are repetitions: a sick server is not asked ever more often.
+    """A bound on the share of requests that are retries, so that a failing server does not get ever more.
 
-    A bucket of tokens: a retry takes one, time and success give back. A single thread, whose pauses grow, can
-    never empty it; many threads on one dead server do.
+    A bucket of tokens: a retry takes one, time and success add some. A single thread, whose pauses grow,
+    never empties it; many threads on one dead server do.
 
     Threads
     -------
@@ -83,7 +83,7 @@ class RetryBudget:
             return True
 
     def reward(self) -> None:
-        """Give back for a request that worked."""
+        """Add tokens for a request that succeeded."""
         with self._locks[0]:
             self._fill()
             self._tokens = min(self._capacity, self._tokens + self._per_success)
@@ -95,16 +95,16 @@ class RetryBudget:
 
 
 class Attempts:
-    """One primitive under way: its attempts, its deadline, and what may be tried again.
+    """The attempts of one operation: how many were made, how long they may take, which failures are retried.
 
     Calls
     -----
-    `begin` before each attempt, `again` after each failed one; or `run`, which does both. Whoever moves bytes
-    calls `progress` for those that came and `sent` for those that went, and asks `remaining_s` how long it
-    may wait for the next one.
+    `begin` before each attempt, `wait_to_retry` after each failed one; or `run`, which does both. The code
+    that moves bytes calls `record_progress` for received and `record_sent` for sent ones, and waits for the
+    next byte no longer than `remaining_s`.
 
-    Where a scope is current (`scope.current_scope`) it is given up with it, ends with it at the latest, and
-    counts there.
+    Inside a scope (`scope.current_scope`) the operation is cancelled with the scope, ends with it at the
+    latest, and its attempts are counted there.
 
     Attributes
     ----------
@@ -112,13 +112,18 @@ class Attempts:
         The one it was given, otherwise that of the scope.
     tries : int
         Attempts so far.
-    is_over : bool
-        Whether it gave up because time ran out.
+    is_out_of_time : bool
+        Whether it ended because time ran out.
 
     Threads
     -------
-    One thread, besides `progress`.
+    One thread, besides `record_progress`.
     """
+
+    # Invariants: `_strikes` counts the attempts since the start or the last `reset_failures`, `tries` all of
+    # them. `_ends_s` is the end of the operation without further progress, `_attempt_ends_s` that of this
+    # attempt; neither is later than `_limit_s`, the end of the scope. `_furthest` is the furthest byte of a
+    # request's body that any attempt has sent.
 
     def __init__(
         self,
@@ -145,7 +150,7 @@ class Attempts:
         self._attempt_ends_s = self._ends_s
 
     def child(self) -> Attempts:
-        """Return an operation inside this one: same deadline, its own attempts."""
+        """Return the attempts of an operation inside this one: same deadline, own count."""
         child = Attempts(self.policy, self._budget, self.cancellation, clock=self._clock)
         child._ends_s = self._ends_s
         child._limit_s = self._limit_s
@@ -159,7 +164,7 @@ class Attempts:
 
     @property
     def time_allowed(self) -> str:
-        """What time it had, for messages."""
+        """The time it was given, for messages."""
         if self._scope is not None and self._scope.deadline_s is not None and self._ends_s >= self._limit_s:
             return f"an end within {self._scope.deadline_s:g} s"
         return f"progress within {self.policy.deadline_s:g} s"
@@ -185,16 +190,16 @@ class Attempts:
             self._scope.count(requests=1, retries=int(self.tries > 1))
 
     def record_progress(self) -> None:
-        """Note that bytes moved: deadlines count from here."""
+        """Record that bytes moved: deadlines count from here."""
         now_s = self._clock()
         self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
         self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._limit_s)
 
     def record_sent(self, position: int) -> None:
-        """Note that the bytes of a request's body up to `position` went into the network.
+        """Record that the bytes of a request's body up to `position` were handed to the kernel.
 
-        A repeated attempt that gets no further than the one before is no progress of the operation. And what
-        the network took may still lie in its buffers, so the answer has time until they are empty.
+        A repeated attempt that gets no further than an earlier one is not progress of the operation. The
+        bytes may still be in the kernel's buffers, so the answer has time until these are empty.
         """
         now_s = self._clock()
         if position > self._furthest:
@@ -204,18 +209,18 @@ class Attempts:
         self._attempt_ends_s = min(now_s + self.policy.attempt_s + drain_s, self._ends_s)
 
     def reset_failures(self) -> None:
-        """Forget the failures so far: the attempt that failed last brought a good part of what was wanted."""
+        """Forget the failures so far, because the attempt that failed last transferred a good part."""
         self._strikes = 0
 
     def remaining_s(self) -> float:
-        """Return for how long this attempt may wait from now on without progress."""
+        """Return how long this attempt may wait from now on without progress."""
         return max(0.0, self._attempt_ends_s - self._clock())
 
     def wait_to_retry(self, fault: Fault) -> bool:
-        """Sleep and return True if another attempt is due, False if the operation is to give up."""
+        """Sleep and return True if another attempt is due; return False if the operation has failed."""
         rule = RULES[fault.kind]
         if self._strikes >= rule.tries or self.is_cancelled:
-            # A stall is a matter of time, however many attempts the time was good for.
+            # A stall means that time ran out, however many attempts were made in that time.
             self.is_out_of_time = fault.kind is Kind.STALLED
             return False
         bound_s = min(rule.first_pause_s * 2.0 ** (max(self._strikes, 1) - 1), rule.longest_pause_s)

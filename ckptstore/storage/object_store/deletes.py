@@ -74,8 +74,8 @@ class ObjectDeleter:
             by_bucket.setdefault(object_name.bucket, []).append(object_name.name)
         failed: list[CkptStoreError] = []
         size = self._service.transport.batch_size
-        for bucket, names in by_bucket.items():
-            names = list(dict.fromkeys(names))
+        for bucket, repeated in by_bucket.items():
+            names = list(dict.fromkeys(repeated))
             for first in range(0, len(names), size):
                 failed.extend(self._delete_batch(bucket, names[first : first + size]))
         if failed:

@@ -23,7 +23,7 @@ _ERRORS: dict[Kind, tuple[type[CkptStoreError], str]] = {
     Kind.ABSENT: (NotFoundError, "Check the path."),
     Kind.UNPROVED: (
         AccessError,
-        "Whether the object is missing cannot be told: check the bucket, the endpoint and the permissions.",
+        "The object may be missing or hidden: check the bucket, the endpoint and the permissions.",
     ),
     Kind.NO_BUCKET: (
         AccessError,
@@ -69,7 +69,7 @@ def error_of(fault: Fault, what: str, url: str, attempts: Attempts | None = None
     url : str
         The object concerned.
     attempts : Attempts, optional
-        Says how often it was tried, and whether time ran out.
+        Their number and the time allowed go into the message.
     """
     kind, hint = _ERRORS.get(
         fault.kind,

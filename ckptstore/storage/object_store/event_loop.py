@@ -1,6 +1,6 @@
 """One event loop in a thread of its own, for clients that are written for asyncio.
 
-Not fsspec's loop: whoever runs coroutines there could not call us, and after a fork its state is theirs.
+Not fsspec's loop: coroutines on it could not call us, and its state after a fork is not ours to repair.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ __all__ = ["LoopThread"]
 
 _T = TypeVar("_T")
 
-# A request that was told to stop closes its connection at once; this bounds the wait for one that does not.
+# A cancelled request closes its connection at once; this bounds the wait for one that does not.
 _STOP_TIMEOUT_S = 5.0
 
 
 class LoopThread:
     """A running event loop; its thread ends with the process, or with `close`.
 
-    After a fork the child neither uses nor tidies up what the parent has: a connection closed in the child
-    would be closed in the middle of the parent's conversation.
+    After a fork the child neither uses nor closes the parent's connections: closing one in the child would
+    end the parent's conversation.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
-        # Not epoll: what the kernel watches for it belongs to parent and child together, and the child would
-        # take the parent's connections out.
+        # Not epoll: parent and child share what the kernel watches, and the child would remove the parent's
+        # connections from it.
         try:
             self.loop = asyncio.SelectorEventLoop(selectors.PollSelector())
         except OSError as error:
@@ -82,7 +82,7 @@ class LoopThread:
             operation was cancelled. In both cases, and on Ctrl-C, the coroutine has ended by then: it writes
             into no buffer any more.
         """
-        call = _Call(self.loop, start)
+        call = _CoroutineCall(self.loop, start)
         attempts.cancellation.watch(call.drop)
         try:
             while not call.answer.done():
@@ -123,21 +123,20 @@ def _hold() -> None:
 
 def _inherit() -> None:
     for thread in _held:
-        # What is collected at the end all the same complains to its loop that nobody closed it.
+        # A client that is collected at the end all the same reports to its loop that it was not closed.
         thread.loop.set_exception_handler(lambda loop, context: None)
     _inherited.extend(_held)
     _held.clear()
 
 
-# Held from before the fork on: the child's first garbage collection must not find them.
+# Held from before the fork on, so that the child's first garbage collection does not collect them.
 os.register_at_fork(before=_hold, after_in_parent=_held.clear, after_in_child=_inherit)
 
 
 class _ThreadEach(concurrent.futures.ThreadPoolExecutor):
     """A thread for each call, such as asyncio makes to look up the name of a host.
 
-    A pool takes no work any more once the interpreter is exiting, while saves in the background still are to
-    finish.
+    A pool takes no work once the interpreter is exiting, while saves in the background still have to finish.
     """
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[_T]:
@@ -155,7 +154,7 @@ class _ThreadEach(concurrent.futures.ThreadPoolExecutor):
         return answer
 
 
-class _Call:
+class _CoroutineCall:
     """A coroutine on a loop of another thread; `answer` is done when it ended, and not before.
 
     `asyncio.run_coroutine_threadsafe` will not do: its future is done as soon as it is cancelled, while the

@@ -2,7 +2,7 @@
 
 A service module (`s3`, `gcs`) turns whatever its client raises into a `Fault`, by status and code. From there
 on only the kind counts: `RULES` says how it is retried and whether a write may have landed all the same,
-`error_of` which exception the caller gets.
+`errors.error_of` which exception the caller gets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["RULES", "Fault", "Kind", "Rule", "scarcity_hint"]
 class Kind(Enum):
     """What happened to a request, by what follows from it."""
 
-    ABSENT = "the object is not there, and the bucket answered for it"
+    ABSENT = "the object is not there, and the bucket answered"
     UNPROVED = "a 404 that may also mean a missing bucket or a refused key"
     NO_BUCKET = "the bucket does not exist"
     FORBIDDEN = "credentials or permissions"
@@ -27,7 +27,7 @@ class Kind(Enum):
     UNSUPPORTED = "the server does not know how"
     FULL = "no room left"
     PRECONDITION = "the condition of the request does not hold"
-    CONFLICT = "somebody writes the same object at this moment"
+    CONFLICT = "another request writes the same object at this moment"
     UPLOAD_GONE = "the upload, or a part of it, is not known any more"
     BAD_RANGE = "the range lies outside the object"
     BAD_CHECKSUM = "the server calculated another checksum"
@@ -40,20 +40,20 @@ class Kind(Enum):
     CANCELLED = "another request of the same operation failed"
 
 
-class Fault(Exception):  # noqa: N818 - never leaves the room; `error_of` makes the error
+class Fault(Exception):  # noqa: N818 - internal; `error_of` makes the error
     """One attempt of one request failed.
 
     Parameters
     ----------
     kind : Kind
     text : str
-        The server's words or the client's, without secrets.
+        The message of the server or the client, without secrets.
     code : str, optional
         The server's own code, or the status as text.
     retry_after_s : float
-        The server asked to be left alone for so long.
+        How long the server asked to wait.
     hint : str, optional
-        What to do about it, where the kind alone does not say it best.
+        What to do about it, where that is more than the kind says.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Rule:
 
 
 # Eight tries of a server that is down take 5 s on average: MinIO starts in 0.5 s, a balancer notices in 3.
-# A throttled client waits longer, 18 s on average. What stalls gives up by the deadline, not by its tries.
+# A throttled client waits longer, 18 s on average. Stalled requests end by the deadline, not by their tries.
 RULES: dict[Kind, Rule] = {
     Kind.ABSENT: Rule(),
     Kind.UNPROVED: Rule(),
@@ -99,7 +99,7 @@ RULES: dict[Kind, Rule] = {
     Kind.BAD_REQUEST: Rule(),
     Kind.UNSUPPORTED: Rule(),
     Kind.FULL: Rule(),
-    # A condition that does not hold is no reason to ask again, except where the read-back shows that it does.
+    # A condition that does not hold is final, except where the read-back shows that it does hold.
     Kind.PRECONDITION: Rule(4, 0.02, 0.5),
     Kind.CONFLICT: Rule(10, 0.02, 1.0),
     Kind.UPLOAD_GONE: Rule(),
@@ -116,7 +116,7 @@ RULES: dict[Kind, Rule] = {
 
 
 def scarcity_hint(error: BaseException) -> str | None:
-    """Return what to do where `error` says that there is no file descriptor left; None where it does not."""
+    """Return what to do if `error` means that no file descriptor is left; None if it does not."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "Raise the limit of open files (`ulimit -n`): each connection takes one."
     return None

@@ -33,6 +33,7 @@ __all__ = [
     "capabilities_of",
     "compose_verdict_for",
     "give_up_composing",
+    "remember_verdicts",
     "verdicts_for",
     "verdicts_known",
 ]
@@ -137,6 +138,11 @@ def compose_verdict_for(transport: Transport, object_name: ObjectName, attempts:
                 verdict = _ask_to_compose(transport, object_name, attempts) if found.can_create else "ignored"
                 _known[identity] = replace(found, compose=verdict)
     return verdict
+
+
+def remember_verdicts(transport: Transport, bucket: str, verdicts: Verdicts) -> None:
+    """Record the verdicts of a bucket that is not to be asked, unless it was asked before."""
+    _known.setdefault((transport.scheme, transport.endpoint, bucket), verdicts)
 
 
 def give_up_composing(transport: Transport, bucket: str) -> bool:

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 from botocore.credentials import RefreshableCredentials
 from s3fs import S3FileSystem
@@ -20,24 +19,24 @@ from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
 from ckptstore.storage.redact import Redactor
 from ckptstore.storage.s3.errors import fault_of
-from ckptstore.storage.url import is_loopback
+from ckptstore.storage.url import check_not_in_the_clear
 
-__all__ = ["Blueprint", "S3Client", "SentBody"]
+__all__ = ["Blueprint", "S3Client", "SentBody", "call_s3"]
 
 _T = TypeVar("_T")
 
-# Ten connections, the default, run 60 ranges in seven waves.
+# With ten connections, the default, 60 ranges take seven rounds.
 _CONFIG: dict[str, Any] = {
     "max_pool_connections": 64,
     "connect_timeout": 5,
     "read_timeout": 30,
-    # Every upload carries a CRC32C of ours, and what is read has checksums of its own.
+    # Every upload carries our own CRC32C, and the bytes of a checkpoint have checksums of their own.
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
 
 # Up to here "Expect: 100-continue" costs a round trip and saves nothing; and while a client waits for the
-# server's word, its read timeout does not run.
+# server to agree, its read timeout does not run.
 _EXPECT_FROM_BYTES = 1024 * 1024
 
 _PIECE_BYTES = 64 * 1024
@@ -50,6 +49,12 @@ class _S3FileSystem(S3FileSystem):  # type: ignore[misc]
     @staticmethod
     def close_session(loop: object, s3: object) -> None:
         """Do nothing: s3fs calls this wherever it is collected, in a forked child too. See `_close`."""
+
+
+async def call_s3(fs: S3FileSystem, method: str, **arguments: Any) -> dict[str, Any]:
+    """Call one method of the service's client through s3fs, which has no public name for it that is async."""
+    answer: dict[str, Any] = await fs._call_s3(method, **arguments)
+    return answer
 
 
 class SentBody:
@@ -84,7 +89,7 @@ class SentBody:
         return piece
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        # Each pass from the start: whoever repeats a request iterates anew.
+        # Each pass from the start: a repeated request iterates again.
         position = 0
         for whole in self._pieces:
             for start in range(0, len(whole), _PIECE_BYTES):
@@ -100,13 +105,13 @@ class Blueprint(NamedTuple):
     Attributes
     ----------
     name : str
-        Of the object in it, which stands at the end of the URL's path.
+        Of the object in it, the end of the URL's path.
     credentials : object
-        The client's own; None if it does not show them.
+        The client's own; None if they cannot be found.
     verify : str, bool or None
-        Whose certificates are trusted, as botocore says it; None if the client does not say.
+        Which certificates are trusted, in botocore's form; None if that cannot be found.
     certificate : tuple of str
-        Files of the certificate that the client shows, and of its key; empty if it shows none.
+        Files of the certificate that the client presents, and of its key; empty without one.
     has_proxy : bool
     """
 
@@ -162,7 +167,7 @@ class S3Client:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
-        # Without credentials there is nothing that could be overheard.
+        # Without credentials there is nothing to protect.
         self._allow_http = bool(self._options.pop("allow_http", False)) or bool(options.get("anon"))
         self.wants_direct = bool(self._options.pop("direct", True))
         self.redact = Redactor(options)
@@ -183,10 +188,10 @@ class S3Client:
         ------
         Fault
         """
-        fs, thread = self._opened()
+        fs, thread = self._open()
 
         async def run() -> _T:
-            await self._connected(fs, bucket)
+            await self._connect(fs, bucket)
             return await use(fs)
 
         try:
@@ -197,14 +202,14 @@ class S3Client:
             fault = fault_of(error, self.redact)
             if fault is None:
                 raise
-        # Not "from error": what the client raises may hold what it was given.
+        # Not "from error": the client's exceptions may hold the credentials.
         raise fault
 
     def request(self, method: str, attempts: Attempts, **arguments: Any) -> dict[str, Any]:
         """Call one method of the service's client through s3fs and return its answer."""
 
         async def use(fs: _S3FileSystem) -> dict[str, Any]:
-            answer: dict[str, Any] = await fs._call_s3(method, **arguments)
+            answer = await call_s3(fs, method, **arguments)
             headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
             self.note_date(headers.get("date"))
             return answer
@@ -212,7 +217,7 @@ class S3Client:
         return self.call(use, attempts, arguments.get("Bucket"))
 
     def note_date(self, date: str | None) -> None:
-        """Take note of the server's clock, from the ``Date`` of an answer that just came."""
+        """Record the server's clock, from the ``Date`` of an answer that just came."""
         self.skew_s = skew_of(date, self.skew_s)
 
     def blueprint(self, kind: str, bucket: str, attempts: Attempts) -> Blueprint:
@@ -233,8 +238,8 @@ class S3Client:
 
         return self.call(use, attempts, bucket)
 
-    def frozen(self, credentials: Any, attempts: Attempts) -> Any:
-        """Return what `credentials` of a blueprint are now, renewed if it is time.
+    def current_credentials(self, credentials: Any, attempts: Attempts) -> Any:
+        """Return the keys of a blueprint's `credentials`, renewed if it is time.
 
         Raises
         ------
@@ -264,7 +269,7 @@ class S3Client:
             self.call(nothing, attempts)
         return self._endpoint
 
-    def _opened(self) -> tuple[_S3FileSystem, LoopThread]:
+    def _open(self) -> tuple[_S3FileSystem, LoopThread]:
         with self._locks[0]:
             if self._fs is None or self._thread is None or self._thread.pid != os.getpid():
                 thread = LoopThread()
@@ -284,12 +289,12 @@ class S3Client:
     def _settings(self) -> dict[str, Any]:
         settings = dict(self._options)
         config = _CONFIG | dict(settings.get("config_kwargs") or {})
-        # One attempt: repeating is our business, and only we know what an answer that was lost means.
+        # One attempt: `Attempts` repeats, because only this package knows what a lost answer means.
         config["retries"] = {"mode": "standard", "total_max_attempts": 1}
         # With a checksum given, botocore would hash the whole body a second time for the signature.
         config["s3"] = {"payload_signing_enabled": False} | dict(config.get("s3") or {})
         settings["config_kwargs"] = config
-        # A cached listing answers with what was there; a cached instance with another's settings.
+        # A cached listing is out of date; a cached instance may have other settings.
         settings["use_listings_cache"] = False
         settings["skip_instance_cache"] = True
         return settings
@@ -300,7 +305,7 @@ class S3Client:
             hint="They are those of s3fs.S3FileSystem.",
         )
 
-    async def _connected(self, fs: _S3FileSystem, bucket: str | None) -> None:
+    async def _connect(self, fs: _S3FileSystem, bucket: str | None) -> None:
         try:
             await fs.set_session()
         except TypeError as error:
@@ -310,21 +315,12 @@ class S3Client:
         if client in self._hooked:
             return
         endpoint = str(client.meta.endpoint_url)
-        self._check_endpoint(endpoint)
+        if not self._allow_http:
+            check_not_in_the_clear(endpoint, self.redact(endpoint))
         client.meta.events.register_last("before-call.s3", _drop_expect)
         client.meta.events.register_first("before-send.s3", _capture)
         self._endpoint = self.redact(endpoint)
         self._hooked.add(client)
-
-    def _check_endpoint(self, endpoint: str) -> None:
-        parts = urlsplit(endpoint)
-        if parts.scheme == "http" and not self._allow_http and not is_loopback(parts.hostname or ""):
-            raise UsageError(
-                "credentials would travel over plain http",
-                url=self.redact(endpoint),
-                expected="https, or an endpoint on this machine",
-                hint="Use https, or pass allow_http=True in the storage options.",
-            )
 
 
 def _send_once(client: Any) -> None:
@@ -348,7 +344,7 @@ def _close(fs: _S3FileSystem, thread: LoopThread) -> None:
             await fs._s3creator.__aexit__(None, None, None)
         thread.loop.stop()
 
-    # The collector may run in the thread of the loop, so nothing can be waited for.
+    # The garbage collector may run in the thread of the loop, so do not wait for anything.
     thread.loop.call_soon_threadsafe(lambda: thread.loop.create_task(close()))
 
 
@@ -366,7 +362,7 @@ def _capture(request: Any, **_: Any) -> None:
 
 
 def _blueprint(client: Any, request: Any) -> Blueprint:
-    """Put together what is known of a prepared request; most of it is in no public place."""
+    """Collect what is known of a prepared request; most of it has no public name."""
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     proxies = getattr(getattr(session, "_proxy_config", None), "proxy_url_for", lambda url: None)
     certificate = (getattr(session, "_cert_file", None), getattr(session, "_key_file", None))

@@ -1,8 +1,8 @@
 """The bulk requests of S3 over connections of our own, as the service's client would make and sign them.
 
-Where a request goes and what it carries is not worked out here: the client prepares one of each kind for each
-bucket, and this is its blueprint (`S3Client.blueprint`). Only the name of the object, what differs from
-request to request, and the signature are filled in.
+Where a request goes and what it carries is not decided here: the client prepares one request of each kind for
+each bucket, the blueprint (`S3Client.blueprint`). Only the name of the object, the headers of the request at
+hand, and the signature are filled in.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ckptstore.storage.s3.errors import fault_of, fault_of_response
 from ckptstore.storage.wire.connections import Server, Servers
 from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, exchange
 
-__all__ = ["NotDirect", "S3Direct"]
+__all__ = ["NotDirect", "Refused", "S3Direct", "Template", "tls_context"]
 
 _SCOPE = "AWS4-HMAC-SHA256 Credential="
 
-# Of the prepared request, what belongs to that one only.
+# Headers of the prepared request that belong to that one only.
 _OF_ONE_REQUEST = {
     *("authorization", "x-amz-date", "date", "x-amz-content-sha256", "x-amz-security-token", "expect"),
     *("amz-sdk-invocation-id", "amz-sdk-request", "content-length", "content-md5", "host"),
     *("transfer-encoding", "x-amz-decoded-content-length", "x-amz-trailer", "x-amz-te", "content-encoding"),
 }
 
-# A bucket that sends us elsewhere more often than this is left to the client.
+# A bucket that redirects more often than this is left to the client.
 _MOST_REDIRECTS = 3
 
 _REDIRECTS = {301, 302, 307, 308}
@@ -47,22 +47,24 @@ _REDIRECTS = {301, 302, 307, 308}
 _PARSER = create_parser("rest-xml")
 
 
-class NotDirect(Exception):  # noqa: N818 - not an error: the request is to take the other way
+class NotDirect(Exception):  # noqa: N818 - not an error: the request goes through the client
     """A request that has to go through the client."""
 
 
 class _Signer(S3SigV4Auth):  # type: ignore[misc]
     def payload(self, request: AWSRequest) -> str:
-        # Its checksum is in the headers, and those are signed; hashing it once more costs 0.7 s a GiB.
+        # Its checksum is in the headers, and those are signed; hashing it once more costs 0.7 s per GiB.
         return "UNSIGNED-PAYLOAD"
 
 
-class _Refused(NamedTuple):
+class Refused(NamedTuple):
+    """Why a blueprint cannot be followed."""
+
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Template:
+class Template:
     """How one kind of request for one bucket is made."""
 
     server: Server
@@ -79,7 +81,7 @@ class S3Direct:
     ----------
     client : S3Client
     is_wanted : bool
-        False: every request takes the other way.
+        False: every request goes through the client.
 
     Threads
     -------
@@ -90,7 +92,7 @@ class S3Direct:
         self._client = client
         self._is_wanted = is_wanted
         self._pid = os.getpid()
-        self._templates: dict[tuple[str, str], _Template | _Refused] = {}
+        self._templates: dict[tuple[str, str], Template | Refused] = {}
         self._servers = Servers()
         self._redirects: dict[str, int] = {}
 
@@ -99,7 +101,7 @@ class S3Direct:
         if not self._is_wanted:
             return DataPath(False, "through s3fs: direct=False in the storage options")
         template = self._template("get_object", bucket, attempts)
-        if isinstance(template, _Refused):
+        if isinstance(template, Refused):
             return DataPath(False, f"through s3fs: {template.reason}", is_wanted=False)
         return DataPath(True, "over " + ("HTTPS" if template.server.is_encrypted else "HTTP"))
 
@@ -115,7 +117,7 @@ class S3Direct:
         body: Sequence[bytes | memoryview] = (),
         accept: Accept | None = None,
     ) -> HttpResponse:
-        """Send one request and return its answer, which is good.
+        """Send one request and return its answer, which is a success.
 
         Parameters
         ----------
@@ -130,8 +132,8 @@ class S3Direct:
             If the client has to do it.
         Fault
         """
-        template = self._template(kind, bucket, attempts) if self._is_wanted else _Refused("")
-        if isinstance(template, _Refused):
+        template = self._template(kind, bucket, attempts) if self._is_wanted else Refused("")
+        if isinstance(template, Refused):
             raise NotDirect
         method = "GET" if kind == "get_object" else "PUT"
         request = self._signed(template, method, name, query, headers, body, attempts)
@@ -151,14 +153,14 @@ class S3Direct:
             return fault or Fault(Kind.GARBLED, "the answer cannot be read")
         code = parsed.get("Error", {}).get("Code")
         if reply.status in _REDIRECTS or code == "AuthorizationHeaderMalformed":
-            # The client finds the region, asks there, and its next blueprint leads there.
+            # The client finds the region, and its next blueprint leads there.
             self._redirects[bucket] = self._redirects.get(bucket, 0) + 1
             self._forget(bucket)
             return NotDirect()
         return fault_of_response(parsed, self._client.redact)
 
     def _forget(self, bucket: str) -> None:
-        refusal = _Refused("the server sends requests for this bucket elsewhere, again and again")
+        refusal = Refused("the server sends requests for this bucket elsewhere, again and again")
         for key in [key for key in self._templates if key[1] == bucket]:
             if self._redirects[bucket] < _MOST_REDIRECTS:
                 self._templates.pop(key, None)
@@ -167,7 +169,7 @@ class S3Direct:
 
     def _signed(
         self,
-        template: _Template,
+        template: Template,
         method: str,
         name: str,
         query: str,
@@ -180,23 +182,23 @@ class S3Direct:
         carried = {**template.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
         if template.region:
             request = AWSRequest(method=method, url=url, headers=carried)
-            frozen = self._client.frozen(template.credentials, attempts)
+            frozen = self._client.current_credentials(template.credentials, attempts)
             _Signer(frozen, "s3", template.region).add_auth(request)
             carried = dict(request.headers.items())
         return HttpRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
 
-    def _template(self, kind: str, bucket: str, attempts: Attempts) -> _Template | _Refused:
+    def _template(self, kind: str, bucket: str, attempts: Attempts) -> Template | Refused:
         if self._pid != os.getpid():
-            # The client of the parent, its credentials and its connections are not ours.
+            # Client, credentials and connections of the parent are not used in a forked child.
             self._templates, self._servers, self._pid = {}, Servers(), os.getpid()
         template = self._templates.get((kind, bucket))
         if template is None:
             blueprint = self._client.blueprint(kind, bucket, attempts)
-            template = self._templates[kind, bucket] = self._read(blueprint)
+            template = self._templates[kind, bucket] = self.template_of(blueprint)
         return template
 
-    def _read(self, blueprint: Blueprint) -> _Template | _Refused:
-        """Return what a blueprint says, or why it cannot be followed."""
+    def template_of(self, blueprint: Blueprint) -> Template | Refused:
+        """Return how requests are made after a blueprint, or why it cannot be followed."""
         headers = {
             name: value for name, value in blueprint.headers.items() if name.lower() not in _OF_ONE_REQUEST
         }
@@ -209,31 +211,31 @@ class S3Direct:
             or parts.scheme not in ("http", "https")
             or not parts.hostname
         ):
-            return _Refused("the client makes URLs of an unknown form")
+            return Refused("the client makes URLs of an unknown form")
         if blueprint.has_proxy:
-            return _Refused("a proxy is configured")
+            return Refused("a proxy is configured")
         if blueprint.verify is None:
-            return _Refused("this release of the client does not tell its TLS settings")
+            return Refused("the TLS settings of this release of the client cannot be found")
         authorization = all_headers.get("authorization", "")
         region = ""
         if authorization:
             _, _, scope = authorization.removeprefix(_SCOPE).partition(",")[0].partition("/")
             fields = scope.split("/")
             if not authorization.startswith(_SCOPE) or len(fields) != 4 or fields[2] != "s3":
-                return _Refused("requests are signed in a way of their own")
+                return Refused("requests are signed in an unknown way")
             if all_headers.get("x-amz-content-sha256") != "UNSIGNED-PAYLOAD":
-                return _Refused("the configuration asks for signed payloads")
+                return Refused("the configuration asks for signed payloads")
             if blueprint.credentials is None:
-                return _Refused("this release of the client does not tell its credentials")
+                return Refused("the credentials of this release of the client cannot be found")
             region = fields[1]
         elif "signature" in parts.query.lower():
-            return _Refused("requests are signed in a way of their own")
-        server = self._servers.at(parts, partial(_context, blueprint), blueprint.connect_timeout_s)
-        return _Template(server, base, headers, region, blueprint.credentials)
+            return Refused("requests are signed in an unknown way")
+        server = self._servers.at(parts, partial(tls_context, blueprint), blueprint.connect_timeout_s)
+        return Template(server, base, headers, region, blueprint.credentials)
 
 
-def _context(blueprint: Blueprint) -> ssl.SSLContext:
-    """Return what the client would trust, and show."""
+def tls_context(blueprint: Blueprint) -> ssl.SSLContext:
+    """Return a context that trusts, and presents, what the client would."""
     context = ssl.create_default_context(cafile=_authorities(blueprint.verify))
     if not blueprint.verify:
         context.check_hostname = False

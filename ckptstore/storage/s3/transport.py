@@ -30,7 +30,7 @@ from ckptstore.storage.object_store.transport import (
     UploadSession,
     copy_into,
 )
-from ckptstore.storage.s3.client import S3Client, SentBody
+from ckptstore.storage.s3.client import S3Client, SentBody, call_s3
 from ckptstore.storage.s3.direct import NotDirect, S3Direct
 from ckptstore.storage.s3.errors import fault_of_code
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
@@ -125,10 +125,10 @@ class S3Transport(Transport):
             pass
 
         async def use(fs: Any) -> None:
-            answer = await fs._call_s3("get_object", **arguments)
-            # The body is read outside of s3fs's care: what breaks here is ours to repeat.
+            answer = await call_s3(fs, "get_object", **arguments)
             body = answer["Body"]
-            # Not `as body`: with aiobotocore 2 that would be aiohttp's response, whose read() takes no size.
+            # s3fs does not repeat the reading of the body; `Attempts` does. Not `as body`: with aiobotocore 2
+            # that would be aiohttp's response, whose read() takes no size.
             async with body:
                 sink = accept(
                     ResponseHead(
@@ -192,7 +192,7 @@ class S3Transport(Transport):
             answer = self._client.request("delete_objects", attempts, Bucket=bucket, Delete=wanted)
         except Fault as fault:
             if fault.kind is Kind.BAD_REQUEST:
-                # A server that knows the request, but not in this form.
+                # A server that knows this request only in another form.
                 raise Fault(Kind.UNSUPPORTED, fault.text, code=fault.code) from None
             raise
         return {
@@ -233,7 +233,7 @@ class S3Transport(Transport):
             except Fault as fault:
                 if fault.kind is not Kind.BAD_REQUEST or not marker.pop("UploadIdMarker", None):
                     raise
-                # versitygw refuses the marker that it gave; the key alone leads on too.
+                # versitygw refuses its own marker; the key alone continues the list too.
                 continue
             server = answer["ResponseMetadata"]["HTTPHeaders"].get("server", "")
             if asked and server.startswith("MinIO"):

@@ -127,7 +127,7 @@ class Server:
     ) -> None:
         self.host = host
         self.port = port
-        self._context = context
+        self.context = context
         self._connect_timeout_s = connect_timeout_s
         self._locks = ForkSafeLocks()
         self._kept: list[Connection] = []
@@ -138,7 +138,12 @@ class Server:
     @property
     def is_encrypted(self) -> bool:
         """Whether it is reached over TLS."""
-        return self._context is not None
+        return self.context is not None
+
+    @property
+    def idle_connections(self) -> int:
+        """How many connections wait for their next request."""
+        return len(self._kept)
 
     def borrow(self, attempts: Attempts) -> Connection:
         """Return a connection for this thread alone: the one used last, or a new one.
@@ -187,10 +192,10 @@ class Server:
             raise Fault(Kind.STALLED, "there was no time left to connect")
         options: dict[str, Any] = {"timeout": timeout_s, "blocksize": 1}
         channel: http.client.HTTPConnection
-        if self._context is None:
+        if self.context is None:
             channel = http.client.HTTPConnection(self.host, self.port, **options)
         else:
-            channel = http.client.HTTPSConnection(self.host, self.port, context=self._context, **options)
+            channel = http.client.HTTPSConnection(self.host, self.port, context=self.context, **options)
         # A broken connection is to be noticed here, not reopened below.
         channel.auto_open = 0
         try:

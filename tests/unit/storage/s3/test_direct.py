@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ckptstore.storage.s3.client import Blueprint, S3Client
-from ckptstore.storage.s3.direct import S3Direct, _Refused, _Template
+from ckptstore.storage.s3.direct import Refused, S3Direct, Template
 from tests.servers.certificates import make_certificates
 
 _AUTHORIZATION = (
@@ -42,13 +42,13 @@ def blueprint(**changed: Any) -> Blueprint:
     return Blueprint(**{**whole, **changed})
 
 
-def read(**changed: Any) -> _Template | _Refused:
-    return S3Direct(S3Client({}))._read(blueprint(**changed))
+def read(**changed: Any) -> Template | Refused:
+    return S3Direct(S3Client({})).template_of(blueprint(**changed))
 
 
 def test_place_region_and_what_every_request_carries_are_read() -> None:
     plan = read()
-    assert isinstance(plan, _Template)
+    assert isinstance(plan, Template)
     assert plan.base == "https://bucket.s3.eu-north-1.amazonaws.com/"
     assert plan.region == "eu-north-1"
     assert plan.headers == {"User-Agent": "client", "x-amz-request-payer": "requester"}
@@ -57,14 +57,14 @@ def test_place_region_and_what_every_request_carries_are_read() -> None:
 
 def test_a_path_and_a_port_are_kept() -> None:
     plan = read(url="http://127.0.0.1:9000/some/bucket/the-name")
-    assert isinstance(plan, _Template)
+    assert isinstance(plan, Template)
     assert plan.base == "http://127.0.0.1:9000/some/bucket/"
     assert (plan.server.host, plan.server.port, plan.server.is_encrypted) == ("127.0.0.1", 9000, False)
 
 
 def test_requests_without_a_signature_stay_without() -> None:
     plan = read(headers={"User-Agent": "client"}, credentials=None)
-    assert isinstance(plan, _Template)
+    assert isinstance(plan, Template)
     assert plan.region == ""
 
 
@@ -75,16 +75,16 @@ def _signed(text: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"headers": _signed(_AUTHORIZATION.replace("/s3/", "/s3express/"))}, "way of their own"),
-        ({"headers": _signed(_AUTHORIZATION.replace("/s3/", "/s3-object-lambda/"))}, "way of their own"),
-        ({"headers": _signed(_AUTHORIZATION.replace("/eu-north-1/", "/"))}, "way of their own"),
+        ({"headers": _signed(_AUTHORIZATION.replace("/s3/", "/s3express/"))}, "in an unknown way"),
+        ({"headers": _signed(_AUTHORIZATION.replace("/s3/", "/s3-object-lambda/"))}, "in an unknown way"),
+        ({"headers": _signed(_AUTHORIZATION.replace("/eu-north-1/", "/"))}, "in an unknown way"),
         (
             {"headers": _signed("AWS4-ECDSA-P256-SHA256 Credential=A/20261123/s3/aws4_request")},
-            "way of their own",
+            "in an unknown way",
         ),
-        ({"headers": _signed("AWS AKID:signature=")}, "way of their own"),
-        ({"headers": _signed("Bearer token")}, "way of their own"),
-        ({"headers": {}, "url": "https://b.example/the-name?X-Amz-Signature=0"}, "way of their own"),
+        ({"headers": _signed("AWS AKID:signature=")}, "in an unknown way"),
+        ({"headers": _signed("Bearer token")}, "in an unknown way"),
+        ({"headers": {}, "url": "https://b.example/the-name?X-Amz-Signature=0"}, "in an unknown way"),
         ({"headers": _HEADERS | {"X-Amz-Content-SHA256": "e3b0c4"}}, "signed payloads"),
         ({"headers": _HEADERS | {"X-Amz-Content-SHA256": "STREAMING-UNSIGNED-PAYLOAD-TRAILER"}}, "payloads"),
         ({"url": "https://b.example/?key=the-name"}, "unknown form"),
@@ -97,7 +97,7 @@ def _signed(text: str) -> dict[str, str]:
 )
 def test_what_is_not_understood_is_left_to_the_client(changed: dict[str, Any], reason: str) -> None:
     plan = read(**changed)
-    assert isinstance(plan, _Refused)
+    assert isinstance(plan, Refused)
     assert reason in plan.reason
     assert "AKID" not in plan.reason
 
@@ -107,8 +107,8 @@ def test_trust_is_what_the_client_has(tmp_path: Path) -> None:
 
     def context(verify: Any) -> ssl.SSLContext:
         plan = read(verify=verify)
-        assert isinstance(plan, _Template)
-        made = plan.server._context
+        assert isinstance(plan, Template)
+        made = plan.server.context
         assert made is not None
         return made
 
@@ -121,10 +121,10 @@ def test_trust_is_what_the_client_has(tmp_path: Path) -> None:
 
 def test_hosts_share_connections_and_nothing_shows_a_secret() -> None:
     direct = S3Direct(S3Client({}))
-    first, second = (direct._read(blueprint()) for _ in range(2))
-    other = direct._read(blueprint(url="https://other.example/the-name"))
-    assert isinstance(first, _Template)
-    assert isinstance(second, _Template)
-    assert isinstance(other, _Template)
+    first, second = (direct.template_of(blueprint()) for _ in range(2))
+    other = direct.template_of(blueprint(url="https://other.example/the-name"))
+    assert isinstance(first, Template)
+    assert isinstance(second, Template)
+    assert isinstance(other, Template)
     assert first.server is second.server is not other.server
     assert "AKID" not in repr(blueprint())

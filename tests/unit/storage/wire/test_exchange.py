@@ -355,7 +355,7 @@ def test_no_connection_is_kept_whose_end_is_announced_or_unknown(fields: str) ->
         memory = Memory(2)
         ask(server, into=memory)
         assert bytes(memory.array) == b"ok"
-        assert server._kept == []
+        assert server.idle_connections == 0
 
 
 def test_no_more_connections_are_kept_than_are_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +394,7 @@ def fault_of(serve: Callable[[Conversation], None], *body: Any, **more: Any) -> 
         server = to(peer)
         with pytest.raises(Fault) as caught:
             ask(server, *body, **more)
-        assert server._kept == [], "a connection of which nobody knows where it stands was kept"
+        assert server.idle_connections == 0, "a connection of which nobody knows where it stands was kept"
     return caught.value
 
 
@@ -447,7 +447,7 @@ def test_a_body_that_ends_too_early_is_no_answer_and_what_came_is_counted() -> N
     with running(serve) as peer:
         server = to(peer)
         ask(server, into=memory)  # the sink knows how much should have come
-        assert server._kept == []
+        assert server.idle_connections == 0
     assert memory.position == 60_000
 
 
@@ -476,7 +476,7 @@ def test_silence_is_a_stall_in_bounded_time(where: str) -> None:
                 attempts=attempts,
             )
         over.set()
-        assert server._kept == []
+        assert server.idle_connections == 0
     assert caught.value.kind is Kind.STALLED
     assert time.monotonic() - begun_s < 30
 
@@ -516,7 +516,7 @@ def test_a_cancellation_ends_it_at_once(where: str) -> None:
     assert caught.value.kind is Kind.CANCELLED
     # An attempt of its own accord would have waited for 20 s.
     assert time.monotonic() - begun_s < 15
-    assert server._kept == []
+    assert server.idle_connections == 0
     assert cancellation._running == set()
 
 
@@ -544,7 +544,7 @@ def test_who_refuses_the_head_of_an_answer_gets_no_body_and_the_connection_is_no
         server = to(peer)
         with pytest.raises(Fault, match="not this"):
             exchange(server, HttpRequest("PUT", "/", {"Host": "h"}, (b"body",)), new_attempts(), refuse)
-        assert server._kept == []
+        assert server.idle_connections == 0
 
 
 def test_a_request_shows_nothing_of_what_it_carries() -> None:
