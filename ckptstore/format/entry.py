@@ -21,6 +21,7 @@ from ckptstore.format.coding import (
     WIRE_BYTES,
     WIRE_FIXED32,
     WIRE_VARINT,
+    BytesLike,
     as_int32,
     decode_packed_varints,
     decode_varint,
@@ -183,31 +184,17 @@ def decode_header(data: bytes, *, source: str) -> BundleHeader:
         If the bytes are not a header, or it asks for a newer reader or refuses this one. A missing version is
         accepted: TensorFlow wrote none before September 2016.
     """
-    num_shards = endianness = 0
-    producer, min_consumer, bad_consumers = 0, 0, list[int]()
+    numbers = {1: 0, 2: 0}
+    version: tuple[int, int, list[int]] = (0, 0, [])
     for number, wire_type, value in iter_fields(data, source=source):
-        if number in (1, 2):
-            if not isinstance(value, int) or wire_type != WIRE_VARINT:
-                raise wire_type_error("the header", number, wire_type, source=source)
-            if number == 1:
-                num_shards = as_int32(value)
-            else:
-                endianness = as_int32(value)
+        if number in numbers:
+            numbers[number] = _int32(value, "the header", number, wire_type, source)
         elif number == 3:
             if isinstance(value, int):
                 raise wire_type_error("the header", number, wire_type, source=source)
-            for sub_number, sub_type, sub_value in iter_fields(value, source=source):
-                if sub_number == 3 and not isinstance(sub_value, int):
-                    bad_consumers += map(as_int32, decode_packed_varints(sub_value, source=source))
-                elif sub_number in (1, 2, 3):
-                    if not isinstance(sub_value, int) or sub_type != WIRE_VARINT:
-                        raise wire_type_error("the version", sub_number, sub_type, source=source)
-                    if sub_number == 1:
-                        producer = as_int32(sub_value)
-                    elif sub_number == 2:
-                        min_consumer = as_int32(sub_value)
-                    else:
-                        bad_consumers.append(as_int32(sub_value))
+            version = _decode_version(value, version, source)
+    num_shards, endianness = numbers.values()
+    producer, min_consumer, bad_consumers = version
     if num_shards < 0:
         raise FormatError("the header has a negative number of shards", url=source, actual=num_shards)
     if endianness not in (0, 1):
@@ -229,6 +216,28 @@ def decode_header(data: bytes, *, source: str) -> BundleHeader:
     return BundleHeader(num_shards, endianness == 1, producer, min_consumer, tuple(bad_consumers))
 
 
+def _int32(value: int | BytesLike, message: str, number: int, wire_type: int, source: str) -> int:
+    if not isinstance(value, int) or wire_type != WIRE_VARINT:
+        raise wire_type_error(message, number, wire_type, source=source)
+    return as_int32(value)
+
+
+def _decode_version(
+    data: BytesLike, before: tuple[int, int, list[int]], source: str
+) -> tuple[int, int, list[int]]:
+    """Return producer, min_consumer and bad_consumers of a VersionDef, merged into what stood `before` it."""
+    numbers = {1: before[0], 2: before[1]}
+    bad_consumers = before[2]
+    for number, wire_type, value in iter_fields(data, source=source):
+        if number in numbers:
+            numbers[number] = _int32(value, "the version", number, wire_type, source)
+        elif number == 3 and not isinstance(value, int):
+            bad_consumers += map(as_int32, decode_packed_varints(value, source=source))
+        elif number == 3:
+            bad_consumers.append(_int32(value, "the version", number, wire_type, source))
+    return numbers[1], numbers[2], bad_consumers
+
+
 def encode_entry(entry: BundleEntry) -> bytes:
     """Return the value of a tensor's or slice's entry."""
     dtype_enum, shape, shard_id, offset, size_bytes, masked_crc32c, slices = entry
@@ -242,8 +251,14 @@ def encode_entry(entry: BundleEntry) -> bytes:
     if masked_crc32c:
         out += b"\x35" + encode_fixed32(masked_crc32c)
     if slices:
-        out += b"".join([encode_bytes_field(7, encode_slice(box)) for box in slices])
+        out += b"".join(map(_encode_slice_field, slices))
     return out
+
+
+# Many tensors of a model are cut alike.
+@functools.lru_cache(maxsize=16_384)
+def _encode_slice_field(box: Slice) -> bytes:
+    return encode_bytes_field(7, encode_slice(box))
 
 
 # Few tensors of a model have a shape of their own.

@@ -8,6 +8,7 @@ that look otherwise than nearly all do are left to `ckptstore.format.entry` and 
 from __future__ import annotations
 
 import bisect
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _FULL_EXTENT = (0, -1)
 
 # Checked at a time, so that what is needed meanwhile takes some tens of MB, however many there are.
 _SLICES_AT_ONCE = 65_536
+
+_MOST_KNOWN_SLICES = 16_384
 
 
 def key_of(name: object) -> bytes:
@@ -78,17 +81,6 @@ class Partition(NamedTuple):
     lengths: Integers
     is_complete: bool
 
-    def slices(self) -> tuple[Slice, ...]:
-        """Return the boxes."""
-        return tuple(
-            [
-                Slice(
-                    tuple([pair if pair != _FULL_EXTENT else _FULL_EXTENT for pair in zip(*box, strict=True)])
-                )
-                for box in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
-            ]
-        )
-
 
 class IndexCheck:
     """The whole of an index, one row per item, ascending by key; the first row is the header's.
@@ -112,6 +104,7 @@ class IndexCheck:
         self._firsts: list[int] = []
         self._entries: dict[int, BundleEntry] = {}
         self._partitions: dict[int, Partition | None] = {}
+        self._slices: dict[bytes, Slice] = {}
         self.keys: list[bytes] = []
         self.columns = EntryColumns.decode(self._kept(blocks))
         self.is_sound = self.columns.has_fixed_size()
@@ -294,6 +287,28 @@ class IndexCheck:
             present = {self.keys[row]: row for row in listing.slice_range}
             rows[first:end] = [present.get(key, 0) for key in own]
         return rows
+
+    def slices(self, partition: Partition) -> tuple[Slice, ...]:
+        """Return the boxes of a partitioned tensor, in save order."""
+        count, rank = partition.starts.shape
+        raw = np.stack((partition.starts, partition.lengths), axis=2).tobytes()
+        size = 16 * rank
+        # Many tensors of a model are cut alike.
+        known = self._slices
+        return tuple(
+            [
+                known.get(raw[at : at + size]) or self._new_slice(raw[at : at + size])
+                for at in range(0, count * size, size)
+            ]
+        )
+
+    def _new_slice(self, raw: bytes) -> Slice:
+        numbers = struct.unpack(f"={len(raw) // 8}q", raw)
+        pairs = zip(numbers[0::2], numbers[1::2], strict=True)
+        found = Slice(tuple([_FULL_EXTENT if pair == _FULL_EXTENT else pair for pair in pairs]))
+        if len(self._slices) < _MOST_KNOWN_SLICES:
+            self._slices[raw] = found
+        return found
 
     def slice_entries(self, partition: Partition) -> tuple[BundleEntry, ...]:
         """Return the entries of the slices, in save order."""

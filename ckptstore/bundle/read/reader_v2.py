@@ -139,7 +139,7 @@ class ReaderV2(BundleReader):
             kind = partition.kind
             assert kind.dtype is not None
             entries = index.slice_entries(partition)
-            found = StoredTensor(name, kind.dtype, kind.shape, partition.slices(), entries)
+            found = StoredTensor(name, kind.dtype, kind.shape, index.slices(partition), entries)
             self._partitioned[name] = found
             if partition.is_complete:
                 self._complete.add(name)
@@ -205,7 +205,9 @@ class ReaderV2(BundleReader):
                 pieces = partition.rows.tolist()
                 size_bytes = sum([sizes_bytes[piece] for piece in pieces])
                 shards = tuple(sorted({shard_ids[piece] for piece in pieces}))
-                found[name] = TensorSpec(name, kind.shape, kind.dtype, size_bytes, shards, partition.slices())
+                found[name] = TensorSpec(
+                    name, kind.shape, kind.dtype, size_bytes, shards, index.slices(partition)
+                )
             elif index.is_sound[row]:
                 kind = columns.kinds[kind_ids[row]]
                 assert kind.dtype is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import itemgetter
+import itertools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from ckptstore.errors import UsageError
@@ -13,7 +14,9 @@ from ckptstore.format.entry_columns import encode_entries, encode_index
 __all__ = ["IndexEntry", "build_index", "merge_slices", "renumbered"]
 
 IndexEntry: TypeAlias = tuple[bytes, BundleEntry]
-"""A key of the index and what it says."""
+"""A key of the index and its entry."""
+
+_KEY = operator.itemgetter(0)
 
 
 def renumbered(entries: Iterable[IndexEntry], shard_id: int) -> list[IndexEntry]:
@@ -21,29 +24,32 @@ def renumbered(entries: Iterable[IndexEntry], shard_id: int) -> list[IndexEntry]
     return [(key, entry._replace(shard_id=shard_id)) for key, entry in entries]
 
 
-def merge_slices(first: BundleEntry, second: BundleEntry, key: bytes) -> BundleEntry:
-    """Return the entry of a partitioned tensor whose slices two shards or bundles list.
+def merge_slices(entries: Sequence[BundleEntry], key: bytes) -> BundleEntry:
+    """Return the entry of a partitioned tensor whose slices several shards or bundles list.
 
-    The slices of `second` follow those of `first`, whose shard number stays, as in TensorFlow's merge.
+    The slices of each follow those of the one before. The shard number of the first stays, as in TensorFlow's
+    merge.
 
     Raises
     ------
     UsageError
         If one of them is not a partitioned tensor, or type or shape differ.
     """
-    if not first.slices or not second.slices:
+    first = entries[0]
+    if not all(entry.slices for entry in entries):
         name = key_to_name(key)
         raise UsageError(
             f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
         )
-    if first.dtype_enum != second.dtype_enum or first.shape != second.shape:
-        raise UsageError(
-            "the slices of one tensor do not agree on its type and full shape",
-            tensor=key_to_name(key),
-            expected=f"type {first.dtype_enum} {list(first.shape)}",
-            actual=f"type {second.dtype_enum} {list(second.shape)}",
-        )
-    return first._replace(slices=first.slices + second.slices)
+    for entry in entries:
+        if first.dtype_enum != entry.dtype_enum or first.shape != entry.shape:
+            raise UsageError(
+                "the slices of one tensor do not agree on its type and full shape",
+                tensor=key_to_name(key),
+                expected=f"type {first.dtype_enum} {list(first.shape)}",
+                actual=f"type {entry.dtype_enum} {list(entry.shape)}",
+            )
+    return first._replace(slices=tuple([box for entry in entries for box in entry.slices]))
 
 
 def build_index(
@@ -69,19 +75,17 @@ def build_index(
     ------
     Header under the empty key, then the entries ascending by key as unsigned bytes.
     """
-    ordered = sorted(entries, key=itemgetter(0))
+    ordered = sorted(entries, key=_KEY)
     if header is None:
         header = BundleHeader(num_shards)
     else:
         header = BundleHeader(
             num_shards, header.big_endian, header.producer, header.min_consumer, header.bad_consumers
         )
-    keys: list[bytes] = []
-    merged: list[BundleEntry] = []
-    for key, entry in ordered:
-        if keys and key == keys[-1]:
-            merged[-1] = merge_slices(merged[-1], entry, key)
-            continue
-        keys.append(key)
-        merged.append(entry)
-    return encode_index(header, keys, encode_entries(merged))
+    keys = [key for key, _ in ordered]
+    values = [entry for _, entry in ordered]
+    if not all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
+        same_key = [(key, [entry for _, entry in group]) for key, group in itertools.groupby(ordered, _KEY)]
+        keys = [key for key, _ in same_key]
+        values = [group[0] if len(group) == 1 else merge_slices(group, key) for key, group in same_key]
+    return encode_index(header, keys, encode_entries(values))

@@ -86,6 +86,7 @@ def merge_indexes(inputs: Sequence[MergeInput]) -> MergedIndex:
         raise UsageError("there is nothing to merge", expected="at least one prefix")
     first = inputs[0]
     merged: dict[bytes, BundleEntry] = {}
+    partitioned: dict[bytes, list[BundleEntry]] = {}
     shard_ids: dict[tuple[int, int], int] = {}
     for number, source in enumerate(inputs):
         _check_same_kind(first, source)
@@ -105,7 +106,8 @@ def merge_indexes(inputs: Sequence[MergeInput]) -> MergedIndex:
                     tensor=name,
                     hint="Only the slices of one tensor may come from several bundles.",
                 )
-            merged[key] = merge_slices(present, entry, key)
+            partitioned.setdefault(key, [present]).append(entry)
+    merged |= {key: merge_slices(entries, key) for key, entries in partitioned.items()}
     header = BundleHeader(
         sum(source.header.num_shards for source in inputs),
         first.header.big_endian,
