@@ -7,7 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
-from ckptstore.bundle.verify.verify import Fault
+from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import owner_of, resolve
@@ -179,7 +179,7 @@ class _DirectorySurvey:
             return "unreadable", Problem.of_error(error)
         if fault is None:
             return "complete", None
-        if isinstance(fault, Fault):
+        if isinstance(fault, BundleFault):
             return "torn", Problem.of_fault(fault)
         if isinstance(fault, NotFoundError):
             return "gone", Problem.of_error(

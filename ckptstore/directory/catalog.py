@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ckptstore.bundle.verify.verify import Fault, verify_bundle
+from ckptstore.bundle.verify.verify import BundleFault, verify_bundle
 from ckptstore.directory.paths import owner_of
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import parse_file_name, split_step
@@ -82,7 +82,7 @@ def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[st
     return found
 
 
-def fault_of(prefix: Location) -> Fault | CkptStoreError | None:
+def fault_of(prefix: Location) -> BundleFault | CkptStoreError | None:
     """Return why the checkpoint at `prefix` cannot be restored, None if it can.
 
     It can if the index is readable and every data file is there and long enough.

@@ -11,7 +11,7 @@ import posixpath
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-from ckptstore.bundle.verify.verify import Fault
+from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
@@ -46,7 +46,7 @@ class RepairItem:
         Listed, and owned by no saver.
     is_elsewhere : bool
         Its path leads out of the directory, and nobody looked there.
-    fault : Fault, CkptStoreError or None
+    fault : BundleFault, CkptStoreError or None
         Why it cannot be restored.
     """
 
@@ -55,7 +55,7 @@ class RepairItem:
     action: RepairAction
     is_kept: bool = False
     is_elsewhere: bool = False
-    fault: Fault | CkptStoreError | None = None
+    fault: BundleFault | CkptStoreError | None = None
 
     @property
     def is_listed(self) -> bool:
@@ -178,7 +178,7 @@ class _Plan:
         self._now_s = now_s(directory.storage)
         self._items: dict[str, RepairItem] = {}
         self._times_s: dict[str, float | None] = {}
-        self._faults: dict[str, Fault | CkptStoreError | None] = {}
+        self._faults: dict[str, BundleFault | CkptStoreError | None] = {}
 
     def report(self) -> RepairReport:
         """Return what is to be done.
@@ -235,7 +235,7 @@ class _Plan:
         for path, time_s in listed_paths(state):
             relative = relative_prefix(self._directory, path)
             places = resolve(self._directory, path)
-            fault: Fault | CkptStoreError | None
+            fault: BundleFault | CkptStoreError | None
             if not places:
                 fault = NotFoundError("this path of the record leads nowhere", url=path)
                 self._items[path] = RepairItem(path, path, "dropped", fault=fault)
@@ -320,7 +320,7 @@ class _Plan:
     def _listed(self) -> list[RepairItem]:
         return [item for item in self._items.values() if item.is_listed]
 
-    def _fault_of(self, place: Location) -> Fault | CkptStoreError | None:
+    def _fault_of(self, place: Location) -> BundleFault | CkptStoreError | None:
         if place.key not in self._faults:
             self._faults[place.key] = fault_of(place)
         return self._faults[place.key]

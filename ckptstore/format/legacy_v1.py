@@ -30,7 +30,7 @@ from ckptstore.format.coding import BytesLike, as_int32, iter_fields, wire_type_
 from ckptstore.format.entry import key_to_name
 from ckptstore.format.packed import repeated_bytes, repeated_fixed, repeated_varints
 from ckptstore.format.shape_proto import check_slice, decode_shape, decode_slice
-from ckptstore.format.slices import encode_slice_key, format_slice, full_slice
+from ckptstore.format.slices import encode_slice_key, format_slice
 from ckptstore.format.table import Table
 from ckptstore.types import DType, Slice
 
@@ -74,11 +74,6 @@ class V1Tensor:
     shape: tuple[int, ...]
     dtype_enum: int
     slices: tuple[Slice, ...]
-
-    @property
-    def in_one_piece(self) -> bool:
-        """Whether this file holds the whole tensor as one slice."""
-        return self.slices == (full_slice(len(self.shape)),)
 
 
 def parse_v1_table(table: Table, *, source: str) -> dict[str, V1Tensor]:

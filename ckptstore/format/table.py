@@ -91,18 +91,9 @@ class Table:
         return cls(lambda offset, size: data[offset : offset + size], len(data), source=source)
 
     @property
-    def block_count(self) -> int:
-        """Number of data blocks."""
-        return len(self._handles)
-
-    @property
     def blocks_size_bytes(self) -> int:
         """Size of all data blocks together, with their trailers."""
         return sum(handle.size_bytes + TRAILER_SIZE_BYTES for handle in self._handles)
-
-    def index_keys(self) -> list[bytes]:
-        """Return the key of each data block in the index block: its last key, or a short one above that."""
-        return list(self._index_keys)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ckptstore.view.text import escaped
 
 if TYPE_CHECKING:
-    from ckptstore.bundle.verify.verify import Fault
+    from ckptstore.bundle.verify.verify import BundleFault
     from ckptstore.errors import CkptStoreError
 
 __all__ = ["Problem", "problem_line", "problem_object"]
@@ -54,7 +54,7 @@ class Problem:
         )
 
     @classmethod
-    def of_fault(cls, fault: Fault) -> Problem:
+    def of_fault(cls, fault: BundleFault) -> Problem:
         """Return the problem that `fault` tells of."""
         place = fault.byte_range
         return cls(

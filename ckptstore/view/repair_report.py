@@ -47,11 +47,13 @@ def _tone(item: RepairItem, *, is_latest: bool) -> Tone:
 
 
 def _problem(item: RepairItem) -> Problem | None:
-    from ckptstore.bundle.verify.verify import Fault
+    from ckptstore.bundle.verify.verify import BundleFault
 
     if item.fault is None:
         return None
-    return Problem.of_fault(item.fault) if isinstance(item.fault, Fault) else Problem.of_error(item.fault)
+    return (
+        Problem.of_fault(item.fault) if isinstance(item.fault, BundleFault) else Problem.of_error(item.fault)
+    )
 
 
 def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, Tone]]:

@@ -53,13 +53,10 @@ class Box:
         One for each dimension of the tensor.
     shape : tuple of int
         Shape of the result as numpy gives it: integers drop their dimension, newaxis adds one.
-    is_scalar : bool
-        Whether numpy would answer with a scalar in place of an array without dimensions.
     """
 
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
-    is_scalar: bool
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -118,7 +115,7 @@ def parse_index(index: object, shape: Sequence[int], *, tensor: str) -> Box:
             result.append(axis.size)
         else:
             axes.append(_integer_axis(part, shape[len(axes)], len(axes), tensor))
-    return Box(tuple(axes), tuple(result), not result and not ellipses)
+    return Box(tuple(axes), tuple(result))
 
 
 def _slice_axis(part: slice, size: int, tensor: str) -> Axis:

@@ -23,7 +23,7 @@ __all__ = ["ReaderV1"]
 
 
 @dataclass(slots=True)
-class _Tensor:
+class _CollectedTensor:
     """A tensor as the meta data of all files together describe it; `homes` has the file of each slice."""
 
     shape: tuple[int, ...]
@@ -58,7 +58,7 @@ class ReaderV1(BundleReader):
         self.header = BundleHeader(len(files))
         self.index_version = "+".join(file.version for file in files)
         self.files = files
-        self._tensors: dict[str, _Tensor] = {}
+        self._tensors: dict[str, _CollectedTensor] = {}
         self._stored: dict[str, StoredTensor] = {}
         for number, file in enumerate(files):
             for name, found in parse_v1_table(file.table, source=file.url).items():
@@ -67,7 +67,7 @@ class ReaderV1(BundleReader):
     def _take(self, number: int, name: str, found: V1Tensor) -> None:
         known = self._tensors.get(name)
         if known is None:
-            known = self._tensors[name] = _Tensor(found.shape, found.dtype_enum, [], [])
+            known = self._tensors[name] = _CollectedTensor(found.shape, found.dtype_enum, [], [])
         elif (known.shape, known.dtype_enum) != (found.shape, found.dtype_enum):
             raise FormatError(
                 "two files of the checkpoint do not agree on a tensor",
@@ -92,7 +92,7 @@ class ReaderV1(BundleReader):
     def has(self, name: str) -> bool:
         return name in self._tensors
 
-    def _tensor(self, name: str) -> _Tensor:
+    def _tensor(self, name: str) -> _CollectedTensor:
         found = self._tensors.get(name) if isinstance(name, str) else None
         if found is None:
             raise self.tensor_not_found(name)
@@ -105,7 +105,7 @@ class ReaderV1(BundleReader):
         return BundleEntry(found.dtype_enum, found.shape, slices=() if self._in_one_piece(found) else slices)
 
     @staticmethod
-    def _in_one_piece(tensor: _Tensor) -> bool:
+    def _in_one_piece(tensor: _CollectedTensor) -> bool:
         return tensor.slices == [full_slice(len(tensor.shape))]
 
     def stored(self, name: str) -> StoredTensor:

@@ -87,8 +87,8 @@ def _around(ranges: Sequence[ByteRange]) -> ByteRange:
     return ByteRange(min([part.start for part in ranges]), max([part.stop for part in ranges]))
 
 
-class _Found(NamedTuple):
-    """What is there under the name of a data file."""
+class _FileState(NamedTuple):
+    """Version and size of a data file."""
 
     version: str
     size_bytes: int
@@ -107,7 +107,7 @@ class ShardFile:
         self._location = location
         self._prefix_url = prefix_url
         self._index_is_current = index_is_current
-        self._found: _Found | None = None
+        self._found: _FileState | None = None
         self._looking = ForkSafeLocks()
         self._view: memoryview | None = None
         self._was_viewed = False
@@ -194,7 +194,7 @@ class ShardFile:
         data, version, size_bytes = self._location.storage.get(self._location.key, whole)
         for part, buffer in zip(ranges, buffers, strict=True):
             buffer[:] = memoryview(data)[part.start - whole.start : part.stop - whole.start]
-        self._found = _Found(version, size_bytes)
+        self._found = _FileState(version, size_bytes)
 
     def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:
         """Tell whether `crc`, unmasked, of the bytes in the file is the one of `entry`."""
@@ -214,7 +214,7 @@ class ShardFile:
                 hint="It is damaged, or belongs to another save; restore another one or copy it again.",
             )
 
-    def _look(self, tensor: str) -> _Found:
+    def _look(self, tensor: str) -> _FileState:
         found = self._found
         if found is None:
             with self._looking[0]:
@@ -224,7 +224,7 @@ class ShardFile:
                         info = self._location.storage.head(self._location.key)
                     except NotFoundError as error:
                         raise self._missing(tensor) from error
-                    found = self._found = _Found(info.version, info.size_bytes)
+                    found = self._found = _FileState(info.version, info.size_bytes)
         return found
 
     def _missing(self, tensor: str) -> IncompleteBundleError | NotFoundError:

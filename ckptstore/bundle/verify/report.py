@@ -8,11 +8,11 @@ from ckptstore.errors import CkptStoreError
 from ckptstore.format.entry import BundleEntry
 from ckptstore.types import ByteRange
 
-__all__ = ["Fault", "Findings", "VerifyReport"]
+__all__ = ["BundleFault", "Findings", "VerifyReport"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class BundleFault:
     """One thing that is wrong.
 
     Attributes
@@ -54,7 +54,7 @@ class VerifyReport:
         Tensors that the index lists; the slices of one count once.
     bytes_checked : int
         Bytes whose checksum was compared: the index and, unless quick, the data files.
-    faults : tuple of Fault
+    faults : tuple of BundleFault
         Empty if everything can be restored.
     notes : tuple of str
         What is odd but no damage.
@@ -63,7 +63,7 @@ class VerifyReport:
     url: str
     tensors_checked: int
     bytes_checked: int
-    faults: tuple[Fault, ...]
+    faults: tuple[BundleFault, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ class Findings:
     url: str
     tensors_checked: int = 0
     bytes_checked: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[BundleFault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(
@@ -90,7 +90,7 @@ class Findings:
         error.tensor = error.tensor or tensor
         place = None if entry is None else ByteRange(entry.offset, entry.offset + entry.size_bytes)
         self.faults.append(
-            Fault(str(error), error.code, error.url, error.tensor, place, error.expected, error.actual)
+            BundleFault(str(error), error.code, error.url, error.tensor, place, error.expected, error.actual)
         )
 
     def report(self) -> VerifyReport:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.bundle.read.reader_v1 import ReaderV1
 from ckptstore.bundle.read.reader_v2 import ReaderV2
-from ckptstore.bundle.verify.report import Fault, Findings, VerifyReport
+from ckptstore.bundle.verify.report import BundleFault, Findings, VerifyReport
 from ckptstore.bundle.verify.verify_v2 import verify_v2
 from ckptstore.errors import CorruptError, UnsupportedError
 from ckptstore.storage.base import Location
 from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["Fault", "VerifyReport", "verify_bundle"]
+__all__ = ["BundleFault", "VerifyReport", "verify_bundle"]
 
 
 def verify_bundle(

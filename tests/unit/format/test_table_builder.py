@@ -16,6 +16,7 @@ from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptstore.format.table import Table
 from ckptstore.format.table_builder import TableBuilder
+from tests.unit.format.tables import block_count, index_keys
 
 WORKED_EXAMPLE = bytes.fromhex(
     "000006 08011a020801 00010f76 08011204120208022808 35593ce535".replace(" ", "")
@@ -99,7 +100,7 @@ def test_tables_of_several_blocks_equal_tensorflows(case):
     else:
         table = bundle_index(names, bytes.fromhex("01000000"), 3, (1,))
     assert (len(table), hashlib.sha256(table).hexdigest()) == TENSORFLOW_HASHES[case]
-    assert Table.from_bytes(table, source="s").block_count == blocks
+    assert block_count(table) == blocks
 
 
 def test_every_fixture_is_rebuilt_byte_for_byte_from_its_items(fixtures_dir):
@@ -139,8 +140,9 @@ def test_a_table_without_items_has_two_empty_blocks():
 )
 def test_index_key_between_two_blocks_is_the_shortest_separator(last, following, index_key):
     # The value closes the block after the first item.
-    table = Table.from_bytes(build([(last, bytes(262_144)), (following, b"")]), source="s")
-    assert table.index_keys()[0] == index_key
+    data = build([(last, bytes(262_144)), (following, b"")])
+    table = Table.from_bytes(data, source="s")
+    assert index_keys(data)[0] == index_key
     assert table.get(last) == bytes(262_144)
     assert table.get(following) == b""
 
@@ -157,21 +159,19 @@ def test_index_key_between_two_blocks_is_the_shortest_separator(last, following,
     ],
 )
 def test_last_index_key_is_the_short_successor(last, successor):
-    assert Table.from_bytes(build([(last, b"")]), source="s").index_keys() == [successor]
+    assert index_keys(build([(last, b"")])) == [successor]
 
 
 def test_a_block_closes_when_it_reaches_its_size_and_not_before():
     # One entry: 3 + 1 + n bytes with a three-byte value length adds 2; restart array 8.
     overhead = 1 + 1 + 3 + 1 + 8
     for value_size, blocks in ((262_144 - overhead - 1, 1), (262_144 - overhead, 2)):
-        table = Table.from_bytes(build([(b"a", bytes(value_size)), (b"b", b"")]), source="s")
-        assert table.block_count == blocks
+        assert block_count(build([(b"a", bytes(value_size)), (b"b", b"")])) == blocks
 
 
 @pytest.mark.parametrize(("size", "blocks"), [(524_287, 1), (524_288, 2)])
 def test_an_oversize_entry_first_closes_the_block_before_it(size, blocks):
-    table = Table.from_bytes(build([(b"a", b""), (b"b", bytes(size - 1))]), source="s")
-    assert table.block_count == blocks
+    assert block_count(build([(b"a", b""), (b"b", bytes(size - 1))])) == blocks
 
 
 def test_every_sixteenth_entry_stores_its_key_in_full():
@@ -254,7 +254,7 @@ def test_many_items_at_once_close_blocks_where_single_ones_do(size):
     values = [bytes(size)] * len(keys)
     data = extended(keys, values, [1])
     assert data == build(zip(keys, values, strict=True))
-    assert Table.from_bytes(data, source="s").block_count > 3
+    assert block_count(data) > 3
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 50, 4096, 4999])

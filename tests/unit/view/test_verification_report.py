@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ckptstore.bundle.verify.verify import Fault
+from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.errors import AccessError
 from ckptstore.types import ByteRange
 from ckptstore.view.problems import Problem
@@ -12,7 +12,7 @@ from ckptstore.view.verification_report import (
     verification_object,
 )
 
-FAULT = Fault(
+FAULT = BundleFault(
     "the checksum does not match [tensor 'w', m.data-00000-of-00001, at byte 8]",
     "checksum",
     "m.data-00000-of-00001",
