@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def assert_same(values: dict[str, np.ndarray], step: int) -> None:
 
 
 @pytest.fixture(params=["s3", "gs"])
-def stage(request: pytest.FixtureRequest, tmp_path: object) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     server = request.getfixturevalue("minio" if request.param == "s3" else "gcs_server")
     port = server.process.port if request.param == "s3" else server.processes[-1].port
     with FaultProxy(port) as proxy:

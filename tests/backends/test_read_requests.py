@@ -17,7 +17,9 @@ W = np.random.default_rng(0).standard_normal((1024, 1024)).astype("f4")
 @pytest.fixture
 def prefix(run_url: str) -> str:
     values = {"a": np.float32(1), "w": W, "wide": np.arange(5 * MIB, dtype="f4"), "text": ["x", "y"]}
-    return ck.Saver().save(values, f"{run_url}/m", 1)
+    prefix = ck.Saver().save(values, f"{run_url}/m", 1)
+    assert prefix is not None
+    return prefix
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_each_operation_costs_what_the_design_says(run_url: str) -> None:
         ck.Saver().restore({}, prefix)
         assert [request.partition(" ")[0] for request in counter.take()] == ["get", "head", "read_into"]
 
-        ck.list_variables(prefix)
+        ck.list_variables(str(prefix))
         assert counter.take() == ["get m-2.index"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def play(url: str) -> list[object]:
         )
 
     clock = ManualClock(0.0)
-    values = {
+    values: dict[str, Any] = {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3),
         "scope/b": np.float64(0),
         "t": np.array([b"x"], object),
@@ -53,12 +54,15 @@ def play(url: str) -> list[object]:
     restored: dict[str, np.ndarray] = {}
     graph.restore(restored, ck.latest_checkpoint(url))
     np.testing.assert_array_equal(restored["w"], values["w"])
+    assert graph.graph is not None
     seen.append(graph.graph.get_tensor_by_name("w:0").shape)
+    latest = ck.latest_checkpoint(url)
+    assert latest is not None
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        ck.inspect_checkpoint.print_tensors_in_checkpoint_file(ck.latest_checkpoint(url), "", True)
+        ck.inspect_checkpoint.print_tensors_in_checkpoint_file(latest, "", True)
     seen.append(printed.getvalue())
-    with ck.open_checkpoint(ck.latest_checkpoint(url)) as ckpt:
+    with ck.open_checkpoint(latest) as ckpt:
         seen.append(ckpt.read("w", np.s_[1, ::2]).tolist())
     tree = ck.Checkpoint(net={"w": np.arange(3.0)}, step=np.array(0))
     manager = ck.CheckpointManager(tree, f"{url}/managed", max_to_keep=2)

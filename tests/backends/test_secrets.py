@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,9 @@ SECRET = "s3cret-4b1d"
 LONG = SECRET + "x" * 600
 
 
-def read_by_people(url: str, options: dict[str, object], capsys: pytest.CaptureFixture[str]) -> list[str]:
+def read_by_people(url: str, options: Mapping[str, object], capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Return all that the API and the command line say of a place that cannot be used."""
-    read = []
+    read: list[Any] = []
     calls: list[Callable[[], object]] = [
         lambda: ck.latest_checkpoint(url, storage_options=options),
         lambda: ck.Saver().restore({}, f"{url}/model-1", storage_options=options),

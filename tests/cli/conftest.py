@@ -66,7 +66,7 @@ def save() -> Callable[..., Path]:
 
     def write(prefix: Path, **values: Any) -> Path:
         with BundleWriter(prefix) as writer:
-            for name, value in (values or {"w": np.float32([1, 2])}).items():
+            for name, value in (values or {"w": np.array([1, 2], np.float32)}).items():
                 writer.add(name, value)
         return prefix
 

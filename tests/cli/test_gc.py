@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import pytest
 
@@ -176,7 +177,7 @@ def test_without_a_terminal_nobody_is_asked(run, directory, monkeypatch):
 def watched(monkeypatch):
     """Somebody sits at the terminal, and answers what the test says."""
     asked = []
-    answers = []
+    answers: list[Any] = []
 
     def confirm(question, **options):
         assert options == {"err": True}

@@ -165,7 +165,8 @@ def test_json(run):
 
 
 def test_json_with_values(run, tmp_path, save):
-    prefix = save(tmp_path / "m", s=[b"text", b"\xff"], w=np.float32([[1.5, np.nan]]), n=np.int64(3))
+    w = np.array([[1.5, np.nan]], np.float32)
+    prefix = save(tmp_path / "m", s=[b"text", b"\xff"], w=w, n=np.int64(3))
     found = run("inspect", prefix, "--all-tensors", "--json").json
     assert {tensor["name"]: tensor["value"] for tensor in found["tensors"]} == {
         "n": 3,
@@ -255,7 +256,7 @@ def test_a_sound_tensor_of_a_damaged_checkpoint_is_shown(run, half_damaged):
 
 
 def test_damaged_bytes_do_not_hide_the_other_values(run, tmp_path, save):
-    prefix = save(tmp_path / "m", a=np.float32([1, 2]), b=np.float32([3, 4]))
+    prefix = save(tmp_path / "m", a=np.array([1, 2], np.float32), b=np.array([3, 4], np.float32))
     data = tmp_path / "m.data-00000-of-00001"
     data.write_bytes(b"\xff" + data.read_bytes()[1:])
     result = run("inspect", prefix, "--all-tensors")

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
-
-from ckptstore.cli import survey
 
 NOW_S = 1_795_000_000.0
 
@@ -42,7 +41,7 @@ def directory(tmp_path, save, monkeypatch):
         step = path.name.partition("-")[2].partition(".")[0]
         mtime_s = NOW_S - ages_s.get(int(step or 0), 0)
         os.utime(path, (mtime_s, mtime_s))
-    monkeypatch.setattr(survey.time, "time", lambda: NOW_S)
+    monkeypatch.setattr(time, "time", lambda: NOW_S)
     monkeypatch.chdir(tmp_path)
     return run
 

@@ -168,7 +168,7 @@ def on_a_terminal(columns, *arguments):
 
 
 def test_a_terminal_gets_colours_and_folded_columns(tmp_path, save):
-    save(tmp_path / "m", **{"encoder/layer_1/attention/self/query/kernel": np.float32([1, 2])})
+    save(tmp_path / "m", **{"encoder/layer_1/attention/self/query/kernel": np.array([1, 2], np.float32)})
     shown = on_a_terminal(50, "inspect", tmp_path / "m")
     assert "encoder/layer_1/attention/    float32  [2]     8 B\n  self/query/kernel\n" in shown
     assert "\x1b[1mTENSOR" in shown

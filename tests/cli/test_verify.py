@@ -35,7 +35,7 @@ def test_other_formats(run, fixtures_dir, prefix):
 
 
 def test_a_fault_names_tensor_file_and_bytes(run, tmp_path, save, monkeypatch):
-    save(tmp_path / "m", a=np.float32([1, 2]), b=np.float32([3, 4]))
+    save(tmp_path / "m", a=np.array([1, 2], np.float32), b=np.array([3, 4], np.float32))
     damage(tmp_path / "m.data-00000-of-00001", 9)
     monkeypatch.chdir(tmp_path)
     result = run("verify", "m")
@@ -88,7 +88,7 @@ def test_a_damaged_index_is_a_fault_and_no_traceback(run, tmp_path, save):
 
 
 def test_many_faults_of_one_kind_are_told_in_short(run, tmp_path, save):
-    save(tmp_path / "m", **{f"w{number:03d}": np.float32([number]) for number in range(50)})
+    save(tmp_path / "m", **{f"w{number:03d}": np.array([number], np.float32) for number in range(50)})
     with (tmp_path / "m.data-00000-of-00001").open("r+b") as file:
         file.truncate(0)
     result = run("verify", tmp_path / "m")

@@ -8,6 +8,7 @@ import pytest
 
 from ckptstore.storage.base import Location
 from ckptstore.storage.gcs.transport import GcsTransport
+from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.testing.contract import (
     CopyContract,
@@ -33,6 +34,7 @@ class _OnGcs(StorageContract, CopyContract, ProbeContract, ServerTimeContract, D
         directory = locate(f"gs://{bucket}/some run", server.options | {"direct": self.direct})
         # What the server does is known only after it was asked, and decides which tests there are.
         directory.storage.probe(directory.child("x").key)
+        assert isinstance(directory.storage, ObjectStorage)
         transport = directory.storage.transport
         assert transport.data_path(bucket, directory.storage.service.new_attempts()).is_direct is self.direct
         yield directory

@@ -50,8 +50,8 @@ class Scenario:
     """What happens before, what is interrupted, and what a reader may find as the latest afterwards."""
 
     name: str
-    before: Callable[[str], None]
-    interrupted: Callable[[str], None]
+    before: Callable[[str], object]
+    interrupted: Callable[[str], object]
     latest: tuple[float | None, ...]
     overwrites: str | None = None
 
@@ -100,14 +100,14 @@ SCENARIOS = [
     Scenario(
         "overwrite of the latest",
         lambda d: save_steps(d, 1, 2),
-        lambda d: saver("dies").save(values_of(2, generation=1), f"{d}/model", 2) and None,
+        lambda d: saver("dies").save(values_of(2, generation=1), f"{d}/model", 2),
         (2.0, 1002.0),
         overwrites="model-2",
     ),
     Scenario(
         "second overwrite, which collects what the first one replaced",
-        lambda d: (save_steps(d, 1, 2), saver("before").save(values_of(2, 1), f"{d}/model", 2), None)[2],
-        lambda d: saver("dies").save(values_of(2, generation=2), f"{d}/model", 2) and None,
+        lambda d: (save_steps(d, 1, 2), saver("before").save(values_of(2, 1), f"{d}/model", 2)),
+        lambda d: saver("dies").save(values_of(2, generation=2), f"{d}/model", 2),
         (1002.0, 2002.0),
         overwrites="model-2",
     ),
@@ -119,8 +119,8 @@ SCENARIOS = [
     ),
     Scenario(
         "overwrite of a plain prefix",
-        lambda d: saver("before").save(values_of(0), f"{d}/model") and None,
-        lambda d: saver("dies").save(values_of(0, generation=1), f"{d}/model") and None,
+        lambda d: saver("before").save(values_of(0), f"{d}/model"),
+        lambda d: saver("dies").save(values_of(0, generation=1), f"{d}/model"),
         (0.0, 1000.0),
         overwrites="model",
     ),
@@ -164,6 +164,7 @@ def check_next_run(scenario: Scenario, directory: str, place: str) -> None:
     after = saver("after")
     for step in (11, 12, 13):
         prefix = after.save(values_of(step), f"{directory}/model", step, write_meta_graph=False)
+        assert prefix is not None
         assert ck.latest_checkpoint(directory) == prefix, place
         assert stamp_of(prefix) == step, place
     assert after.last_checkpoints == [f"{directory}/model-12", f"{directory}/model-13"], place

@@ -75,7 +75,7 @@ def attempt(
     """Let call `number` of a save fail, and look at what is there while the wrapper is still in place."""
     wrappers: list[FailingOnce] = []
 
-    def wrap(inner):  # type: ignore[no-untyped-def]
+    def wrap(inner):
         wrappers.append(FailingOnce(inner, 0, side, error))
         return wrappers[0]
 

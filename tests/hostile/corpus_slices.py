@@ -113,6 +113,7 @@ def many_slices_side_by_side_in_every_dimension(directory: Path) -> str:
     entries: dict[str | bytes, bytes] = {}
     boxes = []
     for number in range(count):
+        bar: tuple[tuple[int, int], ...]
         bar = ((number, 1), (0, count)) if number % 2 else ((0, count), (number, 1))
         bar += ((0, 1),) * more
         boxes.append(b"".join(crafted.extent(*extent) for extent in bar))

@@ -179,7 +179,7 @@ def test_what_may_not_be_read_is_an_access_error_and_never_none(
         assert answers["latest"].content == str(directory / "model-2")
     else:
         assert isinstance(answers["latest"].error, ck.AccessError), answers["latest"]
-        assert answers["latest"].error.url.startswith(str(directory / hidden).rstrip("."))
+        assert str(answers["latest"].error.url).startswith(str(directory / hidden).rstrip("."))
     assert isinstance(answers["state"].error, ck.AccessError) == (hidden in ("checkpoint", "."))
     if hidden != "checkpoint":
         assert isinstance(answers["restore"].error, ck.AccessError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -175,7 +176,7 @@ def test_entries_changed_in_a_sound_index(mutation: tuple[str, list[tuple[int, s
             assert isinstance(value, bytes)
             entries[value] = entries.pop(key, BundleEntry(1, ()))
         elif key in entries:
-            entries[key] = entries[key]._replace(**{field: value})
+            entries[key] = entries[key]._replace(**{field: cast("Any", value)})
     items = {HEADER_KEY: items[HEADER_KEY]} | {key: encode_entry(entry) for key, entry in entries.items()}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -309,7 +310,7 @@ def test_record_of_random_pieces(pieces: list[bytes]) -> None:
 
 
 @given(
-    cls=st.sampled_from(sorted(name for name in ck.__all__ if name.endswith("Error"))),
+    cls=st.sampled_from(sorted(name for name in vars(ck)["__all__"] if name.endswith("Error"))),
     what=st.text(min_size=1, max_size=50),
     tensor=st.none()
     | st.text(max_size=50)

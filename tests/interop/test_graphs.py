@@ -84,12 +84,14 @@ def test_a_graph_by_tensorflow_is_read_here(tmp_path: Path, resource: bool, scop
             for tensor in operation.outputs
         }
     imported = ck.import_meta_graph(f"{prefix}.meta", import_scope=scope)
+    assert imported.graph is not None
     start = f"{scope}/" if scope else ""
     assert sorted(operation.name for operation in imported.graph.get_operations()) == sorted(
         start + name for name in names
     )
     for name, (dtype, shape) in outputs.items():
         tensor = imported.graph.get_tensor_by_name(start + name)
+        assert tensor.dtype is not None
         assert tensor.dtype.name == dtype, name
         if tensor.shape is not None and shape.rank is not None:
             assert tensor.shape == tuple(shape.as_list()), name

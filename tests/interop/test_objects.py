@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ tf1 = tf.compat.v1
 
 
 def test_tensorflow_restores_a_tree_of_ours(tmp_path: Path) -> None:
-    tree = {
+    tree: dict[str, Any] = {
         "model": {"w": np.arange(6.0).reshape(2, 3), "layers": [np.float32(1), np.arange(2)]},
         "step": np.int64(4),
     }
@@ -63,7 +64,7 @@ def test_we_restore_a_tree_of_tensorflow(tmp_path: Path) -> None:
 
 
 def test_slots_of_adam_go_both_ways(tmp_path: Path) -> None:
-    def adam_of(value: float) -> tuple[tf.Variable, object, tf.train.Checkpoint]:
+    def adam_of(value: float) -> tuple[tf.Variable, Any, tf.train.Checkpoint]:
         w = tf.Variable([value, value], name="w")
         optimizer = tf1.train.AdamOptimizer(0.1)
         with tf.GradientTape() as tape:

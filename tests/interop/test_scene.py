@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bo
     directory = "run/deep" if relative else f"{tmp_path}/run/deep"
     clock = iter(np.arange(0.0, 1000.0, 0.5) * 3600).__next__
     saver = ck.Saver(max_to_keep=4, keep_checkpoint_every_n_hours=2, clock=clock)
-    values = {
+    values: dict[str, Any] = {
         "w1": np.arange(6, dtype=np.float32).reshape(2, 3),
         "scope/b1": np.float32(2.5),
         "names": np.array([b"x", b"caf\xc3\xa9"], object),
@@ -53,7 +54,9 @@ def test_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bo
         assert tf.train.latest_checkpoint(directory) == prefix == ck.latest_checkpoint(directory)
         state = tf.train.get_checkpoint_state(directory)
         assert list(state.all_model_checkpoint_paths) == saver.last_checkpoints
-        assert list(ck.get_checkpoint_state(directory).all_model_checkpoint_paths) == saver.last_checkpoints
+        ours = ck.get_checkpoint_state(directory)
+        assert ours is not None
+        assert list(ours.all_model_checkpoint_paths) == saver.last_checkpoints
         same(values, tensorflow_values(prefix))
         # Never is the only graph there is deleted, although only the first save wrote one.
         metas = sorted(Path(directory).glob("*.meta"))
@@ -69,6 +72,7 @@ def test_the_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bo
     restored: dict[str, np.ndarray] = {}
     again.restore(restored, ck.latest_checkpoint("./"))
     same(restored, tensorflow_values(tf.train.latest_checkpoint("./")))
+    assert again.graph is not None
     tensor = again.graph.get_tensor_by_name("w1:0")
     assert (tensor.shape, tensor.dtype) == ((2, 3), "float32")
 
@@ -94,6 +98,7 @@ def test_tensorflow_reads_an_overwrite_and_a_restart(tmp_path: Path) -> None:
 
 def test_tensorflow_removes_our_checkpoint(tmp_path: Path) -> None:
     prefix = ck.Saver().save({"w": np.ones(3)}, f"{tmp_path}/model", 7)
+    assert prefix is not None
     assert tf1.train.get_checkpoint_mtimes([prefix]) == ck.get_checkpoint_mtimes([prefix])
     tf1.train.remove_checkpoint(prefix)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

@@ -13,7 +13,7 @@ import pytest
 import ckptstore
 from tests.meta.source import modules
 
-DOCUMENTED = [name for name in ckptstore.__all__ if name != "__version__"]
+DOCUMENTED = [name for name in vars(ckptstore)["__all__"] if name != "__version__"]
 # Made by a function that documents the parameters; users do not call the constructor.
 HANDED_OUT = {
     "CheckpointReader": "load_checkpoint",

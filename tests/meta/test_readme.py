@@ -118,7 +118,7 @@ def test_requirements_that_the_readme_names_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     line = re.search(r"^pip install \. +# (.*)$", README, re.MULTILINE)
     assert line
-    assert line[1].split(", ") == [re.match(r"[\w-]+", item)[0] for item in project["dependencies"]]
+    assert line[1].split(", ") == [re.findall(r"^[\w-]+", item)[0] for item in project["dependencies"]]
 
 
 def test_figures_in_the_readme_are_those_of_the_performance_page_misses_included():

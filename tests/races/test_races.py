@@ -32,7 +32,7 @@ def run_all(target: Callable[..., None], arguments: list[tuple[Any, ...]], timeo
     workers = [_PROCESSES.Process(target=target, args=(queue, *each), daemon=True) for each in arguments]
     for worker in workers:
         worker.start()
-    answers = []
+    answers: list[Any] = []
     stop_s = time.monotonic() + timeout_s
     try:
         while len(answers) < len(workers):

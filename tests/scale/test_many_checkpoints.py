@@ -38,7 +38,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_save_into_it_lists_once_and_opens_no_index(crowded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storages: list[CountingStorage] = []
 
-    def wrap(inner):  # type: ignore[no-untyped-def]
+    def wrap(inner):
         storages.append(CountingStorage(inner))
         return storages[0]
 
@@ -66,7 +66,7 @@ def test_without_a_record_only_the_newest_is_opened(crowded: Path) -> None:
     record.unlink()
     storages: list[CountingStorage] = []
 
-    def wrap(inner):  # type: ignore[no-untyped-def]
+    def wrap(inner):
         storages.append(CountingStorage(inner))
         return storages[0]
 
@@ -102,7 +102,7 @@ def test_garbage_of_many_saves_takes_two_listings_and_few_reads() -> None:
         place.storage.put_new(place.child(f"model-{step}.data-00000-of-00001").key, b"x")
     storages: list[CountingStorage] = []
 
-    def wrap(inner):  # type: ignore[no-untyped-def]
+    def wrap(inner):
         storages.append(CountingStorage(inner))
         return storages[-1]
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["FaultProxy", "Request"]
 
@@ -252,15 +252,15 @@ class FaultProxy:
         aws.context["payload_signing_enabled"] = False
         aws.headers["X-Amz-Content-SHA256"] = "UNSIGNED-PAYLOAD"
 
-        class _Unsigned(S3SigV4Auth):  # type: ignore[misc]
+        class _Unsigned(S3SigV4Auth):
             def payload(self, request: Any) -> str:
                 return "UNSIGNED-PAYLOAD"
 
         _Unsigned(Credentials(self.key, self.secret), "s3", "us-east-1").add_auth(aws)
         return replace(bare, headers=dict(aws.headers.items()))
 
-    def __enter__(self) -> FaultProxy:
-        proxy = self
+    def __enter__(self) -> Self:
+        proxy: FaultProxy = self
 
         class Handler(_Handler):
             owner = proxy
@@ -268,7 +268,7 @@ class FaultProxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         # A client that speaks no TLS, or breaks off, is what some tests are about.
-        self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         if self.tls is not None:
             # The handshake belongs into the thread of the connection, not into the one that accepts.
             self._server.socket = self.tls.wrap_socket(

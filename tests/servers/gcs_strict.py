@@ -177,7 +177,7 @@ class StrictFront:
 
     async def object_call(self, call: Call, parts: Mapping[str, str | None]) -> Answer:
         query = call.query
-        bucket, name = unquote(parts["bucket"]), unquote(parts["name"])
+        bucket, name = unquote(parts["bucket"] or ""), unquote(parts["name"] or "")
         reading = call.method in ("GET", "HEAD")
         if reading and not has_conditions(query):
             return await self.forward(
@@ -185,7 +185,7 @@ class StrictFront:
             )  # no lock: readers run in parallel
         written, sources = (bucket, name), []
         if parts["to_name"]:
-            written = unquote(parts["to_bucket"]), unquote(parts["to_name"])
+            written = unquote(parts["to_bucket"] or ""), unquote(parts["to_name"] or "")
             sources = [((bucket, name), query, "ifSource")]
         elif parts["compose"]:
             listed = json.loads(call.body).get("sourceObjects", [])
@@ -214,6 +214,7 @@ class StrictFront:
         name = query.get("name")
         if name is None:  # multipart: the name stands in the JSON part
             first_part = re.search(rb"\r?\n\r?\n(\{.*?\})\r?\n--", call.body, re.S)
+            assert first_part is not None
             name = json.loads(first_part[1])["name"]
         async with self.locked((bucket, name)):
             refused = await self.violation(bucket, name, query)
@@ -309,14 +310,17 @@ class StrictFront:
         return await self.forward(call.method, call.target, call.headers, call.body)
 
     async def batch(self, call: Call) -> Answer:
-        boundary = re.search(r'boundary="?([^";]+)', call.headers["Content-Type"])[1]
+        found = re.search(r'boundary="?([^";]+)', call.headers["Content-Type"])
+        assert found is not None
+        boundary = found[1]
         replies = []
         for part in call.body.decode().split("--" + boundary)[1:-1]:
             envelope, request = part.strip("\r\n").split("\r\n\r\n", 1)
             request_line, _, rest = request.partition("\r\n")
             header_lines, _, body = rest.partition("\r\n\r\n")
             method, target, _ = request_line.split(" ")
-            headers = CIMultiDict(line.split(": ", 1) for line in header_lines.split("\r\n") if ": " in line)
+            pairs = (line.partition(": ") for line in header_lines.split("\r\n") if ": " in line)
+            headers = CIMultiDict((name, value) for name, _, value in pairs)
             status, _, reply = await self.answer(Call(method, target, headers, body.strip().encode()))
             content_id = re.search(r"Content-ID: <?([^>\r\n]+)", envelope, re.I)
             replies.append(

@@ -33,7 +33,7 @@ def report(run: Run) -> str:
         f" {step.outcome}".rstrip()
         for number, step in enumerate(run.scheduler.trace, 1)
     ]
-    record = run.history.files.get("checkpoint", b"(no record)")
+    record = run.history.files.get("checkpoint") or b"(no record)"
     lines += ["", "the record:", record.decode(), "the files:", *sorted(run.history.files), ""]
     lines += [str(violation) for violation in run.history.violations] or ["nothing is wrong"]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -276,12 +276,12 @@ class Run:
                 except NotFoundError:
                     continue
                 except CorruptError as error:
-                    if history.is_listed(path.rpartition("/")[2]):
+                    if history.is_listed(str(path).rpartition("/")[2]):
                         raise InvariantViolation("CORR", f"a reader got {error}") from None
                     # What a run that stood still has put where retention had been meanwhile: no record names
                     # it, and nobody finds it complete.
                     continue
-                mark = assert_one_save(values)
+                mark = cast("int", assert_one_save(values))
                 break
             assert_reader_was_served(mark, at_start is not None, tries)
             if mark is not None:

@@ -135,6 +135,7 @@ class ActorService(ObjectService):
 
     def __init__(self, actor: Actor) -> None:
         super().__init__(SimulatedTransport(actor))
+        self._bucket = actor.scheduler.bucket
         self._clock = actor.scheduler.monotonic
         self._waiting = _Waiting(actor)
         self.budget = _NO_LIMIT

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from _ctypes import FUNCFLAG_PYTHONAPI as _FUNCFLAG_PYTHONAPI
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -27,7 +28,8 @@ def test_large_and_small_buffers_have_the_checksum_of_the_library(monkeypatch, s
 def test_it_is_called_in_a_way_that_leaves_the_interpreter_to_others():
     """Of ctypes only functions of a `PyDLL` keep it."""
     assert checksums._extend_unlocked is not None
-    assert not type(checksums._extend_unlocked)._flags_ & _FUNCFLAG_PYTHONAPI
+    kind: Any = type(checksums._extend_unlocked)
+    assert not kind._flags_ & _FUNCFLAG_PYTHONAPI
 
 
 @pytest.mark.parametrize("lacks", ["_ctypes", "google_crc32c._crc32c", "crc32c_extend"])

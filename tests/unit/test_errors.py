@@ -144,7 +144,7 @@ def test_expected_and_actual_are_kept_as_text():
 
 def test_what_is_positional_and_the_rest_is_not():
     with pytest.raises(TypeError):
-        CkptStoreError("what", "url")
+        CkptStoreError("what", "url")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

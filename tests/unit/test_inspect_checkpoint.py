@@ -49,7 +49,7 @@ def test_v1_tensors_that_tensorflow_refuses_are_printed(fixtures_dir, capsys):
 
 def test_positional_and_keyword_arguments_as_in_tensorflow(tmp_path, capsys):
     with BundleWriter(tmp_path / "m") as writer:
-        writer.add("w", np.float32([1, 2]))
+        writer.add("w", np.array([1, 2], np.float32))
     inspect_checkpoint.print_tensors_in_checkpoint_file(
         file_name=str(tmp_path / "m"),
         tensor_name=None,
@@ -75,7 +75,7 @@ def test_a_missing_checkpoint_is_raised_and_not_printed(tmp_path, capsys):
 
 def test_damage_is_raised(tmp_path):
     with BundleWriter(tmp_path / "m") as writer:
-        writer.add("w", np.float32([1, 2]))
+        writer.add("w", np.array([1, 2], np.float32))
     data = tmp_path / "m.data-00000-of-00001"
     data.write_bytes(b"\xff" + data.read_bytes()[1:])
     with pytest.raises(ChecksumError):
@@ -87,7 +87,7 @@ def test_damage_is_raised(tmp_path):
 
 def test_a_bad_pattern_is_raised_before_anything_is_printed(tmp_path, capsys):
     with BundleWriter(tmp_path / "m") as writer:
-        writer.add("w", np.float32([1, 2]))
+        writer.add("w", np.array([1, 2], np.float32))
     with pytest.raises(UsageError, match="regular expression"):
         inspect_checkpoint.print_tensors_in_checkpoint_file(tmp_path / "m", "", False, False, "[")
     assert capsys.readouterr().out == ""
@@ -112,6 +112,6 @@ def test_storage_options_reach_the_backend(tmp_path):
 
 def test_memory_urls_work(capsys):
     with BundleWriter("memory://inspect-test/m") as writer:
-        writer.add("w", np.float32([1, 2]))
+        writer.add("w", np.array([1, 2], np.float32))
     inspect_checkpoint.print_tensors_in_checkpoint_file("memory://inspect-test/m", "w", False)
     assert capsys.readouterr().out == "tensor: w (float32) [2]\n[1. 2.]\n# Total number of params: 2\n"

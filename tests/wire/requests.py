@@ -92,7 +92,8 @@ class WireProxy(FaultProxy):
     @contextmanager
     def doing(self, plan: Plan) -> Iterator[list[Seen]]:
         """Follow `plan` while the block runs; the list fills with the requests of the block."""
-        self.seen = seen = []
+        seen: list[Seen] = []
+        self.seen = seen
         self.plan = plan
         try:
             yield seen

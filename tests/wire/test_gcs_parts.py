@@ -223,6 +223,7 @@ def test_parts_are_in_no_listing_of_the_directory(scene: Scene) -> None:
         assert [info.key for info in scene.storage.list(scene.key("model-2"))] == []
         url = f"gs://{scene.bucket}/run"
         state = ck.get_checkpoint_state(url, storage_options=scene.options)
+        assert state is not None
         assert state.all_model_checkpoint_paths == (f"{url}/model-1",)
     assert scene.keys() == before
 

@@ -816,6 +816,7 @@ def test_a_token_that_ran_out_is_renewed_and_one_that_cannot_be_is_no_access(sce
         assert storage.get(key).data == b"x"
     assert [one.path for one in seen].count("/token") == 1
     assert seen[-1].headers["Authorization"] == "Bearer s3cret-a"
+    assert credentials.expiry is not None
     credentials.expiry = credentials.expiry.replace(year=2001)
     refused = Reply(400, b'{"error": "invalid_grant", "error_description": "s3cret-r expired"}')
     with (

@@ -304,7 +304,7 @@ class TestTheLiving:
         class Collecting(StorageWrapper):
             busy = False
 
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if not self.busy:
                     type(self).busy = True
                     place = locate(directory)
@@ -377,7 +377,7 @@ class TestTheLiving:
             class Torn(StorageWrapper):
                 listings = 0
 
-                def list(self, prefix: str):  # type: ignore[no-untyped-def]
+                def list(self, prefix: str):
                     type(self).listings += 1
                     found = list(self.inner.list(prefix))
                     if self.listings == 1:
@@ -393,7 +393,7 @@ class TestTheLiving:
         class Busy(StorageWrapper):
             listings = 0
 
-            def list(self, prefix: str):  # type: ignore[no-untyped-def]
+            def list(self, prefix: str):
                 type(self).listings += 1
                 if self.listings == 2:
                     (run / "model-9.meta").write_bytes(b"another graph")
@@ -420,7 +420,7 @@ class TestTheLiving:
 
 class TestTroubles:
     class Locked(StorageWrapper):
-        def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+        def intercept(self, primitive, keys, call):
             if primitive == "get" and keys[0].endswith("model-9.index"):
                 raise AccessError("cannot read", url=keys[0])
             return call()
@@ -435,7 +435,7 @@ class TestTroubles:
 
     def test_what_could_not_be_removed_is_told(self, run: Path) -> None:
         class Denied(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if primitive == "delete_many":
                     self.inner.delete_many([key for key in keys if "a-1" in key])
                     raise AccessError("cannot delete", url=keys[0])

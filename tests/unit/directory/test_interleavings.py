@@ -73,7 +73,7 @@ def test_a_latest_that_is_always_replaced_is_not_no_checkpoint(directory: str) -
     steps = iter(range(2, 100))
 
     class Overtaken(StorageWrapper):
-        def get(self, key, byte_range=None, *, version=None):  # type: ignore[no-untyped-def]
+        def get(self, key, byte_range=None, *, version=None):
             if key.endswith(".index") and not saving:
                 saving.append(True)
                 save_steps(saver, f"{directory}/model", [next(steps)])
@@ -135,13 +135,13 @@ def test_without_a_record_only_one_run_replaces_what_stands_there(directory: str
     other = threading.Thread(target=run, args=("other", 3))
 
     class Arranged(StorageWrapper):
-        def put_new(self, key, data):  # type: ignore[no-untyped-def]
+        def put_new(self, key, data):
             if key.endswith("/checkpoint") and threading.current_thread() is other:
                 arrived.set()
                 released.wait(30)
             return super().put_new(key, data)
 
-        def put_if(self, key, data, version):  # type: ignore[no-untyped-def]
+        def put_if(self, key, data, version):
             if key.endswith(".index") and threading.current_thread() is not other:
                 released.set()
                 other.join(30)

@@ -147,7 +147,7 @@ def test_another_record(run: Path) -> None:
         ck.latest_checkpoint(run, "../best_record")
 
 
-def stamp_array():  # type: ignore[no-untyped-def]
+def stamp_array():
     import numpy as np
 
     return np.ones(3)
@@ -180,7 +180,7 @@ def test_an_error_is_never_no_checkpoint(run: Path, primitive: str, error: type[
     point_to(run, "gone" if primitive == "list" else "model-10")
 
     class Refusing(StorageWrapper):
-        def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
+        def intercept(self, name, keys, call):
             if name == primitive:
                 raise error("no")
             return call()

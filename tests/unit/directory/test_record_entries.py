@@ -240,7 +240,7 @@ class TestAdoption:
 
 
 class _NoUpload(CountingStorage):
-    def upload(self, key: str, size_bytes: int | None = None):  # type: ignore[no-untyped-def]
+    def upload(self, key: str, size_bytes: int | None = None):
         raise ck.UsageError("no more uploads")
 
 
@@ -447,7 +447,7 @@ class TestLastGraph:
         class Meanwhile(CountingStorage):
             armed = True
 
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 if key.endswith("model-5.index") and Meanwhile.armed:
                     Meanwhile.armed = False
                     save_steps(two, base, [4], write_meta_graph=False)

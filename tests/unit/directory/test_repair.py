@@ -135,7 +135,7 @@ class TestReadable:
 
     def test_what_is_about_to_be_deleted_is_not_brought_back(self, run: Path) -> None:
         class NoDeletes(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if primitive in ("delete_if", "delete_many"):
                     raise AccessError("no", url=keys[0])
                 return call()
@@ -437,7 +437,7 @@ class TestTroubles:
 
     def test_a_checkpoint_that_cannot_be_looked_at_is_not_dropped(self, run: Path) -> None:
         class Locked(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if keys[0].endswith("model-4.index"):
                     raise AccessError("cannot read", url=keys[0])
                 return call()
@@ -485,7 +485,7 @@ class TestTroubles:
         steps = iter([6])
 
         class Busy(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if primitive == "put_if" and (step := next(steps, None)) is not None:
                     save_steps(saver, f"{run}/model", [step])
                 return call()
@@ -504,7 +504,7 @@ class TestTroubles:
         steps = iter([6])
 
         class Busy(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if primitive == "put_if" and (step := next(steps, None)) is not None:
                     save_steps(saver, f"{run}/model", [step])
                     tear(run, "model-6")
@@ -523,7 +523,7 @@ class TestTroubles:
         nested: list[RepairReport] = []
 
         class Racing(StorageWrapper):
-            def intercept(self, primitive, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, primitive, keys, call):
                 if primitive == "put_new" and not nested:
                     nested.append(repair(run))
                 return call()

@@ -83,7 +83,7 @@ class TestFencing:
         class Meanwhile(StorageWrapper):
             armed = True
 
-            def upload(self, key, size_bytes=None):  # type: ignore[no-untyped-def]
+            def upload(self, key, size_bytes=None):
                 if Meanwhile.armed:
                     Meanwhile.armed = False
                     save_steps(first, f"{directory}/model", [1])
@@ -101,7 +101,7 @@ class TestFencing:
         class Freeze(StorageWrapper):
             armed = False
 
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 if key.endswith("model-2.index") and Freeze.armed:
                     Freeze.armed = False
                     newer = ck.Saver(run="new")
@@ -179,14 +179,14 @@ class TestThreads:
         is_listed, is_saved = threading.Event(), threading.Event()
 
         class SlowLister(StorageWrapper):
-            def list(self, prefix):  # type: ignore[no-untyped-def]
+            def list(self, prefix):
                 found = list(self.inner.list(prefix))
                 if threading.current_thread() is other:
                     is_listed.set()
                     assert is_saved.wait(30)
                 return iter(found)
 
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 if key.endswith("model-2.index"):
                     other.start()
                     assert is_listed.wait(30)

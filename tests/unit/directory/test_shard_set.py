@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,6 @@ from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
-from ckptstore.storage import scope as scope_module
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.scope import current_scope
@@ -58,7 +58,7 @@ def _watched(directory: Location, at: int = -1, deed: Callable[[], None] = lambd
 
 def _plan(shards: int = 2, size_bytes: int = 20 * MIB) -> SavePlan:
     values: dict[str, Any] = {f"{n}/large": np.full(size_bytes, n, np.uint8) for n in range(shards)}
-    values |= {f"{n}/small{k}": np.float32([n, k]) for n in range(shards) for k in range(100)}
+    values |= {f"{n}/small{k}": np.array([n, k], np.float32) for n in range(shards) for k in range(100)}
     values |= {f"{n}/odd": np.arange(200_000, dtype=">i4").reshape(400, 500).T for n in range(shards)}
     values |= {f"{n}/words": np.array([b"one", b"", b"three" * 100], object) for n in range(shards)}
     items = [write_item(name, array) for name, array in sorted(values.items())]
@@ -121,7 +121,7 @@ def test_cancelled_in_the_middle_nothing_stays(tmp_path: Path) -> None:
 
 def test_after_the_deadline_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock(100.0)
-    monkeypatch.setattr(scope_module.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     transfer = Transfer("save", "model", deadline_s=60.0)
     directory = _watched(locate(tmp_path), 5, lambda: clock.advance(61.0))
     with pytest.raises(DeadlineError, match="no time left"), transfer:
@@ -141,7 +141,7 @@ def test_an_interrupt_leaves_nothing_either(tmp_path: Path) -> None:
 
 def test_what_moved_is_told_whatever_had_to_be_sent_twice(tmp_path: Path) -> None:
     plan = _plan()
-    events = []
+    events: list[Any] = []
     write_checkpoint(locate(tmp_path), "model", plan)
     (tmp_path / "model.index").unlink()
     with Transfer("save", "model", report=events.append) as transfer:

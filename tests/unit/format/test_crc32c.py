@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -119,7 +121,7 @@ def test_ranges_of_one_buffer_each_have_their_own_checksum(kind):
 
 
 def test_arrays_and_bytes_each_have_their_own_checksum():
-    buffers = [np.arange(6.0).reshape(2, 3), np.array(True), np.empty((0, 3), "i2"), b"123456789"]
+    buffers: list[Any] = [np.arange(6.0).reshape(2, 3), np.array(True), np.empty((0, 3), "i2"), b"123456789"]
     assert crc32c_of_each(buffers) == [crc32c(np.asarray(buffer).tobytes()) for buffer in buffers[:3]] + [
         0xE3069283
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -148,11 +150,12 @@ def test_malformed_strings_are_refused(hex_bytes):
 
 @given(st.binary(max_size=24))
 def test_any_bytes_decode_to_what_encodes_to_them_or_are_refused(data):
-    for decode, encode in (
+    pairs: list[tuple[Any, Any]] = [
         (decode_num, encode_num),
         (decode_signed, encode_signed),
         (decode_string, encode_string),
-    ):
+    ]
+    for decode, encode in pairs:
         try:
             value, end = decode(data, 0, source="s")
         except FormatError:

@@ -94,7 +94,7 @@ def test_escapes_are_those_of_protobuf(path, written):
     assert parse(data).model_checkpoint_path == path
 
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
 @given(TEXT.filter(bool), st.lists(TEXT), st.lists(st.floats()), st.floats())

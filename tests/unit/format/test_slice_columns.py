@@ -64,7 +64,8 @@ def test_slices_and_their_keys_are_those_of_single_ones(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_slices_are_not_sound_or_mean_the_same(seed):
     rng = random.Random(seed)
-    values, starts = [], []
+    values: list[bytes] = []
+    starts = []
     while len(values) < 300:
         value = bytearray(
             encode_entry(BundleEntry(1, SHAPE, slices=tuple(some_slice(rng) for _ in range(3))))
@@ -81,14 +82,14 @@ def test_damaged_slices_are_not_sound_or_mean_the_same(seed):
             starts.append(found)
     slices = decode_slice_columns(values, starts, np.array([SHAPE] * 300))
     refused = 0
-    for number, value in enumerate(values):
+    for number, stored in enumerate(values):
         own = slices.tensors == number
         if not slices.is_sound[own].all():
             refused += 1
             continue
         boxes = zip(slices.starts[own].tolist(), slices.lengths[own].tolist(), strict=True)
         expected = tuple(Slice(tuple(zip(*box, strict=True))) for box in boxes)
-        assert decode_entry(value, source="s", tensor="t").slices == expected
+        assert decode_entry(stored, source="s", tensor="t").slices == expected
     assert 0 < refused < 300
 
 
@@ -139,8 +140,8 @@ def test_boxes_that_are_told_apart_do_not_overlap(data):
             )
         groups.append(boxes)
     numbers = np.repeat(np.arange(3), [len(boxes) for boxes in groups])
-    starts, stops = boxes_of([box for boxes in groups for box in boxes], shape)
-    for boxes, is_disjoint in zip(groups, are_disjoint(numbers, starts, stops).tolist(), strict=True):
+    first, last = boxes_of([box for boxes in groups for box in boxes], shape)
+    for boxes, is_disjoint in zip(groups, are_disjoint(numbers, first, last).tolist(), strict=True):
         if is_disjoint:
             assert find_overlap(boxes, shape) is None
 

@@ -196,15 +196,16 @@ class TestKeys:
 
 
 SHAPE = (5, 4)
-BOXES = st.tuples(
-    *[
-        st.just((0, -1))
-        | st.integers(0, size - 1).flatmap(
-            lambda start, size=size: st.tuples(st.just(start), st.integers(0, size - start))
-        )
-        for size in SHAPE
-    ]
-).map(Slice)
+
+
+def extents(size: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Draw the whole dimension, or a start and a length within it."""
+    starts = st.integers(0, size - 1)
+    parts = starts.flatmap(lambda start: st.tuples(st.just(start), st.integers(0, size - start)))
+    return st.just((0, -1)) | parts
+
+
+BOXES = st.tuples(*map(extents, SHAPE)).map(Slice)
 
 
 def painted(box: Slice) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from ckptstore.format.entry import decode_entry, element_count
 from ckptstore.format.strings import decode_strings, decode_variants, encode_strings, encode_variants
 from ckptstore.format.table import Table
 
-WHERE = {"source": "x.data-00000-of-00001", "tensor": "w"}
+WHERE: dict[str, Any] = {"source": "x.data-00000-of-00001", "tensor": "w"}
 
 
 def test_no_elements_still_have_a_checksum():

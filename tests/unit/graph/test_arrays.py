@@ -12,6 +12,7 @@ from ckptstore.format.metagraph import serialize_meta_graph
 from ckptstore.graph import meta_graph_for_arrays
 from ckptstore.graph.graph import file_of
 from ckptstore.graph.operation_names import is_legal_name
+from tests.unit.graph.values import value_of
 
 FLOAT = dtypes.by_name("float32")
 
@@ -70,11 +71,12 @@ def test_the_nodes_are_those_of_tensorflows_saver():
         ("save/Assign_1", "Assign", ["a/step:0", "save/RestoreV2:1"]),
         ("save/restore_all", "NoOp", []),
     ]
-    assert graph.get_tensor_by_name("save/SaveV2/tensor_names:0").value.tolist() == [b"b", b"a/step"]
-    assert graph.get_tensor_by_name("save/SaveV2/shape_and_slices:0").value.tolist() == [b"", b""]
+    assert value_of(graph.get_tensor_by_name("save/SaveV2/tensor_names:0")) == [b"b", b"a/step"]
+    assert value_of(graph.get_tensor_by_name("save/SaveV2/shape_and_slices:0")) == [b"", b""]
     assert [v.name for v in graph.get_collection("variables")] == ["b:0", "a/step:0"]
     assert [v.name for v in graph.get_collection("trainable_variables")] == ["b:0"]
     assert graph.placeholders == []
+    assert graph.saver_def is not None
     assert graph.saver_def.max_to_keep == 5
     assert graph.get_tensor_by_name("b:0").shape == (2,)
 
@@ -86,7 +88,7 @@ def test_every_type_is_a_variable_that_tensorflow_can_assign_or_left_out(dtype):
     ops = {variable.op.name: variable for variable in graph.variables}
     if dtype.name in ("qint16", "float8_e4m3fnuz", "float8_e4m3b11fnuz", "float8_e5m2fnuz"):
         assert set(ops) == {"w"}
-        assert graph.get_tensor_by_name("save/SaveV2/tensor_names:0").value.tolist() == [b"w"]
+        assert value_of(graph.get_tensor_by_name("save/SaveV2/tensor_names:0")) == [b"w"]
         return
     resource = dtype.name in (
         "float8_e5m2",
@@ -112,9 +114,10 @@ def test_keys_that_are_no_names_keep_their_key_in_the_checkpoint():
     names = [variable.op.name for variable in graph.variables]
     assert names == ["a_b_1", "a_b", "v_CHECKPOINTABLE", "w_0", "v_", "save/Const", "x_"]
     assert all(map(is_legal_name, names))
+    assert graph.saver_def is not None
     scope = graph.saver_def.restore_op_name.rpartition("/")[0]
     assert scope == "save_1"
-    stored = graph.get_tensor_by_name("save_1/RestoreV2/tensor_names:0").value
+    stored = value_of(graph.get_tensor_by_name("save_1/RestoreV2/tensor_names:0"))
     assert [key.decode() for key in stored] == keys
 
 

@@ -9,6 +9,7 @@ from ckptstore.errors import UsageError
 from ckptstore.graph import GraphBuilder, read_meta_graph, with_saver
 from ckptstore.graph.graph import file_of
 from ckptstore.types import DType
+from tests.unit.graph.values import value_of
 
 
 @pytest.fixture
@@ -293,6 +294,7 @@ def test_with_saver_adds_what_tensorflows_saver_adds(builder):
     graph = with_saver(plain, max_to_keep=3, keep_checkpoint_every_n_hours=2.5)
     assert plain.saver_def is None
     saver_def = graph.saver_def
+    assert saver_def is not None
     assert (saver_def.filename_tensor_name, saver_def.save_tensor_name, saver_def.restore_op_name) == (
         "save/Const:0",
         "save/control_dependency:0",
@@ -300,7 +302,7 @@ def test_with_saver_adds_what_tensorflows_saver_adds(builder):
     )
     assert (saver_def.max_to_keep, saver_def.keep_checkpoint_every_n_hours, saver_def.version) == (3, 2.5, 2)
     save = graph.get_operation_by_name("save/SaveV2")
-    assert save.inputs[1].value.tolist() == [b"a", b"r", b"w"]
+    assert value_of(save.inputs[1]) == [b"a", b"r", b"w"]
     assert [tensor.name for tensor in save.inputs[3:]] == ["a:0", "save/Read/r:0", "w:0"]
     assert save.get_attr("dtypes") == ["int64", "int4", "float32"]
     restore = graph.get_operation_by_name("save/RestoreV2")
@@ -321,10 +323,11 @@ def test_with_saver_under_other_names(builder):
     builder.variable("w", "float32", (2,))
     builder.variable("save/Const", "float32", (2,))
     graph = with_saver(builder.build(), {"x/y z": "save/Const", "w": "w"}, sharded=True)
+    assert graph.saver_def is not None
     assert graph.saver_def.restore_op_name == "save_1/restore_all"
     assert graph.saver_def.sharded
     save = graph.get_operation_by_name("save_1/SaveV2")
-    assert save.inputs[1].value.tolist() == [b"x/y z", b"w"]
+    assert value_of(save.inputs[1]) == [b"x/y z", b"w"]
     assert [tensor.name for tensor in save.inputs[3:]] == ["save/Const:0", "w:0"]
     with pytest.raises(UsageError, match="no variable 'v'"):
         with_saver(builder.build(), {"v": "v"})
@@ -349,5 +352,5 @@ def test_with_saver_saves_the_parts_of_a_partitioned_variable(fixtures_dir):
         info.var_shape.extend([5, 3])
         meta.collection_def["variables"].bytes_list.value.append(definition.SerializeToString())
     save = with_saver(Graph(meta.SerializeToString())).get_operation_by_name("save/SaveV2")
-    assert save.inputs[1].value.tolist() == [b"p", b"p"]
-    assert save.inputs[2].value.tolist() == [b"10 3 0,5:0,3", b"10 3 5,5:0,3"]
+    assert value_of(save.inputs[1]) == [b"p", b"p"]
+    assert value_of(save.inputs[2]) == [b"10 3 0,5:0,3", b"10 3 5,5:0,3"]

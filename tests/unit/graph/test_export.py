@@ -74,6 +74,7 @@ def test_text_out_and_in(data):
 
 def test_a_new_saver_def_is_written(ref):
     graph = read(ref)
+    assert graph.saver_def is not None
     wanted = dataclasses.replace(graph.saver_def, max_to_keep=2, keep_checkpoint_every_n_hours=1.5)
     again = read(export_meta_graph_bytes(graph, saver_def=wanted))
     assert again.saver_def == wanted
@@ -84,6 +85,7 @@ def test_hours_that_a_small_float_cannot_hold_do_not_count_as_a_change():
     builder = GraphBuilder()
     builder.variable("w", "float32", ())
     graph = with_saver(builder.build(), keep_checkpoint_every_n_hours=2.2)
+    assert graph.saver_def is not None
     wanted = dataclasses.replace(graph.saver_def, keep_checkpoint_every_n_hours=2.2)
     assert export_meta_graph_bytes(graph, saver_def=wanted) == file_of(graph).data
 

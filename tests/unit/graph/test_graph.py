@@ -171,7 +171,7 @@ def test_a_saved_model_shows_signatures_and_functions(fixtures_dir):
     signature = graph.signatures["serving_default"]
     assert signature.method_name == "tensorflow/serving/predict"
     for info in (*signature.inputs.values(), *signature.outputs.values()):
-        assert graph.get_tensor_by_name(info.name).dtype == info.dtype
+        assert graph.get_tensor_by_name(str(info.name)).dtype == info.dtype
     functions = graph.functions
     assert functions
     called = [op for op in graph.get_operations() if op.type == "StatefulPartitionedCall"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ckptstore.errors import FormatError
@@ -10,6 +12,13 @@ from ckptstore.graph import read_meta_graph
 from ckptstore.graph.graph import file_of
 from ckptstore.graph.op_catalog import CATALOG
 from ckptstore.graph.op_defs import Definitions, argument_types, builtin_definition
+
+
+def known(name: str) -> Any:
+    """Return the definition of an operation that the catalogue has."""
+    definition = builtin_definition(name)
+    assert definition is not None
+    return definition
 
 
 def bare(op_def):
@@ -33,9 +42,9 @@ def test_the_catalogue_agrees_with_the_definitions_in_tensorflows_files(fixtures
     data = (fixtures_dir / "09_with_meta" / f"{name}.meta").read_bytes()
     compared = 0
     for op_def in file_of(read_meta_graph(data, source=name)).message.meta_info_def.stripped_op_list.op:
-        known = builtin_definition(op_def.name)
-        if known is not None:
-            assert known == bare(op_def), op_def.name
+        ours = builtin_definition(op_def.name)
+        if ours is not None:
+            assert ours == bare(op_def), op_def.name
             compared += 1
     assert compared >= 17
 
@@ -48,14 +57,14 @@ def test_every_statement_can_be_read():
         for name in line.partition("(")[0].split(", ")
     ]
     for name in ("MatMul", "SaveV2", "RestoreV2", "Conv2D", "While", "SquaredDifference"):
-        assert builtin_definition(name).name == name
+        assert known(name).name == name
     for name in filter(None, names):
         assert builtin_definition(name.rstrip(",")) is not None, name
     assert builtin_definition("NoSuchOperation") is None
 
 
 def test_a_statement_with_everything():
-    conv = builtin_definition("Conv2D")
+    conv = known("Conv2D")
     assert [argument.name for argument in conv.input_arg] == ["input", "filter"]
     attrs = {attr.name: attr for attr in conv.attr}
     assert list(attrs["dilations"].default_value.list.i) == [1, 1, 1, 1]
@@ -63,16 +72,16 @@ def test_a_statement_with_everything():
     assert attrs["use_cudnn_on_gpu"].default_value.b is True
     assert attrs["explicit_paddings"].default_value.WhichOneof("value") == "list"
     assert not attrs["T"].HasField("default_value")
-    assign = builtin_definition("Assign")
+    assign = known("Assign")
     assert (assign.input_arg[0].is_ref, assign.input_arg[0].type_attr) == (True, "T")
-    split = builtin_definition("Split")
+    split = known("Split")
     assert (split.output_arg[0].number_attr, split.input_arg[0].type) == ("num_split", 3)
-    assert builtin_definition("RestoreV2").output_arg[0].type_list_attr == "dtypes"
-    assert builtin_definition("Placeholder").attr[1].default_value.shape.unknown_rank
+    assert known("RestoreV2").output_arg[0].type_list_attr == "dtypes"
+    assert known("Placeholder").attr[1].default_value.shape.unknown_rank
 
 
 def types(op_type, limit=100, **attributes):
-    op_def = builtin_definition(op_type)
+    op_def = known(op_type)
     node = message_class("NodeDef")()
     for name, (field, value) in attributes.items():
         if field == "types":
@@ -101,7 +110,9 @@ def test_the_files_own_definitions_come_first():
     function = message_class("FunctionDef")()
     function.signature.name = "f"
     definitions = Definitions([own], [function])
-    assert definitions.find("NoOp").summary == "own"
-    assert definitions.find("f").name == "f"
+    no_op, f = definitions.find("NoOp"), definitions.find("f")
+    assert no_op is not None
+    assert f is not None
+    assert (no_op.summary, f.name) == ("own", "f")
     assert definitions.find("MatMul") is builtin_definition("MatMul")
     assert definitions.find("nothing") is None

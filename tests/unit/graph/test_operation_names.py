@@ -95,4 +95,4 @@ def test_scopes():
     assert check_scope("a>b/c") == "a>b/c"
     for scope in ("_s", "a b", "/s", "s>", "é", "", "/", 3):
         with pytest.raises(UsageError):
-            check_scope(scope)
+            check_scope(scope)  # type: ignore[arg-type]

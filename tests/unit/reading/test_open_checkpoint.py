@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import pickle
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_two_tensors_under_one_name_are_refused(ckpt):
 
 
 def test_names_choose_and_are_put_into_the_target(ckpt):
-    into = {"w": np.zeros((2, 3), "f4"), "other": None}
+    into: dict[str, Any] = {"w": np.zeros((2, 3), "f4"), "other": None}
     report = ckpt.restore(into, names=["w", "b"], rename={"b": "bias"})
     assert sorted(report.restored) == ["bias", "w"]
     assert float(into["bias"]) == 2.5
@@ -299,7 +300,7 @@ def test_restore_values_takes_everything_and_wants_every_key_found(place):
 
 
 def test_restore_values_maps_names_of_the_checkpoint_to_those_of_the_values(place):
-    values = {}
+    values: dict[str, Any] = {}
     restore_values(place, values, {"w": "weights"})
     assert list(values) == ["weights"]
     flat = {"w": np.zeros(6, "f4")}
@@ -350,8 +351,9 @@ def test_a_budget_that_is_none_is_refused(place, opened, budget):
 
 
 def test_progress_is_told_up_to_the_last_byte(place):
-    events = []
-    with open_checkpoint(place.url, memory_budget=np.int64(1 << 20), progress=events.append) as ckpt:
+    events: list[Any] = []
+    budget: Any = np.int64(1 << 20)
+    with open_checkpoint(place.url, memory_budget=budget, progress=events.append) as ckpt:
         ckpt.restore()
     size = sum(spec.nbytes for spec in ckpt._reader.specs().values())
     assert {(event.kind, event.step) for event in events} == {("restore", 1)}
@@ -393,7 +395,7 @@ def test_the_step_of_a_restore_is_the_one_in_the_name(name, step):
 
 def test_a_restore_of_a_v1_checkpoint_tells_its_bytes(fixtures_dir, caplog):
     caplog.set_level(logging.INFO, "ckptstore")
-    events = []
+    events: list[Any] = []
     with open_checkpoint(fixtures_dir / "05_v1_format" / "v1.ckpt-7", progress=events.append) as ckpt:
         report = ckpt.restore()
         size = sum(spec.nbytes for spec in ckpt.specs().values())
@@ -412,7 +414,7 @@ def test_the_transfer_of_the_caller_is_used_for_restoring_values(place):
 
 
 def test_a_saver_restores_with_its_own_budget_and_progress(place):
-    events = []
+    events: list[Any] = []
     values = {"w": np.zeros((2, 3), "f4")}
     ckptstore.Saver(["w"], memory_budget=1 << 20, progress=events.append).restore(values, place.url)
     np.testing.assert_array_equal(values["w"], W)

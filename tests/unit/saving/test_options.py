@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -80,7 +80,8 @@ class TestWrongOnes:
 
     def test_numbers_of_numpy_will_do(self) -> None:
         prefix = f"{fresh_memory()}/m"
-        saver = ck.Saver(deadline_s=np.float32(60), memory_budget=np.int64(1 << 20))
+        numbers: dict[str, Any] = {"deadline_s": np.float32(60), "memory_budget": np.int64(1 << 20)}
+        saver = ck.Saver(**numbers)
         saver.save(values(1), prefix)
         assert stamp_of(prefix) == 1
 

@@ -84,7 +84,7 @@ class TestTrial:
         self, primitive: str, check: str, error: type[errors.CkptStoreError]
     ) -> None:
         class Failing(StorageWrapper):
-            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):
                 if name == primitive:
                     raise error("no", url=keys[0])
                 return call()
@@ -98,7 +98,7 @@ class TestTrial:
 
     def test_no_listing_is_a_limit(self) -> None:
         class Unlisted(StorageWrapper):
-            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):
                 if name == "list":
                     raise errors.AccessError("cannot list", url=keys[0])
                 return call()
@@ -110,14 +110,14 @@ class TestTrial:
 
     def test_a_stale_listing_is_a_limit(self) -> None:
         class Stale(StorageWrapper):
-            def list(self, prefix):  # type: ignore[no-untyped-def]
+            def list(self, prefix):
                 return iter(())
 
         assert of(self.run(Stale), "list").state == "degraded"
 
     def test_no_deleting_is_a_limit_and_names_what_is_left(self) -> None:
         class Undeleted(StorageWrapper):
-            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):
                 if name == "delete_many":
                     raise errors.AccessError("cannot delete", url=keys[0])
                 return call()
@@ -130,7 +130,7 @@ class TestTrial:
 
     def test_deletes_that_do_nothing(self) -> None:
         class Lazy(StorageWrapper):
-            def delete_many(self, keys):  # type: ignore[no-untyped-def]
+            def delete_many(self, keys):
                 pass
 
         assert of(self.run(Lazy), "delete").state == "degraded"
@@ -139,7 +139,7 @@ class TestTrial:
 
     def test_a_proxy_that_ignores_ranges(self) -> None:
         class Ranged(StorageWrapper):
-            def read_into(self, key, ranges, buffers, *, version=None):  # type: ignore[no-untyped-def]
+            def read_into(self, key, ranges, buffers, *, version=None):
                 for part, buffer in zip(ranges, buffers, strict=True):
                     buffer[:] = self.inner.get(key).data[: part.stop - part.start]
 
@@ -149,7 +149,7 @@ class TestTrial:
 
     def test_a_promise_that_is_not_kept_fails(self) -> None:
         class Replacing(StorageWrapper):
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 self.inner.delete_many([key])
                 return self.inner.put_new(key, data)
 
@@ -158,7 +158,7 @@ class TestTrial:
         assert isinstance(finding.error, errors.UnsupportedError)
 
         class Swapping(StorageWrapper):
-            def put_if(self, key, data, version):  # type: ignore[no-untyped-def]
+            def put_if(self, key, data, version):
                 self.inner.delete_many([key])
                 return self.inner.put_new(key, data)
 
@@ -166,16 +166,16 @@ class TestTrial:
 
     def test_where_nothing_is_promised_it_is_a_limit(self) -> None:
         class Weak(StorageWrapper):
-            capabilities = Capabilities("weak", False, False, False, True, False, True)  # type: ignore[assignment]
+            capabilities = Capabilities("weak", False, False, False, True, False, True)
 
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 self.inner.delete_many([key])
                 return self.inner.put_new(key, data)
 
-            def put_if(self, key, data, version):  # type: ignore[no-untyped-def]
+            def put_if(self, key, data, version):
                 return self.put_new(key, data)
 
-            def delete_if(self, key, version):  # type: ignore[no-untyped-def]
+            def delete_if(self, key, version):
                 self.inner.delete_many([key])
                 return True
 
@@ -207,7 +207,7 @@ class TestTrial:
 
     def test_the_clock_of_a_file_server(self) -> None:
         class Stamping(StorageWrapper):
-            def head(self, key):  # type: ignore[no-untyped-def]
+            def head(self, key):
                 info = self.inner.head(key)
                 return SimpleNamespace(**{"version": info.version, "mtime_s": info.mtime_s + 3600})
 
@@ -216,14 +216,14 @@ class TestTrial:
 
     def test_somebody_else_at_the_random_name(self) -> None:
         class Taken(StorageWrapper):
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 return Lost("1")
 
         assert isinstance(of(self.run(Taken), "write").error, errors.ConflictError)
 
     def test_an_interrupt_leaves_nothing(self) -> None:
         class Interrupted(StorageWrapper):
-            def intercept(self, name, keys, call):  # type: ignore[no-untyped-def]
+            def intercept(self, name, keys, call):
                 if name == "put_if":
                     raise KeyboardInterrupt
                 return call()
@@ -245,7 +245,7 @@ class TestPromises:
     )
     def test_what_is_not_durable_is_told_as_it_is(self, backend: str, said: str) -> None:
         class Named(StorageWrapper):
-            capabilities = replace(MemoryStorage.capabilities, backend=backend)  # type: ignore[assignment]
+            capabilities = replace(MemoryStorage.capabilities, backend=backend)
 
         assert of(diagnose(Named(MemoryStorage()), "/promises"), "durable").detail == said
 
@@ -372,7 +372,7 @@ class TestLocal:
         def denied(path: str, *args: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied", path)
 
-        monkeypatch.setattr(diagnosis.os, "mkdir", denied)
+        monkeypatch.setattr(os, "mkdir", denied)
         finding = self.run(tmp_path)[-1]
         assert (finding.check, finding.state) == ("write", "failed")
         assert isinstance(finding.error, errors.AccessError)
@@ -427,7 +427,7 @@ class TestLocal:
                 f_bavail=free, f_frsize=4096, f_blocks=1 << 21, f_files=99, f_favail=inodes
             )
 
-        monkeypatch.setattr(diagnosis.os, "statvfs", status)
+        monkeypatch.setattr(os, "statvfs", status)
         finding = of(self.run(tmp_path), "free space")
         assert finding.state == state
         assert isinstance(finding.error, errors.StorageFullError) == (state == "failed")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
 from ckptstore.errors import DeadlineError, TransientError
-from ckptstore.storage import scope as scope_module
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
@@ -19,7 +19,7 @@ from ckptstore.testing import ManualClock
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     clock = ManualClock(100.0)
-    monkeypatch.setattr(scope_module.time, "monotonic", clock)
+    monkeypatch.setattr(time, "monotonic", clock)
     return clock
 
 
@@ -120,7 +120,7 @@ def test_a_detached_branch_is_forgotten() -> None:
 
 
 def test_repetitions_are_counted_as_such(clock: ManualClock) -> None:
-    answers = [Fault(Kind.SERVER, "oops"), Fault(Kind.SERVER, "oops"), "done"]
+    answers: list[Fault | str] = [Fault(Kind.SERVER, "oops"), Fault(Kind.SERVER, "oops"), "done"]
 
     def call(attempts: Attempts) -> str:
         answer = answers.pop(0)

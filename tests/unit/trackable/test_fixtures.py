@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,8 +20,8 @@ def empty_tree(prefix):
     """Return a tree of zeros like the one that a fixture was saved from, and the names of its variables."""
     reader = open_bundle(locate(prefix))
     nodes = decode(reader.read(OBJECT_GRAPH_KEY).item(), source=str(prefix))
-    objects = []
-    names = {}
+    objects: list[Any] = []
+    names: dict[str, str] = {}
     for node in nodes:
         local_names = [child.local_name for child in node.children]
         if node.attributes:
@@ -37,7 +39,7 @@ def empty_tree(prefix):
     paths = {node_id: path for path, node_id in _paths(nodes).items()}
     for node, value in zip(nodes, objects, strict=True):
         for child in node.children:
-            holder = value.values if isinstance(value, Optimizer) else value
+            holder: Any = value.values if isinstance(value, Optimizer) else value
             if child.node_id:
                 key = int(child.local_name) if isinstance(holder, list) else child.local_name
                 holder[key] = objects[child.node_id]

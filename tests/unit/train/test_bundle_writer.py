@@ -116,7 +116,7 @@ class TestBundleWriter:
 
     def test_an_answer_that_was_lost_is_no_success_the_second_time(self, directory: str) -> None:
         class Unsure(StorageWrapper):
-            def put_new(self, key, data):  # type: ignore[no-untyped-def]
+            def put_new(self, key, data):
                 super().put_new(key, data)
                 return Ambiguous("no answer")
 
@@ -148,7 +148,7 @@ class TestBundleWriter:
                 write(prefix, a=[0.0])
             wrappers: list[FailingOnce] = []
 
-            def wrap(inner, number=number, wrappers=wrappers):  # type: ignore[no-untyped-def]
+            def wrap(inner, number=number, wrappers=wrappers):
                 wrappers.append(FailingOnce(inner, number, side, error))
                 return wrappers[0]
 
@@ -228,7 +228,7 @@ class TestMerge:
                 write(f"{directory}/p{number}", **{f"t{number}": [stamp]})
         storages: list[CountingStorage] = []
 
-        def wrap(inner):  # type: ignore[no-untyped-def]
+        def wrap(inner):
             storages.append(CountingStorage(inner))
             return storages[0]
 
@@ -245,7 +245,7 @@ class TestMerge:
         write(f"{directory}/p0", a=[1.0])
 
         class NoDeletes(StorageWrapper):
-            def delete_many(self, keys):  # type: ignore[no-untyped-def]
+            def delete_many(self, keys):
                 raise ck.AccessError("not allowed")
 
         with use_wrapper(NoDeletes), pytest.warns(ck.CkptStoreWarning, match="could not be removed"):

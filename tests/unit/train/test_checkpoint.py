@@ -6,6 +6,7 @@ import collections
 import copy
 import pickle
 import uuid
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_a_number_in_a_tuple_cannot_be_restored_and_nothing_changes(url):
 )
 def test_a_value_that_does_not_fit_changes_nothing(url, name, wrong):
     Checkpoint(a=np.ones(2), w=np.ones(2), n=5, s=b"\xff\xff", z=np.ones(2)).write(url)
-    tree = {"a": np.zeros(2), "w": np.zeros(2), "n": 0, "s": b"", "z": np.zeros(2)}
+    tree: dict[str, Any] = {"a": np.zeros(2), "w": np.zeros(2), "n": 0, "s": b"", "z": np.zeros(2)}
     checkpoint = Checkpoint(**{**tree, name: wrong})
     with pytest.raises(UsageError) as info:
         checkpoint.restore(url)
@@ -204,7 +205,7 @@ def test_a_tree_that_grew_or_shrank_is_restored_in_part(url):
 def test_one_array_fills_two_that_were_tied(url):
     weights = np.ones(1)
     Checkpoint(encoder={"w": weights}, decoder=[weights]).write(url)
-    untied = {"encoder": {"w": np.zeros(1)}, "decoder": [np.zeros(1)]}
+    untied: dict[str, Any] = {"encoder": {"w": np.zeros(1)}, "decoder": [np.zeros(1)]}
     Checkpoint(**untied).read(url).assert_consumed()
     assert untied["encoder"]["w"] == untied["decoder"][0] == 1
 
@@ -330,7 +331,7 @@ def test_children_may_have_the_names_of_methods(url):
     assert names_in(url) == {"save", "self", "_tree", OBJECT_GRAPH_KEY}
     checkpoint = Checkpoint()
     with pytest.raises(UsageError, match="name of the method 'save'"):
-        checkpoint.save = np.ones(1)
+        checkpoint.save = np.ones(1)  # type: ignore[assignment, method-assign]
 
 
 def test_an_unknown_child_is_an_attribute_error():
@@ -387,7 +388,7 @@ def test_an_optimizer_with_nothing_is_an_object_without_values(url):
 def test_a_restore_tells_its_progress_and_keeps_to_a_budget(tmp_path):
     tree = {"w": np.arange(1000.0)}
     prefix = Checkpoint(**tree).write(tmp_path / "m")
-    events = []
+    events: list[Any] = []
     into = {"w": np.zeros(1000)}
     Checkpoint(**into).read(prefix, memory_budget=1 << 20, progress=events.append).assert_consumed()
     np.testing.assert_array_equal(into["w"], tree["w"])

@@ -96,7 +96,7 @@ def test_numbers(tmp_path: Path) -> None:
 def test_a_failed_save_uses_up_its_number(tmp_path: Path) -> None:
     wrappers: list[FailingOnce] = []
 
-    def wrap(inner):  # type: ignore[no-untyped-def]
+    def wrap(inner):
         wrappers.append(FailingOnce(inner, 0, "before", lambda: ck.StorageFullError("full")))
         return wrappers[0]
 

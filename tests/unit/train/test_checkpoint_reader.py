@@ -30,7 +30,7 @@ def prefix(tmp_path):
             {"name": "step", "array": np.int64(7)},
             {"name": "text", "array": "caf\xe9"},
             {"name": "texts", "array": ["a", "b"]},
-            {"name": "q", "array": np.int8([1, -2]), "dtype": "qint8"},
+            {"name": "q", "array": np.array([1, -2], np.int8), "dtype": "qint8"},
             {"name": "half", "array": np.ones(2, "f2")},
             {"name": "bf", "array": np.ones(2, ml_dtypes.bfloat16)},
             {"name": "v", "array": variant, "dtype": "variant"},

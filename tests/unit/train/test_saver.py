@@ -87,7 +87,7 @@ class TestVarList:
     @pytest.mark.parametrize("bad", [{3: np.ones(1)}, {"": np.ones(1)}, {"w": np.array(["2020"], "M8[D]")}])
     def test_values_that_cannot_be_stored_leave_nothing(self, bad: dict[str, object]) -> None:
         with pytest.raises(ck.UsageError):
-            ck.Saver().save({"fine": np.ones(1), **bad}, "d/m")  # type: ignore[dict-item]
+            ck.Saver().save({"fine": np.ones(1), **bad}, "d/m")
         assert not os.path.exists("d")
 
 
@@ -335,7 +335,7 @@ class TestConstructor:
     def test_what_only_tensorflow_can_do(self) -> None:
         for arguments in ({"builder": object()}, {"write_version": 1}):
             with pytest.raises(ck.UnsupportedError):
-                ck.Saver(**arguments)  # type: ignore[arg-type]
+                ck.Saver(**arguments)
         with pytest.raises(ck.UnsupportedError):
             ck.Saver().save(values(1), "d/m", save_debug_info=True)
         assert not os.path.exists("d")
@@ -344,7 +344,7 @@ class TestConstructor:
 class TestRestore:
     def test_none_and_missing(self) -> None:
         with pytest.raises(ck.UsageError, match="Can't load save_path when it is None"):
-            ck.Saver().restore({}, None)  # type: ignore[arg-type]
+            ck.Saver().restore({}, None)
         with pytest.raises(ck.NotFoundError):
             ck.Saver().restore({}, "nowhere/m")
 

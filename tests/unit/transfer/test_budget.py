@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_it_is_never_exceeded_and_nobody_starves() -> None:
                 assert budget.used_bytes <= 100
         done.append(seed)
 
-    for wait in [in_background(lambda seed=seed: user(seed)) for seed in range(6)]:
+    for wait in [in_background(partial(user, seed)) for seed in range(6)]:
         wait()
     assert sorted(done) == list(range(6))
     assert budget.used_bytes == 0

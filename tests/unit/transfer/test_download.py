@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -213,8 +214,7 @@ def test_when_the_first_of_several_refuses_its_bytes_the_others_get_none() -> No
         raise ValueError(number)
 
     requests = [
-        Request(place, "w", [ByteRange(8 * n, 8 * n + 8)], [None], lambda buffers, n=n: take(n, buffers))
-        for n in range(3)
+        Request(place, "w", [ByteRange(8 * n, 8 * n + 8)], [None], partial(take, n)) for n in range(3)
     ]
     with pytest.raises(ValueError, match="0"):
         Download(1).run(joined(requests, 512 * KIB))

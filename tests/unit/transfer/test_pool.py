@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.unit.transfer.helpers import TIMEOUT_S, eventually, in_background, tr
 
 @pytest.mark.parametrize("parallel", [1, 2, 5])
 def test_results_come_in_the_order_of_the_tasks(parallel: int) -> None:
-    assert run_tasks(Scope(), (lambda n=n: n * n for n in range(200)), parallel) == [
+    assert run_tasks(Scope(), (partial(pow, n, 2) for n in range(200)), parallel) == [
         n * n for n in range(200)
     ]
     assert run_tasks(Scope(), [], parallel) == []
@@ -213,9 +214,9 @@ def test_a_forked_child_has_threads_of_its_own_and_none_of_the_parent_s_tasks(
     monkeypatch.setattr(pool, "_IDLE_S", 1.0)
     run_tasks(Scope(), [lambda: threading.Event().wait(0.05)] * 4, 4)
     scope = Scope()
-    group: TaskGroup[None] = TaskGroup(scope, 2)
+    group: TaskGroup[object] = TaskGroup(scope, 2)
     go_on = threading.Event()
-    group.submit(lambda: go_on.wait(TIMEOUT_S) and None)
+    group.submit(lambda: go_on.wait(TIMEOUT_S))
     child = os.fork()
     if not child:
         code = 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -19,7 +20,8 @@ def test_the_boxes_are_the_array_in_its_order(shape: tuple[int, ...], item: int,
     for start, stop, where in cut(shape, item, most):
         assert start == at
         assert len(where) == len(shape)
-        box = array[(*where, ...)]
+        index: tuple[Any, ...] = (*where, ...)
+        box = array[index]
         assert stop - start == box.size * item <= max(most, item)
         flat += box.ravel().tolist()
         at = stop

@@ -153,7 +153,7 @@ def test_tensors_that_are_sound_are_those_of_single_lookups(index):
     names = [*sound, "not there", *sound[:3], ""]
     found = reader.stored_many(names)
     assert found == [expected.get(name) for name in names]
-    assert reader.stored_many([*names, b"bytes"] * 2) == [*found, None] * 2
+    assert reader.stored_many([*names, b"bytes"] * 2) == [*found, None] * 2  # type: ignore[list-item]
 
 
 def test_the_first_tensor_with_an_error_is_named_as_in_a_single_lookup(index):

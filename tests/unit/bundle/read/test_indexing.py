@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -39,9 +41,7 @@ def test_the_ranges_of_a_box_hold_exactly_its_elements(case, gap, stage, direct)
     raw = array.tobytes()
     box = parse_index(index, shape, tensor="t")
     found = np.full(box.counts, -1, "<i2")
-    kept = indexing.DIRECT_SIZE_BYTES
-    indexing.DIRECT_SIZE_BYTES = direct
-    try:
+    with mock.patch.object(indexing, "DIRECT_SIZE_BYTES", direct):
         for read in split_box(box.axes, shape, 2, gap_size_bytes=gap, stage_size_bytes=stage):
             data = raw[read.start : read.stop]
             assert len(data) == read.stop - read.start
@@ -52,8 +52,6 @@ def test_the_ranges_of_a_box_hold_exactly_its_elements(case, gap, stage, direct)
             else:
                 assert len(data) <= stage
                 place[...] = np.ndarray(place.shape, "<i2", data, read.first, read.strides)
-    finally:
-        indexing.DIRECT_SIZE_BYTES = kept
     np.testing.assert_array_equal(found.reshape(box.shape), array[index])
 
 

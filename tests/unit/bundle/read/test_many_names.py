@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -107,11 +109,11 @@ def same(items, others) -> bool:
 
 
 def test_many_items_are_those_of_single_calls():
-    values = {
+    values: dict[str, Any] = {
         "plain": np.arange(6.0).reshape(2, 3),
         "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "turned": np.arange(3).astype(">i4"),
-        "masked": np.ma.array([1, 2], mask=[0, 1]),
+        "masked": np.ma.array([1, 2], mask=[False, True]),
         "half": np.ones(2, ml_dtypes.bfloat16),
         "record": np.zeros(2, [("qint8", "i1")]),
         "scalar": np.float32(2),

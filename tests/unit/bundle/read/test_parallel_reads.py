@@ -320,7 +320,7 @@ def test_small_parts_of_one_block_are_filled_at_the_same_time_as_large_arrays(pr
 def test_a_forked_child_reads_whatever_the_threads_of_the_parent_were_doing(prefix, monkeypatch):
     save(prefix, {"w": np.arange(5)})
     reader, reached, go_on, parent = open_bundle(prefix), threading.Event(), threading.Event(), os.getpid()
-    rows = index_file.IndexCheck
+    rows = vars(index_file)["IndexCheck"]
 
     def slowly(*arguments):
         if os.getpid() == parent:
@@ -332,7 +332,7 @@ def test_a_forked_child_reads_whatever_the_threads_of_the_parent_were_doing(pref
     thread = threading.Thread(target=reader.names)
     thread.start()
     assert reached.wait(WATCHDOG_S)
-    with reader.shards._locks[0]:
+    with reader.shards._locks[0]:  # type: ignore[attr-defined]
         pid = os.fork()
     if not pid:
         os._exit(0 if reader.names() == ["w"] and reader.read("w")[4] == 4 else 1)

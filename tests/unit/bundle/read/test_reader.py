@@ -151,7 +151,7 @@ def test_one_tensor_can_be_asked_for_twice(prefix):
 
 
 def test_a_small_index_is_one_request_and_a_lookup_needs_no_second(prefix):
-    save(prefix, {f"t{number}": np.int8([number]) for number in range(100)})
+    save(prefix, {f"t{number}": np.array([number], np.int8) for number in range(100)})
     tracking, place = tracked(prefix)
     reader = open_bundle(place)
     reader.read("t42")
@@ -159,7 +159,8 @@ def test_a_small_index_is_one_request_and_a_lookup_needs_no_second(prefix):
 
 
 def test_a_lookup_in_a_large_index_reads_little_of_it(prefix):
-    save(prefix, {f"layer_{number:06d}/{'x' * 100}": np.int8([number % 100]) for number in range(60_000)})
+    arrays = [np.array([number], np.int8) for number in range(100)]
+    save(prefix, {f"layer_{number:06d}/{'x' * 100}": arrays[number % 100] for number in range(60_000)})
     size = len(take(index_file(prefix)))
     assert size > 1_200_000
     tracking, place = tracked(prefix)
@@ -176,7 +177,7 @@ def test_names_that_look_like_slice_keys_are_names(prefix):
     reader = saved(
         prefix,
         [
-            {"name": "\x00ctl", "array": np.int32([1, 2])},
+            {"name": "\x00ctl", "array": np.array([1, 2], np.int32)},
             {"name": "w", "array": np.zeros(2), "shape": (4,), "spec": "0,2"},
             {"name": "w", "array": np.ones(2), "shape": (4,), "spec": "2,2"},
         ],
@@ -187,12 +188,12 @@ def test_names_that_look_like_slice_keys_are_names(prefix):
 
 
 def test_names_that_are_not_utf8_survive(prefix):
-    raw = np.int8([5]).tobytes()
+    raw = np.array([5], np.int8).tobytes()
     craft(prefix, {b"\xff\xfe": BundleEntry(6, (1,), 0, 0, 1, mask(crc32c(raw)))}, raw)
     reader = open_bundle(prefix)
     (name,) = reader.names()
     assert reader.read(name).tolist() == [5]
-    save(prefix, {name: np.int8([5])})
+    save(prefix, {name: np.array([5], np.int8)})
     assert open_bundle(prefix).names() == [name]
 
 
@@ -271,7 +272,7 @@ def test_a_type_without_byte_order_rule_cannot_be_read_from_a_foreign_file(prefi
 @pytest.mark.parametrize("num_shards", [2, 3, 17, 99999, 100000, 2147483647])
 def test_only_the_shards_that_entries_name_need_to_exist(prefix, num_shards):
     """As TensorFlow, which opens them entry by entry."""
-    save(prefix, {"w": np.int8([1, 2])})
+    save(prefix, {"w": np.array([1, 2], np.int8)})
     entry = open_bundle(prefix).entry("w")
     raw = take(data_file(prefix))
     for shard in (0, 5):

@@ -112,7 +112,7 @@ def test_tensors_that_share_bytes_cannot_be_read_together_and_can_be_one_by_one(
 
 
 def test_a_damaged_tensor_names_file_place_and_both_checksums(prefix):
-    save(prefix, {"a": np.int8([1, 2, 3]), "w": np.arange(6, dtype="f4")})
+    save(prefix, {"a": np.array([1, 2, 3], np.int8), "w": np.arange(6, dtype="f4")})
     raw = bytearray(take(data_file(prefix)))
     expected = open_bundle(prefix).entry("w").masked_crc32c
     raw[10] ^= 4
@@ -151,7 +151,7 @@ def test_no_array_is_filled_with_a_small_tensor_that_is_damaged(prefix):
 
 
 def test_a_data_file_that_is_cut_off_is_reported_with_both_sizes(prefix):
-    save(prefix, {"a": np.int8([1]), "w": np.arange(6, dtype="f4")})
+    save(prefix, {"a": np.array([1], np.int8), "w": np.arange(6, dtype="f4")})
     put(data_file(prefix), take(data_file(prefix))[:20])
     reader = open_bundle(prefix)
     assert reader.read("a").tolist() == [1]
@@ -160,7 +160,7 @@ def test_a_data_file_that_is_cut_off_is_reported_with_both_sizes(prefix):
 
 
 def test_a_missing_data_file_is_named_with_the_tensor(prefix):
-    save(prefix, {"a": np.int8([1])}, {"b": np.int8([2])})
+    save(prefix, {"a": np.array([1], np.int8)}, {"b": np.array([2], np.int8)})
     lost = data_file(prefix, 1, 2)
     lost.storage.delete_many([lost.key])
     reader = open_bundle(prefix)
@@ -172,7 +172,7 @@ def test_a_missing_data_file_is_named_with_the_tensor(prefix):
 
 
 def test_files_that_went_with_the_whole_checkpoint_are_not_found_rather_than_damaged(prefix):
-    reader = saved(prefix, {"a": np.int8([1])})
+    reader = saved(prefix, {"a": np.array([1], np.int8)})
     storage = prefix.storage
     storage.delete_many([index_file(prefix).key, data_file(prefix).key])
     with pytest.raises(NotFoundError, match=r"removed or overwritten while it was being read.*Open it again"):
@@ -190,7 +190,7 @@ def test_a_reader_never_mixes_two_saves(prefix):
 
 
 def test_an_index_that_is_replaced_while_it_is_read_in_parts_is_not_found(prefix):
-    tensors = {f"layer_{number:06d}/{'x' * 100}": np.int8([1]) for number in range(20_000)}
+    tensors = {f"layer_{number:06d}/{'x' * 100}": np.array([1], np.int8) for number in range(20_000)}
     reader = saved(prefix, tensors)
     save(prefix, {"other": 1})
     with pytest.raises(NotFoundError):

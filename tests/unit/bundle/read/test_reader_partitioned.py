@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,7 +172,8 @@ def test_a_box_across_slices_needs_no_other_shard(prefix, index):
     reader = open_bundle(Location(counting, prefix.key, prefix.url))
     counting.reset()
     np.testing.assert_array_equal(reader.read("w", index), array[index])
-    met = {row // 3 for row in range(100)[index[0] if isinstance(index, tuple) else index]}
+    rows: Any = index[0] if isinstance(index, tuple) else index
+    met = {row // 3 for row in range(100)[rows]}
     assert counting.counts["head"] == len(met)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +68,7 @@ def test_numbers_are_replaced_by_arrays(prefix, value):
 
 
 def test_lists_and_text_are_replaced_too(prefix):
-    values = {"l": [0.0, 0.0], "t": "", "n": ["", ""], "e": []}
+    values: dict[str, Any] = {"l": [0.0, 0.0], "t": "", "n": ["", ""], "e": []}
     reader = saved(prefix, {"l": [1.0, 2.0], "t": "text", "n": ["a", "b"], "e": np.zeros(0, "f4")})
     restore_into(reader, values, same(values))
     assert values["l"].tolist() == [1.0, 2.0]
@@ -178,7 +179,7 @@ def test_text_that_would_be_cut_is_refused_before_anything_changes(prefix, strin
 
 
 def test_quantized_tensors_fill_integers_and_tensorflows_record_form(prefix):
-    reader = saved(prefix, [{"name": "q", "array": np.int8([1, -2]), "dtype": "qint8"}])
+    reader = saved(prefix, [{"name": "q", "array": np.array([1, -2], np.int8), "dtype": "qint8"}])
     plain, record = np.zeros(2, "i1"), np.zeros(2, [("qint8", "i1")])
     assert restore_into(reader, {"p": plain, "r": record}, {"p": "q", "r": "q"}) == ("r",)
     assert plain.tolist() == [1, -2]
@@ -201,7 +202,7 @@ def test_a_checksum_failure_adds_no_key(prefix):
     raw = bytearray(take(data_file(prefix)))
     raw[30] ^= 1
     put(data_file(prefix), bytes(raw))
-    values = {}
+    values: dict[str, Any] = {}
     with pytest.raises(ChecksumError, match="'w'"):
         restore_into(reader, values, same(["a", "w"]))
     assert values == {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from tests.unit.bundle.helpers import Sink
 
 
 def test_a_save_plan_keeps_the_order_given_and_knows_every_size():
-    plan = plan_save({"b": np.zeros((2, 3), "f4"), "a": [1, 2], "s": ["x", "longer" * 40]})
+    tensors: dict[str, Any] = {"b": np.zeros((2, 3), "f4"), "a": [1, 2], "s": ["x", "longer" * 40]}
+    plan = plan_save(tensors)
     (shard,) = plan.shards
     assert [item.name for item in shard.items] == ["b", "a", "s"]
     assert [item.dtype.name for item in shard.items] == ["float32", "int64", "string"]

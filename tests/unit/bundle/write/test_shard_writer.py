@@ -50,7 +50,8 @@ def test_the_worked_example_comes_out_to_the_byte():
 
 
 def test_tensors_lie_back_to_back_in_the_order_of_the_calls():
-    sink, writer = written({"name": "b", "array": np.int8([1, 2, 3])}, {"name": "a", "array": np.int16([4])})
+    b, a = np.array([1, 2, 3], np.int8), np.array([4], np.int16)
+    sink, writer = written({"name": "b", "array": b}, {"name": "a", "array": a})
     assert sink.data == b"\x01\x02\x03\x04\x00"
     assert [(key, entry.offset, entry.size_bytes) for key, entry in writer.entries] == [
         (b"b", 0, 3),
@@ -190,11 +191,11 @@ def test_the_caller_s_layout_does_not_matter():
 def test_a_failed_add_writes_nothing_and_the_writer_goes_on():
     sink = Sink()
     writer = ShardWriter(sink)
-    writer.add("a", np.int8([1]))
-    for bad in ({"name": "a", "array": 1}, {"name": "", "array": 1}, {"name": "o", "array": object()}):
+    writer.add("a", np.array([1], np.int8))
+    for name, array in (("a", 1), ("", 1), ("o", object())):
         with pytest.raises(UsageError):
-            writer.add(**bad)
-    writer.add("b", np.int8([2]))
+            writer.add(name, array)  # type: ignore[arg-type]
+    writer.add("b", np.array([2], np.int8))
     writer.finish()
     assert sink.data == b"\x01\x02"
 
@@ -268,7 +269,7 @@ def test_keys_ascend_as_unsigned_bytes():
 
 
 def test_an_item_made_before_is_written_as_it_is():
-    item = write_item("q", np.int8([1]), dtype="qint8")
+    item = write_item("q", np.array([1], np.int8), dtype="qint8")
     sink = Sink()
     writer = ShardWriter(sink, shard_id=4)
     writer.add_item(item)

@@ -358,7 +358,7 @@ def test_strings_and_variants_take_their_encoded_size_from_the_budget(limit, mon
     )
     budget = MemoryBudget(limit)
     used: list[int] = []
-    encode = stage_module.encoded
+    encode = vars(stage_module)["encoded"]
 
     def watched(item: Any) -> Any:
         used.append(budget.used_bytes)

@@ -208,9 +208,10 @@ def test_a_shard_whose_writer_lives_is_not_shared(storage: LocalStorage, tmp_pat
     key = str(tmp_path / "shard")
     with storage.upload(key) as upload:
         upload.write(DATA)
-        version = upload.commit().version  # type: ignore[union-attr]
-        assert LocalStorage().copy_from(key, target, version) is None
-    assert isinstance(storage.copy_from(key, target, version), Committed)
+        outcome = upload.commit()
+        assert isinstance(outcome, Committed)
+        assert LocalStorage().copy_from(key, target, outcome.version) is None
+    assert isinstance(storage.copy_from(key, target, outcome.version), Committed)
 
 
 @pytest.mark.usefixtures("either")

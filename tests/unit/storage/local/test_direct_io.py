@@ -28,6 +28,7 @@ from ckptstore.storage.local.diagnosis import diagnose_directory
 from ckptstore.storage.local.direct_io import DirectRules, DirectWriter, direct_rules
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.local.upload import LocalUpload
+from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Committed
 from tests.small_disk import small_disk
 from tests.unit.storage.local.syscalls import each_call_failing, record_calls, refuse, replace_calls
@@ -80,7 +81,7 @@ def parts_of(data: npt.NDArray[np.uint8], cuts: list[int] | None = None) -> list
 
 
 def send_all(
-    upload: LocalUpload, data: npt.NDArray[np.uint8], cuts: list[int] | None = None, *, threads: int = 1
+    upload: Upload, data: npt.NDArray[np.uint8], cuts: list[int] | None = None, *, threads: int = 1
 ) -> None:
     parts = list(enumerate(parts_of(data, cuts)))
     last = len(parts) - 1
@@ -108,7 +109,7 @@ def send_all(
 
 def save(
     path: Path, data: npt.NDArray[np.uint8], cuts: list[int] | None = None, *, threads: int = 1
-) -> LocalUpload:
+) -> Upload:
     with LocalStorage().upload(str(path), len(data)) as upload:
         send_all(upload, data, cuts, threads=threads)
         assert isinstance(upload.commit(), Committed)
@@ -425,7 +426,7 @@ def test_an_error_of_the_disk_is_raised_and_leaves_the_old_file(
     with storage.upload(str(direct), LARGE) as upload:
         with replace_calls(pwrite=fail), pytest.raises(kind) as caught:
             send_all(upload, content[shift : LARGE + shift], threads=3)
-        assert caught.value.url == str(direct)  # type: ignore[attr-defined]
+        assert caught.value.url == str(direct)
         assert os.listdir(direct.parent) == ["old"]
         with pytest.raises(UsageError):
             upload.commit()

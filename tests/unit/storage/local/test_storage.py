@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def upload(storage: Storage, key: str, data: bytes) -> None:
         version_of(handle.commit())
 
 
-def writes(storage: Storage, key: str) -> list[object]:
+def writes(storage: Storage, key: str) -> list[Callable[[], object]]:
     """Every way to change `key`, as calls."""
     return [
         lambda: storage.put_new(key, b"x"),

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,9 +120,11 @@ def test_threads_that_fail_at_the_same_time_discard_the_file_once(tmp_path: Path
                 self.discard()
             return True
 
-    with Directory(str(tmp_path)) as directory, Raced(directory, "model") as temp:
-        temp.races = True
-        temp.discard()
+    with Directory(str(tmp_path)) as directory:
+        temp = Raced(directory, "model")
+        with temp:
+            temp.races = True
+            temp.discard()
     assert os.listdir(tmp_path) == []
 
 
@@ -238,8 +241,8 @@ def test_without_locks_uploads_work_and_nothing_is_called_dead(
 def test_a_file_swept_away_before_it_was_locked_is_made_again(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold = temp_file.hold
-    swept = []
+    hold = locks.hold
+    swept: list[Any] = []
 
     def sweep_first(fd: int) -> bool:
         if not swept:
@@ -255,7 +258,7 @@ def test_a_file_swept_away_before_it_was_locked_is_made_again(
 def test_a_file_somebody_else_looked_at_first_is_made_again(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hold = temp_file.hold
+    hold = locks.hold
     answers = iter([False, True])
     monkeypatch.setattr(temp_file, "hold", lambda fd: next(answers) and hold(fd))
     assert isinstance(storage.put_new(str(tmp_path / "checkpoint"), b"x"), Committed)

@@ -37,9 +37,9 @@ def process(script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         child.kill()
         child.wait(timeout=60)
-        assert child.stdin is not None
-        child.stdin.close()
-        child.stdout.close()
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def kill(child: subprocess.Popen[str]) -> None:

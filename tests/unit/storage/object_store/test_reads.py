@@ -23,7 +23,14 @@ from ckptstore.storage.object_store.faults import RULES, Kind
 from ckptstore.storage.object_store.transport import ObjectName, ResponseHead, Sink, copy_into
 from ckptstore.storage.values import SuffixRange
 from ckptstore.types import ByteRange
-from tests.unit.storage.object_store.scripted_transport import FINE, ScriptedTransport, before, storage_of
+from tests.unit.storage.object_store.scripted_transport import (
+    FINE,
+    ScriptedTransport,
+    Step,
+    after,
+    before,
+    storage_of,
+)
 
 KEY, NAME = "b/run/data", "run/data"
 
@@ -39,7 +46,7 @@ class _Answering(ScriptedTransport):
     def answer(self, head: ResponseHead, body: bytes) -> None:
         self._answer = head, body
 
-    def get(  # type: ignore[override]
+    def get(
         self,
         object_name: ObjectName,
         attempts: Attempts,
@@ -71,9 +78,7 @@ def test_a_suffix_is_resumed_by_its_real_place(transport: ScriptedTransport) -> 
     assert transport.asked("get") == [f"{NAME} bytes=-4", f"{NAME} bytes=8-9"]
 
 
-def _half() -> object:
-    from tests.unit.storage.object_store.scripted_transport import after
-
+def _half() -> Step:
     return after(Kind.CUT)
 
 
@@ -81,8 +86,8 @@ def test_a_resumed_read_never_mixes_two_versions(transport: ScriptedTransport) -
     storage = storage_of(transport)
     transport.add_object(NAME, b"0123456789")
     step = _half()
-    step.effect = lambda: transport.add_object(NAME, b"abcdefghij")  # type: ignore[attr-defined]
-    transport.script("get", step)  # type: ignore[arg-type]
+    step.effect = lambda: transport.add_object(NAME, b"abcdefghij")
+    transport.script("get", step)
     with pytest.raises(NotFoundError, match="replaced or deleted"):
         storage.get(KEY)
 
@@ -100,7 +105,7 @@ def test_a_proxy_that_cuts_every_body_is_outlasted(transport: ScriptedTransport)
     data = random.Random(1).randbytes(2 << 20)
     transport.add_object(NAME, data)
     # Each attempt brings half of what is left, so for long more than 64 KiB.
-    transport.script("get", *[_half()] * 12, FINE)  # type: ignore[list-item]
+    transport.script("get", *[_half()] * 12, FINE)
     assert storage.get(KEY).data == data
 
 
@@ -216,7 +221,7 @@ def test_what_lies_between_neighbours_goes_nowhere(transport: ScriptedTransport)
     # Small and large ones, with gaps of every kind between them; cut off in the middle.
     ranges = [ByteRange(*pair) for pair in ((5, 6), (6, 300_000), (340_000, 340_010), (340_010, 800_000))]
     buffers = [bytearray(extent.size_bytes) for extent in ranges]
-    transport.script("get", _half(), FINE)  # type: ignore[arg-type]
+    transport.script("get", _half(), FINE)
     storage.read_into(KEY, ranges, [memoryview(buffer) for buffer in buffers], version=version)
     assert [bytes(buffer) for buffer in buffers] == [data[extent.start : extent.stop] for extent in ranges]
     first, second = transport.asked("get")
@@ -229,7 +234,7 @@ def test_a_long_range_is_one_request_and_is_resumed_where_it_broke(transport: Sc
     data = random.Random(2).randbytes(20 << 20)
     version = transport.add_object(NAME, data)
     memory = bytearray(len(data))
-    transport.script("get", _half(), before(Kind.CUT), FINE)  # type: ignore[arg-type]
+    transport.script("get", _half(), before(Kind.CUT), FINE)
     storage.read_into(KEY, [ByteRange(0, len(data))], [memoryview(memory)], version=version)
     assert memory == data
     assert transport.asked("get") == [
@@ -261,10 +266,10 @@ def test_large_pieces_come_straight_into_the_callers_memory(transport: ScriptedT
 
         whole(*args, accept=Watched, **kwargs)  # type: ignore[arg-type]
 
-    transport.get = get  # type: ignore[method-assign,assignment]
+    transport.get = get  # type: ignore[method-assign]
     # A small piece, a gap, and a large one.
     ranges = [ByteRange(0, 100), ByteRange(50_000, 950_000)]
-    buffers = [memoryview(small), memoryview(memory)]
+    buffers = [memoryview(small), memory.data]
     storage.read_into(KEY, ranges, buffers, version=version)
     assert len(transport.asked("get")) == 1
     own = [buffer for buffer in windows if np.shares_memory(np.frombuffer(buffer, np.uint8), memory)]
@@ -283,7 +288,7 @@ def test_without_a_version_the_first_answer_pins_the_others(transport: ScriptedT
         next(answers, lambda: None)()
         whole(*args, **kwargs)  # type: ignore[arg-type]
 
-    transport.get = get  # type: ignore[method-assign,assignment]
+    transport.get = get  # type: ignore[method-assign]
     ranges = [ByteRange(0, 10), ByteRange(500_000, 500_010)]
     with pytest.raises(NotFoundError):
         storage.read_into(KEY, ranges, [memoryview(bytearray(10)) for _ in ranges])
@@ -323,7 +328,7 @@ def test_any_set_of_ranges_arrives_exactly(wanted: list[tuple[int, int]], piece_
 
         whole(*args, accept=Narrow, **kwargs)  # type: ignore[arg-type]
 
-    transport.get = in_pieces  # type: ignore[method-assign,assignment]
+    transport.get = in_pieces  # type: ignore[method-assign]
     ranges = [ByteRange(start, start + size) for start, size in wanted]
     buffers = [bytearray(b"." * extent.size_bytes) for extent in ranges]
     storage.read_into(KEY, ranges, [memoryview(buffer) for buffer in buffers])

@@ -417,7 +417,7 @@ def test_the_marker_of_an_empty_directory_is_no_object(transport: ScriptedTransp
 def test_an_object_with_the_name_of_the_directory_is_named_where_it_may_hide_it(
     transport: ScriptedTransport,
 ) -> None:
-    transport.object_hides_directory = True  # type: ignore[misc]
+    transport.object_hides_directory = True
     storage = storage_of(transport)
     assert list(storage.list("b/run/")) == []
     transport.add_object("run", b"x")

@@ -83,7 +83,7 @@ def test_a_lost_create_is_the_same_with_and_without_a_condition_element() -> Non
     # MinIO does not, and s3fs raises OSError(22) instead of FileExistsError.
     for condition in ({}, {"Condition": "If-None-Match"}):
         error = _client_error(412, "PreconditionFailed")
-        error.response["Error"].update(condition)  # type: ignore[typeddict-item]
+        error.response["Error"].update(condition)
         fault = fault_of(translate_boto_error(error), _shown)
         assert fault is not None
         assert fault.kind is Kind.PRECONDITION
@@ -104,7 +104,7 @@ def test_the_pause_that_a_server_asks_for_is_kept(said: str, retry_after_s: floa
 
 
 def _key() -> Any:
-    return aiohttp.client_reqrep.ConnectionKey("host", 443, True, None, None, None, None)
+    return aiohttp.client_reqrep.ConnectionKey("host", 443, True, True, None, None, None)
 
 
 @pytest.mark.parametrize(
