@@ -8,73 +8,63 @@ generations of data. What a process that ended did not delete waits for ``gc``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
-from ckptstore.bundle.write.plan import SavePlan
-from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_shards
-from ckptstore.directory.publish import publish_index
+from ckptstore.directory.publish import put_meta
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
+from ckptstore.directory.save_request import RunningSave, SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError
-from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import ShardName
-from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.base import Storage
 from ckptstore.storage.values import Committed
-from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["collect_replaced", "entered", "write_checkpoint"]
+__all__ = ["BareSink", "collect_replaced"]
 
 _replaced: dict[tuple[Storage, str], tuple[ShardName, ...]] = {}
 
 
-def write_checkpoint(
-    directory: Location,
-    prefix: str,
-    plan: SavePlan,
-    *,
-    meta: bytes | None = None,
-    suffix: str = "meta",
-    before_commit: Callable[[], None] | None = None,
-    transfer: Transfer | None = None,
-    stage: Stage | None = None,
-) -> None:
-    """Write one checkpoint and nothing else: no record, no retention, no owner.
+class BareSink:
+    """Writes one checkpoint and nothing else: no record, no retention, no owner.
 
-    The data files that it replaces go with the next overwrite by this process, so that readers in flight
-    finish; those of processes that are gone wait for ``gc``.
+    A request without tensors writes the graph only. The data files that a checkpoint replaces are deleted by
+    the next overwrite by this process, so that readers in flight finish.
 
-    Raises
-    ------
-    ConflictError
-        If another writer saves the same prefix at the same time.
+    Threads
+    -------
+    Safe for concurrent use.
     """
-    published = read_published_index(directory, prefix)
-    with (
-        entered(transfer, directory, prefix) as transfer,
-        ShardSet(directory, prefix, transfer=transfer, stage=stage) as files,
-    ):
-        files.write(plan, None if published is None else published.counts)
-        if meta is not None:
-            files.put_graph(meta, suffix, is_there=published is not None)
-        if before_commit is not None:
-            before_commit()
-        outcome = publish_index(files, published)
-        if not isinstance(outcome, Committed):
-            raise ConflictError(
-                "another writer saved the same checkpoint at the same time",
-                url=directory.child(prefix).url,
-                hint="Its checkpoint is complete; save under another name, or let only one job save here.",
-            )
-    collect_replaced(files, published)
 
+    def save(self, request: SaveRequest, running: RunningSave) -> None:
+        """Write the checkpoint of `request`.
 
-def entered(transfer: Transfer | None, directory: Location, prefix: str) -> AbstractContextManager[Transfer]:
-    """Return a context with `transfer`, which whoever began it has entered, or one of its own."""
-    if transfer is not None:
-        return nullcontext(transfer)
-    return Transfer("save", directory.child(prefix).url, step=split_step(prefix)[1])
+        Raises
+        ------
+        ConflictError
+            If another writer saves the same prefix at the same time.
+        """
+        directory, prefix = request.prefix.parent, request.prefix.name
+        if not request.has_tensors:
+            running.before_commit()
+            if request.meta is not None:
+                put_meta(directory, prefix, request.meta, suffix=request.suffix)
+            return
+        published = read_published_index(directory, prefix)
+        with ShardSet(directory, prefix, transfer=running.transfer, stage=running.stage) as files:
+            files.write(request.plan, None if published is None else published.counts)
+            if request.meta is not None:
+                files.put_graph(request.meta, request.suffix, is_there=published is not None)
+            running.before_commit()
+            if not isinstance(files.publish(published), Committed):
+                raise ConflictError(
+                    "another writer saved the same checkpoint at the same time",
+                    url=request.prefix.url,
+                    hint="Its checkpoint is complete; save under another name, or let one job save here.",
+                )
+        collect_replaced(files, published)
+
+    def last_saved(self) -> None:
+        """Return None: without a record there is no checkpoint before this one."""
 
 
 def collect_replaced(files: ShardSet, published: PublishedIndex | None) -> None:

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
 
 from ckptstore.bundle.write.plan import SavePlan
-from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.bare_write import entered
 from ckptstore.directory.graph_keeper import GraphKeeper
 from ckptstore.directory.ownership import OwnedBasename, Ownership
 from ckptstore.directory.paths import inside, owner_of
 from ckptstore.directory.pending_deletes import PendingDeletes
-from ckptstore.directory.publish import publish_index
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
-from ckptstore.directory.record_change import RecordChange
+from ckptstore.directory.record_change import RecordChange, Window
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.retention import Entry, Retention
+from ckptstore.directory.save_request import LastSaved, RunningSave, SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.directory.unrecorded import Unrecorded, adopt_unrecorded, explain_unrecorded
 from ckptstore.errors import (
@@ -39,29 +36,11 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
 from ckptstore.storage.values import Committed
-from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["CheckpointWriter", "LastSaved"]
+__all__ = ["CheckpointWriter"]
 
 # The writers whose saves run in this context, the threads that work for them included.
 _SAVING: ContextVar[tuple[CheckpointWriter, ...]] = ContextVar("ckptstore_saving", default=())
-
-
-class LastSaved(NamedTuple):
-    """The checkpoint that was saved last.
-
-    Attributes
-    ----------
-    prefix : str
-        Without the directory.
-    index_bytes : bytes
-    versions : dict
-        Number of the data file → its version, where that is known.
-    """
-
-    prefix: str
-    index_bytes: bytes
-    versions: dict[int, str]
 
 
 class CheckpointWriter:
@@ -100,14 +79,12 @@ class CheckpointWriter:
         self._clock: Callable[[], float] = lambda: float(clock())
         self._timeout_s = timeout_s
         self._locks = ForkSafeLocks(1)
-        self._forced: tuple[Entry, ...] | None = None
-        self.window: tuple[Entry, ...] = ()
-        self._begin(None)
+        self._window = Window()
+        self._begin("")
 
-    def _begin(self, run: str | None) -> None:
+    def _begin(self, run: str) -> None:
         """Forget what another run learned: a forked child is not the run of its parent."""
-        self._run = run
-        self._ownership = Ownership(self.directory, self._record, self._clock)
+        self._ownership = Ownership(self.directory, self._record, run, self._clock)
         self._graphs = GraphKeeper(self.directory)
         self._deletes = PendingDeletes(self.directory, self._ownership)
         self._unrecorded: dict[str, Unrecorded] = {}
@@ -130,48 +107,29 @@ class CheckpointWriter:
         except NotFoundError:
             return None
 
+    @property
+    def window(self) -> tuple[Entry, ...]:
+        """The checkpoints that retention counts, oldest first."""
+        return self._window.entries
+
     def set_window(self, window: tuple[Entry, ...]) -> None:
         """Let the next save start from `window` instead of from what the record lists."""
-        self._forced = window
-        self.window = window
+        self._window = Window(window, is_forced=True)
 
     def peek(self, basename: str) -> None:
         """Show the window that the record lists for `basename`, without taking anything over."""
         record = read_record(self._record).record
         entries = own_entries(self.directory, record.state, {basename}, {}, self._clock(), kept=record.kept)
-        self.window = tuple(entries)
+        self._window = Window(tuple(entries))
 
-    def save(
-        self,
-        prefix: str,
-        plan: SavePlan,
-        *,
-        run: str,
-        meta: bytes | None,
-        suffix: str = "meta",
-        before_commit: Callable[[], None] | None = None,
-        transfer: Transfer | None = None,
-        stage: Stage | None = None,
-    ) -> None:
+    def save(self, request: SaveRequest, running: RunningSave) -> None:
         """Save one checkpoint, make it the latest, and collect what retention lets go.
 
         Parameters
         ----------
-        prefix : str
-            Direct child of the directory.
-        plan : SavePlan
-        run : str
-            Identity for fencing.
-        meta : bytes or None
-            The graph; None writes none.
-        suffix : str
-            Of the graph's file.
-        before_commit : callable, optional
-            Called when everything but the index is written; what it raises ends the save.
-        transfer : Transfer, optional
-            Entered already; without it this is a transfer of its own.
-        stage : Stage, optional
-            A copy of `plan` to write instead of the arrays.
+        request : SaveRequest
+            Its prefix is a direct child of the directory.
+        running : RunningSave
 
         Raises
         ------
@@ -191,33 +149,25 @@ class CheckpointWriter:
         if self in _SAVING.get():
             raise UsageError(
                 "a save into this directory was begun by a part of another one, which cannot go on before",
-                url=self.directory.child(prefix).url,
+                url=request.prefix.url,
                 hint="Do not save in a report of progress.",
             )
-        with self._locks[0], entered(transfer, self.directory, prefix) as transfer:
+        with self._locks[0]:
             token = _SAVING.set((*_SAVING.get(), self))
             try:
-                self._save(prefix, plan, run, meta, suffix, before_commit, transfer, stage)
+                self._save(request, running)
             finally:
                 _SAVING.reset(token)
 
-    def _save(
-        self,
-        prefix: str,
-        plan: SavePlan,
-        run: str,
-        meta: bytes | None,
-        suffix: str,
-        before_commit: Callable[[], None] | None,
-        transfer: Transfer,
-        stage: Stage | None,
-    ) -> None:
-        if run != self._run:
-            self._begin(run)
+    def _save(self, request: SaveRequest, running: RunningSave) -> None:
+        if request.run != self._ownership.run:
+            self._begin(request.run)
+        prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
         basename, step = split_step(prefix)
-        owned = self._ownership.acquire(basename, run, self._timeout_s)
-        for entry in self._forced or ():
-            self._ownership.acquire(owner_of(entry.prefix), run, self._timeout_s)
+        owned = self._ownership.acquire(basename, self._timeout_s)
+        if self._window.is_forced:
+            for entry in self._window.entries:
+                self._ownership.acquire(owner_of(entry.prefix), self._timeout_s)
         replaced = adopt_unrecorded(self._unrecorded, prefix, self._ownership)
         fresh = (
             step is not None
@@ -225,20 +175,12 @@ class CheckpointWriter:
             and (owned.highest_step is None or step > owned.highest_step)
         )
         published = None if fresh else read_published_index(self.directory, prefix)
-        with ShardSet(self.directory, prefix, transfer=transfer, stage=stage) as files:
-            before = self._write(files, plan, None if fresh else self._taken(prefix, published, owned))
+        with ShardSet(self.directory, prefix, transfer=running.transfer, stage=running.stage) as files:
+            before = self._write(
+                files, request.plan, None if fresh else self._taken(prefix, published, owned)
+            )
             change = RecordChange(
-                self._ownership,
-                self._retention,
-                prefix,
-                run,
-                suffix,
-                now_s=self._clock(),
-                known=self.window,
-                forced=self._forced,
-                done=self._deletes.done,
-                look_up=self._deletes.look_up,
-                replaced=replaced,
+                request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
             self._graphs.note(prefix, suffix, written=meta is not None, fresh=fresh)
 
@@ -261,11 +203,10 @@ class CheckpointWriter:
                 claim()
             if meta is not None:
                 files.put_graph(meta, suffix, is_there=published is not None)
-            if before_commit is not None:
-                before_commit()
+            running.before_commit()
             self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
             try:
-                self._publish(unrecorded, published, run, claim)
+                self._publish(unrecorded, published, claim)
             finally:
                 if not files.may_be_published:
                     del self._unrecorded[prefix]
@@ -274,13 +215,12 @@ class CheckpointWriter:
         except (AmbiguousOutcomeError, FencedError):
             raise
         except CkptStoreError as error:
-            explain_unrecorded(error, self.directory.child(prefix), self._record)
+            explain_unrecorded(error, request.prefix, self._record)
             raise
         self._ownership.record_saved(record, prefix)
         self._unrecorded.clear()
         self._deletes.done.clear()
-        self._forced = None
-        self.window = change.window
+        self._window = Window(change.window)
         self._last = LastSaved(prefix, files.index, files.versions)
         self._deletes.collect(record, before.record, prefix)
 
@@ -306,7 +246,7 @@ class CheckpointWriter:
         return named | (published.counts if published is not None else set())
 
     def _publish(
-        self, unrecorded: Unrecorded, published: PublishedIndex | None, run: str, claim: Callable[[], object]
+        self, unrecorded: Unrecorded, published: PublishedIndex | None, claim: Callable[[], object]
     ) -> None:
         """Publish the index, and note what it replaced."""
         files = unrecorded.files
@@ -316,7 +256,7 @@ class CheckpointWriter:
             if published is not None and published.shards:
                 # Noted first: an interrupt leaves no time for it.
                 unrecorded.replaced.append(Superseded(files.prefix, published.shards))
-            outcome = publish_index(files, published)
+            outcome = files.publish(published)
             if isinstance(outcome, Committed):
                 self._deletes.known[files.prefix] = PublishedIndex(outcome.version, files.shards)
                 return
@@ -332,6 +272,6 @@ class CheckpointWriter:
             # put this version there.
             published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
-            self._ownership.check(snapshot, run)
+            self._ownership.check(snapshot)
             if published is not None and snapshot.version is None:
                 claim()

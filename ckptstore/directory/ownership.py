@@ -70,6 +70,8 @@ class Ownership:
     directory : Location
     record : Location
         Of the record, a direct child of `directory`.
+    run : str
+        Identity for fencing.
     clock : callable
         Seconds since 1970.
 
@@ -78,10 +80,11 @@ class Ownership:
     One thread.
     """
 
-    def __init__(self, directory: Location, record: Location, clock: Callable[[], float]) -> None:
+    def __init__(self, directory: Location, record: Location, run: str, clock: Callable[[], float]) -> None:
         self.directory = directory
         self.record = record
-        self._clock = clock
+        self.run = run
+        self.clock = clock
         self.owned: dict[str, OwnedBasename] = {}
         self.adopted: list[Entry] = []
         # Only its owner writes a prefix's pending and superseded lines, so what it saw last is what there is.
@@ -90,8 +93,8 @@ class Ownership:
         self._missing: set[Entry] = set()
         self._fenced: FencedError | None = None
 
-    def acquire(self, basename: str, run: str, timeout_s: float) -> OwnedBasename:
-        """Take over `basename` for `run`, once; see what is there.
+    def acquire(self, basename: str, timeout_s: float) -> OwnedBasename:
+        """Take over `basename` for this run, once; see what is there.
 
         Raises
         ------
@@ -111,8 +114,8 @@ class Ownership:
             )
         record = snapshot.record
         previous = record.owners.get(basename)
-        if record.state is not None and (previous is None or previous.run != run):
-            record = self._take_over(basename, run, snapshot, timeout_s)
+        if record.state is not None and (previous is None or previous.run != self.run):
+            record = self._take_over(basename, snapshot, timeout_s)
         owner = record.owners.get(basename)
         known = record.state is not None
         self.last_seen = record
@@ -120,7 +123,7 @@ class Ownership:
         found = listing or {}
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved for
         # good.
-        now_s = self._clock()
+        now_s = self.clock()
         mtimes_s = {item.prefix: min(item.index.mtime_s, now_s) for item in found.values() if item.index}
         self._mtimes_s.update(mtimes_s)
         entries = own_entries(self.directory, record.state, {basename}, self._mtimes_s, 0.0)
@@ -156,13 +159,13 @@ class Ownership:
             )
             return None
 
-    def _take_over(self, basename: str, run: str, snapshot: RecordSnapshot, timeout_s: float) -> Record:
+    def _take_over(self, basename: str, snapshot: RecordSnapshot, timeout_s: float) -> Record:
         def raise_epoch(now: RecordSnapshot) -> Record:
             if now.record.state is None:
                 raise _RecordGoneError
             owner = now.record.owners.get(basename)
             epoch = 1 if owner is None else owner.epoch + 1
-            return now.record.with_owner(self._owner_line(basename, epoch, run, owner))
+            return now.record.with_owner(self._owner_line(basename, epoch, owner))
 
         try:
             return update_record(self.record, raise_epoch, first=snapshot, timeout_s=timeout_s)
@@ -226,7 +229,7 @@ class Ownership:
             return []
         return [data_name(item.prefix, *shard) for shard in dead if shard not in published.shards]
 
-    def check(self, snapshot: RecordSnapshot, run: str) -> bool:
+    def check(self, snapshot: RecordSnapshot) -> bool:
         """Raise if another run took over; return whether a foreign writer replaced our record.
 
         Raises
@@ -238,7 +241,7 @@ class Ownership:
             owner = snapshot.record.owners.get(basename)
             if owner is None:
                 foreign = foreign or owned.in_record
-            elif owner.run != run:
+            elif owner.run != self.run:
                 raise self._fence(owner, owned.epoch)
         return foreign
 
@@ -295,7 +298,6 @@ class Ownership:
     def restate_owner(
         self,
         record: Record,
-        run: str,
         basename: str,
         step: int | None,
         clock_name: ClockName,
@@ -312,7 +314,7 @@ class Ownership:
             if name != basename and not dropped:
                 continue
             epoch = owned.epoch + dropped if present is None else max(owned.epoch, present.epoch)
-            line = self._owner_line(name, epoch, run, self._last_line(record, name))
+            line = self._owner_line(name, epoch, self._last_line(record, name))
             if name == basename:
                 steps = [number for number in (owned.highest_step, step) if number is not None]
                 line = replace(line, highest_step=max(steps, default=None))
@@ -338,14 +340,14 @@ class Ownership:
         self.adopted.clear()
         self.last_seen = record
 
-    def _owner_line(self, basename: str, epoch: int, run: str, previous: Owner | None) -> Owner:
-        keep = previous is not None and previous.run == run
+    def _owner_line(self, basename: str, epoch: int, previous: Owner | None) -> Owner:
+        keep = previous is not None and previous.run == self.run
         return Owner(
             basename,
             epoch,
-            run,
+            self.run,
             host_name(),
-            previous.time_s if keep and previous is not None else self._clock(),
+            previous.time_s if keep and previous is not None else self.clock(),
             new_write_id(),
             None if previous is None else previous.highest_step,
             None if previous is None else previous.next_keep_s,

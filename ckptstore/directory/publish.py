@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ckptstore.checksums import crc32c
-from ckptstore.errors import AmbiguousOutcomeError, CkptStoreError, ConflictError, NotFoundError
-from ckptstore.format.naming import index_name, meta_name
+from ckptstore.errors import AmbiguousOutcomeError, ConflictError, NotFoundError
+from ckptstore.format.naming import meta_name
 from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
-
-if TYPE_CHECKING:
-    from ckptstore.directory.published_index import PublishedIndex
-    from ckptstore.directory.shard_set import ShardSet
 
 __all__ = ["publish_index", "put_graph", "put_meta"]
 
@@ -76,44 +70,27 @@ def _version_unless_same(location: Location, data: bytes) -> str | None:
     return None
 
 
-def publish_index(files: ShardSet, published: PublishedIndex | None) -> Committed | Lost:
-    """Put the index in place: from here on the checkpoint exists.
+def publish_index(location: Location, data: bytes, expected_version: str | None) -> PutOutcome:
+    """Put an index in its place: from here on the checkpoint exists.
 
     Parameters
     ----------
-    files : ShardSet
-    published : PublishedIndex or None
-        The index to replace; None to create it.
+    location : Location
+        Of the index.
+    data : bytes
+    expected_version : str or None
+        Of the index to replace; None to create it.
 
     Raises
     ------
-    AmbiguousOutcomeError
-        If the answer was lost: the index may be there.
+    CkptStoreError
+        Refused for certain: a lost answer is the outcome `Ambiguous`.
 
     Guarantees
     ----------
     A reader sees the complete old checkpoint or the complete new one, whatever call the writer dies in.
     """
-    location = files.directory.child(index_name(files.prefix))
-    storage = location.storage
-    # Until the answer is known an index may name the files: an error on the way must not delete them.
-    files.may_be_published = True
-    try:
-        # COMMIT POINT: the checkpoint exists.
-        if published is None:
-            outcome = storage.put_new(location.key, files.index)
-        else:
-            outcome = storage.put_if(location.key, files.index, published.version)
-    except CkptStoreError:
-        # Refused for certain: a storage that cannot tell answers Ambiguous.
-        files.may_be_published = False
-        raise
-    if isinstance(outcome, Ambiguous):
-        raise AmbiguousOutcomeError(
-            "the index may or may not have been written",
-            url=location.url,
-            actual=outcome.reason,
-            hint="Nothing was cleaned up; check whether the checkpoint is there before you save it again.",
-        )
-    files.may_be_published = isinstance(outcome, Committed)
-    return outcome
+    # COMMIT POINT: the checkpoint exists.
+    if expected_version is None:
+        return location.storage.put_new(location.key, data)
+    return location.storage.put_if(location.key, data, expected_version)

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex
 from ckptstore.directory.record_entries import other_entries, restate
 from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
+from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Pending, Record, Superseded
 
-__all__ = ["RecordChange"]
+__all__ = ["RecordChange", "Window"]
+
+
+class Window(NamedTuple):
+    """What retention counts before a save.
+
+    Attributes
+    ----------
+    entries : tuple of Entry
+        The window after the previous save of this Saver, or the one that the user set.
+    is_forced : bool
+        Whether the user set it: what the record lists does not count then.
+    """
+
+    entries: tuple[Entry, ...] = ()
+    is_forced: bool = False
 
 
 @dataclass(slots=True)
@@ -24,44 +41,39 @@ class RecordChange:
 
     Attributes
     ----------
+    request : SaveRequest
     ownership : Ownership
     retention : Retention
-    prefix : str
-        The checkpoint being saved.
-    run : str
-    suffix : str
-        Of the graph files that go with victims.
-    now_s : float
-        Time of the save, seconds since 1970.
-    known : tuple of Entry
-        The window after the previous save of this Saver.
-    forced : tuple of Entry or None
-        A window that the user set.
-    done : collection
-        Pending and superseded lines whose deletes are known to be finished.
-    look_up : callable
-        From a prefix to the index that stands there, None if it is gone.
+    deletes : PendingDeletes
+    start : Window
+        From which the save starts.
     replaced : list of Superseded
         Data files of indexes that this save, or failed ones before it, replaced.
+    now_s : float
+        Time of the save, seconds since 1970.
     window, victims : tuple of Entry
         The outcome of the last call.
     """
 
+    request: SaveRequest
     ownership: Ownership
     retention: Retention
-    prefix: str
-    run: str
-    suffix: str
-    now_s: float
-    known: tuple[Entry, ...]
-    forced: tuple[Entry, ...] | None
-    done: Collection[Pending | Superseded]
-    look_up: Callable[[str], PublishedIndex | None]
-    replaced: list[Superseded] = field(default_factory=list)
+    deletes: PendingDeletes
+    start: Window
+    replaced: list[Superseded]
+    now_s: float = field(init=False)
     window: tuple[Entry, ...] = ()
     victims: tuple[Entry, ...] = ()
-    _looked_up: dict[str, PublishedIndex | None] = field(default_factory=dict)
+    _found: dict[str, PublishedIndex | None] = field(default_factory=dict)
     _has_warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.now_s = self.ownership.clock()
+
+    @property
+    def prefix(self) -> str:
+        """The checkpoint being saved."""
+        return self.request.prefix.name
 
     def __call__(self, snapshot: RecordSnapshot) -> Record:
         """Return the record that makes this checkpoint the latest.
@@ -71,7 +83,7 @@ class RecordChange:
         FencedError
             If another run took over.
         """
-        foreign = self.ownership.check(snapshot, self.run) or snapshot.fault is not None
+        foreign = self.ownership.check(snapshot) or snapshot.fault is not None
         record = snapshot.record
         verdict = self._decide(record, foreign=foreign)
         self.window, self.victims = verdict.window, verdict.victims
@@ -85,7 +97,7 @@ class RecordChange:
         )
         basename, step = split_step(self.prefix)
         record = self.ownership.restate_owner(
-            record, self.run, basename, step, self.retention.clock_name, verdict.clock_s
+            record, basename, step, self.retention.clock_name, verdict.clock_s
         )
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):
@@ -94,10 +106,12 @@ class RecordChange:
         return replace(record, state=restate(others, verdict.window, self.prefix, last_preserved_s))
 
     def _decide(self, record: Record, *, foreign: bool) -> Verdict:
-        if self.forced is not None:
-            entries = list(self.forced)
+        if self.start.is_forced:
+            entries = list(self.start.entries)
         else:
-            entries = self.ownership.window(record, foreign=foreign, known=self.known, now_s=self.now_s)
+            entries = self.ownership.window(
+                record, foreign=foreign, known=self.start.entries, now_s=self.now_s
+            )
         window = (
             *(entry for entry in entries if entry.prefix != self.prefix),
             Entry(self.prefix, self.now_s),
@@ -125,17 +139,17 @@ class RecordChange:
     def _pending(self, record: Record, victims: tuple[Entry, ...]) -> tuple[Pending, ...]:
         # A line leaves only once its deletes are known to be done: dropping one's own unfinished lines
         # left checkpoints behind for ever when a writer was killed between record and deletes.
-        lines = [line for line in record.pending if line not in self.done]
+        lines = [line for line in record.pending if line not in self.deletes.done]
         for victim in victims:
-            if victim.prefix not in self._looked_up:
-                self._looked_up[victim.prefix] = self.look_up(victim.prefix)
-            published = self._looked_up[victim.prefix]
+            if victim.prefix not in self._found:
+                self._found[victim.prefix] = self.deletes.look_up(victim.prefix)
+            published = self._found[victim.prefix]
             if published is not None:
-                line = Pending(victim.prefix, published.version, published.shards, self.suffix)
+                line = Pending(victim.prefix, published.version, published.shards, self.request.suffix)
                 if line not in lines:
                     lines.append(line)
         return tuple(lines)
 
     def _superseded(self, record: Record) -> tuple[Superseded, ...]:
-        lines = [line for line in record.superseded if line not in self.done]
+        lines = [line for line in record.superseded if line not in self.deletes.done]
         return (*lines, *(line for line in self.replaced if line not in lines))

@@ -11,8 +11,13 @@ from ckptstore.bundle.write.plan import SavePlan, ShardPlan
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
-from ckptstore.directory.publish import put_graph
-from ckptstore.directory.published_index import choose_count, name_is_taken, read_published_index
+from ckptstore.directory.publish import publish_index, put_graph
+from ckptstore.directory.published_index import (
+    PublishedIndex,
+    choose_count,
+    name_is_taken,
+    read_published_index,
+)
 from ckptstore.errors import (
     AccessError,
     AmbiguousOutcomeError,
@@ -21,13 +26,13 @@ from ckptstore.errors import (
     IncompleteBundleError,
     NotFoundError,
 )
-from ckptstore.format.naming import data_name, meta_name
+from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.abilities import KnowsWriters, SupportsCopies
 from ckptstore.storage.base import Location
 from ckptstore.storage.scope import Scope
 from ckptstore.storage.upload import Upload
-from ckptstore.storage.values import Ambiguous, Committed, PutOutcome
+from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
@@ -252,6 +257,37 @@ class ShardSet:
         location = self.directory.child(meta_name(self.prefix, suffix))
         self._graph = (location, data)
         put_graph(location, data, is_there=is_there)
+
+    def publish(self, published: PublishedIndex | None) -> Committed | Lost:
+        """Put the index in place: from here on the checkpoint exists.
+
+        Parameters
+        ----------
+        published : PublishedIndex or None
+            The index to replace; None to create it.
+
+        Raises
+        ------
+        AmbiguousOutcomeError
+            If the answer was lost: the index may be there.
+        """
+        location = self.directory.child(index_name(self.prefix))
+        # Until the answer is known an index may name the files: an error on the way must not delete them.
+        self.may_be_published = True
+        try:
+            outcome = publish_index(location, self.index, None if published is None else published.version)
+        except CkptStoreError:
+            self.may_be_published = False
+            raise
+        if isinstance(outcome, Ambiguous):
+            raise AmbiguousOutcomeError(
+                "the index may or may not have been written",
+                url=location.url,
+                actual=outcome.reason,
+                hint="Nothing was cleaned up; check whether the checkpoint is there before saving it again.",
+            )
+        self.may_be_published = isinstance(outcome, Committed)
+        return outcome
 
     def drop(self, *, fenced: bool = False) -> None:
         """Delete what was written so far.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -24,9 +24,10 @@ from ckptstore.types import Options, PathText
 __all__ = [
     "SECONDS_PER_HOUR",
     "V2",
+    "GraphArguments",
+    "SaveTarget",
     "SaverSettings",
     "VarList",
-    "check_graph_arguments",
     "check_list",
     "check_supported",
     "check_var_list",
@@ -109,6 +110,20 @@ def check_supported(*, builder: object, write_version: int, defer_build: bool, v
         )
 
 
+class SaveTarget(NamedTuple):
+    """Where a save goes.
+
+    Attributes
+    ----------
+    prefix, record : Location
+    step : int or None
+    """
+
+    prefix: Location
+    record: Location
+    step: int | None
+
+
 def target_of(
     save_path: PathText,
     global_step: Any,
@@ -116,13 +131,13 @@ def target_of(
     options: Options,
     *,
     pad_step_number: bool,
-) -> tuple[Location, Location, int | None]:
-    """Return prefix, record and step of a save.
+) -> SaveTarget:
+    """Return where a save goes.
 
     Raises
     ------
     UsageError
-        If path, step or record's name are none, or do not go together.
+        If path, step or record name are invalid, or do not go together.
     """
     base = locate(save_path, options)
     check_prefix_name(base)
@@ -138,19 +153,33 @@ def target_of(
             f"'latest_filename' collides with 'save_path': {record.name!r} and {path!r}",
             hint="Choose another name for one of them.",
         )
-    return prefix, record, step
+    return SaveTarget(prefix, record, step)
 
 
-def check_graph_arguments(meta_graph_suffix: str, *, save_debug_info: bool) -> None:
-    """Raise unless the graph can be saved in this way."""
-    if save_debug_info:
-        raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
-    if not is_graph_suffix(meta_graph_suffix):
-        raise UsageError(
-            "the graph's suffix must be a short text without a slash that no other file has",
-            actual=repr(meta_graph_suffix),
-            hint="Leave 'meta_graph_suffix' out for 'meta'.",
-        )
+@dataclass(frozen=True, slots=True)
+class GraphArguments:
+    """How a save writes its graph; see `Saver.save` for what the arguments mean.
+
+    Raises
+    ------
+    UsageError, UnsupportedError
+        If the graph cannot be saved in this way.
+    """
+
+    suffix: str
+    write: bool
+    strip_default_attrs: bool
+    save_debug_info: bool
+
+    def __post_init__(self) -> None:
+        if self.save_debug_info:
+            raise UnsupportedError("there is no debug information to save without TensorFlow's graph")
+        if not is_graph_suffix(self.suffix):
+            raise UsageError(
+                "the graph's suffix must be a short text without a slash that no other file has",
+                actual=repr(self.suffix),
+                hint="Leave 'meta_graph_suffix' out for 'meta'.",
+            )
 
 
 def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool) -> list[WriteItem]:

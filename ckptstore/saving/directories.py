@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from ckptstore.config import process_run
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.storage.base import Location
@@ -24,15 +25,18 @@ class SaverDirectories:
     retention : Retention
     clock : callable
         Seconds since 1970.
+    run : str or None
+        As for `Saver`.
 
     Threads
     -------
     One thread at a time; `paths` also while the writers save.
     """
 
-    def __init__(self, retention: Retention, clock: Callable[[], float]) -> None:
+    def __init__(self, retention: Retention, clock: Callable[[], float], run: str | None) -> None:
         self._retention = retention
         self._clock = clock
+        self._run = run
         self._writers: dict[_Key, CheckpointWriter] = {}
         self._pid = os.getpid()
         self._set: list[tuple[str, float]] = []
@@ -61,6 +65,11 @@ class SaverDirectories:
                 if place.parent.key != prefix.parent.key or place.name not in names
             ]
         return writer
+
+    @property
+    def run(self) -> str:
+        """Identity for fencing, of this process now: a forked child is another run."""
+        return self._run or process_run()
 
     @property
     def paths(self) -> list[str]:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from ckptstore.bundle.write.plan import SavePlan, plan_save
-from ckptstore.config import process_run
-from ckptstore.saving.arguments import (
-    SaverSettings,
-    check_graph_arguments,
-    items_of,
-    target_of,
-)
+from ckptstore.directory.bare_write import BareSink
+from ckptstore.directory.save_request import CheckpointSink, SaveRequest
+from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, items_of
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.saver_graph import SaverGraph
-from ckptstore.saving.task import (
-    SaveTask,
-    Write,
-    save_graph,
-    save_with_record,
-    save_without_record,
-    split_by_change,
-)
-from ckptstore.types import Options, PathText
+from ckptstore.saving.task import SaveTask
 
-__all__ = ["SaverTasks"]
+__all__ = ["SavePreparation"]
 
 
-class SaverTasks:
+@dataclass(frozen=True, slots=True)
+class SavePreparation:
     """Makes the task of each save of one Saver.
 
     Parameters
@@ -41,7 +30,7 @@ class SaverTasks:
     options : SaveOptions
     graph : SaverGraph
     directories : SaverDirectories
-    allow_empty, pad_step_number, run :
+    allow_empty : bool
         As for `Saver`.
 
     Threads
@@ -49,76 +38,38 @@ class SaverTasks:
     One thread at a time.
     """
 
-    def __init__(
-        self,
-        names: Mapping[str, str] | None,
-        settings: SaverSettings,
-        options: SaveOptions,
-        graph: SaverGraph,
-        directories: SaverDirectories,
-        *,
-        allow_empty: bool,
-        pad_step_number: bool,
-        run: str | None,
-    ) -> None:
-        self._names = names
-        self._settings = settings
-        self._options = options
-        self._graph = graph
-        self._directories = directories
-        self._allow_empty = allow_empty
-        self._pad_step_number = pad_step_number
-        self._run = run
+    names: Mapping[str, str] | None
+    settings: SaverSettings
+    options: SaveOptions
+    graph: SaverGraph
+    directories: SaverDirectories
+    allow_empty: bool
 
-    def make(
-        self,
-        values: Mapping[str, Any],
-        save_path: PathText,
-        global_step: Any,
-        latest_filename: str | None,
-        meta_graph_suffix: str,
-        write_meta_graph: bool,
-        write_state: bool,
-        strip_default_attrs: bool,
-        save_debug_info: bool,
-        storage_options: Options,
+    def prepare(
+        self, values: Mapping[str, Any], target: SaveTarget, graph: GraphArguments, *, write_state: bool
     ) -> SaveTask:
-        """Check everything there is to check, and return what is left to do; arguments as `Saver.save`.
+        """Check the values, and return what is left to do.
 
         Raises
         ------
-        UsageError, UnsupportedError, TensorNotFoundError
-            If an argument is wrong, or an array cannot be stored.
+        UsageError, TensorNotFoundError
+            If an array is missing or cannot be stored.
         """
-        check_graph_arguments(meta_graph_suffix, save_debug_info=save_debug_info)
-        prefix, record, step = target_of(
-            save_path, global_step, latest_filename, storage_options, pad_step_number=self._pad_step_number
+        prefix = self.options.place(target.prefix)
+        plan = self.plan(values)
+        meta = (
+            self.graph.to_bytes(plan, strip_default_attrs=graph.strip_default_attrs) if graph.write else None
         )
-        prefix = self._options.place(prefix)
-        plan = self._plan(values)
-        meta = None
-        if write_meta_graph:
-            meta = self._graph.to_bytes(plan, strip_default_attrs=strip_default_attrs)
-        write: Write
-        arrange = None
-        if not any(shard.items for shard in plan.shards):
-            write = partial(save_graph, meta, meta_graph_suffix, prefix)
-        elif write_state:
-            writer = self._directories.writer(prefix, record)
-            write = partial(
-                save_with_record, writer, self._run or process_run(), meta, meta_graph_suffix, prefix
-            )
-            if self._options.reuse_unchanged:
-                arrange = partial(split_by_change, writer)
-        else:
-            write = partial(save_without_record, meta, meta_graph_suffix, prefix)
-        return SaveTask(prefix.url, plan, write, self._options, step, arrange)
+        request = SaveRequest(prefix, plan, self.directories.run, meta, graph.suffix, target.step)
+        sink: CheckpointSink = BareSink()
+        if write_state and request.has_tensors:
+            sink = self.directories.writer(prefix, target.record)
+        return SaveTask(request, sink, self.options)
 
-    def _plan(self, values: Mapping[str, Any]) -> SavePlan:
-        items = items_of(values, self._names, allow_empty=self._allow_empty)
-        if not self._settings.sharded or self._graph.graph is None:
+    def plan(self, values: Mapping[str, Any]) -> SavePlan:
+        """Return what a save of `values` writes; errors as `prepare`."""
+        items = items_of(values, self.names, allow_empty=self.allow_empty)
+        if not self.settings.sharded or self.graph.graph is None:
             return plan_save(items)
-        names = self._names or {}
-        return plan_save(
-            items, lambda stored_name: self._graph.device_of(names.get(stored_name, stored_name))
-        )
+        names = self.names or {}
+        return plan_save(items, lambda stored_name: self.graph.device_of(names.get(stored_name, stored_name)))

@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum
-from typing import Protocol
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.bundle.write.unchanged import split_unchanged, stored_shards
-from ckptstore.directory.bare_write import write_checkpoint
-from ckptstore.directory.checkpoint_writer import CheckpointWriter
-from ckptstore.directory.publish import put_meta
+from ckptstore.directory.save_request import CheckpointSink, LastSaved, RunningSave, SaveRequest
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saving.options import SaveOptions
-from ckptstore.storage.base import Location
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = [
-    "SaveTask",
-    "Write",
-    "save_graph",
-    "save_with_record",
-    "save_without_record",
-    "split_by_change",
-]
-
-
-class Write(Protocol):
-    """Write a checkpoint: its data, its graph, its index, the record."""
-
-    def __call__(
-        self,
-        plan: SavePlan,
-        *,
-        before_commit: Callable[[], None],
-        transfer: Transfer,
-        stage: Stage | None,
-    ) -> str | None:
-        """Write `plan` as part of `transfer`, and return its prefix; None if there was nothing to save.
-
-        `before_commit` is to be called when all that is left is to make it visible. With `stage` the bytes
-        come from there, and not from the arrays.
-        """
+__all__ = ["SaveTask"]
 
 
 class _Phase(Enum):
@@ -65,15 +36,9 @@ class SaveTask:
 
     Parameters
     ----------
-    url : str
-        The prefix of the checkpoint.
-    plan : SavePlan
-    write : Write
+    request : SaveRequest
+    sink : CheckpointSink
     options : SaveOptions
-    step : int, optional
-        Of the checkpoint.
-    arrange : callable, optional
-        From `plan` to the one that is written. Called once, in the thread that may read the arrays then.
 
     Attributes
     ----------
@@ -85,35 +50,32 @@ class SaveTask:
     Safe for concurrent use.
     """
 
-    def __init__(
-        self,
-        url: str,
-        plan: SavePlan,
-        write: Write,
-        options: SaveOptions,
-        step: int | None = None,
-        arrange: Callable[[SavePlan], SavePlan] | None = None,
-    ) -> None:
-        self.url = url
+    def __init__(self, request: SaveRequest, sink: CheckpointSink, options: SaveOptions) -> None:
+        self.url = request.prefix.url
         self.staged = threading.Event()
-        self._plan = plan
-        self._write = write
+        self._sink = sink
         self._options = options
-        # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
+        # Reentrant: a signal handler that cancels may interrupt the thread that holds it. Guards `_phase`.
+        # The thread that saves sets RUNNING, and with it `_transfer`, then COMMITTING; any thread may set
+        # CANCELLED, except after COMMITTING.
         self._lock = threading.RLock()
         self._phase = _Phase.WAITING
-        self._step = step
         self._transfer: Transfer | None = None
-        self._arrange = arrange
+        # Its plan is replaced once, by `_split_plan`, in the thread that may read the arrays then; `release`
+        # drops the arrays.
+        self._request = request
+        self._is_split = False
+        # Set by `begin_snapshot` before the task is queued, never afterwards; None without a snapshot.
         self._stage: Stage | None = None
         self._budget = MemoryBudget()
+        # Set when a stage is copied, or the task is cancelled; `run` waits for it where the stage is whole.
         self._may_begin = threading.Event()
         self._is_over = False
 
     @property
     def size_bytes(self) -> int:
         """Bytes in all data files."""
-        return self._plan.size_bytes
+        return self._request.plan.size_bytes
 
     @property
     def memory_budget(self) -> int | None:
@@ -132,9 +94,9 @@ class SaveTask:
 
     def begin_snapshot(self) -> None:
         """Have `run` take the bytes that `stage` copies."""
-        self._arrange_plan()
+        self._split_plan()
         self._budget = MemoryBudget(self.memory_budget)
-        self._stage = Stage(self._plan, self._budget, url=self.url)
+        self._stage = Stage(self._request.plan, self._budget, url=self.url)
 
     @property
     def is_staged_whole(self) -> bool:
@@ -159,10 +121,11 @@ class SaveTask:
         self.staged.set()
         self._may_begin.set()
 
-    def _arrange_plan(self) -> None:
-        if self._arrange is not None:
-            self._plan = self._arrange(self._plan)
-            self._arrange = None
+    def _split_plan(self) -> None:
+        """Move the tensors that did not change into data files of their own, if the options ask for it."""
+        if self._options.reuse_unchanged and self._request.has_tensors and not self._is_split:
+            self._request = _split_by_change(self._request, self._sink.last_saved())
+        self._is_split = True
 
     def run(self) -> str | None:
         """Save, and return the prefix; None if there was nothing to save.
@@ -181,15 +144,14 @@ class SaveTask:
             if self._phase is _Phase.CANCELLED:
                 raise SaveCancelledError("the save was cancelled", url=self.url)
             self._phase = _Phase.RUNNING
-            transfer = self._transfer = self._options.transfer(self.url, self._step)
+            transfer = self._transfer = self._options.transfer(self.url, self._request.step)
             if self._stage is not None:
                 # What was copied so far is taken from it.
                 transfer.budget = self._budget
         with transfer:
-            self._arrange_plan()
-            return self._write(
-                self._plan, before_commit=self._begin_commit, transfer=transfer, stage=self._stage
-            )
+            self._split_plan()
+            self._sink.save(self._request, RunningSave(transfer, self._stage, self._begin_commit))
+            return self.url if self._request.has_tensors else None
 
     def _begin_commit(self) -> None:
         """Pass the point from which on nobody can cancel: a commit cut short leaves the outcome open."""
@@ -214,7 +176,7 @@ class SaveTask:
     def release(self, error: BaseException | None = None) -> None:
         """Let go of what it holds; it is over, because of `error` if there is one."""
         self._is_over = True
-        self._plan = SavePlan(())
+        self._request = replace(self._request, plan=SavePlan(()), meta=None)
         if self._stage is None:
             self.staged.set()
         else:
@@ -222,80 +184,14 @@ class SaveTask:
             self._stage.close(error)
 
 
-def save_with_record(
-    writer: CheckpointWriter,
-    run: str,
-    meta: bytes | None,
-    suffix: str,
-    prefix: Location,
-    plan: SavePlan,
-    *,
-    before_commit: Callable[[], None],
-    transfer: Transfer,
-    stage: Stage | None,
-) -> str:
-    """Write a checkpoint, make it the latest, and collect what retention lets go."""
-    writer.save(
-        prefix.name,
-        plan,
-        run=run,
-        meta=meta,
-        suffix=suffix,
-        before_commit=before_commit,
-        transfer=transfer,
-        stage=stage,
-    )
-    return prefix.url
-
-
-def save_without_record(
-    meta: bytes | None,
-    suffix: str,
-    prefix: Location,
-    plan: SavePlan,
-    *,
-    before_commit: Callable[[], None],
-    transfer: Transfer,
-    stage: Stage | None,
-) -> str:
-    """Write a checkpoint and nothing else."""
-    write_checkpoint(
-        prefix.parent,
-        prefix.name,
-        plan,
-        meta=meta,
-        suffix=suffix,
-        before_commit=before_commit,
-        transfer=transfer,
-        stage=stage,
-    )
-    return prefix.url
-
-
-def save_graph(
-    meta: bytes | None,
-    suffix: str,
-    prefix: Location,
-    plan: SavePlan,
-    *,
-    before_commit: Callable[[], None],
-    transfer: Transfer,
-    stage: Stage | None,
-) -> None:
-    """Write a graph without a checkpoint."""
-    before_commit()
-    if meta is not None:
-        put_meta(prefix.parent, prefix.name, meta, suffix=suffix)
-
-
-def split_by_change(writer: CheckpointWriter, plan: SavePlan) -> SavePlan:
-    """Return `plan` with what has not changed since the last checkpoint in data files of their own."""
-    last = writer.last_saved()
+def _split_by_change(request: SaveRequest, last: LastSaved | None) -> SaveRequest:
+    """Return `request` with the tensors that have not changed since `last` in data files of their own."""
     if last is None:
-        return plan
-    url = writer.directory.child(index_name(last.prefix)).url
+        return request
+    url = request.prefix.parent.child(index_name(last.prefix)).url
     try:
-        return split_unchanged(plan, stored_shards(last.index_bytes, last.prefix, last.versions, source=url))
+        stored = stored_shards(last.index_bytes, last.prefix, last.versions, source=url)
+        return replace(request, plan=split_unchanged(request.plan, stored))
     except CorruptError:
         # Everything travels then.
-        return plan
+        return request

@@ -12,7 +12,6 @@ from ckptstore.bundle.write.merge import MergeInput, merge_indexes
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.directory.bare_write import collect_replaced
 from ckptstore.directory.collect import remove_checkpoint_files
-from ckptstore.directory.publish import publish_index
 from ckptstore.directory.published_index import (
     LARGEST_COUNT,
     PublishedIndex,
@@ -71,7 +70,7 @@ class BundleWriter:
         self._files: ShardSet | None = None
         self._writer: ShardWriter | None = None
         self._transfer: Transfer | None = None
-        self._standing: PublishedIndex | None = None
+        self._published: PublishedIndex | None = None
         self._count = 1
         self._over = False
         self._is_published = False
@@ -146,10 +145,10 @@ class BundleWriter:
             if not files.seal():
                 raise self._conflict()
             files.finish(self._count)
-            if not isinstance(publish_index(files, self._standing), Committed):
+            if not isinstance(files.publish(self._published), Committed):
                 raise self._conflict()
         self._is_published = True
-        collect_replaced(files, self._standing)
+        collect_replaced(files, self._published)
 
     def abort(self) -> None:
         """Drop what was added; no effect after `finish`."""
@@ -165,9 +164,9 @@ class BundleWriter:
             )
         if self._writer is None:
             directory, name = self._prefix.parent, self._prefix.name
-            self._standing = read_published_index(directory, name)
-            used = self._standing is not None or name_is_taken(directory, name, 1, 1)
-            taken = self._standing.counts if self._standing is not None else set()
+            self._published = read_published_index(directory, name)
+            used = self._published is not None or name_is_taken(directory, name, 1, 1)
+            taken = self._published.counts if self._published is not None else set()
             self._count = choose_count(1, taken if used else None)
             self._transfer = Transfer("save", self._prefix.url)
             self._files = ShardSet(directory, name, transfer=self._transfer)
@@ -246,7 +245,7 @@ def merge_bundles(
             if not files.copy(number, count, inputs[source].suffixed(name_there)):
                 raise ConflictError("a data file of the output is there already", url=output.url)
         files.index = merged.index_bytes(count)
-        if not isinstance(publish_index(files, published), Committed):
+        if not isinstance(files.publish(published), Committed):
             raise ConflictError("another writer published the output at the same time", url=output.url)
     collect_replaced(files, published)
     for place in inputs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +11,15 @@ import numpy.typing as npt
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.config import process_run
+from ckptstore.directory.bare_write import BareSink
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.retention import KeepNewest
+from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.reading.options import ReadOptions
 from ckptstore.saving.options import Durability, SaveOptions
-from ckptstore.saving.task import SaveTask, save_with_record, save_without_record
+from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.trackable.describe import SAVE_COUNTER
@@ -218,8 +219,8 @@ class Checkpoint:
         options = SaveOptions(deadline_s, memory_budget, durability, progress)
         location = options.place(locate(prefix, storage_options))
         check_prefix_name(location)
-        write = partial(save_without_record, None, "meta", location)
-        SaveTask(location.url, self.plan(with_counter=False), write, options).run()
+        request = SaveRequest(location, self.plan(with_counter=False))
+        SaveTask(request, BareSink(), options).run()
         return location.url
 
     def save(
@@ -277,8 +278,8 @@ class Checkpoint:
         writer = self._writers.get(key)
         if writer is None:
             writer = self._writers[key] = CheckpointWriter(location.parent, None, KeepNewest(), time.time)
-        write = partial(save_with_record, writer, process_run(), None, "meta", location)
-        SaveTask(location.url, plan, write, options, int(counter)).run()
+        request = SaveRequest(location, plan, process_run(), step=int(counter))
+        SaveTask(request, writer, options).run()
         return location.url
 
     def read(

@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from ckptstore.config import process_run
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.latest import find_latest
 from ckptstore.directory.retention import ManagerRetention
+from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.saving.arguments import SECONDS_PER_HOUR
 from ckptstore.saving.options import Durability, SaveOptions
-from ckptstore.saving.task import SaveTask, save_with_record, split_by_change
+from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.train.checkpoint import Checkpoint
@@ -182,9 +182,8 @@ class CheckpointManager:
         )
         location = self._directory.child(numbered(self._prefix.name, number))
         plan = self._checkpoint.plan(with_counter=True)
-        write = partial(save_with_record, self._writer, self._run or process_run(), None, "meta", location)
-        arrange = partial(split_by_change, self._writer) if self._options.reuse_unchanged else None
-        SaveTask(location.url, plan, write, self._options, number, arrange).run()
+        request = SaveRequest(location, plan, self._run or process_run(), step=number)
+        SaveTask(request, self._writer, self._options).run()
         self._latest = location.url
         if self._step_counter is not None:
             self._last_checkpoint_step = _number(self._step_counter, "step_counter")

@@ -1,8 +1,9 @@
 """``tf.train.Saver`` without TensorFlow: a mapping name → array takes the place of the session.
 
-Here is the interface; what it stands for has rooms of its own: how arguments are checked (`saver_arguments`),
-what each save keeps to (`saver_options`), how a call becomes a task (`saver_tasks`), the task itself
-(`save_task`), its turn (`save_queue`), the graph (`saver_graph`), what retention counts (`saver_windows`).
+This module is the interface. The room ``saving/`` does the work: it checks arguments (`arguments`) and
+options (`options`), makes a task of a call (`prepare`), runs the task (`task`) when its turn comes
+(`save_queue`), and knows the graph (`saver_graph`) and the directories with the checkpoints that retention
+counts in each (`directories`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from ckptstore.reading.open_checkpoint import restore_values
 from ckptstore.reading.options import ReadOptions
 from ckptstore.saving.arguments import (
     V2,
+    GraphArguments,
     SaverSettings,
+    SaveTarget,
     VarList,
     check_list,
     check_supported,
     check_var_list,
+    target_of,
 )
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.handle import SaveHandle
 from ckptstore.saving.options import Durability, QueuePolicy, SaveOptions
-from ckptstore.saving.prepare import SaverTasks
+from ckptstore.saving.prepare import SavePreparation
 from ckptstore.saving.save_queue import SaveQueue
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.storage.registry import locate
@@ -170,17 +174,11 @@ class Saver:
         self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
         self._reshape = reshape
         self._built = not defer_build
-        self._directories = SaverDirectories(self._settings.retention(clock), clock)
+        self._pad_step_number = pad_step_number
+        self._directories = SaverDirectories(self._settings.retention(clock), clock, run)
         self._graph = SaverGraph(graph, self._settings)
-        self._tasks = SaverTasks(
-            self._names,
-            self._settings,
-            self._options,
-            self._graph,
-            self._directories,
-            allow_empty=allow_empty,
-            pad_step_number=pad_step_number,
-            run=run,
+        self._preparation = SavePreparation(
+            self._names, self._settings, self._options, self._graph, self._directories, allow_empty
         )
         self._queue = SaveQueue(queue)
         # It hears of failures after the last reference to the Saver is gone.
@@ -202,6 +200,13 @@ class Saver:
     def _check_built(self) -> None:
         if not self._built:
             raise UsageError("`build()` should be called before save if defer_build==True")
+
+    def _target(
+        self, save_path: PathText, global_step: Any, latest_filename: str | None, storage_options: Options
+    ) -> SaveTarget:
+        return target_of(
+            save_path, global_step, latest_filename, storage_options, pad_step_number=self._pad_step_number
+        )
 
     def save(
         self,
@@ -273,18 +278,9 @@ class Saver:
         Ctrl-C gives the save up: nothing of it stays, unless it was being published.
         """
         self._check_built()
-        task = self._tasks.make(
-            values,
-            save_path,
-            global_step,
-            latest_filename,
-            meta_graph_suffix,
-            write_meta_graph,
-            write_state,
-            strip_default_attrs,
-            save_debug_info,
-            storage_options,
-        )
+        graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
+        target = self._target(save_path, global_step, latest_filename, storage_options)
+        task = self._preparation.prepare(values, target, graph, write_state=write_state)
         self._queue.wait()
         self._queue.raise_failure()
         try:
@@ -342,18 +338,9 @@ class Saver:
         finished, unless it makes no progress.
         """
         self._check_built()
-        task = self._tasks.make(
-            values,
-            save_path,
-            global_step,
-            latest_filename,
-            meta_graph_suffix,
-            write_meta_graph,
-            write_state,
-            strip_default_attrs,
-            save_debug_info,
-            storage_options,
-        )
+        graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
+        target = self._target(save_path, global_step, latest_filename, storage_options)
+        task = self._preparation.prepare(values, target, graph, write_state=write_state)
         return SaveHandle(self._queue.submit(task, snapshot=snapshot))
 
     def close(self) -> None:

@@ -12,7 +12,6 @@ import ckptstore.directory.checkpoint_writer
 import ckptstore.directory.pending_deletes
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.ownership import Ownership
-from ckptstore.directory.publish import publish_index
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
@@ -149,6 +148,8 @@ def _lost_is_fenced() -> Iterator[None]:
     """An index that stands in the way ends the run."""
     publish = CheckpointWriter._publish
 
+    publish_index = ShardSet.publish
+
     def index_or_stop(*args: Any) -> Any:
         outcome = publish_index(*args)
         if isinstance(outcome, Lost):
@@ -163,7 +164,7 @@ def _lost_is_fenced() -> Iterator[None]:
             raise
 
     with (
-        mock.patch.object(ckptstore.directory.checkpoint_writer, "publish_index", index_or_stop),
+        mock.patch.object(ShardSet, "publish", index_or_stop),
         mock.patch.object(CheckpointWriter, "_publish", publish_or_stop),
     ):
         yield

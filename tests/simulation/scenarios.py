@@ -25,7 +25,7 @@ from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
-from ckptstore.saving.prepare import SaverTasks
+from ckptstore.saving.prepare import SavePreparation
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.storage.base import Location
 from ckptstore.testing.invariants import (
@@ -324,18 +324,18 @@ class _TwoDevices:
 
 _scheduler: Scheduler
 _restorer = Saver()
-_plan = SaverTasks._plan
+_plan = SavePreparation.plan
 
 
 @functools.lru_cache(512)
 def _plan_of(mark: int, has_shards: bool) -> SavePlan:
     array = np.array([mark], np.int32)
     graph: Any = _TwoDevices() if has_shards else None
-    return _plan(Saver(sharded=has_shards, graph=graph)._tasks, {"a": array, "b": array})
+    return _plan(Saver(sharded=has_shards, graph=graph)._preparation, {"a": array, "b": array})
 
 
-def _plan_from_memory(self: SaverTasks, values: dict[str, np.ndarray]) -> SavePlan:
-    return _plan_of(int(values["a"][0]), self._graph.graph is not None)
+def _plan_from_memory(self: SavePreparation, values: dict[str, np.ndarray]) -> SavePlan:
+    return _plan_of(int(values["a"][0]), self.graph.graph is not None)
 
 
 class _Time:
@@ -379,7 +379,7 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.train.saver, "locate", _locate),
         mock.patch.object(ckptstore.saving.arguments, "locate", _locate),
         mock.patch.object(ckptstore.train.checkpoint_management, "locate", _locate),
-        mock.patch.object(SaverTasks, "_plan", _plan_from_memory),
+        mock.patch.object(SavePreparation, "plan", _plan_from_memory),
         mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),
         _rare_collections(),

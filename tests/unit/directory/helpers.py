@@ -10,9 +10,14 @@ from typing import TypeVar
 import numpy as np
 
 import ckptstore as ck
-from ckptstore.storage.base import Storage
+from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.bundle.write.stage import Stage
+from ckptstore.directory.bare_write import BareSink
+from ckptstore.directory.save_request import RunningSave, SaveRequest
+from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.wrappers import StorageWrapper
+from ckptstore.transfer.transfer import Transfer
 
 _T = TypeVar("_T")
 _fresh = itertools.count()
@@ -89,3 +94,20 @@ class FailingOnce(StorageWrapper):
             # Also when the call itself failed, such as the read of a record that is not there.
             if now:
                 raise self._error()
+
+
+def write_checkpoint(
+    directory: Location,
+    name: str,
+    plan: SavePlan,
+    *,
+    transfer: Transfer | None = None,
+    stage: Stage | None = None,
+) -> None:
+    """Write one checkpoint without a record; as part of `transfer`, if that is given and entered."""
+    request = SaveRequest(directory.child(name), plan)
+    if transfer is not None:
+        BareSink().save(request, RunningSave(transfer, stage))
+        return
+    with Transfer("save", request.prefix.url) as own:
+        BareSink().save(request, RunningSave(own, stage))

@@ -13,7 +13,6 @@ import pytest
 
 from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
@@ -23,6 +22,7 @@ from ckptstore.testing import ManualClock
 from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, release_blocks
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
+from tests.unit.directory.helpers import write_checkpoint
 
 _T = TypeVar("_T")
 

@@ -9,11 +9,11 @@ import pytest
 
 import ckptstore
 from ckptstore.bundle.read.open_bundle import open_bundle
-from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.format.dtypes import STRING
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, decode
 from ckptstore.storage.registry import locate
 from ckptstore.train.checkpoint import Checkpoint, Optimizer
+from tests.unit.directory.helpers import write_checkpoint
 
 
 def empty_tree(prefix):

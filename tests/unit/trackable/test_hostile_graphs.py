@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ckptstore.bundle.write.plan import plan_save
-from ckptstore.directory.bare_write import write_checkpoint
 from ckptstore.errors import FormatError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY, Attribute, Child, Node, encode
 from ckptstore.storage.registry import locate
 from ckptstore.train.checkpoint import Checkpoint
+from tests.unit.directory.helpers import write_checkpoint
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from tests.unit.directory.helpers import fresh_memory
 
 def saved(plan: SavePlan) -> list:
     """Write `plan` as the checkpoint "m" and return its data files."""
-    from ckptstore.directory.bare_write import write_checkpoint
+    from tests.unit.directory.helpers import write_checkpoint
 
     directory = locate(fresh_memory())
     write_checkpoint(directory, "m", SavePlan(plan.shards))
