@@ -51,7 +51,9 @@ class ShardClaims(NamedTuple):
     @property
     def total_bytes(self) -> int:
         """The sum of all; it may have more than 63 bits."""
-        return sum(self.sizes_bytes.tolist())
+        sizes_bytes = self.sizes_bytes
+        is_small = len(sizes_bytes) * int(sizes_bytes.max(initial=0)) < 1 << 63
+        return int(sizes_bytes.sum()) if is_small else sum(sizes_bytes.tolist())
 
     def outside(self, size_bytes: int) -> npt.NDArray[np.bool_]:
         """Return which claims a file of `size_bytes` does not hold."""
@@ -78,7 +80,9 @@ def claims_by_shard(
 ) -> Iterator[ShardClaims]:
     """Yield the claims of each data file, ascending by its number; of no bytes only on demand."""
     shards, starts, sizes = (np.asarray(column, np.int64) for column in (shard_ids, offsets, sizes_bytes))
-    order = np.lexsort((starts, shards))
+    follows = (shards[1:] > shards[:-1]) | ((shards[1:] == shards[:-1]) & (starts[1:] >= starts[:-1]))
+    # Tensors mostly lie in the order of their names.
+    order = np.arange(len(shards)) if follows.all() else np.lexsort((starts, shards))
     if not with_empty:
         order = order[sizes[order] > 0]
     if len(order):

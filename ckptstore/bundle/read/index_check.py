@@ -157,6 +157,15 @@ class IndexCheck:
             found = self._entries[row] = decode_entry(self.value(row), source=self._url, tensor=tensor)
         return found
 
+    def names(self) -> list[str]:
+        """Return the names of all tensors, ascending."""
+        keys = [self.keys[row] for row in self.name_rows()]
+        # Sorted once more: as text, bytes that are not UTF-8 have another place.
+        try:
+            return sorted(map(bytes.decode, keys))
+        except UnicodeDecodeError:
+            return sorted(map(key_to_name, keys))
+
     def name_rows(self) -> list[int]:
         """Return the rows of all tensors, ascending: what is neither the header nor a slice of a tensor.
 

@@ -22,7 +22,7 @@ from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_desti
 from ckptstore.bundle.read.shard_files import ShardFiles
 from ckptstore.errors import CorruptError, FormatError
 from ckptstore.format import dtypes
-from ckptstore.format.entry import BundleEntry, check_entry, key_to_name
+from ckptstore.format.entry import BundleEntry, check_entry
 from ckptstore.format.slices import encode_slice_key, format_slice
 from ckptstore.storage.base import Location
 from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES
@@ -60,7 +60,7 @@ class ReaderV2(BundleReader):
         self.shards = ShardFiles(location, index.header.num_shards, index.is_current)
         self._partitioned: dict[str, StoredTensor] = {}
         self._complete: set[str] = set()
-        self._names: dict[str, int] | None = None
+        self._names: list[str] | None = None
 
     def is_current(self) -> bool:
         return self.index.is_current()
@@ -70,15 +70,9 @@ class ReaderV2(BundleReader):
         return [key for row, key in enumerate(index.keys) if row and not index.lists_slices(row)]
 
     def names(self) -> list[str]:
-        return list(self._name_rows())
-
-    def _name_rows(self) -> dict[str, int]:
-        """Return name → row of all tensors, ascending by name."""
         if self._names is None:
-            index = self.index.rows()
-            # Sorted once more: as text, bytes that are not UTF-8 have another place.
-            self._names = dict(sorted([(key_to_name(index.keys[row]), row) for row in index.name_rows()]))
-        return self._names
+            self._names = self.index.rows().names()
+        return list(self._names)
 
     def has(self, name: str) -> bool:
         return self.index.has(key_of(name))
@@ -154,11 +148,11 @@ class ReaderV2(BundleReader):
     def bulk_is_there(self, batch: ReadBatch, others: Iterable[StoredTensor]) -> bool:
         more = [(tensor.name, entry) for tensor in others for entry in tensor.entries]
         claims = claims_by_shard(
-            [*batch.shard_ids, *(entry.shard_id for _, entry in more)],
-            [*batch.offsets, *(entry.offset for _, entry in more)],
-            [*batch.sizes_bytes, *(entry.size_bytes for _, entry in more)],
+            batch.shard_ids + [entry.shard_id for _, entry in more],
+            batch.offsets + [entry.offset for _, entry in more],
+            batch.sizes_bytes + [entry.size_bytes for _, entry in more],
         )
-        return files_hold(self.shards, list(claims), [*batch.tensors, *(name for name, _ in more)])
+        return files_hold(self.shards, list(claims), batch.tensors + [name for name, _ in more])
 
     def _slice_entry(self, name: str, whole: BundleEntry, box: Slice) -> BundleEntry:
         entry = self.index.entry(encode_slice_key(name, box))
@@ -192,12 +186,13 @@ class ReaderV2(BundleReader):
         return TensorSpec(name, entry.shape, tensor.dtype, size_bytes, shards, entry.slices)
 
     def specs(self) -> dict[str, TensorSpec]:
-        index, rows = self.index.rows(), self._name_rows()
-        columns, partitions = index.columns, index.partitions(rows.values())
+        index, names = self.index.rows(), self.names()
+        rows = index.rows_of(names)
+        columns, partitions = index.columns, index.partitions(rows)
         sizes_bytes, shard_ids = columns.sizes_bytes.tolist(), columns.shard_ids.tolist()
         kind_ids = columns.kind_ids.tolist()
         found: dict[str, TensorSpec] = {}
-        for name, row in rows.items():
+        for name, row in zip(names, rows, strict=True):
             partition = partitions.get(row)
             if partition is not None:
                 kind = partition.kind
