@@ -88,6 +88,7 @@ class Checkpoint:
             into = {name: np.zeros(256, np.float32) for name in self.values}
             self._note("fill", steps.of(lambda: saver.restore(into, self.prefix)))
             self._note("specs", steps.of(self._list))
+            self._note("latest", steps.of(lambda: ck.latest_checkpoint(directory)))
         self.filled = into
 
     def _counted(self, inner: Any) -> CountingStorage:
@@ -137,7 +138,7 @@ def test_a_hundred_thousand_tensors_come_back_as_they_were(many: Checkpoint) -> 
         np.testing.assert_array_equal(np.stack(list(found.values())), np.stack(list(many.values.values())))
 
 
-@pytest.mark.parametrize("action", ["save", "write", "restore", "fill", "specs"])
+@pytest.mark.parametrize("action", ["save", "write", "restore", "fill", "specs", "latest"])
 def test_ten_times_the_tensors_take_ten_times_the_steps(
     few: Checkpoint, many: Checkpoint, action: str
 ) -> None:
@@ -148,7 +149,7 @@ def test_ten_times_the_tensors_take_ten_times_the_steps(
     assert each_of_many < 60
 
 
-@pytest.mark.parametrize("action", ["save", "write", "restore", "fill", "specs"])
+@pytest.mark.parametrize("action", ["save", "write", "restore", "fill", "specs", "latest"])
 def test_ten_times_the_tensors_take_no_more_calls_of_the_storage(
     few: Checkpoint, many: Checkpoint, action: str
 ) -> None:
@@ -159,6 +160,10 @@ def test_ten_times_the_tensors_take_no_more_calls_of_the_storage(
         name: calls for name, calls in few.calls[action].items() if name not in moving
     }
     assert sum(many.calls[action][name] for name in moving) <= mib // 4 + 2
+
+
+def test_finding_the_latest_checkpoint_takes_less_than_restoring_it(many: Checkpoint) -> None:
+    assert many.steps["latest"] < many.steps["restore"] / 2
 
 
 def test_a_lookup_reads_footer_index_block_and_one_data_block(many: Checkpoint) -> None:

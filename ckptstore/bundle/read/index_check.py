@@ -34,8 +34,8 @@ __all__ = ["IndexCheck", "Partition", "key_of", "shown_name"]
 
 _FULL_EXTENT = (0, -1)
 
-# Checked at a time, so that what is needed meanwhile takes some tens of MB, however many there are.
-_SLICES_AT_ONCE = 65_536
+# Checked at a time, so that intermediate columns take some ten MB, however many slices there are.
+_SLICES_AT_ONCE = 16_384
 
 _MOST_KNOWN_SLICES = 16_384
 
