@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import ckptstore as ck
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Storage
 from ckptstore.storage.object_store.attempts import RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
@@ -340,6 +341,7 @@ def _full(status: int, code: str, message: str) -> Trouble:
     def trouble(stage: Stage) -> Iterator[Options]:
         options = stage.at(stage.proxy.url)
         place = locate(f"{stage.url}/x", options)
+        assert isinstance(place.storage, ProbesCapabilities)
         place.storage.probe(place.key)
         for method in ("PUT", "POST"):
             stage.refuse(stage.proxy.when(method, r"^(?!/batch|.*\?delete)"), status, code, message)

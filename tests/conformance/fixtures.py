@@ -59,7 +59,7 @@ class Case:
 
 
 def _cases() -> list[Case]:
-    found = []
+    found: list[Any] = []
     for path in sorted(ROOT.glob("*/expected.json")):
         found.extend(
             Case(path.parent, checkpoint) for checkpoint in json.loads(path.read_text())["checkpoints"]

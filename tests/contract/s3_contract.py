@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
@@ -32,6 +33,7 @@ class S3Contract(StorageContract, CopyContract, ProbeContract, ServerTimeContrac
         bucket = server.make_bucket()
         directory = locate(f"s3://{bucket}/some run", server.options | {"direct": self.direct})
         # What the server does is known only after it was asked, and decides which tests there are.
+        assert isinstance(directory.storage, ProbesCapabilities)
         directory.storage.probe(directory.child("x").key)
         assert isinstance(directory.storage, ObjectStorage)
         transport = directory.storage.transport

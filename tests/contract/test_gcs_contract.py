@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Location
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.object_store.storage import ObjectStorage
@@ -33,6 +34,7 @@ class _OnGcs(StorageContract, CopyContract, ProbeContract, ServerTimeContract, D
         bucket = server.make_bucket()
         directory = locate(f"gs://{bucket}/some run", server.options | {"direct": self.direct})
         # What the server does is known only after it was asked, and decides which tests there are.
+        assert isinstance(directory.storage, ProbesCapabilities)
         directory.storage.probe(directory.child("x").key)
         assert isinstance(directory.storage, ObjectStorage)
         transport = directory.storage.transport
@@ -57,6 +59,7 @@ class TestGcs(_OnGcs):
         return gcs_server
 
     def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap
@@ -84,6 +87,7 @@ class TestGcsInParts(TestGcs):
         self.raw = server
         bucket = server.make_bucket()
         directory = locate(f"gs://{bucket}/some run", server.options)
+        assert isinstance(directory.storage, ProbesCapabilities)
         directory.storage.probe(directory.child("x").key)
         with directory.storage.upload(directory.child("large").key, 40 * 1024 * 1024) as upload:
             assert upload.parallel == 8
@@ -99,6 +103,7 @@ class TestBareGcs(_OnGcs):
         return bare_gcs_server
 
     def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptstore.errors import CkptStoreWarning
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
 from ckptstore.storage.values import Capabilities
@@ -16,6 +17,7 @@ from tests.servers.s3 import S3Server
 
 def _found(server: S3Server | GcsServer, scheme: str = "s3") -> Capabilities:
     location = locate(f"{scheme}://{server.make_bucket()}/run/x", server.options)
+    assert isinstance(location.storage, ProbesCapabilities)
     return location.storage.probe(location.key)
 
 

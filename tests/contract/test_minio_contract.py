@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Location
 from tests.contract.s3_contract import S3Contract
 from tests.servers.fixtures import need
@@ -19,6 +20,7 @@ class TestMinio(S3Contract):
         return minio
 
     def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap

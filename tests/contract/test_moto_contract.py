@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckptstore.errors import ChecksumError
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Location
 from tests.contract.s3_contract import S3Contract
 from tests.servers.s3 import S3Server
@@ -16,6 +17,7 @@ class TestMoto(S3Contract):
         return moto
 
     def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ckptstore.storage.abilities import ProbesCapabilities
 from ckptstore.storage.base import Location
 from tests.contract.s3_contract import S3Contract
 from tests.servers.s3 import S3Server
@@ -15,6 +16,7 @@ class TestVersitygw(S3Contract):
         return versitygw
 
     def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap

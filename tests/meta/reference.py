@@ -97,7 +97,7 @@ _GIVEN_OUT = {"OpenCheckpoint", "Operation", "RestoreReport", "SaveHandle", "Ten
 
 def api_page() -> str:
     """Return the generated part of docs/api.md: public names, signatures, first paragraphs of docstrings."""
-    left = {home: names for home, names in ckptstore._HOMES.items() if home != "errors"}
+    left = {home: names for home, names in vars(ckptstore)["_HOMES"].items() if home != "errors"}
     lines: list[str] = []
     for title, homes in _API_GROUPS:
         lines += [f"## {title}", ""]

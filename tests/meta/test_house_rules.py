@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def _calls(module: Module) -> Iterator[tuple[str, ast.Call]]:
 @pytest.mark.parametrize("method", sorted(CHANGES))
 def test_only_the_named_modules_change_a_storage(method):
     allowed = CHANGES[method]
-    rows = []
+    rows: list[Any] = []
     for module in _outside("storage", "testing"):
         if module.short in allowed:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from typing import Any
 
 import pytest
 
@@ -239,7 +240,7 @@ def _is_private(name: str) -> bool:
 
 
 def test_underscore_names_stay_in_their_room():
-    rows = []
+    rows: list[Any] = []
     for found in imports():
         if not found.internal or found.room == found.source.room:
             continue

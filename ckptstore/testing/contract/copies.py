@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import pytest
 
@@ -20,7 +21,7 @@ _DATA = bytes(range(256)) * 1000
 class CopyContract(AbilityContract):
     """Copies: all bytes of one version, never over an object that is there."""
 
-    ability = SupportsCopies
+    ability: ClassVar[type] = SupportsCopies
 
     @pytest.fixture
     def source(self, directory: Location) -> Location:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 
@@ -19,7 +20,7 @@ _DATA = bytes(range(256)) * 1000
 class RelaxedDurabilityContract(AbilityContract):
     """Without sync: the same outcomes in the same place."""
 
-    ability = SupportsRelaxedDurability
+    ability: ClassVar[type] = SupportsRelaxedDurability
 
     @pytest.fixture
     def source(self, directory: Location) -> Location:

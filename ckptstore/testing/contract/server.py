@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ckptstore.storage.abilities import Diagnosable, KnowsServerTime, ProbesCapabilities
 from ckptstore.storage.base import Location
 from ckptstore.testing.contract.base import AbilityContract, committed
@@ -12,7 +14,7 @@ __all__ = ["DiagnosisContract", "ProbeContract", "ServerTimeContract"]
 class ProbeContract(AbilityContract):
     """Probes: one question, one answer, and no trace of it."""
 
-    ability = ProbesCapabilities
+    ability: ClassVar[type] = ProbesCapabilities
 
     def test_a_probe_finds_the_same_every_time_and_leaves_nothing(self, directory: Location) -> None:
         storage, key = directory.storage, directory.child("x").key
@@ -25,7 +27,7 @@ class ProbeContract(AbilityContract):
 class ServerTimeContract(AbilityContract):
     """Server time: the clock that sets the times of objects."""
 
-    ability = KnowsServerTime
+    ability: ClassVar[type] = KnowsServerTime
 
     def test_what_was_just_written_is_new_by_the_clock_of_the_server(self, directory: Location) -> None:
         storage, key = directory.storage, directory.child("x").key
@@ -39,7 +41,7 @@ class ServerTimeContract(AbilityContract):
 class DiagnosisContract(AbilityContract):
     """Diagnosis: findings, not errors, and nothing changed."""
 
-    ability = Diagnosable
+    ability: ClassVar[type] = Diagnosable
 
     def test_a_healthy_place_has_no_failed_finding(self, directory: Location) -> None:
         storage = directory.storage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from ckptstore.errors import NotFoundError
@@ -17,7 +19,7 @@ _DATA = bytes(range(256)) * 1000
 class ViewContract(AbilityContract):
     """Views: the bytes of one version, for as long as somebody holds them."""
 
-    ability = SupportsViews
+    ability: ClassVar[type] = SupportsViews
 
     @pytest.fixture
     def source(self, directory: Location) -> Location:

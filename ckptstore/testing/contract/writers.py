@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from ckptstore.storage.abilities import KnowsWriters
@@ -14,7 +16,7 @@ __all__ = ["WriterContract"]
 class WriterContract(AbilityContract):
     """Writers: in use until the upload is closed, and never abandoned before."""
 
-    ability = KnowsWriters
+    ability: ClassVar[type] = KnowsWriters
 
     @pytest.fixture
     def shard(self, directory: Location) -> Location:

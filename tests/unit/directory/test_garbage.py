@@ -458,6 +458,7 @@ def test_storages_say_whose_writers_they_know() -> None:
 def test_in_use_until_the_upload_is_closed(backend: str, tmp_path: Path) -> None:
     storage = locate(str(tmp_path) if backend == "local" else fresh_memory()).storage
     key = f"{tmp_path}/shard" if backend == "local" else "/in-use/shard"
+    assert isinstance(storage, KnowsWriters)
     assert not storage.is_in_use(key)
     with storage.upload(key) as upload:
         upload.commit()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import NotFoundError, TransientError
+from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.values import Committed, Lost
@@ -37,6 +38,7 @@ def use_every_primitive(storage: Storage, key: str) -> None:
     with storage.upload(key + ".data", 3) as upload:
         upload.write(b"abc")
         upload.commit()
+    assert isinstance(storage, KnowsWriters)
     storage.is_abandoned(key)
     list(storage.list(key))
     storage.delete_if(key, second.version)

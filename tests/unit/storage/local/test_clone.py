@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ckptstore.errors import CkptStoreError, NotFoundError, StorageFullError, UsageError
+from ckptstore.storage.abilities import SupportsCopies
 from ckptstore.storage.base import Storage
 from ckptstore.storage.local import mounts
 from ckptstore.storage.local.storage import LocalStorage
@@ -64,6 +65,7 @@ def target(tmp_path: Path) -> str:
 
 
 def copy(storage: Storage, source: str, target: str) -> Committed:
+    assert isinstance(storage, SupportsCopies)
     outcome = storage.copy_from(source, target, storage.head(source).version)
     assert isinstance(outcome, Committed)
     return outcome
@@ -343,5 +345,7 @@ def test_a_file_in_memory_shares_its_bytes() -> None:
 def test_wrappers_see_a_copy_as_a_call(storage: LocalStorage, source: str, target: str) -> None:
     counting = CountingStorage(storage)
     version = storage.head(source).version
-    assert isinstance(StorageWrapper(counting).copy_from(source, target, version), Committed)
+    wrapped = StorageWrapper(counting)
+    assert isinstance(wrapped, SupportsCopies)
+    assert isinstance(wrapped.copy_from(source, target, version), Committed)
     assert counting.calls == [("copy_from", target)]

@@ -55,6 +55,7 @@ def test_it_says_that_nothing_is_durable() -> None:
     unsynced = storage.without_sync()
     assert not unsynced.capabilities.durable_when_acknowledged
     assert storage.capabilities.durable_when_acknowledged
+    assert isinstance(unsynced, SupportsRelaxedDurability)
     assert unsynced.without_sync() is unsynced
 
 
@@ -66,18 +67,22 @@ def test_only_a_storage_that_waits_for_the_disk_has_it() -> None:
 
 def test_a_wrapper_is_not_lost(tmp_path: Path, synced: list[int]) -> None:
     storage = CountingStorage(LocalStorage())
-    unsynced = StorageWrapper(storage).without_sync()
+    wrapped = StorageWrapper(storage)
+    assert isinstance(wrapped, SupportsRelaxedDurability)
+    unsynced = wrapped.without_sync()
     assert not unsynced.capabilities.durable_when_acknowledged
     use(unsynced, tmp_path)
     assert storage.counts["put_new"] == 2
     assert storage.counts["upload.send"] == 1
     assert synced == []
+    assert isinstance(unsynced, SupportsRelaxedDurability)
     assert unsynced.without_sync() is unsynced
 
 
 def test_a_death_in_the_storage_without_sync_is_one_everywhere(tmp_path: Path) -> None:
     key = str(tmp_path / "f")
     storage = FaultyStorage(LocalStorage(), errors={1: TransientError("first")}, crash_before=3)
+    assert isinstance(storage, SupportsRelaxedDurability)
     unsynced = storage.without_sync()
     with pytest.raises(TransientError):
         unsynced.put_new(key, b"x")
