@@ -61,7 +61,7 @@ class Buffered(_Limit):
             def write(start: int) -> int:
                 piece = source[start : start + PIECE]
                 crc = self.crc32c(piece)
-                _write_all(fd, memoryview(piece), start)
+                _write_all(fd, piece.data, start)
                 return int(crc)
 
             self.each(write)
@@ -93,7 +93,7 @@ class Buffered(_Limit):
                 piece = target[start : start + PIECE]
                 done = 0
                 while done < piece.size:
-                    done += os.preadv(fd, [memoryview(piece)[done:]], start + done)
+                    done += os.preadv(fd, [piece.data[done:]], start + done)
                 return int(self.crc32c(piece))
 
             self.each(read)
@@ -125,7 +125,7 @@ class Direct(_Limit):
                 np.copyto(buffer[: piece.size], piece)
                 crc = self.crc32c(buffer[: piece.size])
                 length = -(-piece.size // _BLOCK) * _BLOCK
-                _write_all(fd, memoryview(buffer[:length]), start)
+                _write_all(fd, buffer[:length].data, start)
                 free.append(buffer)
                 return int(crc)
 

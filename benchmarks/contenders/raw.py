@@ -31,16 +31,16 @@ class RawClient(Contender, ABC):
 
     def save(self, where: str) -> None:
         assert self.flat is not None
-        self.upload(self.key(where), memoryview(self.flat).cast("B"))
+        self.upload(self.key(where), self.flat.data.cast("B"))
 
     def restore_into(self, where: str) -> Mapping[str, Any]:
         assert self.flat is not None
-        self.download(self.key(where), memoryview(self.flat).cast("B"))
+        self.download(self.key(where), self.flat.data.cast("B"))
         return self.data.views(self.flat)
 
     def restore_new(self, where: str) -> Mapping[str, Any]:
         flat = np.empty(self.data.elements, np.float32)
-        self.download(self.key(where), memoryview(flat).cast("B"))
+        self.download(self.key(where), flat.data.cast("B"))
         return self.data.views(flat)
 
 

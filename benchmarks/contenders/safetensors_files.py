@@ -6,7 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from benchmarks.contenders.base import Contender
 class Local(Contender):
     """``save_file`` and ``load_file``, with numpy."""
 
-    libraries = ("safetensors", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("safetensors", "numpy")
 
     def load(self) -> None:
         import safetensors.numpy

@@ -138,5 +138,5 @@ class Sockets(RawClient):
         """One range, its place known: no index is read."""
         name = self.data.single
         array = np.empty(self.data.shapes[name], np.float32)
-        self.fetch(self.key(where), 4 * self.data.starts[name], memoryview(array).cast("B"))
+        self.fetch(self.key(where), 4 * self.data.starts[name], array.data.cast("B"))
         return {name: array}

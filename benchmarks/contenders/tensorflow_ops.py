@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _NAME = "model"
 class Local(Contender):
     """The raw operations on tensors that are there; with the option ``sync``, its files are then synced."""
 
-    libraries = ("tensorflow-cpu", "numpy")
+    libraries: ClassVar[tuple[str, ...]] = ("tensorflow-cpu", "numpy")
 
     def load(self) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
