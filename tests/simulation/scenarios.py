@@ -17,6 +17,8 @@ import numpy as np
 import ckptstore.directory.published_index
 import ckptstore.directory.record_update
 import ckptstore.saving.arguments
+import ckptstore.storage.object_store.attempts
+import ckptstore.storage.object_store.recent_versions
 import ckptstore.storage.retry
 import ckptstore.storage.scope
 import ckptstore.train.checkpoint_management
