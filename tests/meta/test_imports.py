@@ -263,7 +263,6 @@ def test_underscore_names_stay_in_their_room():
     report(rows)
 
 
-@pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
 def test_no_two_public_classes_share_a_name():
     places: dict[str, list[str]] = {}
     for module in modules().values():
