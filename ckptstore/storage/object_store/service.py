@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +26,7 @@ from ckptstore.storage.object_store.transport import (
     Transport,
     UploadSession,
 )
+from ckptstore.storage.prefix_names import object_name_problem
 from ckptstore.storage.values import Capabilities, ObjectInfo, PutOutcome
 
 __all__ = ["ObjectService"]
@@ -35,9 +35,6 @@ _T = TypeVar("_T")
 
 # For work that no caller waits for.
 _BACKGROUND_THREADS = 2
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_MAX_NAME_BYTES = 1024
 
 
 class ObjectService:
@@ -98,21 +95,11 @@ class ObjectService:
 
     def check_name(self, name: str, key: str) -> None:
         """Raise `UsageError` if some server would take `name` for another one; `key` is for the message."""
-        segments = name.split("/")
-        problem = None
+        problem = object_name_problem(name)
         if not name:
             problem = "the URL names a bucket and no object in it"
-        elif "" in segments or "." in segments or ".." in segments:
-            # One server refuses these, one takes them for another name, one keeps them.
-            problem = "an object's name must not hold an empty segment, '.' or '..'"
-        elif _CONTROL.search(name):
-            problem = "an object's name must not hold control characters"
-        else:
-            try:
-                if len(name.encode()) > _MAX_NAME_BYTES:
-                    problem = f"an object's name has at most {_MAX_NAME_BYTES} bytes"
-            except UnicodeEncodeError:
-                problem = "an object's name must be Unicode text"
+        elif problem is not None:
+            problem = f"this cannot be an object's name: {problem}"
         if problem is not None:
             raise UsageError(problem, url=ascii(self.url_of(key)), hint="Choose another path.")
 
