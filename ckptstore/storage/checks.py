@@ -1,4 +1,4 @@
-"""What every backend checks of its arguments in the same way."""
+"""Checks of arguments that all backends share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def resolve_range(byte_range: ByteRange | SuffixRange | None, size_bytes: int, u
     UsageError
         If the range is empty, inverted or negative.
     TruncatedFileError
-        If it ends behind the object.
+        If it ends after the object.
     """
     if byte_range is None:
         return 0, size_bytes
@@ -89,7 +89,7 @@ def resolve_reads(
     UsageError
         If a buffer is read-only, not contiguous or of another size than its range, or a range is inverted.
     TruncatedFileError
-        If a range ends behind the object of `size_bytes`.
+        If a range ends after the object of `size_bytes`.
     """
     if len(ranges) != len(buffers):
         raise UsageError(

@@ -1,7 +1,7 @@
-"""Trying out, on a place where checkpoints are or shall be, everything that a save and a restore need.
+"""Try everything that a save and a restore need, in a place for checkpoints.
 
-What is tried is really done, with small objects of random names beside the checkpoints, which are removed
-again. A backend adds what it knows of itself (`Diagnosable`).
+Each check really writes, reads and deletes: small objects with random names beside the checkpoints, which are
+removed again. A backend adds what it knows about itself (`Diagnosable`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ckptstore.types import ByteRange
 
 __all__ = ["diagnose"]
 
-# Signatures are refused from 15 minutes on; ages are told wrong long before.
+# S3 refuses requests from 15 minutes on; ages are wrong long before.
 _SKEW_S = 60.0
 # A listing gives whole seconds on some servers.
-_SKEW_TOLD_S = 2.0
+_CLOCK_NOISE_S = 2.0
 
-# Not through the server's eyes: there, equal bytes are one version.
+# Different bytes: on some servers equal bytes have the same version.
 _FIRST = b"ckptstore doctor: the first of two\n"
 _SECOND = b"ckptstore doctor: the second of two\n"
 
@@ -80,7 +80,7 @@ class _Trial:
     def findings(self) -> list[Finding]:
         findings = list(self._write())
         if findings[0].state == "failed":
-            # Unless its answer was lost, nothing is there.
+            # Nothing is there, unless the answer was lost.
             with suppress(CkptStoreError):
                 self._storage.delete_many(self._keys)
             return findings
@@ -105,8 +105,8 @@ class _Trial:
             return
         yield Finding("write", "ok", f"an object of {len(_FIRST)} bytes, {_milliseconds(after_s - before_s)}")
         skew_s = now_s(storage) - time.time()
-        if abs(skew_s) < _SKEW_TOLD_S:
-            # It takes ours for its own; a file server stamps by another one.
+        if abs(skew_s) < _CLOCK_NOISE_S:
+            # The storage uses the clock of this machine, but a file server sets times by its own.
             skew_s = max(0.0, info.mtime_s - after_s) or min(0.0, info.mtime_s - before_s)
         yield _clock(skew_s)
         try:
@@ -196,10 +196,12 @@ class _Trial:
                 hint="Let only one job save here.",
             )
         except CkptStoreError:
-            # Whether deleting is allowed is told below.
+            # A later check tries whether deleting is allowed.
             pass
         else:
-            detail = "another version is spared" if not was_deleted else "claims to be done, and is not"
+            detail = (
+                "another version is spared" if not was_deleted else "reports success, and deletes nothing"
+            )
             yield Finding("conditional delete", "ok" if not was_deleted else "degraded", detail)
 
     def _upload(self) -> Iterator[Finding]:
@@ -224,8 +226,8 @@ class _Trial:
                 "delete",
                 "degraded",
                 str(error),
-                hint=f"Saves succeed and warn; nothing old goes. Objects named {storage.url_of(self._base)}"
-                " may be left behind.",
+                hint="Saves succeed and warn; nothing old is deleted. Objects named"
+                f" {storage.url_of(self._base)} may be left behind.",
             )
             return
         if left:
@@ -260,7 +262,7 @@ def _broken_promise(check: str, detail: str, is_promised: bool) -> Finding:
 
 
 def _clock(skew_s: float) -> Finding:
-    if abs(skew_s) < _SKEW_TOLD_S:
+    if abs(skew_s) < _CLOCK_NOISE_S:
         return Finding("clock", "ok", "as on the storage")
     direction = "ahead of" if skew_s > 0 else "behind"
     detail = f"the storage's is {abs(skew_s):.0f} s {direction} this machine's"
@@ -270,7 +272,7 @@ def _clock(skew_s: float) -> Finding:
         "clock",
         "degraded",
         detail,
-        hint="Ages are told wrong, and from 15 minutes on S3 refuses every request: synchronize the clock.",
+        hint="Ages are wrong, and from 15 minutes on S3 refuses every request: synchronize the clock.",
     )
 
 
@@ -279,7 +281,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _promises(has: Capabilities) -> Iterator[Finding]:
-    """Yield what the backend says of itself, after it was tried."""
+    """Yield the capabilities that the backend states, after the trial."""
     if has.single_writer:
         lacks = [
             name
@@ -292,7 +294,7 @@ def _promises(has: Capabilities) -> Iterator[Finding]:
         yield Finding(
             "several writers",
             "degraded",
-            f"single-writer mode, for want of {' and '.join(lacks)}",
+            f"single-writer mode: {' and '.join(lacks)} is missing",
             hint="Let only one job save here: neither the store nor a proxy in between keeps two apart.",
         )
     else:
@@ -301,7 +303,7 @@ def _promises(has: Capabilities) -> Iterator[Finding]:
         yield Finding(
             "delete by version",
             "degraded",
-            "the version is looked at before a delete, and may change in between",
+            "the version is checked before a delete, and may change in between",
             hint="Do not let two jobs save under one name.",
         )
     if has.durable_when_acknowledged:
@@ -318,6 +320,6 @@ def _promises(has: Capabilities) -> Iterator[Finding]:
         yield Finding(
             "proved upload",
             "degraded",
-            "the store does not tell the CRC32C of what it received",
+            "the store does not report the CRC32C of what it received",
             hint="Only the size of an upload is compared. Restores check every byte all the same.",
         )

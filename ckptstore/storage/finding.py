@@ -1,4 +1,4 @@
-"""What a look at a place in a storage found, for ``ckptstore doctor``."""
+"""What the checks of a storage found, for ``ckptstore doctor``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ckptstore.errors import CkptStoreError
 __all__ = ["Finding", "State", "failed"]
 
 State: TypeAlias = Literal["ok", "degraded", "failed"]
-"""``degraded``: works, and something that is promised elsewhere is not. ``failed``: does not work."""
+"""``degraded``: it works, without a promise that other storages keep. ``failed``: it does not work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,14 @@ class Finding:
     Attributes
     ----------
     check : str
-        What was looked at, in a word or two.
+        What was checked, in a word or two.
     state : State
     detail : str
         What was found. Never a secret.
     hint : str or None
         What to do about it.
     error : CkptStoreError or None
-        Of a failed check: its class says what the caller does next.
+        Of a failed check; its class tells a program what to do next.
     """
 
     check: str
@@ -38,5 +38,5 @@ class Finding:
 
 
 def failed(check: str, error: CkptStoreError) -> Finding:
-    """Return the finding that `check` came out as `error`."""
+    """Return the finding for a `check` that failed with `error`."""
     return Finding(check, "failed", str(error), error=error)

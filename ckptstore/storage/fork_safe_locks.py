@@ -10,10 +10,10 @@ __all__ = ["ForkSafeLocks"]
 
 
 class ForkSafeLocks:
-    """Some mutexes, by number: ``with locks[0]:``.
+    """Several mutexes, by number: ``with locks[0]:``.
 
-    In a forked child all of them are new, for the thread that holds one stayed in the parent. They are handed
-    out bare and not wrapped: an interrupt inside an ``__enter__`` of ours would leave one locked for ever.
+    In a forked child all of them are new, because a thread that holds one exists in the parent only. They are
+    plain locks, not wrapped: an interrupt inside an ``__enter__`` of ours would leave one locked for ever.
 
     Threads
     -------

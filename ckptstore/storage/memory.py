@@ -3,7 +3,7 @@
 Guarantees
 ----------
 What fsspec puts there is seen here and vice versa. A file is replaced as a whole, in one step. Nothing
-outlives the process, and a change that fsspec makes between a comparison and a swap is not kept apart.
+outlives the process, and a change that fsspec makes between a comparison and a swap is overwritten.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from ckptstore.storage.values import Buffer
     from ckptstore.types import ByteRange
 
-__all__ = ["MemoryStorage"]
+__all__ = ["MemoryStorage", "unfinished_uploads"]
 
 
 @dataclass(slots=True)
 class _Seen:
-    """The state of a file when it was looked at last."""
+    """The state of a file when it was last read."""
 
     data: bytes
     modified: Any
@@ -59,7 +59,7 @@ class _Unfinished:
     is_alive: bool = True
 
 
-# As fsspec's store, all of these belong to the process and not to an instance.
+# Like fsspec's store, all of these belong to the process and not to an instance.
 _LOCKS = ForkSafeLocks()
 _VERSIONS = itertools.count(1)
 _SEEN: weakref.WeakKeyDictionary[MemoryFile, _Seen] = weakref.WeakKeyDictionary()
@@ -81,7 +81,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
     )
 
     def __init__(self) -> None:
-        # Lazily: whoever works on a disk does not pay for fsspec.
+        # On first use: work on a disk does not need fsspec.
         from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
         self._file_type = MemoryFile
@@ -120,7 +120,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
         return _info(key, self._look(key))
 
     def put_new(self, key: str, data: Buffer) -> PutOutcome:
-        return self._create(key, bytes(byte_view(data)))
+        return self.create(key, bytes(byte_view(data)))
 
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
         content = bytes(byte_view(data))
@@ -138,7 +138,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
     def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
         seen = self._look(source_key)
         check_pin(version, seen.version, self.url_of(source_key))
-        return self._create(target_key, seen.data)
+        return self.create(target_key, seen.data)
 
     def delete_if(self, key: str, version: str) -> bool:
         with _LOCKS[0]:
@@ -156,7 +156,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
         directory = prefix.rpartition("/")[0]
         with _LOCKS[0]:
             self._check_parents(prefix)
-            # A copy first: fsspec does not ask for our lock.
+            # A copy first: fsspec does not take our lock.
             files = [
                 (key, file)
                 for key, file in self._files.copy().items()
@@ -191,7 +191,8 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
             writer = None if file is None else _WRITERS.get(file)
             return writer is not None and writer.is_alive
 
-    def _create(self, key: str, data: bytes, writer: _Unfinished | None = None) -> PutOutcome:
+    def create(self, key: str, data: bytes, writer: _Unfinished | None = None) -> PutOutcome:
+        """Create a file if nothing is there; `writer` is the upload that it comes from."""
         with _LOCKS[0]:
             self._check_place(key)
             if writer is not None:
@@ -218,12 +219,12 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
         return None if file is None else _state(file).version
 
     def _place(self, key: str, data: bytes) -> _Seen:
-        # Not pipe_file or open: those show an empty file first.
+        # Not pipe_file or open, which show an empty file first.
         file = self._files[key] = self._file_type(self._fs, key, data)
         return _state(file)
 
     def _check_place(self, key: str) -> None:
-        """Raise `UsageError` where a disk would refuse to put a file."""
+        """Raise `UsageError` where a disk would refuse the file."""
         self._check_parents(key)
         if key in self._fs.pseudo_dirs:
             raise UsageError(
@@ -262,7 +263,7 @@ class _MemoryUpload(Upload):
 
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         data, self._unfinished.data = bytes(self._unfinished.data), bytearray()
-        return self._storage._create(self._unfinished.key, data, self._unfinished)
+        return self._storage.create(self._unfinished.key, data, self._unfinished)
 
     def _abort(self) -> None:
         self._unfinished.data = bytearray()
@@ -274,17 +275,21 @@ class _MemoryUpload(Upload):
 
     def __del__(self) -> None:
         if self._unfinished.is_alive:
-            # Not `abort`: the garbage collector may come while this very thread holds the lock.
+            # Not `abort`: the garbage collector may run while this thread holds the lock.
             self._unfinished.is_alive = False
             self._unfinished.data = bytearray()
             _UNFINISHED.discard(self._unfinished)
 
 
+def unfinished_uploads() -> list[str]:
+    """Return the keys of the uploads in this process that are neither committed nor aborted; for tests."""
+    return [unfinished.key for unfinished in tuple(_UNFINISHED)]
+
+
 def _state(file: MemoryFile) -> _Seen:
     """Return what `file` holds now, under another version if that is not what it held when last seen."""
-    # getvalue() hands out the buffer itself, and whoever writes while somebody holds it gets a fresh one. So
-    # the same object means that nobody wrote meanwhile, not even in place, which changes neither time nor
-    # size.
+    # getvalue() returns the buffer itself, and a write while that is referenced makes a new buffer. So the
+    # same object means that nothing was written, not even in place, which changes neither time nor size.
     data = file.getvalue()
     seen = _SEEN.get(file)
     if seen is None or not (seen.data is data or (seen.modified == file.modified and seen.data == data)):

@@ -1,4 +1,4 @@
-"""Keeping secrets out of what people read: messages, logs, reprs."""
+"""Keep secrets out of messages, logs and reprs."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ _SECRET_NAMES = re.compile(
 )
 _SHOWN = "***"
 
-# Of a URL: user and password, and everything behind the question mark (presigned ones carry a signature).
+# In a URL: user and password, and everything after the question mark (a signature in presigned URLs).
 _URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(?P<url>\b[a-z][a-z0-9+.-]*://[^\s?'\"]+)\?[^\s'\"]+", re.IGNORECASE)
 _BEARER = re.compile(r"\b(?P<word>Bearer|Signature=|Credential=)\s*[^\s,'\"]+", re.IGNORECASE)
 
-# Of what a server or a proxy repeats: a header, or a field of a form.
+# In what a server or a proxy repeats: a header, or a field of a form.
 _FIELD = re.compile(
     r"\b(?P<name>x-amz-security-token|assertion|client_secret|refresh_token|access_token)"
     r"(?P<sign>['\"]?\s*[:=]\s*['\"]?)[^\s,;&'\"<>]+",
     re.IGNORECASE,
 )
 
-# Shorter than this a value would be found inside ordinary words.
+# A shorter value would be found inside ordinary words.
 _SHORTEST = 4
 
 
 class Redactor:
-    """Takes the secrets of one set of storage options out of texts.
+    """Removes the secrets of one set of storage options from texts.
 
     Parameters
     ----------
     options : mapping
-        Names that sound like a secret are taken for one, at any depth.
+        A value whose name sounds like a secret is one, at any depth.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class Redactor:
         self._values = re.compile("|".join(map(re.escape, values))) if values else None
 
     def __call__(self, text: str) -> str:
-        """Return `text` without them."""
+        """Return `text` without the secrets."""
         if self._values is not None:
             text = self._values.sub(_SHOWN, text)
         text = _URL_USER.sub(rf"\g<scheme>{_SHOWN}@", text)

@@ -28,9 +28,9 @@ class _Backend(NamedTuple):
     ----------
     open : callable
     options : frozenset of str or None
-        None: nobody here knows them, its client will say.
+        None: only its client knows them, and checks them.
     extra : str
-        The optional dependencies that bring its client; empty if it needs none.
+        The optional dependencies that install its client; empty if it needs none.
     """
 
     open: Callable[..., Storage]
@@ -39,7 +39,7 @@ class _Backend(NamedTuple):
 
 
 def _open_s3(**options: Any) -> Storage:
-    # Lazily, and so that the clients of one service are not loaded for another.
+    # On first use, and without loading the client of another service.
     from ckptstore.storage.s3.transport import open_s3
 
     return open_s3(**options)
@@ -57,7 +57,7 @@ def _open_generic(protocol: str, /, **options: Any) -> Storage:
     return GenericStorage(protocol, **options)
 
 
-# Those of s3fs.S3FileSystem that mean something here, allow_http, and direct.
+# The options of s3fs.S3FileSystem that have an effect here, allow_http, and direct.
 _S3_OPTIONS = frozenset(
     {
         *("anon", "key", "secret", "token", "username", "password", "profile", "session"),
@@ -97,10 +97,10 @@ def locate(url: UrlLike, storage_options: Mapping[str, Any] | None = None) -> Lo
     UsageError
         If the URL or an option is not one that ckptstore knows.
     UnsupportedError
-        If no backend for the scheme is there.
+        If a package that the backend needs is not installed.
     """
     scheme, key, text = parse_url(url)
-    # What parse_url lets through beside these is a file system that fsspec knows.
+    # Every other scheme that parse_url accepts is a file system that fsspec knows.
     backend = _BACKENDS.get(scheme) or _Backend(functools.partial(_open_generic, scheme), None)
     options = dict(storage_options or {})
     _check_options(options, backend.options, text)
@@ -137,7 +137,7 @@ def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Sto
         # Clients read the environment too: another endpoint there is another storage.
         identity = (scheme, _frozen(options), client_environment() if backend.extra else "")
     except TypeError:
-        # An option that cannot be compared: nobody else can mean the same.
+        # An option that cannot be compared: no other call can share this storage.
         return backend.open(**options)
     with _LOCKS[0]:
         storage = _instances.get(identity)
@@ -170,7 +170,7 @@ class _Wrapper:
 
 @contextmanager
 def use_wrapper(wrap: Callable[[Storage], Storage]) -> Iterator[None]:
-    """Put `wrap(storage)` in the place of every storage that `locate` returns while the block runs.
+    """Replace every storage that `locate` returns by ``wrap(storage)`` while the block runs.
 
     For tests: counting, failing or recording storages (`ckptstore.testing`). `wrap` is called once for each
     storage. Blocks may be nested; the inner one wraps outermost.

@@ -1,4 +1,4 @@
-"""What all requests of one save or restore share: when they must have ended, how to give them up, a count.
+"""What the requests of one save or restore share: a deadline, a way to cancel them, and counters.
 
 A scope is current while its ``with`` block runs, in the context of that thread (`contextvars`), and an
 `Attempts` finds it without being told. Threads that work for a scope run in a copy of that context.
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Cancellation:
-    """Ends several operations at once: no further attempt, no further pause, the running requests dropped.
+    """Cancels several operations at once: no further attempt or pause, and running requests are dropped.
 
     Threads
     -------
@@ -41,7 +41,7 @@ class Cancellation:
         return self._event.is_set()
 
     def cancel(self) -> None:
-        """End everything."""
+        """Cancel everything."""
         self._event.set()
         with self._lock:
             running = list(self._running)
@@ -49,7 +49,7 @@ class Cancellation:
             drop()
 
     def watch(self, drop: Callable[[], object]) -> None:
-        """Have `drop` called when it is cancelled, also when it is already."""
+        """Call `drop` on cancellation; at once if that has happened already."""
         with self._lock:
             self._running.add(drop)
         if self.is_cancelled:
@@ -68,9 +68,9 @@ class Cancellation:
 class Scope:
     """What the requests of one save or restore have in common.
 
-    A scope inside another one takes nothing over from it, neither its end nor its cancellation: this is how a
-    save that was given up gets the time to clean up. Only what it asks is counted outside as well. See
-    `branch` for a part of the same thing.
+    A scope inside another one inherits neither its deadline nor its cancellation, so that a cancelled save
+    has the time to clean up. Only its requests are counted outside as well. See `branch` for a part of the
+    same save or restore.
 
     Parameters
     ----------
@@ -79,14 +79,14 @@ class Scope:
     what : str
         What fails when it ends too early, for messages: ``"cannot save"``.
     url : str
-        And where.
+        The place concerned, for messages.
 
     Attributes
     ----------
     cancellation : Cancellation
     deadline_s : float or None
     requests, retries : int
-        How many requests were made, repetitions included, and how many of these were repetitions.
+        How many requests were made, repetitions included, and the number of repetitions.
 
     Threads
     -------
@@ -106,7 +106,7 @@ class Scope:
         self._token: Token[Scope | None] | None = None
 
     def branch(self) -> Scope:
-        """Return a scope that ends with this one, is given up with it, and also by itself: see `detach`."""
+        """Return a scope that ends and is cancelled with this one, or by itself; see `detach`."""
         branch = Scope(what=self._what, url=self._url)
         branch.deadline_s, branch._ends_s = self.deadline_s, self._ends_s
         branch._outer = self
@@ -114,7 +114,7 @@ class Scope:
         return branch
 
     def detach(self) -> None:
-        """Take this branch off the scope that it belongs to, which outlives it."""
+        """Detach this branch from its scope, which outlives it."""
         if self._outer is not None:
             self._outer.cancellation.unwatch(self.cancellation.cancel)
 
@@ -177,5 +177,5 @@ _CURRENT: ContextVar[Scope | None] = ContextVar("ckptstore_scope", default=None)
 
 
 def current_scope() -> Scope | None:
-    """Return the scope whose block is running here, None outside of any."""
+    """Return the scope whose block is running here; None outside of every scope."""
     return _CURRENT.get()

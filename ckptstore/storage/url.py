@@ -1,4 +1,4 @@
-"""From the text by which a user names a place to a scheme and a key; never by fsspec's own rules.
+"""Parse the text that names a place into a scheme and a key, without fsspec's own rules.
 
 fsspec takes chained URLs (``simplecache::s3://…``) and fills in options from the environment: a name that
 came with somebody's checkpoint could lead anywhere. So the schemes are an allow-list: our own backends, and
@@ -24,10 +24,10 @@ _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTA
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
 _SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):/(?!/)", re.IGNORECASE)
 
-# What the services, and some of those that speak their language, sign a URL with.
+# The query parameters of signed URLs: of the services, and of servers compatible with them.
 _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
 
-# Of a URL that is refused, what may be shown.
+# Removes secrets from a URL that is refused, before it is shown.
 _shown = Redactor({})
 
 _ALIASES = {"gcs": "gs"}
@@ -35,12 +35,12 @@ _SCHEMES = ("file", "memory", "s3", "gs")
 
 
 class ParsedUrl(NamedTuple):
-    """What a URL means.
+    """The parsed form of a URL.
 
     Attributes
     ----------
     scheme : str
-        ``"file"`` (also for a plain path), ``"memory"``, ``"s3"``, ``"gs"``, or what else fsspec knows.
+        ``"file"`` (also for a plain path), ``"memory"``, ``"s3"``, ``"gs"``, or one that fsspec knows.
     key : str
         The key in the storage of that scheme, without a slash at the end; empty for its root.
     url : str
@@ -95,12 +95,12 @@ def parse_url(path: UrlLike) -> ParsedUrl:
                 "a file URL must hold an absolute path and no host", url=_shown(text), expected="file:///path"
             )
         return ParsedUrl(scheme, _local_key(rest), text)
-    _check_that_it_tells_no_secret(scheme, rest, text)
+    _check_no_secret(scheme, rest, text)
     if scheme not in _SCHEMES:
         _check_foreign(scheme, text)
     name = rest.rstrip("/")
     if scheme == "memory":
-        # As fsspec: memory://a, memory:///a and /a are one file.
+        # As in fsspec, memory://a, memory:///a and /a are one file.
         name = name.lstrip("/")
         name = f"/{name}" if name else ""
     return ParsedUrl(scheme, name, text)
@@ -139,7 +139,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_that_it_tells_no_secret(scheme: str, rest: str, text: str) -> None:
+def _check_no_secret(scheme: str, rest: str, text: str) -> None:
     user, at, _ = rest.partition("/")[0].rpartition("@")
     if at and ":" in user:
         raise UsageError(
@@ -149,7 +149,7 @@ def _check_that_it_tells_no_secret(scheme: str, rest: str, text: str) -> None:
         )
     if scheme != "memory" and _SIGNED.search(rest):
         raise UsageError(
-            "this is a signed URL: it is good for one file, and whoever reads it can use it",
+            "this is a signed URL: it works for one file, and anybody who reads it can use it",
             url=_shown(text),
             hint="Pass the URL without its query, and credentials in storage_options.",
         )
@@ -170,7 +170,7 @@ def _check_foreign(scheme: str, text: str) -> None:
 
 def _text_of(path: UrlLike) -> str:
     try:
-        # As TensorFlow and the os module take them.
+        # The types that TensorFlow and the os module accept.
         return os.fsdecode(path)
     except TypeError as error:
         raise UsageError(

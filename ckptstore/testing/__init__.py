@@ -1,4 +1,4 @@
-"""What proves a storage, or a program on top of one; shipped, so that others can prove theirs.
+"""The test kit for storages and for programs on top of them; shipped for backends outside of ckptstore.
 
 `StorageContract` needs pytest, the rest nothing. Each is imported on first use.
 """

@@ -1,4 +1,4 @@
-"""A storage that writes down what it is asked."""
+"""A storage that records its calls."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CountingStorage(StorageWrapper):
         return [call.key for call in self.calls if call.primitive == primitive]
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Start counting from zero."""
         with self._lock:
             self.calls.clear()
             self.counts.clear()

@@ -25,8 +25,8 @@ class FaultyStorage(StorageWrapper):
     """Pass calls on to `inner` until the chosen one.
 
     Calls are numbered from 1, and writing, committing, aborting and closing an upload are calls too. After a
-    crash every further call raises `SimulatedCrash` and reaches nothing, also in ``finally`` blocks: the dead
-    do not clean up. To try every call, count those of a run without faults, then crash before and
+    crash every further call raises `SimulatedCrash` and reaches nothing, also in ``finally`` blocks: a dead
+    process does not clean up. To try every call, count those of a run without faults, then crash before and
     after each.
 
     Parameters
@@ -35,13 +35,13 @@ class FaultyStorage(StorageWrapper):
     crash_before : int, optional
         The call that is never made.
     crash_after : int, optional
-        The call that is made, and whose answer nobody hears.
+        The call that is made, but whose answer is lost.
     errors : mapping of int to CkptStoreError, optional
         Calls that raise instead of being made; the run goes on.
     lost_answers : mapping of int to CkptStoreError, optional
-        Calls that are made and raise then.
+        Calls that are made, and raise instead of returning.
     counted : callable, optional
-        ``counted(primitive, keys)`` tells whether a call has a number; others are passed on. By default all
+        ``counted(primitive, keys)`` returns whether a call has a number; others are passed on. By default all
         have one.
 
     Attributes
@@ -93,7 +93,7 @@ class FaultyStorage(StorageWrapper):
         try:
             answer = call()
         finally:
-            # Also when it answered with an error, such as a record that is not there.
+            # Also if the answer is an error, such as a record that is not there.
             if number == self._crash_after:
                 with self._lock:
                     self._crash(f"after call {number}, {primitive}")
@@ -111,12 +111,12 @@ class FaultyStorage(StorageWrapper):
         raise SimulatedCrash(self._death)
 
     def on_upload(self, upload: Upload) -> None:
-        # Kept, or the garbage collector would tidy up what a dead process leaves behind.
+        # Kept: the garbage collector would remove what a dead process leaves behind.
         with self._lock:
             self._held.append(upload)
 
     def release_holds(self) -> None:
-        """Let go of what the system takes from a dead process: the locks that say that a writer lives.
+        """Release what the system takes from a dead process: the locks that prove that a writer is alive.
 
         Unfinished uploads stay as they are. Call it after the crash, before the next run looks.
         """

@@ -21,7 +21,7 @@ class _OnMemory(StorageContract, CopyContract, WriterContract):
         fs.store.clear()
         fs.pseudo_dirs[:] = [""]
         yield Location(MemoryStorage(), "/bucket/run", "memory://bucket/run")
-        assert not memory._UNFINISHED, "an unfinished upload was left behind"
+        assert not memory.unfinished_uploads(), "an unfinished upload was left behind"
         fs.store.clear()
         fs.pseudo_dirs[:] = [""]
 

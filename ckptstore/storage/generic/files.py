@@ -1,6 +1,6 @@
-"""Files of one fsspec protocol by key: the calls that `GenericStorage` makes, each translated, none clever.
+"""Files of one fsspec protocol by key: the calls that `GenericStorage` makes, with typed errors.
 
-Of fsspec's interface only what names one file: ``info``, ``cat_file``, ``pipe_file``, ``put_file``,
+Only calls of fsspec that name one file: ``info``, ``cat_file``, ``pipe_file``, ``put_file``,
 ``rm_file``, ``ls``, and ``makedirs`` where a directory is missing. Not ``rm``, ``mv``, ``glob``, ``exists``,
 transactions or kept listings, which do more than they say.
 """
@@ -42,7 +42,7 @@ _NOT_SERVED = frozenset(
     )
 )
 
-# What tells one state of a file from the next, best first.
+# What differs between two states of a file, best first.
 _TAGS = ("ETag", "etag", "generation", "version_id")
 _TIMES = (
     "mtime",
@@ -60,7 +60,7 @@ _LONGEST_TEXT = 300
 
 
 def is_served(protocol: str) -> bool:
-    """Tell whether fsspec knows a file system of this name, and it is one by itself."""
+    """Return whether fsspec has a file system of this name that is not built around another one."""
     if protocol in _NOT_SERVED:
         return False
     from fsspec.registry import known_implementations, registry
@@ -84,7 +84,7 @@ class Files:
 
     Threads
     -------
-    Safe for concurrent use; calls of a client that is not written for asyncio come one after the other.
+    Safe for concurrent use; calls of a client that is not written for asyncio are made one after the other.
     """
 
     def __init__(self, protocol: str, options: Mapping[str, Any]) -> None:
@@ -98,18 +98,18 @@ class Files:
         return f"Files({self._protocol!r})"
 
     def url_of(self, key: str) -> str:
-        """Return the URL of `key`; one with a password in it is not taken in the first place."""
+        """Return the URL of `key`; it has no password, because such URLs are refused."""
         return f"{self._protocol}://{key}"
 
     @property
     def reads_in_parallel(self) -> bool:
-        """Whether several reads go on at the same time."""
+        """Whether several reads can run at the same time."""
         from fsspec import get_filesystem_class
 
         return bool(get_filesystem_class(self._protocol).async_impl)
 
     def info(self, key: str) -> ObjectInfo:
-        """Return what is known of a file; a directory is none."""
+        """Return what is known about a file; a directory is not a file."""
         return self._call(key, "cannot look at the file", lambda fs, path: self._info(key, fs.info(path)))
 
     def read(self, key: str, start: int, stop: int) -> bytes:
@@ -139,7 +139,7 @@ class Files:
             found = []
             for entry in fs.ls(path, detail=True):
                 head, _, name = str(entry["name"]).rstrip("/").rpartition("/")
-                # Asked for a file, many answer with the file.
+                # Many list a file as a directory that contains the file.
                 if entry["type"] != "directory" and head.strip("/") == path.strip("/"):
                     found.append(self._info(f"{directory_key}/{name}", entry))
             return found
@@ -163,7 +163,7 @@ class Files:
     def _call(self, key: str, what: str, call: Callable[[Any, str], _T]) -> _T:
         try:
             fs, path = self._find(key)
-            # The clients that wait by themselves were mostly written for one thread.
+            # Most blocking clients were written for one thread.
             with nullcontext() if fs.async_impl else self._locks[1]:
                 fs.invalidate_cache()
                 return call(fs, path)
@@ -171,7 +171,7 @@ class Files:
             raise
         except Exception as error:  # noqa: BLE001 - a hundred clients, each with errors of its own
             failure = self._error_of(error, what, self.url_of(key))
-        # Not "from error": what a client raises may hold what it was given.
+        # Not "from error": an error of a client may contain the options, with their secrets.
         raise failure
 
     def _find(self, key: str) -> tuple[Any, str]:
@@ -182,9 +182,9 @@ class Files:
         kind = fsspec.get_filesystem_class(self._protocol)
         path = str(kind._strip_protocol(url))
         if not path.endswith(key.partition("/")[2]):
-            # "m?1" for example: what follows the question mark would be cut off.
+            # "m?1" for example: the client cuts off what follows the question mark.
             raise UsageError(
-                f"the client of {self._protocol}:// takes this name for another one",
+                f"the client of {self._protocol}:// reads this name as another one",
                 url=url,
                 actual=path,
                 hint="Choose a name without '?' and '#'.",
@@ -195,7 +195,7 @@ class Files:
             fs = self._opened.get(identity)
             if fs is None:
                 fs = kind(**settings, skip_instance_cache=True)
-                # Not as an option: some clients hand on every option that they do not know.
+                # Not as an option: some clients pass unknown options on.
                 if hasattr(fs, "dircache"):
                     fs.dircache.use_listings_cache = False
                 self._opened[identity] = fs
@@ -208,7 +208,7 @@ class Files:
         size_bytes = int(entry["size"] or 0)
         changed = next((entry[name] for name in _TIMES if entry.get(name) is not None), None)
         tag = next((entry[name] for name in _TAGS if entry.get(name) is not None), None)
-        # Some list a time as a number and tell it as a date when asked about one file.
+        # Some return a time as a number in a listing, and as a date for one file.
         stamp = changed.timestamp() if isinstance(changed, datetime) else changed
         version = f"{tag}:{size_bytes}" if tag else f"{stamp}:{size_bytes}:{entry.get('ino', '')}"
         return ObjectInfo(key, size_bytes, version, _seconds(changed))
@@ -241,16 +241,16 @@ class Files:
             )
         if isinstance(error, TypeError | ValueError):
             return UsageError(text, url=url, hint="Check the storage options.")
-        return TransientError(text, url=url, hint="Try again; if it stays, look at the server.")
+        return TransientError(text, url=url, hint="Try again; if that fails too, check the server.")
 
 
 def _make_parents(fs: Any, path: str) -> bool:
-    """Make the directory of `path`; False if it is there, or nobody but its owner should make it."""
+    """Make the directory of `path`; False if it exists, or lies in a bucket that does not exist."""
     parent = path.rpartition("/")[0]
     top, _, below = parent.strip("/").partition("/")
     if not below or _is_there(fs, parent):
         return False
-    # The first segment is a bucket or a share on many of these: those are not ours to make.
+    # The first segment is a bucket or a share on many of these, which only its owner creates.
     if not _is_there(fs, f"/{top}" if path.startswith("/") else top):
         return False
     fs.makedirs(parent, exist_ok=True)
@@ -266,7 +266,7 @@ def _is_there(fs: Any, path: str) -> bool:
 
 
 def _seconds(changed: Any) -> float:
-    """Return a time of change in seconds since 1970; now where it is not told, so that nothing seems old."""
+    """Return a time of change in seconds since 1970; now if it is unknown, so that nothing seems old."""
     if isinstance(changed, datetime):
         return changed.timestamp()
     if isinstance(changed, int | float):

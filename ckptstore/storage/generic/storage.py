@@ -1,21 +1,22 @@
-"""Any other file system that fsspec knows: with what its interface has, and no more.
+"""Any other file system that fsspec knows, with what fsspec's interface has and no more.
 
 Guarantees
 ----------
-One writer at a time, which this storage says once. fsspec has neither create-if-absent nor compare-and-swap
-(its "create" looks first and writes then: seven of eight threads won), so conditions are looked at and not
-enforced.
+One writer at a time; the first write warns about that. fsspec has neither create-if-absent nor
+compare-and-swap (its "create" looks first and writes then: seven of eight threads won), so conditions are
+checked, but not enforced.
 
-A file is written under its final name; where the file system does not do that in one step, a reader or a
-crash can meet half of it. Nothing is moved into place: on many of these a move is a copy and a delete. What
-holds all the same is what the order of a save gives, as a truncated index or record is recognised:
+A file is written under its final name. Where the file system does not do that in one step, a reader may see
+half of it, and a crash may leave half of it. Nothing is moved into place: on many of these file systems a
+move is a copy and a delete. What still holds follows from the order of a save, and because a truncated index
+or record is recognised:
 
 * a save under a fresh prefix that dies is never taken for complete, and leaves the others as they were;
 * a save over an existing prefix that dies while its index is replaced can leave that one checkpoint unusable;
-* a record that was cut short is answered from the index files beside it.
+* in place of a truncated record the index files beside it are read.
 
-Versions are what the file system tells of a file: ETag or generation, else time of change, size and inode.
-They are as fine as its clock. How long a call may take, and what is tried again, is the client's business.
+A version is what the file system reports: an ETag or generation, otherwise time of change, size and inode, as
+exact as its clock. How long a call may take, and what is tried again, is up to the client.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GenericStorage"]
 
-# A file of this size is read back after it was written, and looked at again after it was read.
+# A file up to this size is read back after a write, and its version is checked again after a read.
 _SMALL_BYTES = 1024 * 1024
 
-# A file that is being rewritten is read again, at intervals far above the time of one small write.
+# A file that is being rewritten is read again, at intervals far longer than one small write.
 _READS = 5
 _READ_PAUSE_S = 0.2
 
-# As for object stores: a request costs what so many bytes cost.
+# As for object stores: the bytes that take as long as one request.
 _GAP_SIZE_BYTES = 64 * 1024
 _REQUEST_SIZE_BYTES = 8 * 1024 * 1024
 _PARALLEL_READS = 4
@@ -111,8 +112,6 @@ class GenericStorage(Storage):
     def url_of(self, key: str) -> str:
         return self._files.url_of(key)
 
-    # ------------------------------------------------------------------------------------------------- reads
-
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
     ) -> GetResult:
@@ -141,7 +140,7 @@ class GenericStorage(Storage):
         info = self._files.info(key)
         check_pin(version, info.version, url)
 
-        for group in _grouped(resolve_reads(ranges, buffers, info.size_bytes, url)):
+        for group in _group(resolve_reads(ranges, buffers, info.size_bytes, url)):
             low = group[0][0]
             high = max(stop for _, stop, _ in group)
             data = memoryview(self._files.read(key, low, high))
@@ -159,13 +158,11 @@ class GenericStorage(Storage):
         except NotFoundError:
             return None
 
-    # ------------------------------------------------------------------------------------------------ writes
-
     def put_new(self, key: str, data: Buffer) -> PutOutcome:
         return self._create(key, bytes(byte_view(data)), "")
 
     def put_if(self, key: str, data: Buffer, version: str) -> PutOutcome:
-        self._warn()
+        self._warn_once()
         found = self._version(key)
         if found != version:
             return Lost(found)
@@ -175,8 +172,8 @@ class GenericStorage(Storage):
         except CkptStoreError as error:
             if self._holds(key, content):
                 return Committed(self._files.info(key).version)
-            return Ambiguous(f"{error}; of the file that was there a part may be left")
-        return self._proved(key, content, len(content))
+            return Ambiguous(f"{error}; a part of the old file may be left")
+        return self._check_written(key, content, len(content))
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         upload = GenericUpload(
@@ -190,7 +187,7 @@ class GenericStorage(Storage):
 
     def _create(self, key: str, content: bytes | None, local_path: str) -> PutOutcome:
         """Write a new file with `content`, or with that of `local_path` where it is None."""
-        self._warn()
+        self._warn_once()
         found = self._version(key)
         if found is not None:
             return Lost(found)
@@ -201,35 +198,35 @@ class GenericStorage(Storage):
                 self._files.write(key, content)
         except BaseException as error:
             if not isinstance(error, CkptStoreError) or content is None or not self._holds(key, content):
-                # Nothing was there, so what is there now is a part of this.
+                # Nothing was there before, so what is there now is a part of this file.
                 with suppress(CkptStoreError):
                     self._files.remove(key)
                 raise
         if content is None:
-            return self._proved(key, None, os.path.getsize(local_path))
-        return self._proved(key, content, len(content))
+            return self._check_written(key, None, os.path.getsize(local_path))
+        return self._check_written(key, content, len(content))
 
-    def _proved(self, key: str, content: bytes | None, size_bytes: int) -> PutOutcome:
+    def _check_written(self, key: str, content: bytes | None, size_bytes: int) -> PutOutcome:
         info = self._files.info(key)
         is_small = content is not None and size_bytes <= _SMALL_BYTES
         if info.size_bytes != size_bytes or (is_small and not self._holds(key, content)):
             raise ChecksumError(
-                "the file is not what was written",
+                "the file does not hold what was written",
                 url=self.url_of(key),
                 expected=f"{size_bytes} bytes",
                 actual=f"{info.size_bytes} bytes",
-                hint="Save again; if it stays, look at the network and the server.",
+                hint="Save again; if that fails too, check the network and the server.",
             )
         return Committed(info.version)
 
     def _holds(self, key: str, content: bytes | None) -> bool:
-        """Tell whether the file holds exactly this; False also where it cannot be read."""
+        """Return whether the file holds exactly `content`; False also where it cannot be read."""
         try:
             return content is not None and self._files.read(key, 0, len(content) + 1) == content
         except CkptStoreError:
             return False
 
-    def _warn(self) -> None:
+    def _warn_once(self) -> None:
         if not self._warning.is_set():
             self._warning.set()
             warnings.warn(
@@ -238,8 +235,6 @@ class GenericStorage(Storage):
                 CkptStoreWarning,
                 stacklevel=2,
             )
-
-    # ----------------------------------------------------------------------------------- deletes and listing
 
     def delete_if(self, key: str, version: str) -> bool:
         found = self._version(key)
@@ -269,7 +264,7 @@ class GenericStorage(Storage):
         return iter(sorted(found, key=lambda info: info.key))
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
-        # Of this process only: an upload leaves nothing behind before it is written.
+        # Only those of this process: an upload leaves nothing on the server before `commit`.
         oldest_s = time.monotonic() - min_age_s
         directory = prefix.rpartition("/")[0]
         stale = [
@@ -284,8 +279,8 @@ class GenericStorage(Storage):
         return len(stale)
 
 
-def _grouped(reads: list[tuple[int, int, memoryview]]) -> list[list[tuple[int, int, memoryview]]]:
-    """Put neighbours together, ascending by start, so that each group is one request."""
+def _group(reads: list[tuple[int, int, memoryview]]) -> list[list[tuple[int, int, memoryview]]]:
+    """Return the reads in groups of neighbours, ascending by start; each group is one request."""
     groups: list[list[tuple[int, int, memoryview]]] = []
     low = high = 0
     for start, stop, buffer in reads:

@@ -1,4 +1,4 @@
-"""A large file under way to a file system of fsspec: collected on this machine, written when it is whole."""
+"""A large file for a file system of fsspec: collected on this machine, written when it is complete."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ckptstore.storage.values import PutOutcome
 
 __all__ = ["GenericUpload"]
 
-# Above, it goes to the temporary directory: several shards may be under way.
+# More than that goes to the temporary directory: several shards may be under way.
 _IN_MEMORY_BYTES = 16 * 1024 * 1024
 
 
 class GenericUpload(Upload):
     """Bytes in memory, or in a temporary file.
 
-    fsspec's own writers are not used: leaving one by an exception, or dropping it, publishes what it has.
+    fsspec's own writers are not used: they publish what they have after an exception or when collected.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class GenericUpload(Upload):
     put : callable
         ``put(data, local_path)`` writes one of the two.
     forget : callable
-        Called when the upload is over.
+        Called when the upload is over, at least once.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a backend supplies to be tested, and what the parts of the contract share."""
+"""What a backend supplies to its tests, and what the parts of the contract share."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def committed(outcome: PutOutcome) -> str:
 
 
 def at_once(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
-    """Run each task in a thread of its own, all let off together; return their results in order."""
+    """Run each task in a thread of its own, all at once; return their results in order."""
     barrier = threading.Barrier(len(tasks))
     results: list[_T | BaseException] = [RuntimeError("the thread did not finish")] * len(tasks)
 
@@ -77,7 +77,7 @@ def at_once(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
 
 
 def one_winner(outcomes: Sequence[PutOutcome]) -> int:
-    """Return the number of the only writer that won; check that all others were told of its version."""
+    """Return the number of the only writer that won; check that all others got its version."""
     winners = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, Committed)]
     assert len(winners) == 1, outcomes
     version = committed(outcomes[winners[0]])

@@ -28,7 +28,7 @@ def fs() -> Iterator[MemoryFileSystem]:
     yield fs
     fs.store.clear()
     fs.pseudo_dirs[:] = [""]
-    memory._UNFINISHED.clear()
+    assert not memory.unfinished_uploads()
 
 
 @pytest.fixture
