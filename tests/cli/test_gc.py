@@ -36,7 +36,7 @@ def directory(tmp_path, save, monkeypatch):
     for name, (size, age_s) in sizes.items():
         (run / name).write_bytes(b"x" * size)
         os.utime(run / name, (NOW_S - age_s, NOW_S - age_s))
-    monkeypatch.setattr("ckptstore.storage.base.time.time", lambda: NOW_S)
+    monkeypatch.setattr("ckptstore.storage.abilities.time.time", lambda: NOW_S)
     monkeypatch.chdir(tmp_path)
     return run
 
