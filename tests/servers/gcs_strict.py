@@ -126,8 +126,6 @@ class StrictFront:
         self.object_locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         self.sessions: dict[str, Session] = {}
 
-    # ----------------------------------------------------------------------------------------------- upstream
-
     async def client_context(self, app):
         connector = aiohttp.TCPConnector(limit=200)
         async with aiohttp.ClientSession(auto_decompress=False, connector=connector) as self.client:
@@ -148,8 +146,6 @@ class StrictFront:
             return 0, 0
         resource = json.loads(answer.body)
         return int(resource["generation"]), int(resource.get("metageneration", 1))
-
-    # ------------------------------------------------------------------------------------------ preconditions
 
     @asynccontextmanager
     async def locked(self, *objects: tuple[str, str]):
@@ -202,8 +198,6 @@ class StrictFront:
         if call.method == "DELETE" and answer.status == 200:
             return Answer(204)
         return answer
-
-    # ------------------------------------------------------------------------------------------------ uploads
 
     async def upload_call(self, call: Call, bucket: str) -> Answer:
         query = call.query
@@ -299,8 +293,6 @@ class StrictFront:
         async with self.locked((session.bucket, name)):
             refused = await self.violation(session.bucket, name, session.conditions)
             return refused or await self.forward("POST", target, headers, body)
-
-    # ----------------------------------------------------------------------------------------------- requests
 
     async def answer(self, call: Call) -> Answer:
         if parts := OBJECT.fullmatch(call.path):

@@ -141,9 +141,6 @@ def nth(number: int, deed: Deed, of: Callable[[Seen], bool]) -> Callable[[Seen],
     return plan
 
 
-# ----------------------------------------------------------------------------------- what is asked and sent
-
-
 def test_nothing_is_asked_about_parts_before_the_first_object_that_is_large_enough(
     proxy: WireProxy, gcs_server: GcsServer
 ) -> None:
@@ -275,9 +272,6 @@ def test_a_name_without_room_for_those_of_parts_goes_in_one_stream(scene: Scene)
     assert scene.storage.upload(scene.key(name), SIZE).parallel == 1
 
 
-# ------------------------------------------------------------------------------------- what the server does
-
-
 def test_a_server_that_ignores_conditions_of_compose_gets_one_stream(bare_gcs_server: GcsServer) -> None:
     with WireProxy(bare_gcs_server.processes[-1].port) as proxy:
         scene = Scene(proxy, bare_gcs_server)
@@ -356,9 +350,6 @@ def test_the_option_leaves_everything_in_one_stream(proxy: WireProxy, gcs_server
     with proxy.noting() as seen:
         assert scene.storage.upload(scene.key("shard"), SIZE).parallel == 1
     assert seen == []
-
-
-# ------------------------------------------------------------------------------------- one request goes wrong
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "gcsfs"])
@@ -524,9 +515,6 @@ def test_where_batches_are_unknown_parts_are_deleted_one_by_one(scene: Scene) ->
     assert scene.keys() == ["run/shard"]
 
 
-# ---------------------------------------------------------------------- buckets that do not let go of objects
-
-
 def kept(seen: Seen) -> Deed:
     """Refuse every delete in a batch, as a bucket with a retention policy does."""
     if seen.method == "DELETE":
@@ -581,9 +569,6 @@ def test_a_bucket_that_begins_to_keep_objects_gets_one_stream_from_then_on(
         scene.storage.abort_stale_uploads(scene.key(""), -60.0)
     assert scene.storage.abort_stale_uploads(scene.key(""), -60.0) == 2
     assert scene.keys() == ["run/first", "run/second"]
-
-
-# ------------------------------------------------------------------------------------ what a dead writer left
 
 
 def left_over(scene: Scene, name: str, write_id: str = "0" * 32, count: int = 2) -> None:
@@ -716,9 +701,6 @@ def test_a_forked_child_leaves_the_upload_of_its_parent_alone(scene: Scene) -> N
         assert isinstance(upload.commit(), Committed)
     assert scene.raw("shard") == data
     assert scene.keys() == ["run/shard"]
-
-
-# ------------------------------------------------------------------------------------------------ whole saves
 
 
 class TestSaves:

@@ -69,9 +69,6 @@ def bulk(proxy: FaultProxy) -> list[Request]:
     ]
 
 
-# ------------------------------------------------------------------------------------------ credentials
-
-
 @pytest.mark.parametrize("direct", [True, False])
 def test_large_bodies_go_the_way_that_was_asked_for(
     minio: S3Server, proxy: FaultProxy, bucket: str, direct: bool
@@ -206,9 +203,6 @@ def test_what_the_request_carried_is_in_no_message(minio: S3Server, proxy: Fault
             pytest.fail(f"left: {request['Key']}")
 
 
-# ------------------------------------------------------------------------------------------ places
-
-
 @pytest.fixture
 def local_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every name below ``localhost`` lead to this machine."""
@@ -291,9 +285,6 @@ def test_a_bucket_that_never_stops_sending_us_on_is_left_to_the_client(
     assert "elsewhere" in data_path.reason
 
 
-# --------------------------------------------------------------------------- what it does not know, it leaves
-
-
 def _reason(storage: ObjectStorage, bucket: str) -> str:
     """Return why bytes do not travel directly, as `doctor` says it."""
     (finding,) = [one for one in storage.diagnose(f"{bucket}/run") if one.check == "large objects"]
@@ -361,9 +352,6 @@ def test_options_for_every_request_are_carried(minio: S3Server, proxy: FaultProx
     assert is_direct(write)
 
 
-# ------------------------------------------------------------------------------------------------- HTTPS
-
-
 @pytest.fixture(scope="module")
 def tls_minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsS3Server]:
     server: TlsS3Server = need(minio_tls(tmp_path_factory.mktemp("minio-tls")), "minio")
@@ -388,9 +376,6 @@ def test_the_authority_of_the_options_is_the_one_that_counts(
     )
     monkeypatch.setenv("AWS_CA_BUNDLE", tls_minio.authority)
     assert storage_for(tls_minio.options | {"client_kwargs": region}).get(f"{bucket}/run/y")
-
-
-# ------------------------------------------------------------------------------------------------ copies
 
 
 @pytest.mark.parametrize("kind", ["minio", "versitygw", "moto"])

@@ -1,4 +1,4 @@
-"""From an answer of Google Cloud Storage that is not the wanted one to a `Fault`: by status and reason code.
+"""The `Fault` for an answer of Google Cloud Storage that is not a success: by status and reason code.
 
 gcsfs's own translation is not used: it makes a plain OSError of a 403, a FileExistsError of every 412, an
 HttpError (no OSError) of a 5xx and a ValueError of whatever has "invalid" in its text.
@@ -55,7 +55,7 @@ _LONGEST_TEXT = 300
 def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Return what an answer with this status means, whatever the request was.
 
-    A 404 is `Kind.ABSENT` here; whoever asked knows what else may be missing, a bucket or a session.
+    A 404 is `Kind.ABSENT` here; the caller knows what else may be missing, a bucket or a session.
     """
     error = _error_in(body)
     text = redacted(_message_in(error, body) or f"the server answered {status}")
@@ -63,13 +63,13 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     code = f"{status} {reason}" if reason else str(status)
     kind = _KINDS.get(status)
     if kind is None:
-        # A redirect, for example, leads to another service: the credentials must not follow it.
+        # For example a redirect, which leads to another service: credentials must not follow it.
         kind = Kind.SERVER if status >= 500 else Kind.BAD_REQUEST if 300 <= status < 500 else Kind.GARBLED
     lowered = text.lower()
     if reason in _THROTTLING_REASONS:
         kind = Kind.THROTTLED
     elif status == 400 and "match calculated" in lowered:
-        # There is no reason code of its own for it.
+        # It has no reason code.
         kind = Kind.BAD_CHECKSUM
     elif status >= 500 and "no space left" in lowered:
         kind = Kind.FULL

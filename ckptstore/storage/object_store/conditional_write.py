@@ -50,7 +50,7 @@ class ConditionalWrite:
         Whether the server keeps the condition. If not, it is checked beforehand, and only one writer is safe.
     doubts_repeats : bool
         Whether the success of a repeated request proves nothing until the object was looked at: a server
-        that lost an upload in a crash acknowledges its completion all the same.
+        that lost an upload in a crash still acknowledges its completion.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ConditionalWrite:
         try:
             return attempts.child().run(lambda attempts: self._transport.head(self._request.target, attempts))
         except Fault as fault:
-            # A 404 is enough here: where the whole bucket is missing the next request says so.
+            # A 404 is enough here: if the whole bucket is missing, the next request fails with that.
             return None if fault.kind in (Kind.ABSENT, Kind.UNPROVED) else fault
 
     def _compare(self, seen: ObjectInfo | None, attempts: Attempts) -> PutOutcome | None:

@@ -123,7 +123,7 @@ class ObjectDeleter:
     def abort_stale_uploads(self, prefix: str, min_age_s: float, own: Sequence[ObjectUpload]) -> int:
         """See `Storage.abort_stale_uploads`; `own` are the uploads under way in this process."""
         if min_age_s == float("inf"):
-            # Only age says here that an upload is left over, never the death of its writer.
+            # Here only age shows that an upload is left over, never the death of its writer.
             return 0
         service = self._service
         bucket, _, start = prefix.partition("/")

@@ -66,7 +66,7 @@ def _answers(service: ObjectService, directory_key: str, url: str) -> Finding:
             missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
             return failed("bucket", missing)
         if fault.kind is Kind.FORBIDDEN:
-            # Writing may be allowed all the same.
+            # Writing may still be allowed.
             return Finding("bucket", "degraded", str(error))
         return failed("bucket", error)
     except CkptStoreError as error:
@@ -111,14 +111,14 @@ def _conditions(verdicts: Verdicts) -> Finding:
         f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
     ]
     detail = ", ".join(words)
-    # The finding after the trial says what follows from it.
+    # The finding of the trial reports the consequences.
     return Finding("conditions", "degraded" if verdicts.single_writer else "ok", detail)
 
 
 _MISSING = {
     "404": "of nothing: 404",
     "412": "of nothing: 412",
-    "created": "of nothing: created all the same",
+    "created": "of nothing: created nevertheless",
 }
 
 

@@ -123,7 +123,7 @@ def _hold() -> None:
 
 def _inherit() -> None:
     for thread in _held:
-        # A client that is collected at the end all the same reports to its loop that it was not closed.
+        # A client that is collected at exit nevertheless reports to its loop that it was not closed.
         thread.loop.set_exception_handler(lambda loop, context: None)
     _inherited.extend(_held)
     _held.clear()

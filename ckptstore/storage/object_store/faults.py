@@ -1,7 +1,7 @@
 """What can go wrong with one request, classified once: how often to repeat it, and what a failure means.
 
 A service module (`s3`, `gcs`) turns whatever its client raises into a `Fault`, by status and code. From there
-on only the kind counts: `RULES` says how it is retried and whether a write may have landed all the same,
+on only the kind counts: `RULES` says how it is retried and whether a failed write may have landed,
 `errors.error_of` which exception the caller gets.
 """
 
@@ -53,7 +53,7 @@ class Fault(Exception):  # noqa: N818 - internal; `error_of` makes the error
     retry_after_s : float
         How long the server asked to wait.
     hint : str, optional
-        What to do about it, where that is more than the kind says.
+        What to do about it, where more is known than the kind.
     """
 
     def __init__(

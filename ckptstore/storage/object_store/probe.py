@@ -51,7 +51,7 @@ class Verdicts:
     Attributes
     ----------
     create : {"yes", "ignored", "refused"}
-        A PUT on condition that nothing is there: honoured, carried out all the same, or never carried out.
+        A PUT on condition that nothing is there: honoured, ignored, or never carried out.
     cas : {"yes", "ignored", "refused"}
         A PUT on condition that a version is there.
     cas_missing : {"404", "412", "created"}

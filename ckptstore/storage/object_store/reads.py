@@ -302,7 +302,7 @@ class _RangeRead(Sink):
         if head.status == 206:
             match = _CONTENT_RANGE.fullmatch(head.content_range or "")
             if match is None:
-                raise Fault(Kind.GARBLED, f"the answer says Content-Range {head.content_range!r}")
+                raise Fault(Kind.GARBLED, f"the answer has Content-Range {head.content_range!r}")
             if head.size_bytes is None and head.encoding not in (None, "", "identity"):
                 # With a length, the object was stored so; without, something on the way compressed it.
                 raise Fault(Kind.UNSUPPORTED, f"the answer was compressed on the way ({head.encoding})")

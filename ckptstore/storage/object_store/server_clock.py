@@ -16,7 +16,7 @@ def skew_of(date: str | None, otherwise_s: float) -> float:
     date : str or None
         The ``Date`` header of an answer that just came.
     otherwise_s : float
-        What to return where it says nothing.
+        What to return if the header is missing or not a date.
     """
     try:
         return email.utils.parsedate_to_datetime(date or "").timestamp() - time.time()

@@ -113,7 +113,7 @@ class ObjectService:
         Raises
         ------
         CkptStoreError
-            If the attempts were not enough; `what` says what failed.
+            If the attempts were not enough; its message begins with `what`.
         """
         attempts = self.new_attempts()
         try:
@@ -173,7 +173,7 @@ class ObjectService:
         return self.transport.head(object_name, attempts)
 
     def is_honoured(self, request: PutRequest) -> bool:
-        """Whether the server keeps the condition of `request`; asks it if nobody did before."""
+        """Return whether the server keeps the condition of `request`; the first call for a bucket asks it."""
         verdicts = self.verdicts(request.target)
         if request.precondition is None or request.precondition.version is None:
             return verdicts.can_create

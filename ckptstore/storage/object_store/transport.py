@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 WRITE_ID = "ckptstore_write_id"
-"""The key of the user metadata that says which write made an object; an identifier, as services require."""
+"""The key of the user metadata that holds the id of the write; an identifier, as services require."""
 
 
 class ObjectName(NamedTuple):

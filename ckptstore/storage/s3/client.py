@@ -327,7 +327,7 @@ def _send_once(client: Any) -> None:
     """Keep aiohttp from sending a request again by itself when a kept connection breaks.
 
     Its sessions are made with the first request, which has no kept connection. Where a release has no such
-    switch, write ids still tell the two apart.
+    switch, write ids still distinguish the two.
     """
     sessions = getattr(getattr(client, "_endpoint", None), "http_session", None)
     for session in (getattr(sessions, "_sessions", None) or {}).values():

@@ -1,6 +1,6 @@
 """What s3fs, botocore and aiohttp raise, translated into faults: by code and status, never by errno or text.
 
-The one exception is a server that reports its full disk as an internal error and says so in words only.
+The one exception is a server that reports its full disk as an internal error, recognisable by its text only.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ _CLASSES: tuple[tuple[type[BaseException], Kind], ...] = (
     (aiohttp.ClientError, Kind.CUT),
     (asyncio.IncompleteReadError, Kind.CUT),
     (OSError, Kind.CUT),
-    (ValueError, Kind.BAD_REQUEST),  # an endpoint that is no URL, a bucket that is no bucket name
+    (ValueError, Kind.BAD_REQUEST),  # an endpoint that is not a URL, a bucket whose name is not valid
 )
 
 
 def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None:
-    """Return the fault that `error` means, None if it is none that a request can have.
+    """Return the fault that `error` means, None if a request cannot fail with it.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
     kind = _kind_of(error)
     if kind is None:
         return None
-    # What botocore says of a connection is always the same sentence; the reason lies below.
+    # botocore's message about a connection is always the same; the reason is in the error below.
     reason = getattr(error, "kwargs", {}).get("error") or error
     hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else scarcity_hint(reason)
     return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
@@ -179,7 +179,7 @@ def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str])
         retry_after_s = 0.0
     return Fault(
         kind,
-        _line(text, redact) or "no further words",
+        _line(text, redact) or "no further explanation",
         code=code or str(status),
         retry_after_s=retry_after_s,
         hint=_HINTS.get(code),
@@ -198,5 +198,5 @@ def _kind_of(error: BaseException) -> Kind | None:
 
 
 def _line(text: str, redact: Callable[[str], str]) -> str:
-    # Cut short last: half a secret would not be recognised.
+    # Shortened last: half a secret would not be recognised.
     return redact(" ".join(text[:_LONGEST_TEXT].split()))[:_LONGEST_LINE]

@@ -102,7 +102,7 @@ def copy_in_parts(
         try:
             return session.finish(source.crc32c, attempts)
         except Fault:
-            # If it landed all the same there is nothing left to abort.
+            # If it landed nevertheless, nothing is left to abort.
             with suppress(Fault):
                 session.abort(attempts)
             raise

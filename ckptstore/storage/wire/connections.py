@@ -118,7 +118,7 @@ class Server:
 
     Threads
     -------
-    Safe for concurrent use. A forked child makes connections of its own: closing those it inherited says
+    Safe for concurrent use. A forked child makes new connections: closing those it inherited sends
     nothing to the server.
     """
 

@@ -157,7 +157,7 @@ def _blocks(pieces: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
 
 
 def _early_answer(connection: Connection) -> http.client.HTTPResponse | None:
-    """Return the refusal that came while the body was sent, None if there is none."""
+    """Return the refusal that came while the body was sent, None if none came."""
     if not connection.has_answer():
         return None
     with suppress(OSError, http.client.HTTPException, ValueError):

@@ -289,7 +289,7 @@ class TestObjectStores:
             "degraded",
         ) * 3
         assert of(findings, "conditions").detail == (
-            "create ignored, swap ignored (of nothing: created all the same), delete ignored"
+            "create ignored, swap ignored (of nothing: created nevertheless), delete ignored"
         )
         assert fake.objects == {}
 

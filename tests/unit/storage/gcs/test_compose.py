@@ -80,9 +80,6 @@ def complete(session: ComposeSession, parts: list[bytes]) -> PutResult:
     return new_attempts().run(lambda attempts: session.complete((), len(whole), crc32c(whole), attempts))
 
 
-# ------------------------------------------------------------------------------------------------------ names
-
-
 @pytest.mark.parametrize(
     ("start", "prefix"),
     [
@@ -129,9 +126,6 @@ def test_an_upload_is_as_old_as_its_youngest_part_and_what_is_no_part_is_none() 
     assert unfinished_uploads(root, "b", "", 6.0) == [StaleUpload("shard", WRITE_ID, 1.0)]
 
 
-# ----------------------------------------------------------------------------------------------------- levels
-
-
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9, 10, 26, 27, 28, 29, 81, 82, 100])
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_any_number_of_parts_becomes_one_object(
@@ -161,9 +155,6 @@ def test_nothing_is_composed_between_where_one_request_takes_all() -> None:
         send(session, number, part)
     complete(session, parts)
     assert transport.asked("compose") == ["run/shard"]
-
-
-# ----------------------------------------------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize("step", [before(Kind.CUT), after(Kind.CUT)], ids=["lost request", "lost answer"])
@@ -271,9 +262,6 @@ def test_parts_that_may_not_be_deleted_end_composing_there_and_are_told_once(del
     assert compose_verdict_for(transport, PLACE, new_attempts()) == "kept"
     assert not give_up_composing(transport, "b")
     assert issubclass(CkptStoreWarning, UserWarning)
-
-
-# -------------------------------------------------------------------------------------------------- the probe
 
 
 def _of(**switches: bool) -> Callable[[], Composing]:

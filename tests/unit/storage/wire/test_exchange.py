@@ -168,9 +168,6 @@ def echo(talk: Conversation) -> None:
         talk.answer(body, fields=fields)
 
 
-# ------------------------------------------------------------------------------------------ what travels
-
-
 def test_a_body_in_pieces_of_every_size_arrives_as_it_is() -> None:
     rng = np.random.default_rng(1)
     sizes = [0, 1, 5, 3 * MIB, 7, 100_000, 100_000, 128 * 1024, 0, 2 * MIB + 1, 9]
@@ -294,9 +291,6 @@ def test_a_refusal_in_the_middle_of_a_body_is_heard() -> None:
     assert (reply.status, reply.body) == (507, b"full")
 
 
-# ----------------------------------------------------------------------------------- connections are kept
-
-
 def test_the_connection_used_last_is_used_first_and_no_more_than_needed_are_made() -> None:
     with running(echo) as peer:
         server = to(peer)
@@ -386,9 +380,6 @@ def test_a_forked_child_uses_none_of_the_parents_connections() -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert ask(server, b"y").body == b"y"
     assert peer.connections == 2
-
-
-# --------------------------------------------------------------------------------------------------- faults
 
 
 def fault_of(serve: Callable[[Conversation], object], *body: Any, **more: Any) -> Fault:
