@@ -2,8 +2,8 @@
 
 Calls
 -----
-`claims_by_shard` sorts the claims. A restore asks `files_hold` before it takes memory, or `check_claims` for
-the error; verification goes through the claims of each file and reports everything that is wrong.
+A restore calls `check_claims` before it takes memory. Verification goes through `claims_by_shard` and reports
+everything that is wrong.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.read.shard_files import ShardFiles
-from ckptstore.errors import FormatError, IncompleteBundleError, NotFoundError
-from ckptstore.format.entry import BundleEntry
+from ckptstore.errors import FormatError
 from ckptstore.format.entry_columns import Integers
 
-__all__ = ["ShardClaims", "check_claims", "claims_by_shard", "files_hold"]
+__all__ = ["ShardClaims", "check_claims", "claims_by_shard"]
 
 
 class ShardClaims(NamedTuple):
@@ -90,69 +89,46 @@ def claims_by_shard(
             yield ShardClaims(int(shards[rows[0]]), rows, starts[rows], sizes[rows])
 
 
-def files_hold(shards: ShardFiles, claims: Sequence[ShardClaims], names: Sequence[str]) -> bool:
-    """Return whether the data files are there and hold all claims, without saying what is wrong if not.
+def check_claims(
+    shards: ShardFiles,
+    names: Sequence[str],
+    shard_ids: Sequence[int],
+    offsets: Sequence[int],
+    sizes_bytes: Sequence[int],
+) -> None:
+    """Raise unless the data files are there and hold what tensors and slices claim.
 
     Parameters
     ----------
-    claims : sequence of ShardClaims
     names : sequence of str
-        The tensor of each claim, by row.
-    """
-    try:
-        sizes_bytes = _sizes_bytes(shards, claims, names)
-    except (IncompleteBundleError, NotFoundError):
-        return False
-    return not any(
-        claim.outside(size).any() or claim.overclaim(size)
-        for claim, size in zip(claims, sizes_bytes, strict=True)
-    )
-
-
-def check_claims(shards: ShardFiles, claimed: Sequence[tuple[str, BundleEntry]]) -> None:
-    """Raise unless the data files are there and hold what entries claim.
-
-    Parameters
-    ----------
-    claimed : sequence of (tensor, BundleEntry)
-        In the order in which errors are raised. Each entry once: what is read twice may be claimed once.
+        The tensor of each claim; the first one with an error is named.
+    shard_ids, offsets, sizes_bytes : sequence of int
+        The claims. Each comes once: what is read twice may be claimed once.
 
     Raises
     ------
     IncompleteBundleError, NotFoundError
         As `ShardFile.size_bytes`.
     TruncatedFileError
-        If a data file ends before an entry does.
+        If a data file ends before a claim does.
     FormatError
-        If entries claim more bytes of a data file than it has.
+        If all claims together are more bytes of a data file than it has.
     """
-    names = [name for name, _ in claimed]
-    entries = [entry for _, entry in claimed]
-    claims = list(
-        claims_by_shard(
-            [entry.shard_id for entry in entries],
-            [entry.offset for entry in entries],
-            [entry.size_bytes for entry in entries],
-        )
-    )
-    sizes_bytes = _sizes_bytes(shards, claims, names)
+    claims = list(claims_by_shard(shard_ids, offsets, sizes_bytes))
+    wanted = [(claim.shard_id, names[claim.rows.min()]) for claim in claims]
+    shards.look_at(wanted)
+    of_files = [shards[shard_id].size_bytes(name) for shard_id, name in wanted]
+    end = len(names)
     outside = [
-        int(claim.rows[claim.outside(size)].min(initial=len(claimed)))
-        for claim, size in zip(claims, sizes_bytes, strict=True)
+        int(claim.rows[claim.outside(size)].min(initial=end))
+        for claim, size in zip(claims, of_files, strict=True)
     ]
-    first = min(outside, default=len(claimed))
-    if first < len(claimed):
-        shards[entries[first].shard_id].check_inside(entries[first], names[first])
-    for claim, size in zip(claims, sizes_bytes, strict=True):
+    row = min(outside, default=end)
+    if row < end:
+        shards[shard_ids[row]].check_inside(offsets[row], sizes_bytes[row], names[row])
+    for claim, size in zip(claims, of_files, strict=True):
         error = claim.overclaim(size)
         if error is not None:
             error.url, error.tensor = shards[claim.shard_id].url, names[claim.rows.max()]
             error.hint = "No writer of checkpoints makes such files."
             raise error
-
-
-def _sizes_bytes(shards: ShardFiles, claims: Sequence[ShardClaims], names: Sequence[str]) -> list[int]:
-    """Return the size of each data file, on behalf of the first tensor that claims bytes of it."""
-    wanted = [(claim.shard_id, names[claim.rows.min()]) for claim in claims]
-    shards.look_at(wanted)
-    return [shards[shard_id].size_bytes(name) for shard_id, name in wanted]

@@ -212,8 +212,9 @@ class _Fetch:
             self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
         except TruncatedFileError:
             # Said in terms of the tensor, if it was the first look at the file.
-            for row, (shard_id, tensor) in enumerate(zip(batch.shard_ids, batch.tensors, strict=True)):
-                self._shards[shard_id].check_inside(batch.entry(row), tensor)
+            rows = zip(batch.shard_ids, batch.offsets, batch.sizes_bytes, batch.tensors, strict=True)
+            for shard_id, offset, size_bytes, tensor in rows:
+                self._shards[shard_id].check_inside(offset, size_bytes, tensor)
             raise
 
     def _requests(self, run: ReadRun) -> Iterator[Request]:

@@ -87,9 +87,9 @@ def fetch_box(
     try:
         download.run(map(request, groups), lent_size_bytes=min(entry.size_bytes, most))
     except TruncatedFileError:
-        shard.check_inside(entry, tensor)
+        shard.check_inside(entry.offset, entry.size_bytes, tensor)
         raise
-    shard.check_inside(entry, tensor)
+    shard.check_inside(entry.offset, entry.size_bytes, tensor)
 
 
 class _BoxPart(NamedTuple):

@@ -131,7 +131,7 @@ class MappedTensors:
         view = shard.view(name)
         if view is None:
             return None
-        shard.check_inside(entry, name)
+        shard.check_inside(entry.offset, entry.size_bytes, name)
         array: npt.NDArray[Any] = np.ndarray(tensor.shape, native, view, entry.offset)
         if not array.flags.aligned:
             return None

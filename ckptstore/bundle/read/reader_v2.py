@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch
 from ckptstore.bundle.read.bulk_lookup import find_bulk
-from ckptstore.bundle.read.claims import check_claims, claims_by_shard, files_hold
+from ckptstore.bundle.read.claims import check_claims
 from ckptstore.bundle.read.fetch import byte_order_unit, fetch
 from ckptstore.bundle.read.fetch_box import fetch_box
 from ckptstore.bundle.read.index_check import IndexCheck, Partition, key_of
@@ -20,7 +21,7 @@ from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.indexing import Axis, Box, as_slices, view_of
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination, check_partition
 from ckptstore.bundle.read.shard_files import ShardFiles
-from ckptstore.errors import CorruptError, FormatError
+from ckptstore.errors import CorruptError, FormatError, NotFoundError
 from ckptstore.format import dtypes
 from ckptstore.format.entry import BundleEntry, check_entry
 from ckptstore.format.slices import encode_slice_key, format_slice
@@ -146,13 +147,13 @@ class ReaderV2(BundleReader):
         return None if index is None else find_bulk(index, names)
 
     def bulk_is_there(self, batch: ReadBatch, others: Iterable[StoredTensor]) -> bool:
-        more = [(tensor.name, entry) for tensor in others for entry in tensor.entries]
-        claims = claims_by_shard(
-            batch.shard_ids + [entry.shard_id for _, entry in more],
-            batch.offsets + [entry.offset for _, entry in more],
-            batch.sizes_bytes + [entry.size_bytes for _, entry in more],
-        )
-        return files_hold(self.shards, list(claims), batch.tensors + [name for name, _ in more])
+        claims = _columns_of([(tensor.name, entry) for tensor in others for entry in tensor.entries])
+        columns = (batch.tensors, batch.shard_ids, batch.offsets, batch.sizes_bytes)
+        try:
+            check_claims(self.shards, *map(operator.add, columns, claims))
+        except (CorruptError, NotFoundError):
+            return False
+        return True
 
     def _slice_entry(self, name: str, whole: BundleEntry, box: Slice) -> BundleEntry:
         entry = self.index.entry(encode_slice_key(name, box))
@@ -219,10 +220,11 @@ class ReaderV2(BundleReader):
         byte_order_unit(tensor.dtype, self.header.big_endian, source=self.url, tensor=tensor.name)
         entries = [tensor.entries[piece] for piece in pieces]
         if len(entries) > 1:
-            check_claims(self.shards, [(tensor.name, entry) for entry in entries])
+            check_claims(self.shards, *_columns_of([(tensor.name, entry) for entry in entries]))
         elif entries and (box is None or not self._is_short(tensor, entries[0], box)):
             # If it is short, the answer to the read shows soon enough whether the file has it.
-            self.shards[entries[0].shard_id].check_inside(entries[0], tensor.name)
+            entry = entries[0]
+            self.shards[entry.shard_id].check_inside(entry.offset, entry.size_bytes, tensor.name)
 
     def _is_short(self, tensor: StoredTensor, entry: BundleEntry, box: Box) -> bool:
         """Return whether a box is read with one request and needs little memory."""
@@ -272,7 +274,8 @@ class ReaderV2(BundleReader):
         for name, dtype in {tensor.name: tensor.dtype for tensor, _ in requests}.items():
             byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
         tensors = {tensor.name: tensor for tensor, _ in requests}.values()
-        check_claims(self.shards, [(tensor.name, entry) for tensor in tensors for entry in tensor.entries])
+        claimed = [(tensor.name, entry) for tensor in tensors for entry in tensor.entries]
+        check_claims(self.shards, *_columns_of(claimed))
         for tensor, out in requests:
             if out is not None:
                 check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
@@ -297,3 +300,16 @@ class ReaderV2(BundleReader):
             memory_budget=self.memory_budget,
         )
         return results
+
+
+def _columns_of(
+    claimed: Sequence[tuple[str, BundleEntry]],
+) -> tuple[list[str], list[int], list[int], list[int]]:
+    """Return names, shards, offsets and sizes, as `check_claims` takes them."""
+    entries = [entry for _, entry in claimed]
+    return (
+        [name for name, _ in claimed],
+        [entry.shard_id for entry in entries],
+        [entry.offset for entry in entries],
+        [entry.size_bytes for entry in entries],
+    )

@@ -129,17 +129,17 @@ class ShardFile:
         """
         return self._look(tensor).size_bytes
 
-    def check_inside(self, entry: BundleEntry, tensor: str) -> None:
-        """Raise `TruncatedFileError` unless the file has the bytes of `entry`."""
-        if not entry.size_bytes:
+    def check_inside(self, offset: int, size_bytes: int, tensor: str) -> None:
+        """Raise `TruncatedFileError` unless the file has these bytes of `tensor`."""
+        if not size_bytes:
             return
-        end, size = entry.offset + entry.size_bytes, self.size_bytes(tensor)
+        end, size = offset + size_bytes, self.size_bytes(tensor)
         if end > size:
             raise TruncatedFileError(
                 "the data file ends before the tensor does",
                 url=self.url,
                 tensor=tensor,
-                offset=entry.offset,
+                offset=offset,
                 expected=f"at least {end} bytes",
                 actual=f"{size} bytes",
                 hint="It was cut off, or belongs to another save; restore another one or copy it again.",

@@ -180,7 +180,7 @@ def _check_places(shards: ShardFiles, claims: ShardClaims, pieces: _Pieces, find
     for number in claims.rows[is_outside].tolist():
         name, entry = pieces.name(number), pieces.entry(number)
         try:
-            shard.check_inside(entry, name)
+            shard.check_inside(entry.offset, entry.size_bytes, name)
         except CorruptError as error:
             findings.add(error, shard.url, name, entry)
     inside = claims.only(~is_outside)
