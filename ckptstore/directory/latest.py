@@ -1,4 +1,4 @@
-"""Finding the newest checkpoint that can be restored: by the record, and where that fails by looking."""
+"""Find the newest checkpoint that can be restored: by the record, and where that fails by a listing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["find_latest", "record_location"]
 # A directory may hold ten thousand torn checkpoints.
 _MOST_PASSED_OVER = 5
 
-# How often the search begins anew because the directory changed under it.
+# How often the search starts again because the directory changed meanwhile.
 _MOST_LOOKS = 6
 
 
@@ -69,7 +69,7 @@ def find_latest(
     ------
     AccessError, TransientError, UsageError
         From the storage. What cannot be reached is never "no checkpoint", nor is one that is always replaced
-        before it can be looked at.
+        before it can be checked.
     """
     record = record_location(directory, latest_filename)
     snapshot = read_state(record)
@@ -78,7 +78,7 @@ def find_latest(
         if place is not None:
             return place
         # Retention may have taken it since the record was read: the record has moved on then. Only one that
-        # stands still is out of date.
+        # did not change is out of date.
         now = snapshot if snapshot.version is None else read_state(record)
         if now.version == snapshot.version:
             found, passed_over = _first_complete(directory) if recover else (None, [])

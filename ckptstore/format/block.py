@@ -246,7 +246,7 @@ class Block:
         else:
             if all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
                 return BlockRows(data, keys, starts, stops)
-        # The other way says what is wrong.
+        # `items` raises the error.
         for _ in self.items():
             pass
         raise self._error("the entries of a block do not fit together", f"{pos} of {end} bytes")

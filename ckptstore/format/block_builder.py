@@ -31,7 +31,7 @@ _NO_COMPRESSION = b"\x00"
 def shared_prefix_length(a: bytes, b: bytes) -> int:
     """Return how many leading bytes `a` and `b` have in common."""
     size = min(len(a), len(b))
-    # The highest bit in which two numbers differ: one C loop instead of one step of the interpreter a byte.
+    # The highest bit in which two numbers differ: one C loop instead of one step of the interpreter per byte.
     difference = int.from_bytes(a[:size], "big") ^ int.from_bytes(b[:size], "big")
     return size - (difference.bit_length() + 7) // 8
 
@@ -113,7 +113,7 @@ class BlockBuilder:
         return self._size_bytes + 4 * len(self._restarts) + 4
 
     def add(self, key: bytes, value: bytes) -> None:
-        """Append an entry; the caller sees to it that keys ascend."""
+        """Append an entry; the caller makes sure that keys ascend."""
         if self._since_restart < self._restart_interval:
             shared = shared_prefix_length(self._last_key, key)
             self._since_restart += 1
@@ -144,9 +144,9 @@ class BlockBuilder:
         Parameters
         ----------
         keys, values : sequence of bytes
-            At least one; the caller sees to it that keys ascend.
+            At least one; the caller makes sure that keys ascend.
         shared : ndarray of int64
-            What `shared_prefix_lengths` says of the keys.
+            What `shared_prefix_lengths` returns for the keys.
         sizes : tuple of two ndarrays of int64
             Bytes of each key and of each value.
         size_limit : int, bytes

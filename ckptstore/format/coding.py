@@ -34,7 +34,7 @@ __all__ = [
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 MAX_VARINT_BYTES = 10
-"""Seven bits a byte: ten bytes hold 64 bits."""
+"""Seven bits per byte: ten bytes hold 64 bits."""
 
 WIRE_VARINT = 0
 WIRE_FIXED64 = 1

@@ -2,8 +2,8 @@
 
 Format
 ------
-Mirrors leveldb `util/crc32c.h`: what is stored in a file is *masked*, because the checksum of data that holds
-its own checksum is a bad one. What is continued over more bytes is always the unmasked value.
+Mirrors leveldb `util/crc32c.h`: a checksum in a file is *masked*, because the checksum of data that
+contains its own checksum is weak. Only unmasked values are continued over more bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def mask(crc: int) -> int:
 
 
 def mask_many(crcs: Sequence[int]) -> npt.NDArray[np.uint32]:
-    """Return `mask` of each."""
+    """Return the masked value of each."""
     plain = np.array(crcs, np.uint32)
     return (plain >> np.uint32(15) | plain << np.uint32(17)) + np.uint32(_MASK_DELTA)
 

@@ -1,10 +1,10 @@
-"""The values of an index: one header, one entry a tensor or slice.
+"""The values of an index: one header, and one entry per tensor or slice.
 
 Format
 ------
 Mirrors TensorFlow `tensorflow/core/protobuf/tensor_bundle.proto` (BundleHeaderProto, BundleEntryProto) with
 the shape, slice and version messages it uses, and the checks of
-`tensorflow/core/util/tensor_bundle/tensor_bundle.cc`, as measured on TensorFlow 2.21. Fields stand in
+`tensorflow/core/util/tensor_bundle/tensor_bundle.cc`, as measured on TensorFlow 2.21. Fields are in
 ascending order, defaults are left out, the shape is always there. Unknown fields are skipped.
 """
 
@@ -107,7 +107,7 @@ def key_to_name(key: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BundleHeader:
-    """What the header entry says of the whole bundle.
+    """The header entry, which describes the whole bundle.
 
     Attributes
     ----------

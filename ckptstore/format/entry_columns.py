@@ -1,7 +1,7 @@
 """The entries of an index by the ten thousand, encoded and decoded as columns of numbers.
 
-`entry` says what an entry is, and alone decides what is wrong with one; here is only what nearly all entries
-look like, in bulk. What looks otherwise is handed on to `entry`, one by one.
+`entry` defines what an entry is, and alone decides what is wrong with one. This module handles the form that
+nearly all entries have; entries in another form are left to `entry`, one by one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = [
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
-# Below this numpy's overhead of a call outweighs what it saves.
+# For fewer the overhead of numpy's calls outweighs what they save.
 _MANY = 64
 
 _INT32_MAX = (1 << 31) - 1
@@ -94,7 +94,7 @@ def encode_columns(
     heads : sequence of bytes
         What `ckptstore.format.entry.encode_entry_head` returns for type and shape.
     shard_ids, offsets, sizes_bytes, masked_crc32cs : sequence of int
-        One number an entry each, below 2**31, 2**63, 2**63 and 2**32; arrays do as well.
+        One number per entry each, below 2**31, 2**63, 2**63 and 2**32; arrays do as well.
     """
     count = len(heads)
     columns: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
@@ -194,7 +194,7 @@ class EntryColumns(NamedTuple):
 
     @classmethod
     def decode(cls, blocks: Iterable[BlockRows]) -> EntryColumns:
-        """Decode the entries that blocks hold, as far as they look as usual."""
+        """Decode the entries of blocks that have the usual form."""
         number_of = _KindNumbers()
         decoded = [_decode_block(rows, number_of) for rows in blocks]
         columns = zip(*decoded, strict=True) if decoded else [[np.zeros(0, np.int64)]] * 6
@@ -228,7 +228,7 @@ class EntryColumns(NamedTuple):
 
 def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, ...]:
     """Return the columns of one block, `EntryColumns.kind_ids` first."""
-    # A varint or a checksum may be looked for behind the last entry.
+    # A varint or a checksum may be read behind the last entry.
     data = np.frombuffer(rows.contents + bytes(16), np.uint8)
     starts, stops = np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
     is_usual = (

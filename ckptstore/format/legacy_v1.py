@@ -57,7 +57,7 @@ _VARINT_FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class V1Tensor:
-    """What the meta data of one V1 file says of a tensor.
+    """A tensor as the meta data of one V1 file describes it.
 
     Attributes
     ----------
@@ -88,8 +88,8 @@ def parse_v1_table(table: Table, *, source: str) -> dict[str, V1Tensor]:
     Raises
     ------
     FormatError
-        If the table is no V1 checkpoint (the index of a V2 one included, which TensorFlow takes for an empty
-        checkpoint), or its meta data is malformed.
+        If the table is not a V1 checkpoint (the index of a V2 one included, which TensorFlow takes for an
+        empty checkpoint), or its meta data is malformed.
     """
     value = table.get(_META_KEY)
     if value is None:

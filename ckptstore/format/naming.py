@@ -107,7 +107,7 @@ def _shard_name(kind: Literal["data", "v1-shard"], match: re.Match[str]) -> Pars
 def parse_v1_pattern(name: str) -> tuple[str, int] | None:
     """Return prefix and count of TensorFlow's text for a sharded V1 checkpoint, ``PREFIX-?????-of-00003``.
 
-    It stands for exactly so many files; nothing is globbed.
+    It means exactly that many files; nothing is globbed.
     """
     match = _V1_PATTERN.fullmatch(name)
     return None if match is None else (match[1], int(match[2]))
@@ -125,7 +125,7 @@ def split_step(prefix_basename: str) -> tuple[str, int | None]:
 
 
 def step_of(prefix_basename: str, basename: str) -> int | None:
-    """Return the step of `prefix_basename` as a checkpoint of `basename`, or None if it is none with a step.
+    """Return the step of `prefix_basename` as a checkpoint of `basename`; None if it has no step.
 
     ``model-12`` is step 12 of ``model``; ``model--1`` is step -1; padding is allowed.
     """

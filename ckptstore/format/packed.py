@@ -28,7 +28,7 @@ from ckptstore.format.coding import (
 
 __all__ = ["repeated_bytes", "repeated_fixed", "repeated_varints"]
 
-# Decoding takes some dozen bytes of scratch a byte of input; a window keeps that from growing with the
+# Decoding takes some dozen bytes of memory per byte of input; a window keeps that from growing with the
 # tensor.
 _WINDOW_BYTES = 1 << 20
 
@@ -47,7 +47,7 @@ def repeated_bytes(data: BytesLike, field_number: int, *, source: str) -> list[b
 def repeated_fixed(
     data: BytesLike, field_number: int, dtype: np.dtype[Any], *, source: str
 ) -> npt.NDArray[Any]:
-    """Return every value of a repeated field of 4 or 8 bytes a value.
+    """Return every value of a repeated field of 4 or 8 bytes per value.
 
     Parameters
     ----------

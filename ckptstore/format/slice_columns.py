@@ -1,7 +1,7 @@
 """The slices of partitioned tensors by the ten thousand, as columns of numbers, and their keys.
 
-`shape_proto` and `slices` say what a slice is, and alone decide what is wrong with one; here is what nearly
-all look like, in bulk.
+`shape_proto` and `slices` define what a slice is, and alone decide what is wrong with one. This module
+handles the form that nearly all slices have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MAX_RANK_IN_COLUMNS = 8
-"""Of more dimensions two bytes each in the file would take sixteen in memory; few tensors have so many."""
+"""Few tensors have more dimensions, and each takes two bytes in the file but sixteen in memory."""
 
 _SLICES_TAG = 0x3A
 _EXTENT_TAG, _START_TAG, _LENGTH_TAG = 0x0A, 0x08, 0x10
@@ -56,7 +56,7 @@ class SliceColumns(NamedTuple):
 
 
 def slice_starts(value: bytes, pos: int) -> list[int] | None:
-    """Return where in the value of an entry each slice begins, from `pos` on; None if one looks unusual."""
+    """Return where in the value of an entry each slice begins, from `pos` on; None if one is unusual."""
     starts = []
     end = len(value)
     while pos + 2 <= end:
@@ -86,7 +86,7 @@ def decode_slice_columns(
     counts = np.fromiter(map(len, starts_of), np.int64, len(values))
     sizes = np.fromiter(map(len, values), np.int64, len(values))
     tensors = np.repeat(np.arange(len(values)), counts)
-    # Extents and numbers are looked for behind the last slice where it is cut off.
+    # Extents and numbers may be read behind the last slice, where it is cut off.
     data = np.frombuffer(b"".join(values) + bytes(300), np.uint8)
     origins = np.cumsum(sizes) - sizes
     at = np.fromiter((start for starts in starts_of for start in starts), np.int64, len(tensors))
@@ -134,7 +134,7 @@ def encode_slice_keys(prefixes: Sequence[bytes], slices: SliceColumns) -> list[b
 
 
 def are_disjoint(groups: Integers, starts: Integers, stops: Integers) -> npt.NDArray[np.bool_]:
-    """Return for each group of boxes whether it is clear at a glance that no two of them share an element.
+    """Return for each group of boxes whether it is easily proved that no two of them share an element.
 
     That is so for everything that was cut dimension by dimension: rows, columns, grids of any irregularity.
 
@@ -147,10 +147,10 @@ def are_disjoint(groups: Integers, starts: Integers, stops: Integers) -> npt.NDA
     Returns
     -------
     ndarray of bool
-        False: `ckptstore.format.slices.find_overlap` has to look.
+        False: only `ckptstore.format.slices.find_overlap` can tell.
     """
     result = np.ones(int(groups[-1]) + 1 if len(groups) else 0, np.bool_)
-    kept = np.flatnonzero((stops > starts).all(axis=1))  # a box without elements meets nothing
+    kept = np.flatnonzero((stops > starts).all(axis=1))  # a box without elements overlaps nothing
     # Boxes are told apart by their extents in one dimension after the other. Where two extents differ, they
     # must not overlap; where they are the same, the dimensions that follow have to differ.
     classes = groups[kept]

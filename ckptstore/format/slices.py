@@ -5,9 +5,9 @@ Format
 Mirrors TensorFlow `tensorflow/core/framework/tensor_slice.cc` (texts) and
 `tensorflow/core/util/saved_tensor_slice_util.cc` (keys, shape_and_slice), as measured on TensorFlow 2.21.
 
-    spec             start,length or -, one a dimension, joined by ":"     0,14:-
+    spec             start,length or -, one per dimension, joined by ":"     0,14:-
     shape_and_slice  dimensions and spec, separated by one space           40 3 0,14:0,3
-    key              num(0) | string(name) | num(rank) | signed(start) signed(length) a dimension
+    key              num(0) | string(name) | num(rank) | signed(start) signed(length) per dimension
                      with (0, -1) for the full extent
 
 An explicit full range such as ``0,3`` stays explicit: it has another key than ``-``.
@@ -51,13 +51,13 @@ __all__ = [
 ]
 
 Box: TypeAlias = tuple[tuple[int, int], ...]
-"""Resolved extents: one ``(start, length)`` a dimension, none of them -1."""
+"""Resolved extents: one ``(start, length)`` per dimension, without -1."""
 
 # int() takes spaces, underscores and other alphabets' digits, and refuses more than 4300 digits.
 _NUMBER = re.compile(r"-?[0-9]{1,19}")
 _INT64_MAX = (1 << 63) - 1
 
-# Of one number with another, so a pair of boxes takes one a dimension. About a second; a grid of 300 by 300
+# Of one number with another, so a pair of boxes takes one per dimension. About a second; a grid of 300 by 300
 # slices takes 54 million.
 _MAX_COMPARISONS = 200_000_000
 
@@ -106,7 +106,7 @@ def format_slice(box: Slice) -> str:
 def parse_shape_and_slice(text: str) -> tuple[tuple[int, ...], Slice, tuple[int, ...]]:
     """Return full shape, slice and shape of the slice from SaveV2's text, e.g. ``"40 3 0,14:0,3"``.
 
-    The empty text (the whole tensor) has no shape to return; callers look for it first.
+    The empty text (the whole tensor) has no shape to return; callers test for it first.
 
     Raises
     ------
@@ -144,7 +144,7 @@ def make_slice(
     Parameters
     ----------
     spec : str, Slice or sequence of (start, length)
-        TensorFlow's text, or one pair a dimension; length -1 = the full extent.
+        TensorFlow's text, or one pair per dimension; length -1 = the full extent.
     shape : sequence of int
         Of the whole tensor.
     tensor : str, optional
@@ -213,7 +213,7 @@ def decode_slice_key(key: bytes, *, source: str = "") -> tuple[str, Slice]:
     Raises
     ------
     FormatError
-        If `key` is none; a tensor's own name may begin with the same byte.
+        If `key` is not such a key; a tensor's own name may begin with the same byte.
     """
     first, pos = decode_num(key, 0, source=source)
     if first != 0:
@@ -281,7 +281,7 @@ def find_overlap(slices: Sequence[Slice], shape: Sequence[int]) -> tuple[int, in
     Notes
     -----
     A sweep along one dimension compares each box only with those that have not ended yet. A row of n parts
-    takes n log n steps, a grid of k by k takes k a box.
+    takes n log n steps, a grid of k by k takes k per box.
     """
     if len(slices) < 2:
         return None

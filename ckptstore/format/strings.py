@@ -5,7 +5,7 @@ Format
 Mirrors TensorFlow `tensorflow/core/util/tensor_bundle/tensor_bundle.cc` (WriteStringTensor,
 WriteVariantTensor), as measured on TensorFlow 2.21.
 
-    string   varint64 length, one an element | masked(c): u32 | the bytes of all elements
+    string   varint64 length, one per element | masked(c): u32 | the bytes of all elements
              c = CRC32C over the lengths as u32 each (u64 above 2**32 - 1), in the byte order of the file
     variant  per element: varint64 length | VariantTensorDataProto | masked(running): u32 LE
              running = CRC32C over length as u64 LE and proto, then over the stored checksum, then on to the

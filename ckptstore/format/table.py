@@ -42,7 +42,7 @@ class Table:
     Parameters
     ----------
     read : callable
-        ``read(offset, size)`` returns so many bytes of the table.
+        ``read(offset, size)`` returns `size` bytes of the table.
     size_bytes : int
         Size of the whole table.
     source : str
@@ -76,7 +76,7 @@ class Table:
                 url=source,
                 expected=f"at least {FOOTER_SIZE_BYTES} bytes",
                 actual=size_bytes,
-                hint="It was not written to its end, or is no index.",
+                hint="It was not written completely, or is not an index.",
             )
         self._metaindex, index = self._read_footer()
         self._index_keys: list[bytes] = []
@@ -145,7 +145,7 @@ class Table:
         for handle, index_key in zip(self._handles[number:], self._index_keys[number:], strict=True):
             block = self._load(handle)
             key = last
-            # Inside a block the block itself looks at the order.
+            # Inside a block the block itself checks the order.
             for key, value in block.items_from(start) if start else block.items():
                 if last is not None and key <= last:
                     raise self._order_error(handle, key)

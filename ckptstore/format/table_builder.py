@@ -117,7 +117,7 @@ class TableBuilder:
                     self.add(key, value)
 
     def _extend(self, keys: Sequence[bytes], values: Sequence[bytes]) -> bool:
-        """Append ascending items; False if that is for `add`: there is an error, or long items."""
+        """Append ascending items; False if `add` has to do it: there is an error, or long items."""
         last_key = self._last_key
         key_sizes = np.fromiter(map(len, keys), np.int64, len(keys))
         value_sizes = np.fromiter(map(len, values), np.int64, len(keys))

@@ -92,7 +92,7 @@ class ReadBatch:
         self.targets.append(target)
 
     def without(self, rows: Set[int]) -> ReadBatch:
-        """Return the others, none of which selects."""
+        """Return the other rows; none of them selects a part."""
         kept = [row for row in range(len(self)) if row not in rows]
         others = ReadBatch()
         for name in ("tensors", "dtypes", "shapes", "shard_ids", "offsets", "sizes_bytes"):
@@ -103,7 +103,7 @@ class ReadBatch:
         return others
 
     def entry(self, row: int) -> BundleEntry:
-        """Return what the index says of a piece."""
+        """Return the entry of a piece."""
         return BundleEntry(
             self.dtypes[row].as_datatype_enum,
             self.shapes[row],
@@ -114,7 +114,7 @@ class ReadBatch:
         )
 
     def target(self, row: int) -> npt.NDArray[Any]:
-        """Return the array that receives the values, which exists."""
+        """Return the target of a row, which must have one."""
         found = self.targets[row]
         assert found is not None
         return found

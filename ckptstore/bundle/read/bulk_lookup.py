@@ -49,7 +49,7 @@ class BulkRestore(NamedTuple):
     targets : list of str
         Names in the mapping.
     batch : ReadBatch
-        For each name a row, and its array as the target if it has one; others may come behind them.
+        For each name a row, and its array as the target if it has one; rows of other tensors may follow.
     """
 
     targets: list[str]
@@ -70,7 +70,7 @@ class BulkRestore(NamedTuple):
     def find(
         reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str]
     ) -> BulkRestore | None:
-        """Return what needs no closer look: small tensors for new arrays, or such that fit as they are."""
+        """Return the small tensors for new arrays, and those for arrays that fit as they are."""
         found = reader.find_bulk(list(wanted.values()))
         if found is None:
             return None

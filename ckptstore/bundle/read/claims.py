@@ -116,7 +116,7 @@ def check_claims(
     """
     claims = list(claims_by_shard(shard_ids, offsets, sizes_bytes))
     wanted = [(claim.shard_id, names[claim.rows.min()]) for claim in claims]
-    shards.look_at(wanted)
+    shards.request_sizes(wanted)
     of_files = [shards[shard_id].size_bytes(name) for shard_id, name in wanted]
     end = len(names)
     outside = [

@@ -36,7 +36,7 @@ from ckptstore.types import ByteRange, DType
 
 __all__ = ["PartSums", "byte_order_unit", "fetch", "reverse_bytes"]
 
-# How long to look whether strided targets overlap, before it is taken for granted.
+# The most work to find out whether strided targets overlap; beyond it they are assumed to.
 _MOST_OVERLAPS = 16
 _MOST_WORK = 1000
 
@@ -87,9 +87,9 @@ def fetch(
     Raises
     ------
     ChecksumError, TruncatedFileError, IncompleteBundleError, FormatError
-        At a piece that is damaged, and nothing is read any more then. Small targets are filled only after
+        At the first damaged piece; nothing is read after it. Small targets are filled only after
         their bytes were verified; large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one
-        that fails holds what failed.
+        that fails holds the damaged bytes.
     """
     is_shared = _may_share_memory(batch)
     parallel = 1 if is_shared else shards.parallel_reads
@@ -98,7 +98,7 @@ def fetch(
 
 
 def _may_share_memory(batch: ReadBatch) -> bool:
-    """Tell whether a large target overlaps that of another tensor, as tied weights do: one must wait.
+    """Return whether a large target overlaps that of another tensor, as tied weights do: one must wait.
 
     Large ones are verified where they lie. Of small ones, which are verified elsewhere and filled at one go,
     only those count that are a part of a large one.
@@ -120,7 +120,7 @@ def _may_share_memory(batch: ReadBatch) -> bool:
     starts = [start for start, _, _ in spans]
     reached = list(itertools.accumulate((end for _, end, _ in spans), max))
     for row, (target, size) in enumerate(zip(batch.targets, batch.sizes_bytes, strict=True)):
-        # Memory of its own is nobody's part.
+        # An array that owns its memory cannot overlap.
         if target is None or target.base is None or size >= DIRECT_SIZE_BYTES:
             continue
         if not target.size or target.dtype.hasobject:
@@ -134,7 +134,7 @@ def _may_share_memory(batch: ReadBatch) -> bool:
 
 
 def _overlaps_one(batch: ReadBatch, row: int, others: Sequence[int]) -> bool:
-    """Tell whether the target of `row` may overlap one of `others`, among which it may."""
+    """Return whether the target of `row` may overlap one of `others`."""
     if len(others) >= _MOST_OVERLAPS:
         return True
     target, tensor = batch.target(row), batch.tensors[row]
@@ -163,7 +163,7 @@ class PartSums:
         self._lock = threading.Lock()
 
     def add(self, number: int, crc: int, size_bytes: int) -> bool:
-        """Take in one part; tell whether it is the last one that was missing."""
+        """Add one part; return whether it was the last one missing."""
         self._crcs[number] = (crc, size_bytes)
         with self._lock:
             self._missing -= 1
@@ -211,7 +211,7 @@ class _Fetch:
         try:
             self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
         except TruncatedFileError:
-            # Said in terms of the tensor, if it was the first look at the file.
+            # If the read was the first request for the file, the error names the tensor.
             rows = zip(batch.shard_ids, batch.offsets, batch.sizes_bytes, batch.tensors, strict=True)
             for shard_id, offset, size_bytes, tensor in rows:
                 self._shards[shard_id].check_inside(offset, size_bytes, tensor)
@@ -297,7 +297,7 @@ class _Fetch:
         return unit
 
     def _count(self, row: int, shard: ShardFile, parts: PartSums, number: int, buffer: memoryview) -> None:
-        """Take in the checksum of one part, and compare that of the whole when it is the last."""
+        """Add the checksum of one part; after the last one compare that of the whole."""
         if parts.add(number, crc32c(buffer), len(buffer)):
             shard.check_crc32c(self._batch.entry(row), parts.crc32c(), self._batch.tensors[row])
         self._advance(len(buffer))

@@ -1,4 +1,4 @@
-"""Carry out reads of parts of tensors: the ranges of a box, and what of them goes where."""
+"""Carry out reads of parts of tensors: the ranges of a box, and which of their bytes go where."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ckptstore.types import ByteRange, DType
 
 __all__ = ["fetch_box"]
 
-# Ranges of a box may be four bytes each. One thread asks for several at once if there are many: of so many
-# that are looked at first, each thread gets them in so many groups.
+# Ranges of a box may be four bytes each. If there are many, one thread asks for several at once: the first
+# `_MOST_RANGES` are divided so that each thread gets `_GROUPS_EACH` groups of them.
 _MOST_RANGES = 1024
 _GROUPS_EACH = 4
 
@@ -110,7 +110,7 @@ class _BoxPart(NamedTuple):
 def _parts(
     read: BoxRead, native: np.dtype[Any], place: npt.NDArray[Any], most_size_bytes: int
 ) -> Iterator[_BoxPart]:
-    """Yield one range of a box; in several parts if it has no gaps, for it may be of any length then."""
+    """Yield one range of a box; in several parts if it has no gaps, because it can have any length then."""
     start, stop = read.start, read.stop
     if not read.is_contiguous:
         yield _BoxPart(start, stop, place, False, read.first, read.strides)

@@ -1,8 +1,8 @@
 """The whole of an index, read once as columns: which entries are sound, and which slices make which tensor.
 
-Lookups of many names, restores, verification and the search for the latest checkpoint all ask here. Entries
-that look otherwise than nearly all do are left to `ckptstore.format.entry` and to
-`ckptstore.bundle.read.reader_v2`, which look at one at a time and alone word errors.
+Lookups of many names, restores, verification and the search for the latest checkpoint all use it. Entries in
+an unusual form are left to `ckptstore.format.entry` and `ckptstore.bundle.read.reader_v2`, which decode them
+one at a time and alone raise errors.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class IndexCheck:
         return [self.row(key_of(name)) for name in names] if 0 in found else found
 
     def value(self, row: int) -> bytes:
-        """Return the bytes that stand under the key of a row."""
+        """Return the value of a row, not decoded."""
         number = bisect.bisect_right(self._firsts, row) - 1
         contents, starts, stops = self._blocks[number]
         at = row - self._firsts[number]
@@ -199,8 +199,8 @@ class IndexCheck:
         try:
             return [self.row(encode_slice_key(name, box)) for box in self.entry(row).slices]
         except FormatError:
-            # It is raised when the tensor is asked for; here it would hide all the others. What seems to be a
-            # slice of it is not taken for a tensor.
+            # Raised when the tensor is looked up; here it would hide all the others. Keys that look like
+            # those of its slices are not taken for tensors.
             return [at for at in self._slice_range(self.keys[row]) if _is_slice_key(self.keys[at])]
 
     def _slice_range(self, key: bytes, rank: int | None = None) -> range:
@@ -212,9 +212,9 @@ class IndexCheck:
         return range(low, high)
 
     def partitions(self, rows: Iterable[int]) -> Mapping[int, Partition | None]:
-        """Return row → partitioned tensor for those of `rows` that are sound and look as usual.
+        """Return row → partitioned tensor for those of `rows` that are sound and in the usual form.
 
-        Of the others `ckptstore.bundle.read.reader_v2` finds out one by one what is wrong, if anything is.
+        The others may be sound as well; `ckptstore.bundle.read.reader_v2` checks them one by one.
         """
         by_rank: dict[int, list[int]] = {}
         for row in rows:
@@ -234,7 +234,7 @@ class IndexCheck:
             value = self.value(row)
             starts = slice_starts(value, int(self.columns.slices_at[row]))
             slice_range = self._slice_range(self.keys[row], rank)
-            # Each slice has an entry of its own. A list without them shall not take memory.
+            # Each slice has an entry of its own. A list without entries must not take memory.
             if not starts or len(starts) > len(slice_range):
                 continue
             listings.append(_Listing(row, value, starts, slice_range))

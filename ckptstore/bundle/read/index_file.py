@@ -19,7 +19,8 @@ __all__ = ["IndexFile", "TableFile"]
 # object store it takes as long to ask for as for the 48 bytes of the footer.
 _TAIL_SIZE_BYTES = 256 * 1024
 
-# Finding one key takes about as long as decoding twenty in a row. Who asks for so many will ask for most.
+# Finding one key takes about as long as decoding twenty in a row. After so many lookups most of the others
+# usually follow.
 _MANY_LOOKUPS = 64
 
 
@@ -46,7 +47,7 @@ class TableFile:
     NotFoundError
         If the file is not there.
     TruncatedFileError, FormatError, ChecksumError
-        If it is no table, or a damaged one.
+        If it is not a table, or a damaged one.
 
     Threads
     -------
@@ -63,7 +64,7 @@ class TableFile:
         self.table = Table(self._read, tail.size_bytes, source=self.url)
 
     def is_current(self) -> bool:
-        """Ask the storage whether the file there is still the one that is being read."""
+        """Return whether the file in the storage is still the one that is being read; one request."""
         try:
             return self._location.storage.head(self._location.key).version == self.version
         except NotFoundError:
@@ -126,7 +127,7 @@ class IndexFile(TableFile):
             return self._rows
 
     def has(self, key: bytes) -> bool:
-        """Tell whether the index has an entry `key`; reads as much as `entry`."""
+        """Return whether the index has an entry `key`; reads as much as `entry`."""
         if key == HEADER_KEY:
             return False
         rows = self._rows_after_many()
@@ -135,7 +136,7 @@ class IndexFile(TableFile):
     def entry(self, key: bytes) -> BundleEntry | None:
         """Return the decoded entry of `key`, or None if the index has none.
 
-        Reads at most one block, until many keys were asked for.
+        Reads at most one block, until many keys were looked up.
 
         Raises
         ------

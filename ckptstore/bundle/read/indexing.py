@@ -64,7 +64,7 @@ class Box:
         return tuple(axis.size for axis in self.axes)
 
     def covers(self, shape: Sequence[int]) -> bool:
-        """Tell whether every element of a tensor of this shape is selected, in whatever order."""
+        """Return whether every element of a tensor of this shape is selected, in any order."""
         return all(axis.size == size for axis, size in zip(self.axes, shape, strict=True))
 
 

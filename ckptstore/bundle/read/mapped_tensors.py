@@ -1,4 +1,4 @@
-"""Tensors where they lie: arrays over memory-mapped data files, each verified when it is first asked for."""
+"""Arrays over memory-mapped data files, each verified when it is first used."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ckptstore.transfer.ranges import split
 
 __all__ = ["MappedTensors"]
 
-# One thread checks so much in 0.5 ms, five times what it takes to wake it.
+# One thread verifies this much in 0.5 ms, five times as long as it takes to wake it.
 _TASK_SIZE_BYTES = 8 * 1024 * 1024
 
-# Names looked up at once.
+# Names looked up together.
 _LOT = 256
 
-# Who asks for one tensor after the other, in their order, gets those that follow checked along with it: each
-# time twice as many bytes as the time before, up to the second bound.
+# When tensors are read one after the other, in their order, those that follow are verified along with each:
+# twice as many bytes as the time before, up to the second bound.
 _FIRST_AHEAD_BYTES = 8 * 1024 * 1024
 _MOST_AHEAD_BYTES = 512 * 1024 * 1024
 
@@ -53,7 +53,7 @@ class _Mapped(NamedTuple):
 class MappedTensors:
     """The tensors of one reader that can be used without copying them.
 
-    Each is verified once; what was found good is remembered, what is damaged is looked at again each time.
+    Each is verified once. Those that were good are remembered; damaged ones are verified again each time.
 
     Threads
     -------
@@ -76,8 +76,7 @@ class MappedTensors:
         ----------
         name : str
         following : callable, optional
-            Returns the names that come after one, in the order in which they are asked for by whoever wants
-            all.
+            Returns the names that come after one, in the order in which a caller that wants all reads them.
 
         Returns
         -------
@@ -111,11 +110,11 @@ class MappedTensors:
         return array[...]
 
     def clear(self) -> None:
-        """Let go of the files; arrays that were returned keep theirs."""
+        """Release the files; arrays that were returned keep theirs."""
         self._verified.clear()
 
     def _find(self, name: str, tensor: StoredTensor | None = None) -> _Mapped | None:
-        """Return where a tensor lies in memory, unverified; `tensor` is what was looked up already."""
+        """Return where a tensor lies in memory, unverified; `tensor` was looked up already."""
         reader = self._reader
         if not isinstance(reader, ReaderV2) or not reader.shards.has_views:
             return None
@@ -152,7 +151,7 @@ class MappedTensors:
                         pulled = chain(lot[at:], pulled)
                         break
                     other = None
-                    with suppress(CkptStoreError):  # it is raised when the tensor is asked for
+                    with suppress(CkptStoreError):  # raised when the tensor is read
                         other = None if name in self._verified else self._find(name, tensor)
                     if other is not None:
                         size_bytes += other.entry.size_bytes

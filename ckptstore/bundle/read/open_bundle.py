@@ -1,4 +1,4 @@
-"""Find out what a prefix holds, and open it."""
+"""Open the checkpoint with a prefix, whichever version of the format it has."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _open(location: Location) -> BundleReader:
 
 
 def _v1_files(location: Location) -> list[TableFile]:
-    """Return the files of a V1 checkpoint; none if there is none."""
+    """Return the files of a V1 checkpoint; an empty list without one."""
     pattern = parse_v1_pattern(location.name)
     if pattern is not None:
         return _v1_shards(location, *pattern)
@@ -94,7 +94,7 @@ def _v1_files(location: Location) -> list[TableFile]:
     except NotFoundError:
         counts = _shard_counts(location, location.name)
     except UsageError:
-        # A directory, or another thing that is no file.
+        # A directory, or something else that is not a file.
         return []
     if len(counts) > 1:
         raise UsageError(
@@ -107,7 +107,7 @@ def _v1_files(location: Location) -> list[TableFile]:
 
 
 def _v1_shards(location: Location, prefix: str, count: int) -> list[TableFile]:
-    """Return all shards, or none if not even one is there."""
+    """Return all shards, or an empty list if not one of them exists."""
     files: list[TableFile] = []
     directory = location.parent
     for number in range(count):
@@ -132,7 +132,7 @@ def _shard_counts(location: Location, prefix: str) -> set[int]:
     try:
         parsed = [parse_file_name(info.key.rpartition("/")[2]) for info in location.storage.list(start)]
     except AccessError:
-        # Two answers said already that the files are not there; only their shards cannot be looked for.
+        # Two requests have shown that the files do not exist; only the search for shards is not allowed.
         return set()
     return {
         found.num_shards

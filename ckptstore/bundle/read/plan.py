@@ -1,4 +1,4 @@
-"""What to read, as frozen and printable data; `fetch` knows how.
+"""What to read, as frozen and printable data; `fetch` carries it out.
 
 A `ReadPlan` is complete before the first byte is read: every entry was checked, every destination exists, but
 for new small arrays, which are made as their bytes arrive.
@@ -69,7 +69,7 @@ def plan_reads(
         Piece by piece: it is bytes ``[start, stop)`` of that shard. Empty ones take no part in the plan. The
         plan names a piece by its row: its position here.
     gap_size_bytes : int
-        Unwanted bytes between two pieces that are read rather than asking twice.
+        Unwanted bytes between two pieces that are read rather than sending two requests.
     direct_size_bytes : int
         Pieces of this size or more get a run of their own.
     stage_size_bytes : int

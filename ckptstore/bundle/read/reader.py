@@ -3,7 +3,7 @@
 Calls
 -----
 `reader.open_bundle` gives a `BundleReader`; its methods may then be called in any order. Data files are
-looked at when something in them is wanted.
+opened when something in them is read.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StoredTensor(NamedTuple):
 
 
 class _Overlap(NamedTuple):
-    """What a stored piece has of a box."""
+    """The part of a box that a stored piece holds."""
 
     piece: int
     where: tuple[slice, ...]
@@ -90,11 +90,11 @@ class BundleReader(abc.ABC):
 
     @abc.abstractmethod
     def raw_keys(self) -> list[bytes]:
-        """Return every key that says where bytes are, ascending, the header's excluded: tensors, slices."""
+        """Return the keys of all entries that have bytes, ascending: tensors in one piece, and slices."""
 
     @abc.abstractmethod
     def entry(self, name: str) -> BundleEntry:
-        """Return what the index says under `name`, a tensor's or (as text) a slice's key.
+        """Return the entry of `name`, a tensor's name or (as text) the key of a slice.
 
         Raises
         ------
@@ -106,11 +106,11 @@ class BundleReader(abc.ABC):
 
     @abc.abstractmethod
     def has(self, name: str) -> bool:
-        """Tell whether the index has an entry `name`: a tensor, or (as text) the key of a slice."""
+        """Return whether the index has an entry `name`: a tensor, or (as text) the key of a slice."""
 
     @abc.abstractmethod
     def is_current(self) -> bool:
-        """Ask the storage whether the checkpoint there is still the one that is being read."""
+        """Return whether the checkpoint in the storage is still the one that is being read; one request."""
 
     @abc.abstractmethod
     def stored(self, name: str) -> StoredTensor:
@@ -125,7 +125,7 @@ class BundleReader(abc.ABC):
         """
 
     def stored_many(self, names: Iterable[str]) -> list[StoredTensor | None]:
-        """Return for each name its tensor, checked, or None if there is none.
+        """Return for each name its tensor, checked, or None for a name that is not there.
 
         Raises
         ------
@@ -155,7 +155,7 @@ class BundleReader(abc.ABC):
 
     @abc.abstractmethod
     def spec(self, name: str) -> TensorSpec:
-        """Return what the index says of a tensor; errors as for `entry`."""
+        """Return the description of a tensor; errors as for `entry`."""
 
     @abc.abstractmethod
     def _check_present(self, tensor: StoredTensor, pieces: Sequence[int], box: Box | None = None) -> None:
@@ -171,7 +171,7 @@ class BundleReader(abc.ABC):
         """Read `axes` of one piece into `target`, which has one dimension for each."""
 
     def check(self, name: str) -> None:
-        """Check what the index says of a tensor, without its data files; errors as for `stored`.
+        """Check the entries of a tensor, without its data files; errors as for `stored`.
 
         Raises
         ------
@@ -180,8 +180,8 @@ class BundleReader(abc.ABC):
         """
         self._check_covered(self.stored(name))
 
-    def close(self) -> None:  # noqa: B027 - readers may override it, none has to
-        """Release what is held; here nothing is."""
+    def close(self) -> None:  # noqa: B027 - readers may override it
+        """Release what is held; nothing by default."""
 
     def specs(self) -> dict[str, TensorSpec]:
         """Return name → spec of all tensors, ascending by name."""
@@ -214,7 +214,7 @@ class BundleReader(abc.ABC):
         IndexError
             If `index` is out of range, where numpy raises it.
         UsageError
-            If `index` is no basic index, or `out` does not fit.
+            If `index` is not a basic index, or `out` does not fit.
         ChecksumError
             If the bytes are not those that were saved. What is read as a whole, a tensor or each slice of a
             partitioned one, is verified; there is no checksum for less than that.

@@ -49,7 +49,7 @@ class ReaderV1(BundleReader):
     Raises
     ------
     FormatError
-        If one of them is no V1 checkpoint, or they contradict each other.
+        If one of them is not a V1 checkpoint, or they contradict each other.
     """
 
     def __init__(self, location: Location, files: Sequence[TableFile]) -> None:

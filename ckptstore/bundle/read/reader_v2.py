@@ -111,7 +111,7 @@ class ReaderV2(BundleReader):
             if partition is not None:
                 found.append(self._stored_partition(name, partition, index))
             elif is_sound:
-                # What `check_entry` looks at was looked at once for all tensors of this kind.
+                # `check_entry` was called once for all tensors of this kind.
                 kind, entry = index.columns.kinds[index.columns.kind_ids[row]], index.entry(row)
                 found.append(tuple.__new__(StoredTensor, (name, kind.dtype, kind.shape, (), (entry,))))
             else:
@@ -242,7 +242,7 @@ class ReaderV2(BundleReader):
         if covers or target.dtype.hasobject:
             select = None
             if target.dtype.hasobject:
-                # Strings lie behind their lengths, so there is no way to only one of them.
+                # Strings lie behind their lengths, so a single one cannot be located.
                 select = as_slices(axes)
             else:
                 target = view_of(

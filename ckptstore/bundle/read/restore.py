@@ -1,4 +1,4 @@
-"""Bring the tensors of a bundle into a caller's mapping: check everything first, then fill."""
+"""Restore tensors into a caller's mapping: check everything first, then fill."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def _fixed_width(target: str, tensor: StoredTensor, array: Array, dtype: np.dtyp
 
 
 def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
-    """Check a value that is no array, and which the restored array replaces, as far as it says anything."""
+    """Check shape and type of a value that is not an array, which the restored array replaces."""
     is_text = isinstance(existing, str | bytes)
     if not is_text and not isinstance(existing, bool | int | float | complex | np.generic | list | tuple):
         raise _misfit(
@@ -335,7 +335,7 @@ def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
             fits = is_text == tensor.dtype.dtype.hasobject
     except ValueError as error:
         raise _misfit(
-            f"this value is no array: {error}", target, tensor, list(tensor.shape), "ragged"
+            f"this value is not an array: {error}", target, tensor, list(tensor.shape), "ragged"
         ) from error
     if shape != tensor.shape:
         raise _misfit(

@@ -1,4 +1,4 @@
-"""The data files of one bundle, opened when something in them is wanted."""
+"""The data files of one bundle, opened when something in them is read."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ShardFiles:
     ----------
     prefix : Location
     num_shards : int
-        The count in their names. A shard with a higher number is looked for all the same, as TensorFlow does.
+        The count in their names. A shard with a higher number is opened all the same, as TensorFlow does.
     index_is_current : callable
-        Asked when a shard is missing: whether the index is still the one that names it.
+        Called when a shard is missing: returns whether the index is still the one that names it.
 
     Attributes
     ----------
     parallel_reads : int
-        How many reads at the same time are faster than one.
+        The number of reads at the same time that is fastest.
     has_views : bool
         Whether data files can be memory-mapped.
 
@@ -61,8 +61,8 @@ class ShardFiles:
                 found = self._files[shard_id] = ShardFile(location, self._prefix.url, self._index_is_current)
             return found
 
-    def look_at(self, wanted: Iterable[tuple[int, str]]) -> None:
-        """Find out about several data files at the same time, each on behalf of a tensor.
+    def request_sizes(self, wanted: Iterable[tuple[int, str]]) -> None:
+        """Request version and size of several data files at the same time, each on behalf of a tensor.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class _FileState(NamedTuple):
 
 
 class ShardFile:
-    """One data file, of one version from the first look on.
+    """One data file, of one version from the first request on.
 
     Threads
     -------
@@ -108,13 +108,13 @@ class ShardFile:
         self._prefix_url = prefix_url
         self._index_is_current = index_is_current
         self._found: _FileState | None = None
-        self._looking = ForkSafeLocks()
+        self._request_locks = ForkSafeLocks()
         self._view: memoryview | None = None
         self._was_viewed = False
 
     @property
     def is_known(self) -> bool:
-        """Whether there was a look already: asking for its size costs nothing then."""
+        """Whether version and size are known, so that `size_bytes` sends no request."""
         return self._found is not None
 
     def size_bytes(self, tensor: str) -> int:
@@ -127,7 +127,7 @@ class ShardFile:
         NotFoundError
             If it is missing because the checkpoint was removed or overwritten in the meantime.
         """
-        return self._look(tensor).size_bytes
+        return self._state(tensor).size_bytes
 
     def check_inside(self, offset: int, size_bytes: int, tensor: str) -> None:
         """Raise `TruncatedFileError` unless the file has these bytes of `tensor`."""
@@ -152,7 +152,7 @@ class ShardFile:
         """
         storage = self._location.storage
         if not self._was_viewed and isinstance(storage, SupportsViews):
-            version = self._look(tensor).version
+            version = self._state(tensor).version
             try:
                 self._view = storage.view(self._location.key, version=version)
             except NotFoundError as error:
@@ -163,24 +163,24 @@ class ShardFile:
     def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview], tensor: str) -> None:
         """Fill `buffers`, on behalf of `tensor`; errors as for `size_bytes`, and those of the storage.
 
-        A short range is the first look at the file at the same time.
+        If nothing is known of the file yet, a short range is read without asking for its size first.
         """
         try:
             if self._found is None:
                 whole = _around(ranges)
                 if self._is_short(whole, ranges):
-                    with self._looking[0]:
+                    with self._request_locks[0]:
                         if self._found is None:
                             self._read_first(whole, ranges, buffers)
                             return
-            version = self._look(tensor).version
+            version = self._state(tensor).version
             self._location.storage.read_into(self._location.key, ranges, buffers, version=version)
         except NotFoundError as error:
             raise self._missing(tensor) from error
 
     @staticmethod
     def _is_short(whole: ByteRange, ranges: Sequence[ByteRange]) -> bool:
-        """Tell whether to ask for all at once: few bytes, of which most are wanted."""
+        """Return whether to read the whole range at once: few bytes, of which most are wanted."""
         size = whole.size_bytes
         return (
             0 < size <= REQUEST_SIZE_BYTES
@@ -190,14 +190,14 @@ class ShardFile:
     def _read_first(
         self, whole: ByteRange, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]
     ) -> None:
-        """Read what tells version and size of the file as well."""
+        """Read the ranges with one request, whose answer has version and size of the file."""
         data, version, size_bytes = self._location.storage.get(self._location.key, whole)
         for part, buffer in zip(ranges, buffers, strict=True):
             buffer[:] = memoryview(data)[part.start - whole.start : part.stop - whole.start]
         self._found = _FileState(version, size_bytes)
 
     def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:
-        """Tell whether `crc`, unmasked, of the bytes in the file is the one of `entry`."""
+        """Return whether `crc`, unmasked, of the bytes in the file is the one of `entry`."""
         return mask(crc) == entry.masked_crc32c
 
     def check_crc32c(self, entry: BundleEntry, crc: int, tensor: str) -> None:
@@ -214,10 +214,10 @@ class ShardFile:
                 hint="It is damaged, or belongs to another save; restore another one or copy it again.",
             )
 
-    def _look(self, tensor: str) -> _FileState:
+    def _state(self, tensor: str) -> _FileState:
         found = self._found
         if found is None:
-            with self._looking[0]:
+            with self._request_locks[0]:
                 found = self._found
                 if found is None:
                     try:

@@ -57,7 +57,7 @@ class VerifyReport:
     faults : tuple of BundleFault
         Empty if everything can be restored.
     notes : tuple of str
-        What is odd but no damage.
+        What is odd but not damage.
     """
 
     url: str

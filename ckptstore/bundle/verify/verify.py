@@ -1,4 +1,4 @@
-"""Prove that a checkpoint can be restored, or say everything that is wrong with it."""
+"""Prove that a checkpoint can be restored, or report everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def verify_bundle(
     AccessError, TransientError
         If the storage does not let it be read.
     UsageError
-        If `progress` is none of the ways to show it.
+        If `progress` is not one of the ways to show it.
     """
     report = reporter(progress)
     findings = Findings(location.url)
@@ -64,7 +64,7 @@ def verify_bundle(
 
 
 def _verify_v1(reader: ReaderV1, findings: Findings, quick: bool) -> None:
-    """Check the meta data and, unless quick, every block and every value; there is nothing else."""
+    """Check the meta data and, unless quick, every block and every value."""
     names = reader.names()
     findings.tensors_checked = len(names)
     for name in names:

@@ -118,7 +118,7 @@ def _check_entries(reader: ReaderV2, index: IndexCheck, findings: Findings) -> t
             continue
         name = shown_name(index.keys[row])
         try:
-            # Not by asking for the key: in a damaged index a lookup may miss what a walk finds.
+            # Not by looking up the key: in a damaged index a lookup may miss what a walk finds.
             entry = index.entry(row)
         except CorruptError as error:
             findings.add(error, reader.url, name)
@@ -168,7 +168,7 @@ def _check_places(shards: ShardFiles, claims: ShardClaims, pieces: _Pieces, find
     shard = shards[claims.shard_id]
     has_bytes = claims.sizes_bytes > 0
     if not has_bytes.any():
-        return claims.rows  # a file of no bytes is never looked for
+        return claims.rows  # a file of which no bytes are read need not exist
     try:
         size = shard.size_bytes(pieces.name(claims.rows[has_bytes.argmax()]))
     except CorruptError as error:

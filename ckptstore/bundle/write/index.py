@@ -1,4 +1,4 @@
-"""The bytes of an index, out of the entries of all shards."""
+"""The bytes of an index, from the entries of all shards."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def build_index(
     entries : iterable of (key, BundleEntry)
         Of all shards, in any order; those of one partitioned tensor in the order of the shards.
     num_shards : int
-        The count in the names of the data files; TensorFlow does not ask that so many exist.
+        The count in the names of the data files; TensorFlow does not require that so many exist.
     header : BundleHeader, optional
         Endianness and version of a bundle that is merged; `num_shards` replaces its own.
 
