@@ -197,7 +197,6 @@ def test_frameworks_stay_in_their_adapter():
     )
 
 
-@pytest.mark.xfail(reason="the work on the floors goes on", strict=False)
 def test_no_import_cycles():
     # Imports for type checking count too: of modules in a circle, none can be understood without the others.
     graph: dict[str, set[str]] = {name: set() for name in modules() if name != PACKAGE}

@@ -67,3 +67,8 @@ def test_every_lock_is_made_by_make_lock():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     made = set(re.findall(r"--output-file requirements/([\w-]+)\.txt", makefile))
     assert made == {path.stem for path in (ROOT / "requirements").glob("*.txt")}
+
+
+def test_every_file_with_an_exception_from_lint_exists():
+    exceptions = PYPROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]
+    assert [path for path in exceptions if not any(ROOT.glob(path))] == []

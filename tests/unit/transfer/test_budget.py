@@ -11,6 +11,11 @@ from ckptstore.transfer.budget import MemoryBudget
 from tests.unit.transfer.helpers import eventually, in_background
 
 
+def _waiting(budget: MemoryBudget) -> int:
+    """How many threads wait for room."""
+    return len(budget._queue)
+
+
 def test_without_a_limit_it_only_counts() -> None:
     budget = MemoryBudget()
     budget.acquire(10**12)
@@ -28,7 +33,7 @@ def test_it_waits_for_room() -> None:
     budget = MemoryBudget(10)
     budget.acquire(8)
     wait = in_background(lambda: budget.acquire(3))
-    assert eventually(lambda: bool(budget._queue))
+    assert eventually(lambda: _waiting(budget) > 0)
     assert budget.used_bytes == 8
     budget.release(8)
     wait()
@@ -39,9 +44,9 @@ def test_a_large_request_is_not_overtaken_for_ever() -> None:
     budget = MemoryBudget(10)
     budget.acquire(6)
     large = in_background(lambda: budget.acquire(9))
-    assert eventually(lambda: bool(budget._queue))
+    assert eventually(lambda: _waiting(budget) > 0)
     small = in_background(lambda: budget.acquire(2))
-    assert eventually(lambda: len(budget._queue) == 2)
+    assert eventually(lambda: _waiting(budget) == 2)
     assert budget.used_bytes == 6
     budget.release(6)
     large()
@@ -55,7 +60,7 @@ def test_more_than_the_limit_is_granted_alone() -> None:
     budget = MemoryBudget(10)
     budget.acquire(1)
     wait = in_background(lambda: budget.acquire(100))
-    assert eventually(lambda: bool(budget._queue))
+    assert eventually(lambda: _waiting(budget) > 0)
     budget.release(1)
     wait()
     assert budget.used_bytes == 100
@@ -68,7 +73,7 @@ def test_what_the_caller_keeps_meanwhile_is_not_waited_for() -> None:
     assert budget.used_bytes == 16
     kept = 0
     wait = in_background(lambda: budget.acquire(8, beside=lambda: kept))
-    assert eventually(lambda: bool(budget._queue))
+    assert eventually(lambda: _waiting(budget) > 0)
     kept = 16
     budget.wake()
     wait()
@@ -79,9 +84,9 @@ def test_cancelling_ends_the_wait_and_leaves_the_queue_free() -> None:
     budget.acquire(8)
     scope = Scope()
     wait = in_background(lambda: budget.acquire(5, scope=scope))
-    assert eventually(lambda: bool(budget._queue))
+    assert eventually(lambda: _waiting(budget) > 0)
     behind = in_background(lambda: budget.acquire(2))
-    assert eventually(lambda: len(budget._queue) == 2)
+    assert eventually(lambda: _waiting(budget) == 2)
     scope.cancellation.cancel()
     with pytest.raises(TransientError):
         wait()
