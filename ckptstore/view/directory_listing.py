@@ -138,23 +138,22 @@ def checkpoint_table(facts: DirectoryFacts) -> TextTable:
         Column("GRAPH"),
         Column("RECORD"),
     )
-    rows = []
-    for item in facts.checkpoints:
-        rows.append(
-            Row(
-                (
-                    "*" if item.latest else "",
-                    "-" if item.step is None else str(item.step),
-                    escaped(item.prefix),
-                    item.state,
-                    "-" if item.mtime_s is None else human_size(item.size_bytes),
-                    "-" if item.mtime_s is None else human_age(facts.now_s - item.mtime_s),
-                    "yes" if item.graph else "-",
-                    "listed" if item.listed else "-",
-                ),
-                "good" if item.latest else _TONES[item.state],
-            )
+    rows = [
+        Row(
+            (
+                "*" if item.latest else "",
+                "-" if item.step is None else str(item.step),
+                escaped(item.prefix),
+                item.state,
+                "-" if item.mtime_s is None else human_size(item.size_bytes),
+                "-" if item.mtime_s is None else human_age(facts.now_s - item.mtime_s),
+                "yes" if item.graph else "-",
+                "listed" if item.listed else "-",
+            ),
+            "good" if item.latest else _TONES[item.state],
         )
+        for item in facts.checkpoints
+    ]
     return TextTable(columns, rows)
 
 
@@ -165,9 +164,11 @@ def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
     wrong = [item for item in facts.checkpoints if item.problem is not None]
     if len(wrong) > _MAX_PROBLEMS:
         lines.append((f"{count(len(wrong) - _MAX_PROBLEMS)} problems more; --json has all", "bad"))
-    for item in wrong[-_MAX_PROBLEMS:]:
-        if item.problem is not None:
-            lines.append((f"{item.state}: {escaped(item.prefix)}: {problem_line(item.problem)}", "bad"))
+    lines += [
+        (f"{item.state}: {escaped(item.prefix)}: {problem_line(item.problem)}", "bad")
+        for item in wrong[-_MAX_PROBLEMS:]
+        if item.problem is not None
+    ]
     record = facts.record
     if record.problem is not None:
         lines.append((f"record: {problem_line(record.problem)}", "bad"))
