@@ -142,11 +142,13 @@ def _values(
     from ckptstore.view.problems import Problem
 
     for facts in tensors:
-        value = None
-        if facts.problem is None:
-            try:
-                value = _value(reader, facts.name)
-            except (CorruptError, UnsupportedError) as error:
-                facts = replace(facts, problem=Problem.of_error(error))
-                damaged.append(facts.name)
-        yield facts, value
+        if facts.problem is not None:
+            yield facts, None
+            continue
+        try:
+            value = _value(reader, facts.name)
+        except (CorruptError, UnsupportedError) as error:
+            damaged.append(facts.name)
+            yield replace(facts, problem=Problem.of_error(error)), None
+        else:
+            yield facts, value
