@@ -212,17 +212,17 @@ class EntryColumns(NamedTuple):
 
     def entry(self, row: int) -> BundleEntry | None:
         """Return the entry of a row; None where `ckptstore.format.entry.decode_entry` has to decode it."""
-        number = int(self.kind_ids[row])
-        if number == _UNUSUAL or self.slices_at[row]:
+        number = self.kind_ids.item(row)
+        if number == _UNUSUAL or self.slices_at.item(row):
             return None
         kind = self.kinds[number]
         return BundleEntry(
             kind.dtype_enum,
             kind.shape,
-            int(self.shard_ids[row]),
-            int(self.offsets[row]),
-            int(self.sizes_bytes[row]),
-            int(self.masked_crc32cs[row]),
+            self.shard_ids.item(row),
+            self.offsets.item(row),
+            self.sizes_bytes.item(row),
+            self.masked_crc32cs.item(row),
         )
 
 

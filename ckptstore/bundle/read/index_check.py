@@ -100,8 +100,11 @@ class IndexCheck:
 
     def __init__(self, blocks: Iterable[BlockRows], url: str) -> None:
         self._url = url
+        # Contents of each block, and where its values lie in them; the row of its first item.
         self._blocks: list[tuple[bytes, Integers, Integers]] = []
         self._firsts: list[int] = []
+        # Filled on demand: entries in an unusual form; the partitioned tensors that were checked, None for
+        # those that are not sound; boxes by their numbers.
         self._entries: dict[int, BundleEntry] = {}
         self._partitions: dict[int, Partition | None] = {}
         self._slices: dict[bytes, Slice] = {}
@@ -118,7 +121,8 @@ class IndexCheck:
     def _kept(self, blocks: Iterable[BlockRows]) -> Iterator[BlockRows]:
         for rows in blocks:
             self._firsts.append(len(self.keys))
-            self._blocks.append((rows.contents, np.array(rows.starts, "u4"), np.array(rows.stops, "u4")))
+            starts, stops = np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
+            self._blocks.append((rows.contents, starts, stops))
             self.keys += rows.keys
             yield rows
 
@@ -321,17 +325,25 @@ class IndexCheck:
 
     def slice_entries(self, partition: Partition) -> tuple[BundleEntry, ...]:
         """Return the entries of the slices, in save order."""
-        columns, rows, new = self.columns, partition.rows, tuple.__new__
-        kinds = [columns.kinds[number] for number in columns.kind_ids[rows].tolist()]
-        numbers = zip(
-            kinds,
+        kinds, new = self.columns.kinds, tuple.__new__
+        return tuple(
+            [
+                new(BundleEntry, (*kinds[kind_id][:2], *place, ()))
+                for kind_id, *place in self.places(partition.rows)
+            ]
+        )
+
+    def places(self, rows: Integers) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield for each row the number of its kind, then shard, offset, size and masked CRC32C."""
+        columns = self.columns
+        return zip(
+            columns.kind_ids[rows].tolist(),
             columns.shard_ids[rows].tolist(),
             columns.offsets[rows].tolist(),
             columns.sizes_bytes[rows].tolist(),
             columns.masked_crc32cs[rows].tolist(),
             strict=True,
         )
-        return tuple([new(BundleEntry, (kind[0], kind[1], *place, ())) for kind, *place in numbers])
 
 
 class _Listing(NamedTuple):

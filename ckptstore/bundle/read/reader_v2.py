@@ -104,16 +104,20 @@ class ReaderV2(BundleReader):
         if index is None:
             return super().stored_many(names)
         rows = index.rows_of(names)
-        partitions = index.partitions(rows)
+        partitions, kinds, new = index.partitions(rows), index.columns.kinds, tuple.__new__
         found: list[StoredTensor | None] = []
-        for name, row, is_sound in zip(names, rows, index.is_sound[rows].tolist(), strict=True):
+        for name, row, is_sound, (kind_id, *place) in zip(
+            names, rows, index.is_sound[rows].tolist(), index.places(np.array(rows, np.int64)), strict=True
+        ):
+            if is_sound:
+                # `check_entry` was called once for all tensors of this kind.
+                dtype_enum, shape, dtype, _ = kinds[kind_id]
+                entry = new(BundleEntry, (dtype_enum, shape, *place, ()))
+                found.append(new(StoredTensor, (name, dtype, shape, (), (entry,))))
+                continue
             partition = partitions.get(row)
             if partition is not None:
                 found.append(self._stored_partition(name, partition, index))
-            elif is_sound:
-                # `check_entry` was called once for all tensors of this kind.
-                kind, entry = index.columns.kinds[index.columns.kind_ids[row]], index.entry(row)
-                found.append(tuple.__new__(StoredTensor, (name, kind.dtype, kind.shape, (), (entry,))))
             else:
                 found.append(self.stored(name) if row else None)
         return found
