@@ -251,12 +251,6 @@ class Block:
             pass
         raise self._error("the entries of a block do not fit together", f"{pos} of {end} bytes")
 
-    def items_from(self, key: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield ``(key, value)`` from the first entry on whose key is not below `key`."""
-        for item in self._items_at(self._restart_before(key)):
-            if item[0] >= key:
-                yield item
-
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None."""
         for found, value in self._items_at(self._restart_before(key)):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,25 +32,19 @@ from ckptstore.format.ordered_code import (
     encode_string,
 )
 from ckptstore.format.shape_proto import MAX_RANK
+from ckptstore.format.slice_columns import are_disjoint
 from ckptstore.types import Slice
 
 __all__ = [
-    "Box",
-    "covered_elements",
-    "covers",
     "decode_slice_key",
     "encode_slice_key",
     "find_overlap",
     "format_slice",
     "full_slice",
-    "intersect",
     "make_slice",
     "parse_shape_and_slice",
     "parse_slice_spec",
 ]
-
-Box: TypeAlias = tuple[tuple[int, int], ...]
-"""Resolved extents: one ``(start, length)`` per dimension, without -1."""
 
 # int() takes spaces, underscores and other alphabets' digits, and refuses more than 4300 digits.
 _NUMBER = re.compile(r"-?[0-9]{1,19}")
@@ -236,40 +229,6 @@ def decode_slice_key(key: bytes, *, source: str = "") -> tuple[str, Slice]:
     return key_to_name(raw_name), Slice(tuple(extents))
 
 
-def intersect(a: Slice, b: Slice, shape: Sequence[int]) -> Box | None:
-    """Return what two slices of a tensor of shape `shape` have in common, or None."""
-    common = []
-    for (start_a, length_a), (start_b, length_b) in zip(a.resolve(shape), b.resolve(shape), strict=True):
-        start = max(start_a, start_b)
-        stop = min(start_a + length_a, start_b + length_b)
-        if stop <= start:
-            return None
-        common.append((start, stop - start))
-    return tuple(common)
-
-
-def covered_elements(slices: Sequence[Slice], box: Slice, shape: Sequence[int]) -> int:
-    """Return how many elements of `box` lie in `slices`, which must not overlap (see `find_overlap`)."""
-    total = 0
-    for stored in slices:
-        common = intersect(stored, box, shape)
-        if common is not None:
-            total += _volume(common)
-    return total
-
-
-def covers(slices: Sequence[Slice], box: Slice, shape: Sequence[int]) -> bool:
-    """Return whether `slices`, which must not overlap each other, hold every element of `box`."""
-    return covered_elements(slices, box, shape) == _volume(box.resolve(shape))
-
-
-def _volume(box: Box) -> int:
-    volume = 1
-    for _, length in box:
-        volume *= length
-    return volume
-
-
 def find_overlap(slices: Sequence[Slice], shape: Sequence[int]) -> tuple[int, int] | None:
     """Return the positions of two slices that share an element, the earlier first, or None.
 
@@ -291,6 +250,8 @@ def find_overlap(slices: Sequence[Slice], shape: Sequence[int]) -> tuple[int, in
     for number, box in enumerate(slices):
         extents[number] = box.resolve(shape)
     starts, stops = extents[:, :, 0], extents[:, :, 0] + extents[:, :, 1]
+    if are_disjoint(np.zeros(len(slices), np.int64), starts, stops)[0]:
+        return None
     # A box without elements meets nothing.
     kept = np.flatnonzero((stops > starts).all(axis=1))
     costs = [_sweep_cost(starts[kept, d], stops[kept, d]) for d in range(len(shape))]

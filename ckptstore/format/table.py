@@ -119,7 +119,18 @@ class Table:
         """
         # Nothing here needs the metaindex block, but damage in it is damage to the file.
         self._load(self._metaindex)
-        return self._checked(0, b"")
+        last: bytes | None = None
+        for handle, index_key in zip(self._handles, self._index_keys, strict=True):
+            key = last
+            # Inside a block the block itself checks the order.
+            for key, value in self._load(handle).items():
+                if last is not None and key <= last:
+                    raise self._order_error(handle, key)
+                last = None
+                yield key, value
+            last = key
+            if last is not None and last > index_key:
+                raise self._above_index_error(handle, last)
 
     def rows(self) -> Iterator[BlockRows]:
         """Yield all items block by block, the fast way to every item; errors as for `items`."""
@@ -135,25 +146,6 @@ class Table:
             if last > index_key:
                 raise self._above_index_error(handle, last)
             yield rows
-
-    def items_from(self, key: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield every ``(key, value)`` from `key` on, ascending by key; errors as for `items`."""
-        return self._checked(bisect.bisect_left(self._index_keys, key), key)
-
-    def _checked(self, number: int, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        last: bytes | None = None
-        for handle, index_key in zip(self._handles[number:], self._index_keys[number:], strict=True):
-            block = self._load(handle)
-            key = last
-            # Inside a block the block itself checks the order.
-            for key, value in block.items_from(start) if start else block.items():
-                if last is not None and key <= last:
-                    raise self._order_error(handle, key)
-                last = None
-                yield key, value
-            last = key
-            if last is not None and last > index_key:
-                raise self._above_index_error(handle, last)
 
     def _block(self, number: int) -> Block:
         with self._lock:

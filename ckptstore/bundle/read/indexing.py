@@ -63,10 +63,6 @@ class Box:
         """Elements along each dimension of the tensor; as many in total as `shape` holds."""
         return tuple(axis.size for axis in self.axes)
 
-    def covers(self, shape: Sequence[int]) -> bool:
-        """Return whether every element of a tensor of this shape is selected, in any order."""
-        return all(axis.size == size for axis, size in zip(self.axes, shape, strict=True))
-
 
 def parse_index(index: object, shape: Sequence[int], *, tensor: str) -> Box:
     """Resolve `index` against `shape`.

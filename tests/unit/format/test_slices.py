@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, key_to_name
 from ckptstore.format.slices import (
-    covered_elements,
-    covers,
     decode_slice_key,
     encode_slice_key,
     find_overlap,
     format_slice,
     full_slice,
-    intersect,
     make_slice,
     parse_shape_and_slice,
     parse_slice_spec,
@@ -215,14 +212,6 @@ def painted(box: Slice) -> np.ndarray:
 
 
 class TestBoxes:
-    @given(BOXES, BOXES)
-    def test_intersection_is_what_both_paint(self, a, b):
-        common = intersect(a, b, SHAPE)
-        both = painted(a) * painted(b)
-        assert (common is None) == (not both.any())
-        if common is not None:
-            assert (painted(Slice(common)) == both).all()
-
     @given(st.lists(BOXES, max_size=6))
     def test_overlap_is_found_exactly_when_something_is_painted_twice(self, boxes):
         found = find_overlap(boxes, SHAPE)
@@ -233,13 +222,6 @@ class TestBoxes:
             assert first < second
             assert (painted(boxes[first]) * painted(boxes[second])).any()
 
-    @given(st.lists(BOXES, max_size=6), BOXES)
-    def test_coverage_is_what_is_painted(self, boxes, wanted):
-        if find_overlap(boxes, SHAPE) is None:
-            total = sum((painted(box) for box in boxes), np.zeros(SHAPE, int))
-            assert covered_elements(boxes, wanted, SHAPE) == (total * painted(wanted)).sum()
-            assert covers(boxes, wanted, SHAPE) == (total[painted(wanted) == 1] == 1).all()
-
     def test_tensorflows_example_of_an_overlap(self):
         boxes = [parse_slice_spec(text) for text in ("0,14:-", "20,5:-", "10,14:-")]
         assert find_overlap(boxes, (40, 3)) == (0, 2)
@@ -247,7 +229,6 @@ class TestBoxes:
     def test_scalars_meet_if_there_are_two(self):
         assert find_overlap([Slice(())], ()) is None
         assert find_overlap([Slice(()), Slice(())], ()) == (0, 1)
-        assert intersect(Slice(()), Slice(()), ()) == ()
 
     def test_thousands_of_slices_take_no_quadratic_time(self):
         row = [Slice(((n * 10, 10), (0, -1))) for n in range(5_000)]

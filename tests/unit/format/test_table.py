@@ -89,7 +89,6 @@ class TestReading:
         for key, value in items.items():
             assert table.get(key) == value
         assert table.get(other) == items.get(other)
-        assert list(table.items_from(other)) == [item for item in items.items() if item[0] >= other]
 
     def test_several_blocks_are_one_sequence(self):
         items = several_blocks()
@@ -97,9 +96,6 @@ class TestReading:
         table = Table.from_bytes(data, source="s")
         assert block_count(data) == 5
         assert dict(table.items()) == items
-        assert next(table.items_from(b"name/00300"))[0] == b"name/00300"
-        assert len(list(table.items_from(b"name/00299x"))) == 100
-        assert list(table.items_from(b"z")) == []
         for key in (b"", b"name/00087x", b"name/", b"zz"):
             assert table.get(key) is None
 
@@ -329,7 +325,7 @@ class TestHostile:
     @given(st.binary(max_size=120), st.binary(max_size=12))
     def test_any_bytes_as_a_block_end_in_items_or_a_typed_error(self, data, key):
         for contents in (data, block(data), block(data, (0, 5))):
-            for use in (lambda b: list(b.items()), lambda b: b.get(key), lambda b: list(b.items_from(key))):
+            for use in (lambda b: list(b.items()), lambda b: b.get(key)):
                 with does_not_raise(other_than=CorruptError):
                     use(Block(contents, source="s"))
             assert outcome(lambda c=contents: items_of(Block(c, source="s").rows())) == outcome(
