@@ -1,7 +1,7 @@
 """What the requests of one save or restore share: a deadline, a way to cancel them, and counters.
 
 A scope is current while its ``with`` block runs, in the context of that thread (`contextvars`), and an
-`Attempts` finds it without being told. Threads that work for a scope run in a copy of that context.
+`Attempts` finds it by itself. Threads that work for a scope run in a copy of that context.
 """
 
 from __future__ import annotations

@@ -72,7 +72,8 @@ class Upload(ABC):
         self._is_open = True
         # A clean-up has aborted the upload. Implies not _is_open.
         self._was_dropped = False
-        # The error of the first part that failed; never replaced. Implies not _is_open.
+        # The error of the first part that failed; never replaced. Set before _is_open becomes False, so that
+        # other threads raise it too, and not that the upload is over.
         self._failure: CkptStoreError | None = None
         # part → CRC32C, size in bytes. Only parts that were sent completely.
         self._sent: dict[int, tuple[int, int]] = {}

@@ -1,7 +1,7 @@
-"""What must hold of a directory of checkpoints, whatever crashed, froze or raced: each an assertion by name.
+"""What holds in a directory of checkpoints after any crash, freeze or race: named assertions.
 
-They look at plain data: *files* is a mapping from the names in one directory to their bytes. `read_directory`
-makes one of any storage; a simulation hands over its own.
+They check plain data: *files* is a mapping from the names in one directory to their bytes. `read_directory`
+makes one from any storage; a simulation supplies its own.
 
 Tests give every array of a save the same *mark*, a value that no other save has, so that a restore tells
 which save it got.

@@ -11,9 +11,20 @@ import pytest
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.values import Committed, Lost, PutOutcome
 
-__all__ = ["AbilityContract", "ContractBase", "at_once", "committed", "one_winner"]
+__all__ = [
+    "CONTENT",
+    "AbilityContract",
+    "ContractBase",
+    "at_once",
+    "committed",
+    "one_winner",
+    "replace_object",
+]
 
 _T = TypeVar("_T")
+
+CONTENT = bytes(range(256)) * 1000
+"""Of the `source` that the tests of an ability start from."""
 
 
 class ContractBase:
@@ -43,6 +54,24 @@ class AbilityContract(ContractBase):
     """The tests of one optional ability; for a class that is also a `StorageContract`."""
 
     ability: ClassVar[type]
+
+    @pytest.fixture
+    def source(self, directory: Location) -> Location:
+        location = directory.child("model-1.data-00000-of-00001")
+        with location.storage.upload(location.key, len(CONTENT)) as upload:
+            upload.write(CONTENT)
+            committed(upload.commit())
+        return location
+
+    @pytest.fixture
+    def target(self, directory: Location) -> Location:
+        return directory.child("model-2.data-00000-of-00001")
+
+
+def replace_object(location: Location, data: bytes) -> None:
+    """Delete an object and create it anew."""
+    location.storage.delete_many([location.key])
+    committed(location.storage.put_new(location.key, data))
 
 
 def committed(outcome: PutOutcome) -> str:

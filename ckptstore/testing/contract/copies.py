@@ -11,29 +11,15 @@ from ckptstore.errors import NotFoundError
 from ckptstore.storage.abilities import SupportsCopies
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import Committed, Lost, PutOutcome
-from ckptstore.testing.contract.base import AbilityContract, at_once, committed
+from ckptstore.testing.contract.base import CONTENT, AbilityContract, at_once, committed, replace_object
 
 __all__ = ["CopyContract"]
-
-_DATA = bytes(range(256)) * 1000
 
 
 class CopyContract(AbilityContract):
     """Copies: all bytes of one version, never over an object that is there."""
 
     ability: ClassVar[type] = SupportsCopies
-
-    @pytest.fixture
-    def source(self, directory: Location) -> Location:
-        location = directory.child("model-1.data-00000-of-00001")
-        with location.storage.upload(location.key, len(_DATA)) as upload:
-            upload.write(_DATA)
-            committed(upload.commit())
-        return location
-
-    @pytest.fixture
-    def target(self, directory: Location) -> Location:
-        return directory.child("model-2.data-00000-of-00001")
 
     def test_a_copy_has_the_bytes_and_needs_its_source_no_more(
         self, source: Location, target: Location
@@ -44,16 +30,16 @@ class CopyContract(AbilityContract):
             assert self.get_raw(target) is None
             pytest.skip("the place of the test cannot copy")
         version = committed(outcome)
-        assert self.get_raw(target) == _DATA
+        assert self.get_raw(target) == CONTENT
         info = storage.head(target.key)
-        assert (info.size_bytes, info.version) == (len(_DATA), version)
+        assert (info.size_bytes, info.version) == (len(CONTENT), version)
         storage.delete_many([source.key])
-        assert storage.get(target.key, version=version).data == _DATA
+        assert storage.get(target.key, version=version).data == CONTENT
         # And the other way round.
         again = _copy(target, source, version)
         assert again is None or committed(again)
-        _replace(target, b"new")
-        assert self.get_raw(source) == (None if again is None else _DATA)
+        replace_object(target, b"new")
+        assert self.get_raw(source) == (None if again is None else CONTENT)
 
     def test_a_copy_replaces_nothing(self, source: Location, target: Location) -> None:
         self.need(source.storage, "create_if_absent")
@@ -68,7 +54,7 @@ class CopyContract(AbilityContract):
         storage = source.storage
         version = storage.head(source.key).version
         if what == "replaced":
-            _replace(source, b"other")
+            replace_object(source, b"other")
         else:
             storage.delete_many([source.key])
         try:
@@ -85,15 +71,10 @@ class CopyContract(AbilityContract):
         outcomes = at_once([partial(_copy, source, target, version)] * 4)
         if None not in outcomes:
             assert sum(isinstance(outcome, Committed) for outcome in outcomes) == 1, outcomes
-        assert self.get_raw(target) in (None, _DATA)
+        assert self.get_raw(target) in (None, CONTENT)
 
 
 def _copy(source: Location, target: Location, version: str) -> PutOutcome | None:
     storage = source.storage
     assert isinstance(storage, SupportsCopies)
     return storage.copy_from(source.key, target.key, version)
-
-
-def _replace(location: Location, data: bytes) -> None:
-    location.storage.delete_many([location.key])
-    committed(location.storage.put_new(location.key, data))

@@ -144,7 +144,7 @@ class ReadContract(ContractBase):
     def test_read_into_nothing_reads_nothing(self, digits: Location) -> None:
         digits.storage.read_into(digits.key, [], [])
 
-    def test_read_into_writes_only_where_it_was_told(self, digits: Location) -> None:
+    def test_read_into_writes_only_into_its_buffers(self, digits: Location) -> None:
         memory = bytearray(b"." * 12)
         view = memoryview(memory)
         digits.storage.read_into(digits.key, [ByteRange(0, 2), ByteRange(2, 5)], [view[1:3], view[6:9]])

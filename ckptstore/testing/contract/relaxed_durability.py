@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import pytest
-
 from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.values import Lost
@@ -14,25 +12,11 @@ from ckptstore.testing.contract.base import AbilityContract, committed
 
 __all__ = ["RelaxedDurabilityContract"]
 
-_DATA = bytes(range(256)) * 1000
-
 
 class RelaxedDurabilityContract(AbilityContract):
     """Without sync: the same outcomes in the same place."""
 
     ability: ClassVar[type] = SupportsRelaxedDurability
-
-    @pytest.fixture
-    def source(self, directory: Location) -> Location:
-        location = directory.child("model-1.data-00000-of-00001")
-        with location.storage.upload(location.key, len(_DATA)) as upload:
-            upload.write(_DATA)
-            committed(upload.commit())
-        return location
-
-    @pytest.fixture
-    def target(self, directory: Location) -> Location:
-        return directory.child("model-2.data-00000-of-00001")
 
     def test_the_storage_without_sync_is_the_same_place(self, source: Location) -> None:
         storage = source.storage

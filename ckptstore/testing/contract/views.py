@@ -9,25 +9,15 @@ import pytest
 from ckptstore.errors import NotFoundError
 from ckptstore.storage.abilities import SupportsViews
 from ckptstore.storage.base import Location
-from ckptstore.testing.contract.base import AbilityContract, committed
+from ckptstore.testing.contract.base import CONTENT, AbilityContract, replace_object
 
 __all__ = ["ViewContract"]
-
-_DATA = bytes(range(256)) * 1000
 
 
 class ViewContract(AbilityContract):
     """Views: the bytes of one version, for as long as somebody holds them."""
 
     ability: ClassVar[type] = SupportsViews
-
-    @pytest.fixture
-    def source(self, directory: Location) -> Location:
-        location = directory.child("model-1.data-00000-of-00001")
-        with location.storage.upload(location.key, len(_DATA)) as upload:
-            upload.write(_DATA)
-            committed(upload.commit())
-        return location
 
     @staticmethod
     def _view(location: Location, version: str) -> memoryview:
@@ -40,8 +30,8 @@ class ViewContract(AbilityContract):
 
     def test_a_view_shows_the_bytes_and_is_read_only(self, source: Location) -> None:
         view = self._view(source, source.storage.head(source.key).version)
-        assert view.nbytes == len(_DATA)
-        assert view == _DATA
+        assert view.nbytes == len(CONTENT)
+        assert view == CONTENT
         assert view.readonly
         with pytest.raises(TypeError):
             view[0] = 1
@@ -60,14 +50,9 @@ class ViewContract(AbilityContract):
         part = view[1000:2000]
         del view
         if what == "replaced":
-            _replace(source, b"other" * 1000)
+            replace_object(source, b"other" * 1000)
         else:
             storage.delete_many([source.key])
-        assert part == _DATA[1000:2000]
+        assert part == CONTENT[1000:2000]
         with pytest.raises(NotFoundError):
             self._view(source, version)
-
-
-def _replace(location: Location, data: bytes) -> None:
-    location.storage.delete_many([location.key])
-    committed(location.storage.put_new(location.key, data))
