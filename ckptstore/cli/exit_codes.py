@@ -13,7 +13,7 @@ code  meaning
 7     conflict: another writer was first
 70    a fault of ckptstore itself, with a traceback
 130   interrupted (Ctrl-C)
-141   whoever read the output went away (``| head``)
+141   the reader of the output has gone away (``| head``)
 ====  ==========================================================================
 """
 

@@ -78,7 +78,8 @@ def _exit_codes_table() -> str:
             for kind in kinds
             if exit_codes.exit_code_of(kind("x")) == code and kind.__bases__[0] is errors.CkptStoreError
         ]
-        rows.append(f"| {code} | {meaning.replace('``', '`')} | {', '.join(names)} |")
+        shown = meaning.replace("``", "`").replace("|", "\\|")
+        rows.append(f"| {code} | {shown} | {', '.join(names)} |")
     return "\n".join(rows) + "\n"
 
 
