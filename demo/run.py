@@ -1,6 +1,6 @@
-"""The story of ckptstore in the terminal: train, be killed, resume, look, damage, recover.
+"""ckptstore in the terminal, step by step: train, be killed, resume, inspect, damage, recover.
 
-Every step checks what it says; if one thing is not as claimed, the exit code is 1. Files go to ./demo-run.
+Every step checks its claims; if one does not hold, the exit code is 1. Files go to ./demo-run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ screen = open_screen()
 
 
 class ClaimError(Exception):
-    """Something is not as the demo says."""
+    """A claim of the demo does not hold."""
 
 
 def claim(text: str, holds: object) -> None:
@@ -59,7 +59,7 @@ def start_training(steps: int, *options: str) -> subprocess.Popen[str]:
 
 
 def finished(job: subprocess.Popen[str]) -> list[str]:
-    """Return what a training job said, after it ended well."""
+    """Return the output of a training job that succeeded."""
     output, _ = job.communicate(timeout=TIMEOUT_S)
     if job.returncode:
         screen.command("python demo/train.py", output, job.returncode)
@@ -68,7 +68,7 @@ def finished(job: subprocess.Popen[str]) -> list[str]:
 
 
 def show_training(steps: int, lines: list[str], exit_code: int | None) -> None:
-    """Show what a training job said, with fewer digits."""
+    """Show the output of a training job, with fewer digits."""
     text = re.sub(r"loss (\S+)", lambda match: f"loss {float(match[1]):.6f}", "\n".join(lines))
     screen.command(f"python demo/train.py {CHECKPOINTS} --steps {steps}", text, exit_code)
 
@@ -140,7 +140,7 @@ def python(*lines: str) -> dict[str, Any]:
 
 
 def begin() -> None:
-    """Say what it is about; make the directory."""
+    """Show what the demo does; make its directory."""
     screen.title(
         "ckptstore",
         "A small network learns to forecast sunspot numbers from 309 years of them (demo/sunspots.csv). "
@@ -159,7 +159,7 @@ def begin() -> None:
 
 
 def train_and_kill() -> dict[int, float]:
-    """Kill a training job while it writes a data file; return the losses that it told."""
+    """Kill a training job while it writes a data file; return the losses that it printed."""
     screen.step(
         "A job trains, saves, and is killed in the middle of a save",
         f"The save of step {KILLED_AT} goes to a disk that was slowed down, so that there is time to send "
@@ -178,14 +178,12 @@ def train_and_kill() -> dict[int, float]:
             job.kill()
     was_killed = job.returncode == -signal.SIGKILL
     show_training(TRAINED_TO, [*lines, "Killed"] if was_killed else lines, None)
-    claim("the job died of SIGKILL, and of nothing else", was_killed)
+    claim("the job was ended by SIGKILL", was_killed)
 
     complete = data_file(BEFORE_KILL).stat().st_size
     for name, size in leftovers().items():
         screen.say(f"  Left behind: {name}\n               {size:,} of {complete:,} bytes")
-    claim(
-        "one half-written data file lies there", [size < complete for size in leftovers().values()] == [True]
-    )
+    claim("one half-written data file is left", [size < complete for size in leftovers().values()] == [True])
     claim(
         f"there is no {train.PREFIX}-{KILLED_AT}.index: for every reader this save never happened",
         KILLED_AT not in steps_on_disk(),
@@ -258,7 +256,7 @@ def look_up_graph() -> None:
     """Ask the graph for a placeholder, a constant, a variable and an operation."""
     screen.step(
         "The network, asked by name",
-        "The .meta file holds the graph. Whoever has only the files finds inputs, variables, constants and "
+        "The .meta file holds the graph. From the files alone, inputs, variables, constants and "
         "results by their names, as with TensorFlow's import_meta_graph.",
     )
     found = python(
@@ -274,7 +272,7 @@ def look_up_graph() -> None:
     )
     graph, values = found["saver"].graph, found["values"]
     inputs = [(tensor.name, tensor.shape) for tensor in graph.placeholders]
-    claim("the placeholder takes 22 years a row", inputs == [("years:0", (None, network.WINDOW))])
+    claim("the placeholder takes rows of 22 years", inputs == [("years:0", (None, network.WINDOW))])
     claim("the constant has its value", graph.get_tensor_by_name("scale:0").value == network.SCALE)
     shapes = {variable.op.name: variable.shape for variable in graph.variables}
     stored = {name: value.shape for name, value in values.items()}
@@ -299,7 +297,7 @@ def damage() -> None:
     claim("verify names the tensor and the file", "'hidden2/w'" in output and path.name in output)
     good = re.findall(rf"^ok\s+{train.PREFIX}-(\d+)", output, re.MULTILINE)
     claim("it finds all the others good", [int(step) for step in good] == steps_on_disk()[:-1])
-    claim("its exit code tells scripts: 4, corrupt or incomplete", code == 4)
+    claim("its exit code for scripts is 4: corrupt or incomplete", code == 4)
 
 
 def fall_back(reference: dict[int, float]) -> None:
@@ -333,9 +331,9 @@ def final_look() -> None:
 
 
 def main() -> int:
-    """Tell the story; return the exit code."""
+    """Run all steps; return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without check marks is no reason to fail
+        sys.stdout.reconfigure(errors="replace")  # a terminal without check marks must not make it fail
     started_s = time.monotonic()
     begin()
     try:

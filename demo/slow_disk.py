@@ -1,4 +1,4 @@
-"""A disk so slow that there is time to kill whoever writes to it: 16 KiB, a pause, 16 KiB, a pause."""
+"""A disk so slow that there is time to kill its writer: 16 KiB, a pause, 16 KiB, a pause."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python demo/train.py DIRECTORY --steps N [--slow-save STEP]
 
-It writes one line a checkpoint to standard output. It may be killed at any moment.
+It writes one line per checkpoint to standard output. It may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import slow_disk
 import ckptstore
 
 SAVE_EVERY = 50  # steps
-STEPS_AN_HOUR = 50  # the clock of the demo: retention counts hours, and nobody wants to wait for them
+STEPS_AN_HOUR = 50  # the clock of the demo: retention counts hours, which would take too long here
 MAX_TO_KEEP = 3
 KEEP_EVERY_HOURS = 3
 PREFIX = "model"

@@ -1,6 +1,6 @@
 """Everything that goes wrong between a program and its object store, one row each, and a place to try it on.
 
-A `Stage` is a directory with one good checkpoint, behind a proxy that fails as it is told. A `FaultCase`
+A `Stage` is a directory with one good checkpoint, behind a proxy that fails on request. A `FaultCase`
 makes one kind of trouble there, and says how each operation ends.
 """
 
@@ -64,7 +64,7 @@ def impatient(policy: RetryPolicy) -> Iterator[None]:
 
 
 def values_of(step: int) -> dict[str, np.ndarray]:
-    """Return arrays that tell which save they belong to, each by itself."""
+    """Return arrays, each of which shows the save that it belongs to."""
     return {"big": np.full((300, 100), step, np.float32), "small": np.array([step], np.int64)}
 
 
@@ -108,7 +108,7 @@ class Stage:
         return {**self.options, "endpoint_url": endpoint, **more}
 
     def as_owner(self) -> Options:
-        """Return the options of whoever may do everything."""
+        """Return the options of the owner, who may do everything."""
         return {**self.server.options, "endpoint_url": self.proxy.url}
 
     def refuse(self, when: _When, status: int, code: str, message: str, **arguments: Any) -> None:
@@ -138,7 +138,7 @@ class FaultCase:
     name : str
     schemes : tuple of str
     trouble : callable
-        Makes it for as long as its block runs; yields the storage options of who has it.
+        Makes it for as long as its block runs; yields the storage options of the one affected.
     expected : mapping
         Operation, perhaps with the scheme → the class of the error, None where all is well. ``""`` stands for
         all others.
@@ -288,7 +288,7 @@ def _no_bucket(stage: Stage) -> Iterator[Options]:
 
 
 @contextmanager
-def _nobody_listens(stage: Stage) -> Iterator[Options]:
+def _no_server(stage: Stage) -> Iterator[Options]:
     yield stage.at(f"http://127.0.0.1:{free_port()}")
 
 
@@ -437,7 +437,7 @@ FAULT_CASES = (
     ),
     FaultCase("credentials that are not renewed", ("gs",), _refused_renewal, _ACCESS, "cannot be renewed"),
     FaultCase("no bucket", _BOTH, _no_bucket, _ACCESS | {"doctor": ck.NotFoundError}, "Create the bucket"),
-    FaultCase("nobody listens", _BOTH, _nobody_listens, _TRANSIENT, "Check the endpoint"),
+    FaultCase("no server", _BOTH, _no_server, _TRANSIENT, "Check the endpoint"),
     FaultCase("no such host", _BOTH, _no_such_host, _TRANSIENT, "no-such-host.invalid"),
     FaultCase("a web server, 200", _BOTH, _a_web_server(200), _TRANSIENT, "endpoint"),
     FaultCase(
@@ -450,8 +450,8 @@ FAULT_CASES = (
     FaultCase("disk full, 507", _BOTH, _full(507, "XMinioStorageFull", "no room"), _FULL),
     FaultCase("disk full, 500", _BOTH, _full(500, "InternalError", "cause(no space left on device)"), _FULL),
     FaultCase("throttled for a while", _BOTH, _throttled(2), _FINE),
-    FaultCase("throttled for ever, attempts", _BOTH, _throttled(None), _TRANSIENT, "after 10 attempts"),
-    FaultCase("throttled for ever, time", _BOTH, _throttled(None), {"": ck.DeadlineError}, "", _TIMED),
+    FaultCase("throttled without end, attempts", _BOTH, _throttled(None), _TRANSIENT, "after 10 attempts"),
+    FaultCase("throttled without end, time", _BOTH, _throttled(None), {"": ck.DeadlineError}, "", _TIMED),
     FaultCase(
         "ranges ignored",
         _BOTH,
@@ -459,7 +459,7 @@ FAULT_CASES = (
         {"": None, "slice": ck.UnsupportedError, "doctor": ck.UnsupportedError},
     ),
     FaultCase("bodies cut for a while", _BOTH, _cut(2), _FINE),
-    FaultCase("bodies cut for ever", _BOTH, _cut(None), _TRANSIENT, "after 8 attempts"),
+    FaultCase("bodies cut without end", _BOTH, _cut(None), _TRANSIENT, "after 8 attempts"),
     FaultCase("listing denied", _BOTH, _no_listing, {"": None, "ls": ck.AccessError, "gc": ck.AccessError}),
     FaultCase("listing denied, no record", _BOTH, _no_listing_and_no_record, _NO_RECORD),
     # gc looks for unfinished uploads, too.

@@ -1,4 +1,4 @@
-"""Trouble in the middle of a transfer in many parts: outlasted, or told; and the last save restores."""
+"""Trouble in the middle of a transfer in many parts: outlasted or reported; and the last save restores."""
 
 from __future__ import annotations
 

@@ -87,10 +87,10 @@ def check_command(code: int, said: str, expected: Expected, case: FaultCase, pla
         assert code == 0, said
         return
     assert code == exit_code_of(expected("")), said
-    told = json.loads(said.splitlines()[-1])
-    assert told["url"].startswith(place)
-    assert told["hint"]
-    assert case.says in told["message"]
+    printed = json.loads(said.splitlines()[-1])
+    assert printed["url"].startswith(place)
+    assert printed["hint"]
+    assert case.says in printed["message"]
 
 
 def check_that_all_is_well(stage: Stage) -> None:

@@ -95,7 +95,7 @@ def test_each_operation_costs_what_the_design_says(run_url: str) -> None:
 
 
 class Server:
-    """What a MinIO counted since the last look, whoever asked."""
+    """The requests that a MinIO counted since the last look, of all clients."""
 
     def __init__(self, server: S3Server) -> None:
         self._server = server

@@ -21,7 +21,7 @@ from tests.crash.crashing_process import run_until_crash
 
 
 def values_of(step: int, generation: int = 0) -> dict[str, np.ndarray]:
-    """Arrays that tell which save they belong to, each one by itself."""
+    """Arrays, each of which shows the save that it belongs to."""
     stamp = 1000.0 * generation + step
     return {
         "big": np.full((300, 1000), stamp, np.float32),

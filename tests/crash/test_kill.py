@@ -19,7 +19,7 @@ import ckptstore as ck
 KILLS = 36
 BUDGET_S = 60.0
 
-# Resumes from the latest, saves until it is killed, and tells each save that was acknowledged.
+# Resumes from the latest, saves until it is killed, and prints each save that was acknowledged.
 CHILD = """
 import sys, warnings
 import numpy as np
@@ -59,10 +59,10 @@ def run_and_kill(directory: Path, run: str, after_s: float) -> int:
             pytest.fail(f"the child did not start: {child.communicate()[1][-2000:]}")
         time.sleep(after_s)  # The random moment is the point of this lane.
         os.kill(child.pid, signal.SIGKILL)
-        told, errors = child.communicate()
+        printed, errors = child.communicate()
         assert child.returncode == -signal.SIGKILL, errors[-2000:]
     # The last line may have been cut short.
-    lines = told.split("\n")[:-1]
+    lines = printed.split("\n")[:-1]
     return int(lines[-1]) if lines else 0
 
 
@@ -82,7 +82,7 @@ def test_whatever_the_moment_a_reader_finds_all_of_one_save(tmp_path: Path) -> N
             latest = ck.latest_checkpoint(directory)
         assert latest is not None
         found = stamp_of(latest)
-        # `plain` is saved after `model`, with the same stamp; one save may be complete and not yet told.
+        # `plain` is saved after `model`, with the same stamp; one save may be complete and not printed yet.
         assert acknowledged <= found <= acknowledged + 1
         acknowledged = found
         for prefix in (path.with_suffix("") for path in directory.glob("*.index")):

@@ -17,7 +17,7 @@ from tests.crash.crashing_process import run_until_crash
 
 @dataclass(frozen=True)
 class Scenario:
-    """What was there, who dies, and how to see which save a reader finds."""
+    """What was there, what is interrupted, and how to see which save a reader finds."""
 
     before: Callable[[str], object]
     dies: Callable[[str], object]

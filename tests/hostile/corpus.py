@@ -42,7 +42,7 @@ class Attack:
     opens : bool
         Whether the index can be opened at all.
     verifies : bool
-        Whether the report may be clean: what is unsupported is no damage.
+        Whether the report may be clean: unsupported is not damaged.
     memory_bytes : int
         What may be taken beyond the files' own size.
     heavy : bool

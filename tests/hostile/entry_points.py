@@ -81,7 +81,7 @@ class Outcomes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Let ckptstore warn, and nobody else: a RuntimeWarning of numpy is an overflow that nobody looked at."""
+    """Allow the warnings of ckptstore alone: a RuntimeWarning of numpy is an unchecked overflow."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", ck.CkptStoreWarning)

@@ -134,7 +134,7 @@ def test_save_over_a_wrong_thing_is_an_error_and_leaves_it(
     else:
         assert isinstance(outcome.error, ck.UsageError)
         if kind != ".ckptstore.lock":
-            # Nobody knows whether what stands in the place of the index belongs to the graph beside it.
+            # It is unknown whether what is in the place of the index belongs to the graph beside it.
             after = {
                 name: what for name, what in after.items() if name not in ("model-2.meta", ".ckptstore.lock")
             }

@@ -1,4 +1,4 @@
-"""Random and half-right files: hypothesis looks for what nobody thought of."""
+"""Random and half-right files: hypothesis looks for cases that were not thought of."""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ DELETES: dict[str, Callable[[Path], list[str]]] = {
     "pending of another owner": lambda root: [
         pending(root, name) for name in ("model.ckpt-12", "modeling-7", "other")
     ],
-    "pending of nobody": lambda root: [pending(root, name) for name in ("", ".", "..", "/", "*", "model-*")],
+    "pending of no checkpoint": lambda root: [
+        pending(root, name) for name in ("", ".", "..", "/", "*", "model-*")
+    ],
     "pending with a suffix that climbs": lambda root: [
         pending(root, "model-5", suffix=suffix)
         for suffix in ("/../../elsewhere/victim", "/../notes.txt", "/../../x.index", "./../notes.txt")
@@ -101,7 +103,7 @@ DELETES: dict[str, Callable[[Path], list[str]]] = {
     "owner outside of time": lambda root: [
         'owner "model" epoch=5 run="r" host="h" time=-inf write="0" next_keep=-inf'
     ],
-    "owner whose time is no number": lambda root: [
+    "owner whose time is not a number": lambda root: [
         'owner "model" epoch=5 run="r" host="h" time=nan write="0" next_keep=nan last_preserved=nan'
     ],
     "owner with numbers of a thousand digits": lambda root: [

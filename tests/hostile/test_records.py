@@ -47,7 +47,7 @@ ELSEWHERE: dict[str, Callable[[Path], str]] = {
     "an index file": lambda root: "model-5.index",
     "a data file": lambda root: "model-5.data-00000-of-00001",
     "a directory": lambda root: "sub",
-    "a file that is no checkpoint": lambda root: "notes.txt",
+    "a file that is not a checkpoint": lambda root: "notes.txt",
     "a directory with the name of an index": lambda root: "directory",
     "null device": lambda root: "/dev/null",
     "zero device": lambda root: "/dev/zero",
@@ -173,7 +173,7 @@ GARBAGE: dict[str, bytes] = {
     "header with odd digits": "# ckptstore \u0663\n".encode() + state("model-5"),
     "owner line torn": protocol('owner "model'),
     "owner without an epoch": protocol('owner "model" run="r" host="h" time=1 write="0"'),
-    "epoch that is no number": protocol('owner "model" epoch=x run="r" host="h" time=1 write="0"'),
+    "epoch that is not a number": protocol('owner "model" epoch=x run="r" host="h" time=1 write="0"'),
     "epoch of a million digits": protocol(
         f'owner "model" epoch={"9" * 1_000_000} run="r" host="h" time=1 write="0"'
     ),
@@ -182,7 +182,7 @@ GARBAGE: dict[str, bytes] = {
     "a hundred thousand pairs": protocol('owner "model"' + " a=b" * 100_000 + "!"),
     "pending without a version": protocol('pending "model-3" shards="00000-of-00001"'),
     "pending with odd shards": protocol('pending "model-3" version="1" shards="../x"'),
-    "name that is no JSON": protocol('pending "\\q" version="1" shards=""'),
+    "name that is not JSON": protocol('pending "\\q" version="1" shards=""'),
     "deep JSON": protocol("pending " + "[" * 100_000),
     "newer protocol": b"# ckptstore 2\n" + state("model-5"),
 }

@@ -67,5 +67,5 @@ def test_save_over_a_hostile_bundle_replaces_it(name: str, tmp_path: Path, sandb
     assert restored(prefix)
     assert verify_bundle(locate(prefix)).ok
     after = tree_of(tmp_path)
-    # Whatever the old index named may be read by somebody.
+    # A reader may still use what the old index named.
     assert before["model.data-00000-of-00001"] == after["model.data-00000-of-00001"]

@@ -1,4 +1,4 @@
-"""The harness with tiny sets: figures for who works, a reason for who does not, and the others go on."""
+"""The harness with tiny sets: figures for contenders that work, a reason for those that do not."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_contender_that_dies_is_reported_and_the_others_go_on(settings, numpy_
     assert saves["ckptstore"]["rounds"] or saves["ckptstore"]["failure"] != saves["numpy"]["failure"]
 
 
-def test_a_reason_is_told_without_paths_of_this_machine(settings, numpy_as, tmp_path):
+def test_a_reason_is_shown_without_paths_of_this_machine(settings, numpy_as, tmp_path):
     numpy_as("Complains")
     results = _run(settings, "numpy")
     assert _entries(results, "small-local-save")["numpy"]["failure"].startswith("OSError: no room in …/")
@@ -152,7 +152,7 @@ def test_a_worker_that_does_not_answer_is_given_up_on(environments, tmp_path):
     assert not worker.is_alive
 
 
-def test_settings_for_s3_of_whoever_starts_it_do_not_reach_a_worker(monkeypatch):
+def test_settings_for_s3_of_the_caller_do_not_reach_a_worker(monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "mine")
     monkeypatch.setenv("FSSPEC_S3_KEY", "mine")
     environment = workers._environment(Place("root", "bucket", "http://localhost:1", "k", "s"))

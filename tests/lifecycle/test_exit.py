@@ -1,4 +1,4 @@
-"""Saves in the background when the interpreter exits: they finish, and never hold it for ever."""
+"""Saves in the background when the interpreter exits: they finish, and never block the exit without end."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_one_begun_by_an_exit_handler_finishes(tmp_path: Path) -> None:
     assert ck.latest_checkpoint(tmp_path) == str(tmp_path / "m-1")
 
 
-def test_a_failure_that_nobody_asked_for_is_printed(tmp_path: Path) -> None:
+def test_an_unreported_failure_is_printed(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     _, err = run(
         """
@@ -164,7 +164,7 @@ def test_cancel_drops_the_request_under_way(stuck_server: str) -> None:
     )
 
 
-def test_a_call_that_never_returns_holds_nobody(tmp_path: Path) -> None:
+def test_a_call_that_never_returns_does_not_block_the_exit(tmp_path: Path) -> None:
     _, err = run(
         """
         at_exit.EXIT_STALL_S = at_exit.CLEAN_UP_S = 0.5

@@ -97,7 +97,7 @@ def test_the_child_ends_without_waiting_for_the_parents_save(tmp_path: Path) -> 
     )
 
 
-def test_a_failure_of_the_parent_is_told_in_the_parent(tmp_path: Path) -> None:
+def test_a_failure_of_the_parent_is_reported_in_the_parent(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run(
         """

@@ -111,7 +111,7 @@ def test_while_the_arrays_are_copied_nothing_stays(tmp_path: Path) -> None:
         else:
             raise AssertionError("not interrupted")
         assert left(sys.argv[1] + "/run") == [], left(sys.argv[1] + "/run")
-        saver.close()  # nobody is told of what he did himself
+        saver.close()  # what the caller interrupted is not reported again
         assert quiet() == [], quiet()
         """,
         str(tmp_path),
@@ -141,7 +141,7 @@ def test_in_a_save_to_minio_no_upload_stays(minio: object) -> None:
     assert minio.keys(bucket) == []  # type: ignore[attr-defined]
 
 
-def test_in_a_restore_nothing_runs_and_nobody_writes_into_the_arrays(tmp_path: Path) -> None:
+def test_in_a_restore_nothing_runs_and_nothing_is_written_into_the_arrays(tmp_path: Path) -> None:
     interrupted(
         f"""
         big = {BIG}

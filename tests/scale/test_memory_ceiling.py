@@ -38,7 +38,7 @@ make = {
 into = {name: make[how]() for name in names} if how in make else {}
 
 def measured(action):
-    # Whatever is loaded and opened the first time is no matter of the checkpoint's size.
+    # What is loaded and opened the first time does not depend on the size of the checkpoint.
     ck.open_checkpoint(warm_up).restore()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak begins anew

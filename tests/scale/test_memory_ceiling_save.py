@@ -29,7 +29,7 @@ else:
     arrays["text"] = np.array([b"x" * 100] * 1000, object)
 
 with ck.Saver(memory_budget=budget) as saver:
-    # Whatever is loaded and opened the first time is no matter of the checkpoint's size.
+    # What is loaded and opened the first time does not depend on the size of the checkpoint.
     saver.save_async({"w": np.ones(10)}, url, 0).result()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak begins anew

@@ -125,7 +125,7 @@ class SimulatedBucket:
         return stored
 
     def delete(self, key: str, *, if_match: str | None = None) -> None:
-        """Delete an object; one that is not there is no error.
+        """Delete an object; a missing one is not an error.
 
         Raises
         ------

@@ -97,7 +97,7 @@ class History:
         bucket.on_change = self._changed
 
     def note(self, name: str, text: str) -> None:
-        """Note a violation that is no assertion of the shipped ones."""
+        """Record a violation that none of the shipped assertions covers."""
         self.violations.append(InvariantViolation(name, text))
 
     def mark_at(self, prefix: str) -> int | None:
@@ -122,7 +122,7 @@ class History:
         acknowledged = [save for save in saves if save.is_acknowledged]
         if not acknowledged:
             return
-        # Not by the time of the answer: a run that stood still may hear of its save when others went on.
+        # Not by the time of the answer: a frozen run may get the answer to its save after others went on.
         newest = max(self._epochs.get(save.run, 0) for save in acknowledged)
         last = [save for save in acknowledged if self._epochs.get(save.run, 0) == newest][-1]
         later = [

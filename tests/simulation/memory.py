@@ -102,7 +102,7 @@ class _KnownTable:
 
 
 class _Rows:
-    """The rows of a table, which are looked up only if nobody did before."""
+    """The rows of a table, which are looked up once."""
 
     def __init__(self, data: bytes, real: Callable[[], Table]) -> None:
         self.data = data
@@ -180,7 +180,7 @@ def pure_functions_remember() -> Iterator[None]:
 
 
 class _Free:
-    """A lock that nobody else wants: lock, reentrant lock and condition in one."""
+    """A lock without contention: lock, reentrant lock and condition in one."""
 
     def __enter__(self) -> bool:
         return True
@@ -195,7 +195,7 @@ class _Free:
         pass
 
     def wait_for(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
-        assert predicate(), "nobody is there who could bring it about"
+        assert predicate(), "nothing else runs that could make it true"
         return True
 
     def notify_all(self) -> None:
@@ -206,7 +206,7 @@ class _Free:
 
 
 class _Flag:
-    """An event that nobody waits for."""
+    """An event without waiters."""
 
     def __init__(self) -> None:
         self._is_set = False

@@ -65,14 +65,14 @@ def _mutation(
 
 @_mutation("zombie", "FENCE", "LOST", "DANGL", "CORR")
 def _no_fence() -> Iterator[None]:
-    """Nobody looks whether another run took over."""
+    """It is not checked whether another run took over."""
     with mock.patch.object(Ownership, "check", lambda *_: False):
         yield
 
 
 @_mutation("steps", "SPURIOUS")
 def _no_read_back() -> Iterator[None]:
-    """A conflict is somebody else's, a broken connection is a failure."""
+    """A conflict is taken for another writer's, a broken connection for a failure."""
 
     def judge(self: ConditionalWrite, fault: Fault, attempts: object) -> Lost:
         if fault.kind in (Kind.PRECONDITION, Kind.ABSENT):
@@ -91,7 +91,7 @@ def _delete_whatever_version(directory: Location, pending: Pending) -> None:
 
 @_mutation("zombie-rollback", "DANGL", "CORR", "LOST")
 def _no_version_of_victims() -> Iterator[None]:
-    """A checkpoint that left the list is deleted, whatever stands there by now."""
+    """A checkpoint that left the list is deleted, whatever has that name by now."""
     with mock.patch.object(ckptstore.directory.pending_deletes, "collect_pending", _delete_whatever_version):
         yield
 
@@ -145,7 +145,7 @@ def _no_compare_and_swap_of_the_record() -> Iterator[None]:
 
 @_mutation("zombie", "SPURIOUS", "BLOCKED")
 def _lost_is_fenced() -> Iterator[None]:
-    """An index that stands in the way ends the run."""
+    """An index that already exists ends the run."""
     publish = CheckpointWriter._publish
 
     publish_index = ShardSet.publish

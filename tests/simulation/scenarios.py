@@ -1,4 +1,4 @@
-"""Who does what in one run: five scenarios, each drawn from a seed."""
+"""The programs of one run: five scenarios, each drawn from a seed."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Run:
         self.random = draw = self.scheduler.random
         self.keep = draw.choice((1, 2, 2, 3))
         self.target = draw.choice((2, 2, 3, 3)) if scenario.zombie else draw.choice((3, 3, 4))
-        # Training that is deterministic saves the same bytes for a step, whoever does it.
+        # Deterministic training saves the same bytes for a step, in every run.
         self.repeats_values = scenario.rollback and draw.random() < 0.4
         self.has_graphs = draw.random() < 0.5
         self.has_shards = draw.random() < 0.25
@@ -245,7 +245,7 @@ class Run:
         saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs)
 
     def _check_finality(self, saver: Saver, run: str, basename: str) -> None:
-        """FENCE: who was fenced stays it, without asking."""
+        """FENCE: a fenced run stays fenced, without a request."""
         before = len(self.scheduler.trace)
         try:
             self._call_save(saver, 0, basename, _STEPS - 1)

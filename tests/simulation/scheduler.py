@@ -1,7 +1,7 @@
 """Many programs, one bucket, and a scheduler that decides by a seed whose request comes next.
 
 An actor is a real call of real code in a greenlet of its own. Before each of its requests it hands control to
-the scheduler, which picks who goes on: one step is one request, and the same seed gives the same history.
+the scheduler, which picks the next actor: one step is one request, and the same seed gives the same history.
 Nothing sleeps: time passes with the requests, and jumps when everybody waits.
 """
 
@@ -47,7 +47,7 @@ class Actor:
     Attributes
     ----------
     storage : ActorStorage
-        What it reaches the bucket through; set by whoever starts it.
+        The way to the bucket; set by the caller that starts it.
     crash_at : int
         The request before which it dies (negative: after which); 0 for never.
     freeze_at : int
@@ -157,7 +157,7 @@ class Scheduler:
     now_s : float
         Simulated time.
     current : Actor
-        Who runs.
+        The one that runs.
     steps : int
         Requests so far.
     trace : list of Step
@@ -171,8 +171,8 @@ class Scheduler:
         self.trace: list[Step] = []
         self.main = greenlet.getcurrent()
         self.current: Actor | None = None
-        # The chance that who is at it goes on without a draw. None is the finest mixture; much of it makes
-        # long runs of one actor, who only then meets the others in the middle of something.
+        # The chance that the running actor goes on without a draw. 0 is the finest mixture; a high chance
+        # makes long runs of one actor, which then meets the others in the middle of something.
         self._patience = self.random.choice((0.0, 0.5, 0.9))
         self._actors: list[Actor] = []
         self._ready: list[Actor] = []
@@ -199,7 +199,7 @@ class Scheduler:
             chosen.greenlet.switch()
 
     def step(self, actor: Actor) -> None:
-        """Let the scheduler choose who makes the next request; return when it is `actor`."""
+        """Let the scheduler choose the actor of the next request; return when it is `actor`."""
         self.steps += 1
         self.now_s += REQUEST_S
         if self.steps > MAX_STEPS:

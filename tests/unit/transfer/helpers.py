@@ -35,7 +35,7 @@ def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def eventually(is_so: Callable[[], bool]) -> bool:
-    """Tell whether `is_so` becomes true in good time."""
+    """Return whether `is_so` becomes true in good time."""
     end_s = time.monotonic() + TIMEOUT_S
     while not is_so():
         if time.monotonic() > end_s:

@@ -194,11 +194,11 @@ def test_a_new_name_is_young_though_the_bytes_are_old(
     assert storage.head(target).mtime_s > time.time() - 600
     listed = {info.key: info for info in storage.list(os.path.dirname(target) + "/")}
     assert listed[target] == storage.head(target)
-    # Whoever reads the source meanwhile is not disturbed.
+    # A reader of the source is not disturbed.
     assert storage.get(source, version=pinned).data == DATA
 
 
-def test_files_that_somebody_else_linked_keep_their_times(storage: LocalStorage, source: str) -> None:
+def test_files_that_another_program_linked_keep_their_times(storage: LocalStorage, source: str) -> None:
     # cp -al of a directory must not make all checkpoints equally old: retention counts in hours.
     before = storage.head(source).mtime_s
     os.link(source, source + ".backup")

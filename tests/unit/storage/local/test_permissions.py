@@ -1,4 +1,4 @@
-"""Refused access is told as refused access: never as "not there", and never after half of the work."""
+"""Refused access is reported as such: never as a missing file, and never after half of the work."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from ckptstore.storage.values import Committed
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.types import ByteRange
 if os.getuid() == 0:
-    # Root may do everything, so be nobody; after the imports, which may lie where nobody may not look.
+    # Root may do everything, so become the user nobody; after the imports, which that user may not be able
+    # to read.
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 storage = LocalStorage()
 place = sys.argv[1]
-def told(call):
+def outcome_of(call):
     try:
         answer = call()
     except errors.CkptStoreError as error:
@@ -81,7 +82,7 @@ for call in (
     lambda: storage.delete_if(key, version),
     lambda: storage.delete_many([key]),
 ):
-    print(told(call))
+    print(outcome_of(call))
 """
     assert as_nobody(place, script) == ["data", "4", "1", "False", "0"] + ["AccessError"] * 6
     assert [path.name for path in directory.iterdir()] == ["checkpoint"]
@@ -103,7 +104,7 @@ for key in (place + "/run/checkpoint", place + "/run/absent"):
         lambda: storage.delete_if(key, "1:2:3:4"),
         lambda: storage.delete_many([key]),
     ):
-        print(told(call))
+        print(outcome_of(call))
 print(storage.is_abandoned(place + "/run/checkpoint"))
 """
     directory.chmod(0o000)
@@ -115,8 +116,8 @@ def test_what_may_be_opened_by_name_need_not_be_listed(place: Path) -> None:
     LocalStorage().put_new(str(directory / "checkpoint"), b"data")
     script = """
 print(storage.get(place + "/run/checkpoint").data.decode())
-print(told(lambda: storage.get(place + "/run/absent")))
-print(told(lambda: list(storage.list(place + "/run/"))))
+print(outcome_of(lambda: storage.get(place + "/run/absent")))
+print(outcome_of(lambda: list(storage.list(place + "/run/"))))
 """
     directory.chmod(0o711)
     assert as_nobody(place, script) == ["data", "NotFoundError", "AccessError"]
@@ -126,7 +127,7 @@ def test_a_file_that_may_not_be_read_is_not_a_missing_one(place: Path) -> None:
     LocalStorage().put_new(str(place / "checkpoint"), b"data")
     (place / "checkpoint").chmod(0o000)
     script = """
-print(told(lambda: storage.get(place + "/checkpoint")), storage.head(place + "/checkpoint").size_bytes)
+print(outcome_of(lambda: storage.get(place + "/checkpoint")), storage.head(place + "/checkpoint").size_bytes)
 """
     assert as_nobody(place, script) == ["AccessError", "4"]
     (place / "checkpoint").chmod(0o755)
@@ -145,8 +146,8 @@ def test_two_users_share_the_lock_of_a_directory(place: Path, mode: int) -> None
     directory.chmod(mode)
     script = """
 key = place + "/run/theirs"
-print(told(lambda: storage.put_new(key, b"one")))
-print(told(lambda: storage.put_if(key, b"two", storage.head(key).version)))
-print(told(lambda: storage.delete_if(key, storage.head(key).version)))
+print(outcome_of(lambda: storage.put_new(key, b"one")))
+print(outcome_of(lambda: storage.put_if(key, b"two", storage.head(key).version)))
+print(outcome_of(lambda: storage.delete_if(key, storage.head(key).version)))
 """
     assert as_nobody(place, script) == ["done", "done", "True"]

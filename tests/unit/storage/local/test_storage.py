@@ -1,4 +1,4 @@
-"""The local backend beyond the contract: modes, symbolic links, odd things in the way, the lock file."""
+"""The local backend beyond the contract: modes, symbolic links, other things than files, the lock file."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_replaced_file_keeps_its_mode(storage: LocalStorage, tmp_path: Path) -
 
 
 def test_a_replaced_file_is_never_changed_in_place(storage: LocalStorage, tmp_path: Path) -> None:
-    # Whoever has it mapped into memory keeps the old bytes.
+    # A process that has mapped it keeps the old bytes.
     path = tmp_path / "checkpoint"
     version = version_of(storage.put_new(str(path), b"old"))
     with path.open("rb") as reader:

@@ -1,4 +1,4 @@
-"""Who is alive: killed writers, leftovers of other machines, forked children, frozen holders of the lock."""
+"""Live and dead writers: killed ones, other machines, forked children, frozen holders of the lock."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_small_writes_under_way_are_no_leftovers(storage: LocalStorage, tmp_path
 
 
 def test_a_file_that_no_upload_made_is_never_abandoned(storage: LocalStorage, tmp_path: Path) -> None:
-    # TensorFlow writes it, or somebody copies a checkpoint, data before index.
+    # TensorFlow writes it, or a checkpoint is being copied, data before index.
     (tmp_path / "foreign").write_bytes(b"x")
     storage.put_new(str(tmp_path / "put"), b"x")
     with storage.upload(str(tmp_path / "ours")) as upload:
@@ -255,7 +255,7 @@ def test_a_file_swept_away_before_it_was_locked_is_made_again(
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_file_somebody_else_looked_at_first_is_made_again(
+def test_a_file_that_a_search_for_leftovers_locked_first_is_made_again(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = locks.hold
@@ -374,7 +374,7 @@ def test_a_frozen_holder_of_the_lock_is_waited_for_with_an_end(
     assert leftovers(tmp_path) == []
 
 
-def test_a_waiter_goes_on_when_the_holder_lets_go(storage: LocalStorage, tmp_path: Path) -> None:
+def test_a_waiter_goes_on_when_the_holder_releases_the_lock(storage: LocalStorage, tmp_path: Path) -> None:
     key = str(tmp_path / "checkpoint")
     storage.put_new(key, b"one")
     with process(LOCKED, str(tmp_path)) as child:
@@ -390,7 +390,7 @@ def test_a_waiter_goes_on_when_the_holder_lets_go(storage: LocalStorage, tmp_pat
     assert isinstance(outcomes[0], Committed)
 
 
-def test_a_lock_file_that_was_deleted_locks_nobody_out_and_nobody_in(
+def test_a_deleted_lock_file_excludes_nobody_and_is_replaced(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two waiters, one on the deleted file and one on its successor, must not both get in.
