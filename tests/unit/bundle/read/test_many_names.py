@@ -10,10 +10,10 @@ import pytest
 
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.bundle.write.plan import ClaimedNames, plan_save, write_item, write_items
-from ckptstore.errors import ChecksumError, FormatError, UsageError
+from ckptstore.errors import FormatError, UsageError
 from ckptstore.format.entry import BundleEntry, BundleHeader, encode_entry
 from ckptstore.format.entry_columns import encode_index
-from tests.unit.bundle.helpers import craft, index_file, put, read_many, saved, take, tracked
+from tests.unit.bundle.helpers import index_file, put, read_many, saved
 
 MANY = 300
 
@@ -65,39 +65,6 @@ def test_the_first_entry_with_an_error_is_named(prefix, wrong):
         open_bundle(prefix).stored("0100")
     assert str(found.value) == str(expected.value)
     assert len(reader.stored_many(names[:100])) == 100
-
-
-def test_a_damaged_block_hides_only_its_own_tensors(prefix):
-    names = [f"{'n' * 400}/{number:06d}" for number in range(20_000)]
-    craft(prefix, {name.encode(): BundleEntry(1, (), size_bytes=4) for name in names}, bytes(4))
-    data = bytearray(take(index_file(prefix)))
-    data[len(data) // 2] ^= 1
-    put(index_file(prefix), bytes(data))
-    reader = open_bundle(prefix)
-    assert all(reader.stored_many(names[:200]))
-    assert reader.has(names[-1])
-    with pytest.raises(ChecksumError):
-        reader.stored_many(names)
-    with pytest.raises(ChecksumError):
-        reader.names()
-
-
-@pytest.mark.parametrize("method", ["has", "stored"])
-def test_many_single_lookups_read_the_index_once(prefix, method):
-    names = [f"{'n' * 400}/{number:06d}" for number in range(0, 40_000)]
-    craft(prefix, {name.encode(): BundleEntry(1, (), size_bytes=4) for name in names}, bytes(4))
-    size = len(take(index_file(prefix)))
-    tracking, there = tracked(prefix)
-    reader = open_bundle(there)
-    for name in names[::101]:
-        getattr(reader, method)(name)
-    # The tail, then up to 64 blocks, then all that is left: not once a name.
-    assert len(tracking.reads) < 70
-    assert tracking.size_bytes() < size + 70 * 300_000
-    before = len(tracking.reads)
-    assert reader.has(names[5])
-    assert not reader.has("other")
-    assert len(tracking.reads) == before
 
 
 def same(items, others) -> bool:

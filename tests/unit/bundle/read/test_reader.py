@@ -158,21 +158,6 @@ def test_a_small_index_is_one_request_and_a_lookup_needs_no_second(prefix):
     assert [key for key, _, _ in tracking.reads if key.endswith(".index")] == [index_file(prefix).key]
 
 
-def test_a_lookup_in_a_large_index_reads_little_of_it(prefix):
-    arrays = [np.array([number], np.int8) for number in range(100)]
-    save(prefix, {f"layer_{number:06d}/{'x' * 100}": arrays[number % 100] for number in range(60_000)})
-    size = len(take(index_file(prefix)))
-    assert size > 1_200_000
-    tracking, place = tracked(prefix)
-    reader = open_bundle(place)
-    assert reader.read(f"layer_030000/{'x' * 100}").tolist() == [0]
-    # The tail with footer and index block, the block with the header, the block with the name.
-    reads = [(start, stop) for key, start, stop in tracking.reads if key.endswith(".index")]
-    assert len(reads) == 3
-    assert sum(stop - start for start, stop in reads) < 3 * 270_000
-    assert len(reader.names()) == 60_000
-
-
 def test_names_that_look_like_slice_keys_are_names(prefix):
     reader = saved(
         prefix,
@@ -207,12 +192,6 @@ def test_an_unknown_name_is_not_found_and_close_ones_are_named(prefix):
             reader.read(name)
     with pytest.raises(KeyError):
         reader.spec("")
-
-
-def test_the_hint_for_an_unknown_name_among_very_many_comes_at_once(prefix):
-    reader = saved(prefix, {f"net/layer_{n}/kernel": np.int8(0) for n in range(20_000)})
-    with pytest.raises(TensorNotFoundError, match="layer_777/kernel"):
-        reader.read("net/layer_777/kernle")
 
 
 def test_a_prefix_that_is_not_there_is_not_found(prefix):
