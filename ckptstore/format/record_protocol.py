@@ -6,13 +6,37 @@ so ownership, fencing and unfinished deletes live in comments. The four fields t
 
 Format
 ------
-One fact a line, strings as JSON strings, so that a line never breaks::
+The header, then one fact per line::
 
     # ckptstore 1
-    # owner "model" epoch=7 run="5f0c…" host="9a…" time=1795344521.8 write="9a41…" highest_step=12000
-    # next_keep=1795351721.8 pending "model-9000" version="…" shards="00000-of-00001" suffix="meta"
-    # superseded "model" shards="00000-of-48213"
+    # owner "model" epoch=7 run="5f0c…" host="node-a" time=1795344521.8 write="9a41…" highest_step=12000
+    # pending "model-9000" version="…" shards="00000..01023-of-01024" suffix="meta"
+    # superseded "model" shards="00000-of-48213 00002..00004-of-48213"
     # kept "model-100"
+
+Grammar; each line begins in column one, and spaces may follow at its end::
+
+    header     = "# ckptstore " version
+    owner      = "# owner " name " epoch=" integer " run=" string " host=" string " time=" seconds
+                 " write=" string [" highest_step=" integer] [" next_keep=" seconds]
+                 [" last_preserved=" seconds]
+    pending    = "# pending " name " version=" string " shards=" shards [" suffix=" string]
+    superseded = "# superseded " name " shards=" shards
+    kept       = "# kept " name
+    name       = string
+    string     = a JSON string in ASCII, so that a line never breaks
+    shards     = a string of words: number "-of-" count, or first ".." last "-of-" count
+    integer    = up to 20 digits, "-" before a negative one
+    seconds    = a number as Python's float() takes it, except NaN
+
+A version has up to 9 digits; above 1 the record is refused. The name of an owner is a basename, all other
+names are prefixes of checkpoints. A suffix left out is "meta". Seconds count from 1970 on the writer's clock.
+
+Numbers and counts of shards have 5 to 10 digits. A range holds every number from first to last, where first <
+last < count. The ranges of one record hold at most 262 144 shards; what is more is listed by single names.
+
+The pairs of a line may stand in any order, and pairs with other names are ignored. So are other comments, and
+facts before the header. Of several owners of one basename the last one counts.
 """
 
 from __future__ import annotations
@@ -20,7 +44,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -33,6 +57,7 @@ __all__ = [
     "Kept",
     "Owner",
     "Pending",
+    "RangeRoom",
     "Record",
     "ShardName",
     "Superseded",
@@ -52,7 +77,11 @@ _LINE = re.compile(
 )
 _PAIR = re.compile(rf' ([a-z_]+)=({_STRING}|[^\s"]++)')
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
-_SHARD = re.compile(r"([0-9]{5,10})-of-([0-9]{5,10})$")
+_SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
+
+# In the ranges of one record: 256 checkpoints of 1024 shards. It bounds what a short text can make a reader
+# allocate to some 25 MiB.
+_MOST_IN_RANGES = 262_144
 
 ShardName = tuple[int, int]
 """Shard number and count, as in ``.data-00003-of-00007``."""
@@ -113,7 +142,7 @@ class Superseded:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A checkpoint that is listed and that no saver owns, so that retention neither counts nor deletes it."""
+    """A listed checkpoint that no saver owns: retention neither counts nor deletes it."""
 
     prefix: str
 
@@ -163,13 +192,14 @@ def format_record(record: Record) -> bytes:
         if owner.last_preserved_s is not None:
             line += f" last_preserved={owner.last_preserved_s!r}"
         lines.append(line)
+    ranges = RangeRoom()
     lines += [
         f"# pending {_quote(pending.prefix)} version={_quote(pending.version)}"
-        f" shards={_quote(_format_shards(pending.shards))} suffix={_quote(pending.suffix)}"
+        f" shards={_quote(_format_shards(pending.shards, ranges))} suffix={_quote(pending.suffix)}"
         for pending in record.pending
     ]
     lines += [
-        f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards))}"
+        f"# superseded {_quote(superseded.prefix)} shards={_quote(_format_shards(superseded.shards, ranges))}"
         for superseded in record.superseded
     ]
     lines += [f"# kept {_quote(prefix)}" for prefix in record.kept]
@@ -196,13 +226,14 @@ def parse_record(data: bytes, *, source: str) -> Record:
     """
     state = parse_state(data, source=source)
     facts: list[Fact] = []
+    ranges = RangeRoom()
     ours = False
     for number, line in enumerate(data.decode().split("\n"), 1):
         ours = is_header(line, source=source) or ours
         if not ours or not line.startswith(FACT_BEGINNINGS):
             continue
         try:
-            facts.append(parse_fact(line))
+            facts.append(parse_fact(line, ranges))
         except ValueError:
             raise FormatError(
                 f"protocol line {number} of the record cannot be read",
@@ -226,7 +257,7 @@ def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
 
 
 def is_header(line: str, *, source: str) -> bool:
-    """Tell whether `line` begins our lines.
+    """Return whether `line` is the header of our lines.
 
     Raises
     ------
@@ -245,8 +276,27 @@ def is_header(line: str, *, source: str) -> bool:
     return header is not None
 
 
-def parse_fact(line: str) -> Fact:
+class RangeRoom:
+    """How many shards the ranges of one record may still hold."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_IN_RANGES
+
+    def take(self, shards: int) -> bool:
+        """Return whether so many more fit; then they are taken."""
+        fits = shards <= self._left
+        self._left -= shards if fits else 0
+        return fits
+
+
+def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
     """Return what one protocol line says.
+
+    Parameters
+    ----------
+    line : str
+    ranges : RangeRoom, optional
+        Of the record that has the line.
 
     Raises
     ------
@@ -269,7 +319,7 @@ def parse_fact(line: str) -> Fact:
             )
         if kind == "kept":
             return Kept(name)
-        shards = _parse_shards(values["shards"])
+        shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
             return Pending(name, values["version"], shards, values.get("suffix", "meta"))
         return Superseded(name, shards)
@@ -312,15 +362,33 @@ def _time(text: str) -> float:
     return value
 
 
-def _format_shards(shards: Iterable[ShardName]) -> str:
-    return " ".join(f"{shard:05d}-of-{count:05d}" for shard, count in shards)
+def _format_shards(shards: Sequence[ShardName], ranges: RangeRoom) -> str:
+    may_join = ranges.take(len(shards))
+    runs: list[tuple[int, int, int]] = []
+    for number, count in shards:
+        if may_join and runs and (number - 1, count) == runs[-1][1:] and number < count:
+            runs[-1] = (runs[-1][0], number, count)
+        else:
+            runs.append((number, number, count))
+    return " ".join(
+        f"{first:05d}-of-{count:05d}" if first == last else f"{first:05d}..{last:05d}-of-{count:05d}"
+        for first, last, count in runs
+    )
 
 
-def _parse_shards(text: str) -> tuple[ShardName, ...]:
-    result = []
+def _parse_shards(text: str, ranges: RangeRoom) -> tuple[ShardName, ...]:
+    result: list[ShardName] = []
     for word in text.split():
-        match = _SHARD.match(word)
+        match = _SHARDS.match(word)
         if match is None:
             raise ValueError(word)
-        result.append((int(match[1]), int(match[2])))
+        first, count = int(match[1]), int(match[3])
+        if match[2] is None:
+            result.append((first, count))
+            continue
+        stop = int(match[2]) + 1
+        # Before the range is spelled out.
+        if not first + 1 < stop <= count or not ranges.take(stop - first):
+            raise ValueError(word)
+        result.extend((number, count) for number in range(first, stop))
     return tuple(result)

@@ -1,7 +1,7 @@
 """What can still be read of a damaged record, line by line; the strict reader is `record_protocol`.
 
-A fact counts only if its line is whole: the cut-off ``highest_step=120`` of a ``highest_step=12000`` would be
-read without a complaint. `format_record` and TensorFlow end every line, so a last line without an end was cut
+A fact counts only if its line is whole: ``highest_step=120``, cut off from ``highest_step=12000``, would be
+read without an error. `format_record` and TensorFlow end every line, so a last line without an end was cut
 off, or written by hand.
 """
 
@@ -15,6 +15,7 @@ from ckptstore.format.record_protocol import (
     FACT_BEGINNINGS,
     Fact,
     Owner,
+    RangeRoom,
     Record,
     is_header,
     parse_fact,
@@ -68,6 +69,7 @@ def salvage_record(data: bytes, *, source: str) -> Salvage:
         If a newer ckptstore wrote the protocol lines.
     """
     facts: list[Fact] = []
+    ranges = RangeRoom()
     lost: list[str] = []
     *whole, cut = data.split(b"\n")
     for line in whole:
@@ -75,7 +77,7 @@ def salvage_record(data: bytes, *, source: str) -> Salvage:
         is_header(text, source=source)
         if text.startswith(FACT_BEGINNINGS):
             try:
-                facts.append(parse_fact(line.decode("utf-8")))
+                facts.append(parse_fact(line.decode("utf-8"), ranges))
             except ValueError:
                 lost.append(text)
     if cut.startswith(b"#"):
@@ -85,13 +87,13 @@ def salvage_record(data: bytes, *, source: str) -> Salvage:
             facts.append(owner)
         elif not _says_nothing(text):
             lost.append(text)
-    # The last one counts: of two copies of a record that were put together, the newer one.
+    # The last one counts: where two copies of a record were joined, the newer owner.
     facts.sort(key=lambda fact: fact.epoch if isinstance(fact, Owner) else 0)
     return Salvage(record_of(_state_of(data, cut, source=source), facts), tuple(lost))
 
 
 def _owner_of_cut_line(line: str) -> Owner | None:
-    """Return who the owner is, if only what follows the names was cut off."""
+    """Return the owner line without the numbers at its end, which may be cut off."""
     try:
         fact = parse_fact(line)
     except ValueError:
@@ -102,7 +104,7 @@ def _owner_of_cut_line(line: str) -> Owner | None:
 
 
 def _says_nothing(line: str) -> bool:
-    """Tell whether a line that was cut off cannot have been one of ours: another comment."""
+    """Return whether a line that was cut off cannot have been one of ours."""
     return not any(line.startswith(known) or known.startswith(line) for known in FACT_BEGINNINGS)
 
 

@@ -90,6 +90,14 @@ DELETES: dict[str, Callable[[Path], list[str]]] = {
         for step in (6, 7)
     ],
     "shards with numbers without end": lambda root: [superseded("model-5", "9999999999-of-9999999999")],
+    "ranges of shards, one of which an index names": lambda root: [
+        superseded("model-5", "00000..00001-of-00002")
+    ],
+    "a range of shards without end": lambda root: [superseded("model-5", "00000..9999999998-of-9999999999")],
+    "a range of every shard there can be": lambda root: [superseded("model-100", "00000..99998-of-99999")],
+    "ranges of shards beyond all bounds": lambda root: [
+        superseded(f"model-{number}", "00000..99998-of-99999") for number in range(100, 20_100)
+    ],
     "twenty thousand pending lines": lambda root: [
         f'pending "model-{number}" version="1" shards="00000-of-00001"' for number in range(100, 20_100)
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, parse_state
 from ckptstore.format.record_protocol import Owner, Pending, Record, Superseded, format_record, parse_record
+from ckptstore.format.record_salvage import salvage_record
 
 STATE = CheckpointState("model-2", ("model-1", "model-2"), (1.0, 2.5))
 OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.863018, "77ab", 12000, 1795351721.5)
@@ -27,7 +31,7 @@ def test_the_documented_lines() -> None:
         "# ckptstore 1",
         '# owner "model" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
         " highest_step=12000 next_keep=1795351721.5",
-        '# pending "model-9000" version="1:2:3" shards="00000-of-00002 00001-of-00002" suffix="meta"',
+        '# pending "model-9000" version="1:2:3" shards="00000..00001-of-00002" suffix="meta"',
         '# superseded "model" shards="00000-of-48213"',
         '# kept "model-100"',
     ]
@@ -36,7 +40,16 @@ def test_the_documented_lines() -> None:
 
 
 names = st.text(min_size=1, max_size=30)
-shards = st.lists(st.tuples(st.integers(0, 99999), st.integers(1, 99999)), max_size=4).map(tuple)
+MODEL = 'model_checkpoint_path: "m-1"\n'
+
+single_shards = st.lists(st.tuples(st.integers(0, 99999), st.integers(1, 99999)), max_size=4)
+neighbours = st.builds(
+    lambda first, length, more: [(first + n, first + length + more) for n in range(length)],
+    st.integers(0, 5000),
+    st.integers(0, 30),
+    st.integers(-5, 5),
+)
+shards = st.lists(single_shards | neighbours, max_size=3).map(lambda runs: tuple(itertools.chain(*runs)))
 owners = st.builds(
     Owner,
     names,
@@ -64,6 +77,46 @@ def test_every_name_comes_back(
     assert parse_record(format_record(record), source="r") == record
 
 
+def test_neighbouring_shards_are_written_as_a_range() -> None:
+    numbers = [0, 1, 2, 4, 6, 7]
+    record = Record(superseded=(Superseded("m", (*((n, 9) for n in numbers), (8, 99), (8, 9))),))
+    text = '# superseded "m" shards="00000..00002-of-00009 00004-of-00009 00006..00007-of-00009'
+    assert f'{text} 00008-of-00099 00008-of-00009"\n' in format_record(record).decode()
+
+
+def test_lines_that_list_each_shard_are_still_read() -> None:
+    words = "00000-of-00003 00001-of-00003 00002-of-00003"
+    data = f'# ckptstore 1\n# pending "m-1" version="v" shards="{words}"\n{MODEL}'.encode()
+    (pending,) = parse_record(data, source="r").pending
+    assert pending.shards == ((0, 3), (1, 3), (2, 3))
+
+
+def test_a_thousand_hosts_take_one_short_line() -> None:
+    shards = tuple((n, 1024) for n in range(1024))
+    data = format_record(Record(pending=(Pending("model-9000", "v", shards),)))
+    assert b'shards="00000..01023-of-01024"' in data
+    assert len(data) < 120
+
+
+def test_more_shards_than_ranges_may_hold_are_written_one_by_one_and_come_back() -> None:
+    shards = tuple((n, 99_999) for n in range(99_999))
+    record = Record(STATE, superseded=tuple(Superseded(f"m-{n}", shards) for n in range(3)))
+    data = format_record(record)
+    assert data.count(b"..") == 2
+    assert parse_record(data, source="r") == record
+
+
+def test_ranges_that_hold_too_many_shards_are_refused_before_they_are_spelled_out() -> None:
+    lines = [f'# superseded "m-{n}" shards="00000..99998-of-99999"' for n in range(100_000)]
+    data = "\n".join(["# ckptstore 1", *lines, MODEL]).encode()
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="protocol line 4"):
+        parse_record(data, source="r")
+    assert len(salvage_record(data, source="r").record.superseded) == 2
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
+
+
 def test_a_record_by_tensorflow_has_no_owner() -> None:
     data = b'model_checkpoint_path: "m-1"\nall_model_checkpoint_paths: "m-1"\n'
     assert parse_record(data, source="r") == Record(CheckpointState("m-1", ("m-1",)))
@@ -80,6 +133,12 @@ def test_comments_of_others_are_ignored() -> None:
         '# owner "model" epoch=x run="a" host="b" time=1.0 write="c"',
         '# owner "model"',
         '# pending "m-1" version="v" shards="0-of-1"',
+        '# superseded "m-1" shards="00000..00000-of-00001"',
+        '# superseded "m-1" shards="00003..00001-of-00009"',
+        '# superseded "m-1" shards="00000..00002-of-00002"',
+        '# superseded "m-1" shards="00000..-of-00002"',
+        '# superseded "m-1" shards="00000..00001..00002-of-00004"',
+        '# superseded "m-1" shards="00000..9999999998-of-9999999999"',
         '# superseded "m-1',
         '# superseded "m-1" shards="00000-of-00001" extra',
         "# kept model-1",
