@@ -1,4 +1,4 @@
-"""Which process this is, where it runs, and the only place that reads the environment."""
+"""Identity of the process and its host; the only module that reads the environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["GcsEnvironment", "client_environment", "gcs_environment", "host_id",
 
 
 def host_name() -> str:
-    """Return the name by which people know this machine."""
+    """Return the host name of this machine."""
     return os.uname().nodename
 
 
@@ -35,19 +35,19 @@ _RUNS: dict[int, str] = {}
 
 
 def process_run() -> str:
-    """Return the run of this process: one for all its Savers, another one after a fork."""
+    """Return the run id of this process: the same for all its Savers, a new one after a fork."""
     return _RUNS.setdefault(os.getpid(), uuid.uuid4().hex)
 
 
 class GcsEnvironment(NamedTuple):
-    """What the environment says of Google Cloud Storage, in the variables of Google's own libraries.
+    """Settings of Google Cloud Storage from the environment variables of Google's own libraries.
 
     Attributes
     ----------
     emulator_host : str
-        ``STORAGE_EMULATOR_HOST``: host and port, or URL, of a stand-in; empty if there is none.
+        ``STORAGE_EMULATOR_HOST``: host and port, or URL, of an emulator; empty if unset.
     credentials_file : str
-        ``GOOGLE_APPLICATION_CREDENTIALS``; empty if there is none.
+        ``GOOGLE_APPLICATION_CREDENTIALS``; empty if unset.
     universe_domain : str
         ``GOOGLE_CLOUD_UNIVERSE_DOMAIN``, by default ``googleapis.com``.
     """
@@ -58,7 +58,7 @@ class GcsEnvironment(NamedTuple):
 
 
 def gcs_environment() -> GcsEnvironment:
-    """Return what the environment says of Google Cloud Storage now."""
+    """Return the present settings of Google Cloud Storage."""
     emulator_host = os.environ.get("STORAGE_EMULATOR_HOST", "")
     return GcsEnvironment(
         emulator_host="" if emulator_host == "default" else emulator_host,
@@ -79,7 +79,7 @@ _CLIENT_VARIABLES = (
 
 
 def client_environment() -> str:
-    """Return a digest of what the clients of object stores read from the environment; it tells no secret."""
+    """Return a digest of the variables that the clients of object stores read; it reveals no secret."""
     found = sorted(
         (name, value) for name, value in os.environ.items() if name.upper().startswith(_CLIENT_VARIABLES)
     )

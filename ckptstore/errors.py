@@ -3,25 +3,25 @@
 ::
 
     CkptStoreError
-    ├── UsageError (ValueError)              mend the call
-    ├── NotFoundError (FileNotFoundError)    the thing is not there; the place was readable
+    ├── UsageError (ValueError)              correct the call
+    ├── NotFoundError (FileNotFoundError)    it does not exist; the place was readable
     │   └── TensorNotFoundError (KeyError)   ask for another name; close ones are in the hint
     ├── CorruptError                         these bytes are not a good checkpoint: take another
     │   ├── FormatError                      the structure is wrong
     │   ├── TruncatedFileError               a file ends too early
     │   ├── ChecksumError                    the bytes are not the ones that were written
     │   └── IncompleteBundleError            a file that the index names is missing
-    ├── ConflictError (FileExistsError)      somebody else got there first
+    ├── ConflictError (FileExistsError)      another writer was faster
     │   ├── FencedError                      this run was replaced by a newer one; final
-    │   └── SaveCancelledError               a save in the background was given up on purpose; nothing to mend
-    ├── AccessError (PermissionError)        mend credentials or permissions
+    │   └── SaveCancelledError               a background save was cancelled on purpose
+    ├── AccessError (PermissionError)        correct credentials or permissions
     ├── StorageFullError (OSError)           make room; retrying does not help
     ├── TransientError (OSError)             try again later
     │   └── DeadlineError (TimeoutError)     it took longer than allowed
-    ├── AmbiguousOutcomeError                the write may or may not have landed: look before repeating
+    ├── AmbiguousOutcomeError                the write may or may not have happened: check before repeating
     └── UnsupportedError (NotImplementedError)  valid, but not possible here
 
-Each carries ``code`` (stable, append-only), ``url``, ``hint`` and, where they apply, ``tensor``, ``offset``,
+Each has ``code`` (stable, append-only), ``url``, ``hint`` and, where they apply, ``tensor``, ``offset``,
 ``expected`` and ``actual``. They survive pickling with class, message and fields. No message ever holds a
 secret.
 """
@@ -57,8 +57,8 @@ __all__ = [
     "UsageError",
 ]
 
-# Names and paths come from files: one may be a megabyte long, or hold what a terminal obeys. The fields keep
-# all of it.
+# Names and paths come from files: one may be a megabyte long, or contain control codes of a terminal. Messages
+# shorten and escape them; the fields keep all of it.
 _MOST_SHOWN = 600
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -84,7 +84,7 @@ class CkptStoreError(Exception):
 
     code = "error"
     next_step: str | None = None
-    """What to do where no hint says more."""
+    """What to do, unless a hint says more."""
 
     def __init__(
         self,
@@ -135,11 +135,11 @@ class CkptStoreError(Exception):
 
 
 class CkptStoreWarning(UserWarning):
-    """Something went on in a degraded way; the message says what and why."""
+    """Something continued in a degraded way; the message says what and why."""
 
 
 def abridged(text: str) -> str:
-    """Return `text` as messages show it: of a very long one the beginning and the end."""
+    """Return `text` as messages show it: the beginning and the end of a very long one."""
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 100]} … {text[-100:]}"
 
 
@@ -157,7 +157,7 @@ class UsageError(CkptStoreError, ValueError):
 
 
 class NotFoundError(CkptStoreError, FileNotFoundError):
-    """The file or checkpoint does not exist, concluded from a place that could be read."""
+    """The file or checkpoint does not exist; the place was readable."""
 
     code = "not-found"
 
@@ -243,7 +243,7 @@ class FencedError(ConflictError):
 
 
 class SaveCancelledError(ConflictError):
-    """The save was given up before it was published: by `cancel`, or because a newer one took its place."""
+    """The save was cancelled before it was published: by `cancel`, or because a newer one took its place."""
 
     code = "cancelled"
 
@@ -255,7 +255,7 @@ class AccessError(CkptStoreError, PermissionError):
 
 
 class StorageFullError(CkptStoreError, OSError):
-    """No room left on the storage. Permanent until somebody makes room."""
+    """No room is left on the storage. Permanent until room is made."""
 
     code = "storage-full"
 
@@ -273,7 +273,7 @@ class DeadlineError(TransientError, TimeoutError):
 
 
 class AmbiguousOutcomeError(CkptStoreError):
-    """A write whose answer was lost: it may have landed. Nothing was cleaned up."""
+    """The answer to a write was lost: it may have happened. Nothing was cleaned up."""
 
     code = "ambiguous"
 
@@ -322,7 +322,7 @@ def from_os_error(error: OSError, what: str, url: str) -> CkptStoreError:
         result = AccessError(text, url=url, hint="Check the permissions of the directory and its files.")
     elif error.errno in _FULL:
         result = StorageFullError(
-            text, url=url, hint="Make room or raise the quota; what was there before is untouched."
+            text, url=url, hint="Make room or raise the quota; existing files are unchanged."
         )
     elif error.errno in _MISPLACED:
         result = UsageError(text, url=url, hint=_MISPLACED[error.errno])
@@ -334,7 +334,7 @@ def from_os_error(error: OSError, what: str, url: str) -> CkptStoreError:
         )
     else:
         result = TransientError(
-            text, url=url, hint="Try again; if it stays, look at the disk and the system log."
+            text, url=url, hint="Try again; if it persists, check the disk and the system log."
         )
     if isinstance(result, OSError):
         result.errno = error.errno

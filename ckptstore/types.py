@@ -84,7 +84,7 @@ class ByteRange:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A box of a partitioned tensor: one ``(start, length)`` a dimension; length -1 = the full extent."""
+    """A box of a partitioned tensor: one ``(start, length)`` per dimension; length -1 = the full extent."""
 
     extents: tuple[tuple[int, int], ...]
 
@@ -102,7 +102,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What the index says of one tensor.
+    """The description of one tensor in the index.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class TensorSpec:
     nbytes : int
         Bytes in the data files, all slices together.
     shards : tuple of int
-        The shards that hold its bytes, ascending.
+        Numbers of the shards that hold its bytes, ascending.
     slices : tuple of Slice
         The stored boxes in save order; empty for a tensor stored in one piece.
     """

@@ -1,4 +1,4 @@
-"""The arguments of a Saver, checked: what is wrong is told before anything is written."""
+"""Checks of the arguments of a Saver, before anything is written."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class SaverSettings:
-    """What a Saver shares with TensorFlow's ``SaverDef``.
+    """The settings that a Saver shares with TensorFlow's ``SaverDef``.
 
     Attributes
     ----------
     max_to_keep : int
-        0: all of them.
+        0 keeps all.
     keep_hours : float
     sharded : bool
     """
@@ -69,7 +69,7 @@ class SaverSettings:
         Raises
         ------
         UsageError
-            If `max_to_keep` is no number of checkpoints.
+            If `max_to_keep` is not a number of checkpoints.
         """
         if saver_def is not None:
             max_to_keep = saver_def.max_to_keep
@@ -86,7 +86,7 @@ class SaverSettings:
         return SaverSettings(int(max_to_keep or 0), float(keep_hours), sharded)
 
     def retention(self, clock: Callable[[], float]) -> Retention:
-        """Return what decides which checkpoints stay; where hours count, from what `clock` says now."""
+        """Return the retention; its hours count from the present time of `clock`."""
         if not self.max_to_keep:
             return KeepNewest()
         return SaverRetention(self.max_to_keep, self.keep_hours * SECONDS_PER_HOUR, float(clock()))
@@ -183,7 +183,7 @@ class GraphArguments:
 
 
 def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool) -> list[WriteItem]:
-    """Return what is to be saved, converted and checked, in the order in which it is written.
+    """Return the items to save, converted and checked, in the order in which they are written.
 
     Parameters
     ----------
@@ -257,6 +257,6 @@ def step_number(global_step: Any) -> int:
 
 
 def check_list(value: object) -> None:
-    """Raise `UsageError` if this is no list, as TensorFlow does."""
+    """Raise `UsageError` unless this is a list, as TensorFlow does."""
     if not isinstance(value, list):
         raise UsageError("a list of checkpoints is needed", expected="list", actual=type(value).__name__)

@@ -1,8 +1,8 @@
-"""Saves in the background when the interpreter exits: they finish, but not at any price.
+"""Saves in the background when the interpreter exits: they finish, within a time limit.
 
-Python waits for threads that are no daemons before it takes anything down. The guard is one: it runs while
-any save does, and lets the interpreter go when all are over, or when time is up and they were cancelled. The
-threads that do the work are daemons, so one that is stuck in the kernel cannot hold the process.
+Python waits for threads that are not daemons before it shuts down. The guard is such a thread: it runs while
+any save does, and ends when all are over, or when the time is up and they were cancelled. The threads that do
+the work are daemons, so a thread that is stuck in the kernel cannot hold the process.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ EXIT_DEADLINE_S = 300.0
 # For what was cancelled to remove its files.
 CLEAN_UP_S = 5.0
 
-# How often the guard looks whether the main thread ended, and a save went on.
-_LOOK_EVERY_S = 0.25
+# How often the guard checks whether the main thread has ended and whether saves make progress.
+_CHECK_EVERY_S = 0.25
 
 
 class PendingSave(Protocol):
-    """What the guard has to know of a save."""
+    """What the guard needs to know about a save."""
 
     @property
     def prefix(self) -> str:
-        """Its URL."""
+        """The URL of the checkpoint."""
 
     @property
     def done_bytes(self) -> int:
-        """How far it is; any number that grows while it makes progress."""
+        """Progress: a number that grows while the save advances."""
 
     def cancel(self) -> bool:
-        """Give it up."""
+        """Cancel the save; return whether it was still possible."""
 
 
 class _Guard:
@@ -50,14 +50,13 @@ class _Guard:
         self.pending: dict[int, PendingSave] = {}
         self.changed = threading.Condition()
         self.thread: threading.Thread | None = None
-        self.given_up = False
 
     def enter(self, save: PendingSave) -> None:
         with self.changed:
             self.pending[id(save)] = save
             if self.thread is None:
                 thread = threading.Thread(target=self._watch, name="ckptstore-exit", daemon=False)
-                # No new thread when the interpreter is ending: then the exit handler is all there is.
+                # The interpreter starts no new thread while it ends; only the exit handler remains then.
                 with suppress(RuntimeError):
                     thread.start()
                     self.thread = thread
@@ -71,7 +70,7 @@ class _Guard:
         main = threading.main_thread()
         with self.changed:
             while self.pending and main.is_alive():
-                self.changed.wait(_LOOK_EVERY_S)
+                self.changed.wait(_CHECK_EVERY_S)
             if not self.pending:
                 self.thread = None
                 return
@@ -80,7 +79,7 @@ class _Guard:
             self.thread = None
 
     def finish(self) -> None:
-        """Let the pending saves finish within the deadline; cancel what does not."""
+        """Wait for the pending saves within the deadline; cancel those that do not finish."""
         started_s = moved_s = time.monotonic()
         seen = -1
         with self.changed:
@@ -91,9 +90,9 @@ class _Guard:
                     seen, moved_s = done, now_s
                 if now_s - moved_s > EXIT_STALL_S or now_s - started_s > EXIT_DEADLINE_S:
                     break
-                self.changed.wait(_LOOK_EVERY_S)
+                self.changed.wait(_CHECK_EVERY_S)
             late = list(self.pending.values())
-        # Those that wait go before the one they wait for.
+        # A save that waits for another one is cancelled before it.
         cancelled = [save for save in reversed(late) if save.cancel()]
         with self.changed:
             self.changed.wait_for(lambda: not self.pending, CLEAN_UP_S)
@@ -107,31 +106,31 @@ class _Guard:
 _guard = _Guard()
 
 
-def _forget() -> None:
-    # Threads and saves of the parent stay in the parent.
+def _reset_in_child() -> None:
+    # The threads and saves of the parent do not exist in the child.
     global _guard  # noqa: PLW0603 (a forked child starts anew)
     _guard = _Guard()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset_in_child)
 
 
 def enter(save: PendingSave) -> None:
-    """Have the interpreter wait for `save` when it exits."""
+    """Make the interpreter wait for `save` when it exits."""
     _guard.enter(save)
 
 
 def leave(save: PendingSave) -> None:
-    """Note that `save` is over."""
+    """Remove `save`, which is over."""
     _guard.leave(save)
 
 
 def join_idle(timeout_s: float) -> None:
-    """Wait for the guard's thread to end, if it has nothing to do any more."""
+    """Wait for the guard's thread to end if no save is pending."""
     thread = _guard.thread
     if thread is not None and not _guard.pending and thread is not threading.current_thread():
         thread.join(timeout_s)
 
 
-# Saves that somebody's own exit handler began: handlers run in reverse order, after the threads were joined.
+# For saves that another exit handler began: handlers run in reverse order, after the threads were joined.
 atexit.register(lambda: _guard.finish())  # noqa: PLW0108 (the guard of that moment)

@@ -39,13 +39,15 @@ class SaverDirectories:
         self._run = run
         self._writers: dict[_Key, CheckpointWriter] = {}
         self._pid = os.getpid()
+        # What the user set and no writer has taken over yet, and the writers that have taken over their part;
+        # None: the user set nothing.
         self._set: list[tuple[str, float]] = []
-        self._awaiting_set: set[_Key] | None = None
+        self._taken_over: set[_Key] | None = None
 
     def writer(self, prefix: Location, record: Location) -> CheckpointWriter:
         """Return the writer for the directory of `prefix`."""
         if self._pid != os.getpid():
-            # Those of the parent, which goes on with them.
+            # The parent goes on with its own writers.
             self._pid = os.getpid()
             self._writers.clear()
         key = (prefix.storage, prefix.parent.key, record.name)
@@ -53,8 +55,8 @@ class SaverDirectories:
         if writer is None:
             writer = CheckpointWriter(prefix.parent, record.name, self._retention, self._clock)
             self._writers[key] = writer
-        if self._awaiting_set is not None and key not in self._awaiting_set:
-            self._awaiting_set.add(key)
+        if self._taken_over is not None and key not in self._taken_over:
+            self._taken_over.add(key)
             places = [(locate(path), time_s) for path, time_s in self._set]
             here = [(place.name, time_s) for place, time_s in places if place.parent.key == prefix.parent.key]
             writer.set_window(tuple(Entry(name, time_s) for name, time_s in here))
@@ -80,8 +82,8 @@ class SaverDirectories:
         return paths
 
     def set(self, checkpoints: Sequence[tuple[str, float]]) -> None:
-        """Count these ``(prefix, seconds since 1970)`` and nothing else; no save is under way."""
+        """Make retention count exactly these ``(prefix, seconds since 1970)``; no save may be in flight."""
         self._set = [(os.fsdecode(path), float(time_s)) for path, time_s in checkpoints]
-        self._awaiting_set = set()
+        self._taken_over = set()
         for writer in self._writers.values():
             writer.set_window(())

@@ -1,4 +1,4 @@
-"""What `Saver.save_async` returns: a save in the background, to be asked how far it is and how it ended."""
+"""The handle that `Saver.save_async` returns: progress and outcome of a background save."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SaveHandle:
     ``await handle`` waits for it without blocking the event loop and returns what `result` does. If the
     coroutine that waits is cancelled, the save goes on.
 
-    In a forked child the saves of the parent are the parent's: methods raise `UsageError` unless the save was
-    over before.
+    In a forked child the parent's saves do not run: methods raise `UsageError` unless the save was over
+    before the fork.
 
     Threads
     -------
@@ -79,9 +79,9 @@ class SaveHandle:
         SaveCancelledError
             If it was cancelled, or a newer save took its place (``queue="skip"``). Nothing of it stays.
         UsageError
-            If this save cannot go on before the caller does: from a callback, or a report of progress.
+            In a callback or a report of progress: the save could not go on until the caller returns.
         CkptStoreError
-            Whatever made it fail, as `Saver.save`; as often as it is asked.
+            The reason of the failure, as `Saver.save`; each call raises it again.
         """
         self._check_process()
         save = self._save
@@ -97,7 +97,7 @@ class SaveHandle:
         return save.answer
 
     def cancel(self) -> bool:
-        """Give the save up, if it is not being published yet. Does not wait.
+        """Cancel the save unless it is being published already. Does not wait.
 
         Returns
         -------
@@ -109,10 +109,10 @@ class SaveHandle:
         return self._save.cancel()
 
     def add_done_callback(self, fn: Callable[[SaveHandle], object]) -> None:
-        """Have `fn` called with this handle when the save is over; at once if it is.
+        """Call `fn` with this handle when the save is over; at once if it is.
 
-        It is called in the thread that saves, and cannot wait for another save of this Saver: that raises
-        `UsageError`. What it raises is logged.
+        `fn` runs in the thread that saves, and cannot wait for another save of this Saver: that raises
+        `UsageError`. Its exceptions are logged.
         """
         self._check_process()
 
@@ -120,7 +120,7 @@ class SaveHandle:
             try:
                 fn(self)
             except BaseException as error:
-                # Not even SystemExit ends the thread that has other saves to make.
+                # Not even SystemExit may end the thread: other saves wait for it.
                 if not isinstance(error, Exception) and not self._save.queue.is_own_thread:
                     raise
                 _LOG.exception("a callback of the save of %s failed", self.prefix)
@@ -164,7 +164,7 @@ class SaveHandle:
         )
 
     def _check_process(self) -> None:
-        # Before any lock: a thread that the child does not have may hold it.
+        # Before any lock is taken: a thread of the parent may have held it at the fork.
         if not self._save.is_over and not self._save.is_of_this_process:
             raise UsageError(
                 "this save runs in the process that began it, not in its forked child",

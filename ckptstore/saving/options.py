@@ -1,4 +1,4 @@
-"""How a Saver, a manager or a checkpoint saves: the options beside what is saved, checked once."""
+"""The options of a Saver, a manager or a checkpoint for each save, checked once."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class SaveOptions:
             )
 
     def place(self, location: Location) -> Location:
-        """Return `location` in a storage that is as durable as these options ask for."""
+        """Return `location` in a storage with the durability of these options."""
         storage = location.storage
         if self.durability == "disk" or not isinstance(storage, SupportsRelaxedDurability):
             return location
         return replace(location, storage=storage.without_sync())
 
     def transfer(self, url: str, step: int | None) -> Transfer:
-        """Return a save of `url` that keeps to these options; its deadline begins now."""
+        """Return the transfer of a save of `url` with these options; its deadline begins now."""
         return Transfer(
             "save",
             url,

@@ -1,7 +1,7 @@
-"""The saves of one Saver in the background: one at a time, in a thread that lives as long as there is work.
+"""The background saves of one Saver: one at a time, in a thread that lives while there is work.
 
-What has to be checked is checked before a save comes here; what fails here is told once, by whatever asks
-first: the save's handle, the Saver's next save, or its `close`.
+Arguments are checked before a save is queued. A failure is reported once, by whichever comes first: the
+save's handle, the Saver's next save, or its `close`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOG = logging.getLogger("ckptstore")
 # The queue whose save runs in this context, the threads that work for it included.
 _AT_WORK: ContextVar[SaveQueue | None] = ContextVar("ckptstore_save_queue", default=None)
 
-# A thread whose work is done ends within microseconds; this bounds the wait where a callback keeps it.
+# An idle thread ends within microseconds; this bounds the wait when a callback delays it.
 _JOIN_S = 1.0
 
 
@@ -57,7 +57,7 @@ class QueuedSave:
         self.task = task
         self.queue = queue
         self.future: Future[None] = Future()
-        # Nobody cancels the future itself: `cancel` ends the work, and the work ends the future.
+        # The future itself is never cancelled: `cancel` ends the work, and the work completes the future.
         self.future.set_running_or_notify_cancel()
         self.is_over = False
         self.error: BaseException | None = None
@@ -80,7 +80,7 @@ class QueuedSave:
         return self._pid == os.getpid()
 
     def cancel(self) -> bool:
-        """Give it up, if it is not being published yet; tell whether it was in time."""
+        """Cancel the save unless it is being published already; return whether it was in time."""
         return self.queue.cancel(self)
 
 
@@ -90,7 +90,7 @@ class SaveQueue:
     Parameters
     ----------
     policy : str
-        What a save does that finds another one in flight: ``"wait"``, ``"skip"``, ``"refuse"``.
+        What a save does when another one is in flight: ``"wait"``, ``"skip"``, ``"refuse"``.
 
     Threads
     -------
@@ -102,19 +102,27 @@ class SaveQueue:
         self._begin()
 
     def _begin(self) -> None:
+        # The process that owns everything below; a forked child starts anew.
         self._pid = os.getpid()
+        # Guards the fields below; notified when a save is over. While a save runs or waits, `_worker` is set.
         self._changed = threading.Condition()
+        # Next first, without the running one. Where it is not empty, a save runs or the worker takes the next.
         self._waiting: deque[QueuedSave] = deque()
+        # Set from the moment a save is next, which may be before its thread reaches it, until `_end`.
         self._running: QueuedSave | None = None
+        # The thread of `_worker`, or of the last one. None: no thread could be started, and saves run in the
+        # thread that submits them.
         self._thread: threading.Thread | None = None
-        # Stands for the one call of `_work` that may make saves.
+        # Identifies the one call of `_work` that may run saves; None while idle.
         self._worker: object | None = None
+        # Failed saves whose error nothing has raised yet; each error leaves once.
         self._unreported: dict[QueuedSave, BaseException] = {}
+        # False once the Saver is collected: failures are then warnings.
         self._has_owner = True
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
-            # What is in flight, and what failed there, is the parent's.
+            # Saves in flight and their failures belong to the parent.
             self._begin()
 
     @property
@@ -132,13 +140,13 @@ class SaveQueue:
         """Raise `UsageError` where waiting for a save would never end."""
         if self.is_own_thread or _AT_WORK.get() is self:
             raise UsageError(
-                "a save was waited for in a thread that it needs itself",
+                "waiting for a save in a thread that the save itself needs",
                 url=url,
                 hint="Do not save, close or wait in a callback, or a report of progress, of the same Saver.",
             )
 
     def wait(self) -> None:
-        """Wait until every save is over; how they ended does not matter here."""
+        """Wait until every save is over, whether it succeeded or not."""
         if not self.is_idle:
             self.check_may_wait()
         with self._changed:
@@ -146,7 +154,7 @@ class SaveQueue:
         self.join_idle()
 
     def raise_failure(self) -> None:
-        """Raise what a save in the background died of, unless somebody was told."""
+        """Raise the first unreported failure of a background save."""
         self._check_process()
         with self._changed:
             unreported, self._unreported = list(self._unreported.values()), {}
@@ -171,7 +179,7 @@ class SaveQueue:
         UsageError
             In a callback or a report of progress, if it would have to wait there.
         CkptStoreError
-            The failure of an earlier save that nobody was told of. Nothing is saved then.
+            The unreported failure of an earlier save. Nothing is saved then.
         """
         if not self.is_idle and self._policy == "refuse":
             raise ConflictError(
@@ -180,7 +188,7 @@ class SaveQueue:
                 hint="Wait for its result, or choose queue='wait' or queue='skip'.",
             )
         if snapshot and not (self._policy == "skip" and self._both_fit(task)):
-            # What may not be given up later would only hold memory for as long as it waits.
+            # A save that cannot be skipped later would only hold memory while it waits.
             self.wait()
         self.raise_failure()
         save = QueuedSave(task, self)
@@ -194,7 +202,7 @@ class SaveQueue:
             self._append(save)
             task.stage()
         except BaseException:
-            # Nobody gets a handle, and the arrays may change now.
+            # The caller gets no handle, and the arrays may change from now on.
             self.cancel(save)
             with self._changed:
                 self._changed.wait_for(lambda: save not in self._waiting and self._running is not save)
@@ -203,7 +211,7 @@ class SaveQueue:
         return save
 
     def _both_fit(self, task: SaveTask) -> bool:
-        """Tell whether the budget has room for a snapshot beside the one of the save in flight."""
+        """Return whether the budget has room for a snapshot beside that of the save in flight."""
         budget, running = task.memory_budget, self._running
         if budget is None or running is None:
             return True
@@ -213,7 +221,7 @@ class SaveQueue:
         skipped: list[QueuedSave] = []
         with self._changed:
             if self._running is None and not self._waiting:
-                # In flight from now on, not from when the thread gets to it: nothing takes its place.
+                # In flight from now on, not only when the thread reaches it: nothing takes its place.
                 self._running = save
             else:
                 if self._policy == "skip":
@@ -225,7 +233,7 @@ class SaveQueue:
                 if self._worker is None:
                     self._begin_work()
             except BaseException:
-                # Ctrl-C: nobody may wait for a save that nobody makes.
+                # Ctrl-C: a save that no thread will run must not be waited for.
                 if self._running is save:
                     self._running = None
                 else:
@@ -235,7 +243,7 @@ class SaveQueue:
                 raise
         for older in skipped:
             older.task.cancel()
-            self._end(older, _given_up(older, "a newer save of this Saver took its place"))
+            self._end(older, _cancelled(older, "a newer save of this Saver took its place"))
         if self._thread is None:
             save.task.skip_snapshot()
             self._work(self._worker)
@@ -246,10 +254,10 @@ class SaveQueue:
         try:
             self._thread.start()
         except RuntimeError:
-            # No new thread when the interpreter is ending: then in this one.
+            # The interpreter starts no new thread while it ends: run in this one.
             self._thread = None
         except BaseException:
-            # Should it run after all, it has nothing to do.
+            # If the thread runs after all, it finds no work.
             self._thread = self._worker = None
             raise
 
@@ -267,10 +275,10 @@ class SaveQueue:
                 error: BaseException | None = None
                 try:
                     save.answer = save.task.run()
-                except BaseException as failure:  # noqa: BLE001 - told by whoever asks first
+                except BaseException as failure:  # noqa: BLE001 - reported by whatever asks first
                     error = failure
                 if error is not None and save.task.is_cancelled:
-                    error = _given_up(save, "it was cancelled", error)
+                    error = _cancelled(save, "it was cancelled", error)
                 self._end(save, error)
         except BaseException:
             with self._changed:
@@ -282,12 +290,12 @@ class SaveQueue:
 
     def _end(self, save: QueuedSave, error: BaseException | None) -> None:
         save.task.release(error)
-        is_missed = False
+        is_failure = False
         if error is not None and not isinstance(error, SaveCancelledError):
-            error.add_note(f"It happened while {save.prefix} was saved in the background.")
-            is_missed = True
+            error.add_note(f"This failed while {save.prefix} was being saved in the background.")
+            is_failure = True
         with self._changed:
-            if error is not None and is_missed:
+            if error is not None and is_failure:
                 self._unreported[save] = error
             if self._running is save:
                 self._running = None
@@ -298,11 +306,11 @@ class SaveQueue:
         # calls `report_as_warnings`.
         at_exit.leave(save)
         save.future.set_result(None)
-        if is_missed and not self._has_owner:
+        if is_failure and not self._has_owner:
             self._warn()
 
     def cancel(self, save: QueuedSave) -> bool:
-        """Give `save` up, if it is not being published yet; tell whether it was in time."""
+        """Cancel `save` unless it is being published already; return whether it was in time."""
         with self._changed:
             is_waiting = save in self._waiting
             if is_waiting:
@@ -311,17 +319,17 @@ class SaveQueue:
                 return save.task.is_cancelled
         is_in_time = save.task.cancel()
         if is_waiting:
-            self._end(save, _given_up(save, "it was cancelled"))
+            self._end(save, _cancelled(save, "it was cancelled"))
         return is_in_time
 
     def mark_reported(self, save: QueuedSave) -> None:
-        """Note that somebody was told how `save` ended."""
+        """Record that the outcome of `save` was reported to the caller."""
         if self._pid == os.getpid():
             with self._changed:
                 self._unreported.pop(save, None)
 
     def join_idle(self) -> None:
-        """Let threads that have nothing to do any more end."""
+        """Wait for the threads to end if no save is in flight."""
         thread = self._thread
         if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
             return
@@ -330,7 +338,7 @@ class SaveQueue:
             at_exit.join_idle(_JOIN_S)
 
     def report_as_warnings(self) -> None:
-        """Hear that the Saver is gone: of what failed, or fails from now on, it cannot tell."""
+        """Report failures as warnings, now and later: called when the Saver is collected."""
         if self._pid == os.getpid():
             self._has_owner = False
             self._warn()
@@ -339,15 +347,15 @@ class SaveQueue:
         with self._changed:
             unreported, self._unreported = self._unreported, {}
         for error in unreported.values():
-            text = f"a save in the background failed, and nobody asked how it ended: {error}"
+            text = f"a background save failed, and its result was never asked for: {error}"
             try:
                 warnings.warn(text, CkptStoreWarning, stacklevel=2)
             except CkptStoreWarning:
-                # Where warnings are errors there is nobody to raise it to, and other saves are waiting.
+                # With warnings as errors there is no caller to raise it to, and other saves are waiting.
                 _LOG.warning("%s", text)
 
 
-def _given_up(save: QueuedSave, why: str, cause: BaseException | None = None) -> SaveCancelledError:
-    error = SaveCancelledError(f"the save was given up: {why}", url=save.prefix)
+def _cancelled(save: QueuedSave, why: str, cause: BaseException | None = None) -> SaveCancelledError:
+    error = SaveCancelledError(f"the save was cancelled: {why}", url=save.prefix)
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""What a Saver knows of graphs: the one it was given, or one made from the arrays that it saves."""
+"""The graph of a Saver: the one it was given, or one made from the arrays that it saves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SaverGraph:
     Parameters
     ----------
     graph : Graph or None
-        Without it one is made from the arrays.
+        None: a graph is made from the arrays.
     settings : SaverSettings
         Of the Saver.
 
@@ -40,12 +40,12 @@ class SaverGraph:
         self._saving: tuple[Graph, Graph] | None = None
 
     def to_export(self) -> Graph:
-        """Return the graph, or the one that was made for the last save.
+        """Return the given graph, or the one made for the last save.
 
         Raises
         ------
         UsageError
-            If there is neither.
+            If there is none yet.
         """
         if self.graph is not None:
             return self.graph
@@ -57,7 +57,7 @@ class SaverGraph:
         return read_meta_graph(self._generated[1], source="<generated graph>")
 
     def device_of(self, name: str) -> str:
-        """Return where the graph places the variable `name`; empty if it does not say."""
+        """Return the device on which the graph places the variable `name`; empty if none is given."""
         assert self.graph is not None
         try:
             return self.graph.get_operation_by_name(name).device
@@ -73,7 +73,7 @@ class SaverGraph:
                 graph, saver_def=saver_def, strip_default_attrs=strip_default_attrs
             )
         items = [item for shard in plan.shards for item in shard.items]
-        # No object for each of them: most saves only compare.
+        # Columns instead of an object per item: most saves only compare.
         columns = (
             [item.name for item in items],
             [item.dtype for item in items],

@@ -1,4 +1,4 @@
-"""One save, checked and planned: what is left is to bring the bytes and to publish them."""
+"""One save, checked and planned: it starts the transfer and runs the sink."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Phase(Enum):
 
 
 class SaveTask:
-    """One save on its way.
+    """One save that is checked and planned.
 
     Calls
     -----
@@ -79,7 +79,7 @@ class SaveTask:
 
     @property
     def memory_budget(self) -> int | None:
-        """Most bytes that it may hold beyond the caller's arrays."""
+        """Bytes that the save may hold at most beyond the caller's arrays."""
         return self._options.memory_budget
 
     @property
@@ -93,29 +93,29 @@ class SaveTask:
         return self._phase is _Phase.CANCELLED
 
     def begin_snapshot(self) -> None:
-        """Have `run` take the bytes that `stage` copies."""
+        """Make `run` write the bytes that `stage` copies."""
         self._split_plan()
         self._budget = MemoryBudget(self.memory_budget)
         self._stage = Stage(self._request.plan, self._budget, url=self.url)
 
     @property
     def is_staged_whole(self) -> bool:
-        """Whether `stage` can copy everything before anything is saved."""
+        """Whether there is room to copy everything before anything is saved."""
         return self._stage is None or self._stage.is_whole
 
     def skip_snapshot(self) -> None:
-        """Forget `begin_snapshot`: the thread that owns the arrays is the one that saves."""
+        """Undo `begin_snapshot`: the thread that owns the arrays saves itself."""
         self._stage = None
 
     def stage(self) -> None:
-        """Copy the arrays; returns when they may be changed again, or when the save is over."""
+        """Copy the arrays; return when they may be changed again, or when the save is over."""
         stage = self._stage
         if stage is None:
             return
         try:
             stage.copy()
         except Exception:
-            # What the save failed with is told by its handle.
+            # The handle reports why the save failed.
             if not self._is_over:
                 raise
         self.staged.set()
@@ -135,10 +135,10 @@ class SaveTask:
         SaveCancelledError
             If it was cancelled before it began.
         CkptStoreError
-            Whatever kept it from being saved.
+            Any failure of the save.
         """
         if self._stage is not None and self._stage.is_whole:
-            # Both at a time would fight for the memory's bandwidth, and somebody waits for the copy.
+            # Copying and saving at once would share the memory bandwidth, and the caller waits for the copy.
             self._may_begin.wait()
         with self._lock:
             if self._phase is _Phase.CANCELLED:
@@ -146,7 +146,7 @@ class SaveTask:
             self._phase = _Phase.RUNNING
             transfer = self._transfer = self._options.transfer(self.url, self._request.step)
             if self._stage is not None:
-                # What was copied so far is taken from it.
+                # The blocks of the copy were taken from this budget.
                 transfer.budget = self._budget
         with transfer:
             self._split_plan()
@@ -154,7 +154,7 @@ class SaveTask:
             return self.url if self._request.has_tensors else None
 
     def _begin_commit(self) -> None:
-        """Pass the point from which on nobody can cancel: a commit cut short leaves the outcome open."""
+        """Pass the last point where a save can be cancelled: an interrupted commit has an open outcome."""
         assert self._transfer is not None
         with self._lock:
             self._transfer.scope.check()
@@ -162,7 +162,7 @@ class SaveTask:
         self.staged.set()
 
     def cancel(self) -> bool:
-        """Give it up, if it is not being published yet; tell whether that is so."""
+        """Cancel the save unless it is being published already; return whether it was in time."""
         with self._lock:
             if self._phase is _Phase.COMMITTING:
                 return False
@@ -174,13 +174,13 @@ class SaveTask:
         return True
 
     def release(self, error: BaseException | None = None) -> None:
-        """Let go of what it holds; it is over, because of `error` if there is one."""
+        """Release arrays and memory: the save is over, because of `error` if there is one."""
         self._is_over = True
         self._request = replace(self._request, plan=SavePlan(()), meta=None)
         if self._stage is None:
             self.staged.set()
         else:
-            # A copy under way ends; then the arrays may be changed again.
+            # A copy in progress ends; then the arrays may be changed again.
             self._stage.close(error)
 
 
@@ -193,5 +193,5 @@ def _split_by_change(request: SaveRequest, last: LastSaved | None) -> SaveReques
         stored = stored_shards(last.index_bytes, last.prefix, last.versions, source=url)
         return replace(request, plan=split_unchanged(request.plan, stored))
     except CorruptError:
-        # Everything travels then.
+        # All tensors are written then.
         return request

@@ -1,9 +1,9 @@
-"""A copy of what a save writes: once it is made, the caller may change the arrays again.
+"""A copy of the bytes of a save: once it is made, the caller may change the arrays again.
 
-One thread copies, in the order of the files, into blocks of memory; another one, which saves, takes the bytes
-from there. It begins when all is copied: side by side they share the memory's speed, and the caller, who is
-waiting, would wait two to four times as long. Where the memory budget is smaller than the checkpoint it
-begins at once, and the copying waits for blocks whose bytes are stored.
+One thread copies, in the order of the files, into blocks of memory; the thread that saves reads the bytes from
+there. It starts when all is copied: if both ran at once they would share the memory bandwidth, and the caller
+would wait two to four times as long. Where the memory budget is smaller than the checkpoint it starts at once,
+and the copying waits for blocks whose bytes are stored.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ckptstore.transfer.upload import BudgetLease
 
 __all__ = ["Stage", "StagedShard"]
 
-# Smaller tensors are joined before they are copied: a copy of its own costs more than the bytes of one.
+# Smaller tensors are joined before they are copied: a separate copy costs more than their bytes.
 _JOINED_BELOW_BYTES = 64 * 1024
 _JOINED_SIZE_BYTES = 1024 * 1024
 
-# So much is converted at a time, on the way into a block; little enough not to count.
+# Size of the pieces that are converted on the way into a block; small enough not to count in the budget.
 _CONVERTED_SIZE_BYTES = 1024 * 1024
 
 
 class _Staged:
-    """A block, what it is filled with, and the memory that it takes."""
+    """A block, how much of it is filled, and the lease of its memory."""
 
     def __init__(self, array: Block, lease: BudgetLease) -> None:
         self.array = array
@@ -42,7 +42,7 @@ class _Staged:
         self._is_needed = True
 
     def release(self) -> None:
-        """Give the memory back as soon as nobody shares it; a second call does nothing."""
+        """Give the memory back as soon as no lease is retained; a second call does nothing."""
         with self.lease.lock:
             was_needed, self._is_needed = self._is_needed, False
         if was_needed:
@@ -65,12 +65,12 @@ def _whole_size_bytes(plan: SavePlan) -> int:
 
 
 class Stage:
-    """The bytes of one plan, on their way from the caller's arrays to the storage.
+    """The bytes of one plan, copied from the caller's arrays for the thread that saves.
 
     Calls
     -----
     `copy` in the thread that owns the arrays. `shard` for every data file in order, in the thread that saves,
-    which may begin at once. `close` when the save is over, whatever came of it.
+    which may start at once. `close` when the save is over, successful or not.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ class Stage:
     budget : MemoryBudget
         Of the transfer that saves; the blocks are taken from it, and what strings take while they are copied.
     url : str, optional
-        What is saved, for messages.
+        Of the checkpoint, for messages.
 
     Attributes
     ----------
     plan : SavePlan
     is_whole : bool
-        Whether the budget has room for everything at a time: the shards can then be read again.
+        Whether the budget has room for everything at once: the shards can then be read again.
 
     Threads
     -------
@@ -100,16 +100,24 @@ class Stage:
         self._scope = Scope(what="cannot copy the arrays")
         # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
         self._changed = threading.Condition(threading.RLock())
+        # Published blocks of each shard, in order; appended by the thread that copies, until `_is_closed`.
         self._shards: list[list[_Staged]] = [[] for _ in plan.shards]
+        # Item → checksum of strings; set before their first block is published.
         self._crcs: list[dict[int, int]] = [{} for _ in plan.shards]
+        # The first shard that was never read. Without `is_whole` the ones before it cannot be read again.
         self._begun = 0
+        # Set last by `copy`: every block is published then. Stays False if the copy fails.
         self._is_copied = False
+        # Set by `close` with `_error`; no block is published afterwards.
         self._is_closed = False
         self._error: BaseException | None = None
+        # While the thread that saves waits for a block: the memory that it keeps until it gets one.
         self._stuck_bytes: Callable[[], int] | None = None
+        # The block that the copying thread is filling, not published yet; no other thread touches it.
         self._filling: _Staged | None = None
-        # Taken for strings that are being copied into blocks.
+        # Memory held for strings that are being copied into blocks.
         self._encoded_bytes = 0
+        # Blocks in use now and at most; `_most_out` are kept for the next save.
         self._out = 0
         self._most_out = 0
 
@@ -124,7 +132,7 @@ class Stage:
         Raises
         ------
         BaseException
-            What the save failed with, if it is over before.
+            The failure of the save, if it ends before.
         """
         try:
             for number, shard in enumerate(self.plan.shards):
@@ -180,7 +188,7 @@ class Stage:
         filling_bytes = 0 if self._filling is None else BLOCK_SIZE_BYTES
         with self._budget.hold(size_bytes, scope=self._scope, beside=lambda: self._stuck() + filling_bytes):
             with enough_memory(self._budget, item.size_bytes, url=self._url, tensor=item.name):
-                # Whoever saves asks for the checksum when the first of the bytes are there.
+                # The thread that saves asks for the checksum as soon as the first bytes are published.
                 raw, self._crcs[number][index] = encoded(item)
             self._encoded_bytes = size_bytes
             try:
@@ -204,12 +212,12 @@ class Stage:
                 self._publish(number)
 
     def _publish(self, number: int) -> None:
-        """Let the thread that saves have the block that was filled last."""
+        """Hand the block that was filled last to the thread that saves."""
         with self._changed:
-            # Whoever saves may be done already when only empty tensors are left.
+            # The thread that saves may be done already when only empty tensors are left.
             if self._filling is None:
                 return
-            # What is published after the end would never be given back.
+            # A block published after the end would never be given back.
             if self._is_closed:
                 self._scope.check()
             self._shards[number].append(self._filling)
@@ -217,7 +225,7 @@ class Stage:
             self._changed.notify_all()
 
     def _new_block(self) -> _Staged:
-        # What the thread that saves cannot give back before it gets more is not waited for.
+        # Memory that the thread that saves cannot give back before it gets more is not waited for.
         self._budget.acquire(
             BLOCK_SIZE_BYTES, scope=self._scope, beside=lambda: self._stuck() + self._encoded_bytes
         )
@@ -245,30 +253,30 @@ class Stage:
         return 0 if stuck_bytes is None else stuck_bytes()
 
     def shard(self, number: int, held_bytes: Callable[[], int]) -> StagedShard:
-        """Return what reads data file `number` from its beginning.
+        """Return a reader of data file `number`, from its beginning.
 
         Parameters
         ----------
         number : int
         held_bytes : callable
-            How much memory the reader keeps for want of more bytes.
+            How much memory the caller keeps until it gets more bytes.
 
         Raises
         ------
         ConflictError
-            If it was read before, and is not all there any more.
+            If it was read before, and its first blocks are given back.
         """
         with self._changed:
             if number < self._begun and not self.is_whole:
                 raise ConflictError(
-                    "another writer used the names of the data files, and the arrays are not there any more",
+                    "another writer used the names of the data files, and the copy of the arrays is already released",
                     hint="Save again; a memory budget as large as the checkpoint makes this unnecessary.",
                 )
             self._begun = max(self._begun, number + 1)
         return StagedShard(self, number, held_bytes)
 
     def _wait_for(self, number: int, index: int, held_bytes: Callable[[], int]) -> _Staged:
-        """Return block `index` of data file `number` as soon as it is there, and it is time."""
+        """Return block `index` of data file `number` once it is published; of a whole stage, once all are."""
         scope = current_scope() or Scope()
         blocks = self._shards[number]
 
@@ -294,7 +302,7 @@ class Stage:
             scope.cancellation.unwatch(self._wake)
 
     def _passed(self, number: int, index: int) -> None:
-        """Hear that the thread that saves is done with a block, but for what it has shared."""
+        """Release a block that the thread that saves has read, except retained leases."""
         if not self.is_whole:
             self._shards[number][index].release()
 
@@ -303,13 +311,13 @@ class Stage:
             self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Give the memory back; a `copy` under way raises `error`. Nothing uses what was handed out."""
+        """Give the memory back; a `copy` in progress raises `error`. No block handed out is in use any more."""
         with self._changed:
             if self._is_closed:
                 return
             self._is_closed = True
             self._error = error
-            # Before the lock is free: whoever copies looks there next.
+            # Before the lock is free: the thread that copies checks this next.
             self._scope.cancellation.cancel()
             self._changed.notify_all()
         for blocks in self._shards:
@@ -319,7 +327,7 @@ class Stage:
 
 
 class StagedShard:
-    """One data file, taken from front to back.
+    """One data file, read from front to back.
 
     Threads
     -------
@@ -335,13 +343,13 @@ class StagedShard:
         self._position = 0
 
     def crc(self, index: int) -> int:
-        """Return the unmasked checksum of item `index`, strings or variants; ask for `room` before."""
+        """Return the unmasked checksum of item `index`, strings or variants; call `room` before."""
         if not self._stage.plan.shards[self._number].items[index].size_bytes:
             return 0
         return self._stage._crcs[self._number][index]  # noqa: SLF001 (the other half of Stage)
 
     def room(self) -> int:
-        """Return how many bytes lie in one piece here; waits for them. Only where something is to follow.
+        """Wait for the next bytes, and return how many lie in one piece. Only where more bytes follow.
 
         Raises
         ------
@@ -358,7 +366,7 @@ class StagedShard:
         return self._block.size_bytes - self._position
 
     def take(self, size_bytes: int) -> tuple[memoryview, BudgetLease | None]:
-        """Return the next bytes, not more than `room`, and what to share for as long as they are needed."""
+        """Return the next bytes, at most `room`, and the lease to retain while they are needed."""
         if not size_bytes:
             return memoryview(b""), None
         assert self._block is not None
@@ -366,14 +374,14 @@ class StagedShard:
         return self._block.view[start : self._position], self._block.lease
 
     def skip(self, size_bytes: int) -> None:
-        """Read the next bytes for nobody."""
+        """Skip `size_bytes` bytes."""
         while size_bytes:
             view, _ = self.take(min(size_bytes, self.room()))
             size_bytes -= len(view)
         self.end()
 
     def end(self) -> None:
-        """Let go of the block that was read last."""
+        """Release the block that was read last."""
         if self._block is not None:
             self._stage._passed(self._number, self._index)  # noqa: SLF001 (the other half of Stage)
             self._block = None

@@ -382,7 +382,7 @@ class TestFailure:
                 with pytest.raises(ck.StorageFullError) as caught:
                     handle.result()
             assert caught.value.__notes__ == [
-                f"It happened while {directory}/m-1 was saved in the background."
+                f"This failed while {directory}/m-1 was being saved in the background."
             ]
             assert not handle.committed
             assert handle.staged
@@ -479,7 +479,7 @@ class TestFailure:
             over = threading.Event()
             handle.add_done_callback(lambda _: over.set())
             assert over.wait(WATCHDOG_S)
-            with pytest.warns(ck.CkptStoreWarning, match="nobody asked"):  # noqa: PT031
+            with pytest.warns(ck.CkptStoreWarning, match="never asked for"):  # noqa: PT031
                 del saver
                 gc.collect()
 
