@@ -57,8 +57,8 @@ __all__ = [
     "UsageError",
 ]
 
-# Names and paths come from files: one may be a megabyte long, or contain control codes of a terminal. Messages
-# shorten and escape them; the fields keep all of it.
+# Names and paths come from files: one may be a megabyte long, or contain control codes of a terminal.
+# Messages shorten and escape them; the fields keep all of it.
 _MOST_SHOWN = 600
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

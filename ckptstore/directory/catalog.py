@@ -1,4 +1,4 @@
-"""What lies in a directory of checkpoints: one listing, sorted by prefix."""
+"""The files in a directory of checkpoints: one listing, sorted by prefix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PrefixFiles:
     prefix : str
         Relative to the directory.
     index : ObjectInfo or None
-        None: no checkpoint, only leftovers or a save under way.
+        None: there is no checkpoint, only leftovers or a save in progress.
     data : dict
         Shard number and count → file.
     meta : ObjectInfo or None
@@ -90,7 +90,7 @@ def fault_of(prefix: Location) -> BundleFault | CkptStoreError | None:
     Raises
     ------
     AccessError, TransientError
-        If that cannot be told.
+        If the storage cannot answer.
     """
     try:
         faults = verify_bundle(prefix, quick=True).faults

@@ -39,12 +39,12 @@ from ckptstore.storage.values import Committed
 
 __all__ = ["CheckpointWriter"]
 
-# The writers whose saves run in this context, the threads that work for them included.
+# The writers whose saves run in this context, which their worker threads share.
 _SAVING: ContextVar[tuple[CheckpointWriter, ...]] = ContextVar("ckptstore_saving", default=())
 
 
 class CheckpointWriter:
-    """Saves into one directory, for one Saver or manager: what the record lists, what stays and what goes.
+    """Saves into one directory for one Saver or manager: keeps the record, deletes what retention drops.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class CheckpointWriter:
     clock : callable
         Seconds since 1970.
     timeout_s : float
-        Bound on the time that contention with other writers may cost.
+        Bound on the time that contention with other writers may take.
 
     Threads
     -------
@@ -75,7 +75,7 @@ class CheckpointWriter:
         self.directory = directory
         self._record = directory.child(record_name or RECORD_NAME)
         self._retention = retention
-        # A clock may answer numpy's float, whose repr would end up in the record.
+        # A clock may return numpy's float, whose repr would end up in the record.
         self._clock: Callable[[], float] = lambda: float(clock())
         self._timeout_s = timeout_s
         self._locks = ForkSafeLocks(1)
@@ -83,7 +83,7 @@ class CheckpointWriter:
         self._begin("")
 
     def _begin(self, run: str) -> None:
-        """Forget what another run learned: a forked child is not the run of its parent."""
+        """Start anew for `run`: a forked child is another run than its parent."""
         self._ownership = Ownership(self.directory, self._record, run, self._clock)
         self._graphs = GraphKeeper(self.directory)
         self._deletes = PendingDeletes(self.directory, self._ownership)
@@ -91,9 +91,9 @@ class CheckpointWriter:
         self._last: LastSaved | None = None
 
     def last_saved(self) -> LastSaved | None:
-        """Return what is known of the checkpoint saved last; None if there is none.
+        """Return the checkpoint saved last; None if there is none.
 
-        The record and the storage are asked until this writer has saved one itself.
+        It is read from the record and the storage until this writer has saved one itself.
         """
         if self._last is not None:
             return self._last
@@ -113,17 +113,17 @@ class CheckpointWriter:
         return self._window.entries
 
     def set_window(self, window: tuple[Entry, ...]) -> None:
-        """Let the next save start from `window` instead of from what the record lists."""
+        """Make the next save start from `window` instead of from the list of the record."""
         self._window = Window(window, is_forced=True)
 
     def peek(self, basename: str) -> None:
-        """Show the window that the record lists for `basename`, without taking anything over."""
+        """Set `window` to what the record lists for `basename`, without taking anything over."""
         record = read_record(self._record).record
         entries = own_entries(self.directory, record.state, {basename}, {}, self._clock(), kept=record.kept)
         self._window = Window(tuple(entries))
 
     def save(self, request: SaveRequest, running: RunningSave) -> None:
-        """Save one checkpoint, make it the latest, and collect what retention lets go.
+        """Save one checkpoint, make it the latest, and delete what retention drops.
 
         Parameters
         ----------
@@ -138,8 +138,8 @@ class CheckpointWriter:
         AmbiguousOutcomeError
             An answer was lost for good; nothing was cleaned up.
         CkptStoreError
-            Whatever kept the checkpoint from being published; the previous one still restores. Or, as the
-            message says then, what kept the record from naming it once it was.
+            The checkpoint was not published, and the previous one still restores. Or it was published, and
+            the record does not name it; the message says so.
 
         Guarantees
         ----------
@@ -148,7 +148,7 @@ class CheckpointWriter:
         """
         if self in _SAVING.get():
             raise UsageError(
-                "a save into this directory was begun by a part of another one, which cannot go on before",
+                "a save into this directory was started within another one, which waits for it",
                 url=request.prefix.url,
                 hint="Do not save in a report of progress.",
             )
@@ -192,12 +192,12 @@ class CheckpointWriter:
                 return record
 
             def claim() -> None:
-                # Without a record nothing keeps two runs apart that begin at the same time: the one that
-                # creates it goes on, and only it replaces what stands there. What the record names until then
-                # is just that.
+                # Without a record nothing separates two runs that start at the same time: the one that
+                # creates it continues, and only it replaces the published index. Until then the record names
+                # just that.
                 update_record(self._record, decide, timeout_s=self._timeout_s)
 
-            # Before the graph: a run that was replaced leaves nothing.
+            # Before the graph: a fenced run leaves nothing.
             decide(before)
             if published is not None and before.version is None:
                 claim()
@@ -225,12 +225,12 @@ class CheckpointWriter:
         self._deletes.collect(record, before.record, prefix)
 
     def _write(self, files: ShardSet, plan: SavePlan, taken: set[int] | None) -> RecordSnapshot:
-        """Write the data files under names that nobody is about to delete; return the record."""
+        """Write the data files under names that no pending delete has; return the record."""
         while True:
             files.write(plan, taken)
             snapshot = read_record(self._record)
-            # Another Saver of this run may have saved the prefix since this one looked: its files are then
-            # to be deleted by name, now or soon.
+            # Another Saver of this run may have saved the prefix meanwhile: its files are then pending
+            # deletes.
             named = {count for _, count in snapshot.record.shards_named(files.prefix)}
             if named.isdisjoint(count for _, count in files.shards):
                 return snapshot
@@ -248,13 +248,13 @@ class CheckpointWriter:
     def _publish(
         self, unrecorded: Unrecorded, published: PublishedIndex | None, claim: Callable[[], object]
     ) -> None:
-        """Publish the index, and note what it replaced."""
+        """Publish the index, and add the data files that it replaced to `unrecorded`."""
         files = unrecorded.files
         backoff = Backoff(self._timeout_s)
         while True:
             before = len(unrecorded.replaced)
             if published is not None and published.shards:
-                # Noted first: an interrupt leaves no time for it.
+                # Before publishing: an interrupt leaves no time for it.
                 unrecorded.replaced.append(Superseded(files.prefix, published.shards))
             outcome = files.publish(published)
             if isinstance(outcome, Committed):
@@ -267,9 +267,9 @@ class CheckpointWriter:
                     url=self.directory.child(files.prefix).url,
                     hint="Let only one job save under this name.",
                 )
-            # Lost is not fenced by itself: a run that died, or was fenced, between index and record left it
-            # there. The record is asked after the index was read: a run that takes over from now on has not
-            # put this version there.
+            # A lost race does not mean fenced: a run that died, or was fenced, between index and record left
+            # that index. The record is read after the index: a run that takes over from now on did not write
+            # this version.
             published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
             self._ownership.check(snapshot)

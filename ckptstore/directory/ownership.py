@@ -1,12 +1,12 @@
-"""One run's hold on one record: acquire it, see whether another run took over, state who owns it.
+"""What one run owns in one record: acquire it, detect another run that took over, write the owner lines.
 
 Epochs belong to an owner, which is a basename: two models in one directory do not fence each other, two runs
 that save the same basename do, and the newer one wins. A fenced run never comes back by itself: two runs that
 did would fence each other for ever.
 
 In a directory without a record, acquiring writes nothing; the first save's record does both. A record that
-names no checkpoint makes TensorFlow raise, and one that names a checkpoint still being written makes it fail
-to restore (docs/design/002-acquire-without-a-record.md).
+names no checkpoint makes TensorFlow raise, and one that names a checkpoint still being written makes it
+fail to restore (docs/design/002-acquire-without-a-record.md).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["OwnedBasename", "Ownership"]
 
 
 class _RecordGoneError(Exception):
-    """The record vanished while it was to be taken over: the first save makes another one."""
+    """The record vanished during the take-over: the first save creates another one."""
 
 
 @dataclass(slots=True)
@@ -47,11 +47,11 @@ class OwnedBasename:
         Whether the record is known to carry our owner line.
     highest_step : int or None
     seen : set of str
-        Prefixes that had files when the run began; their canonical data names may be taken.
+        Prefixes that had files when the run started; their canonical data names may be taken.
     has_saved : bool
         Whether the record holds a save of this run.
     knows_all : bool
-        Whether there was neither record nor file when the run began: nothing was listed that it did not see.
+        Whether there was neither record nor file when the run started: every prefix ever listed is in `seen`.
     """
 
     epoch: int
@@ -63,7 +63,7 @@ class OwnedBasename:
 
 
 class Ownership:
-    """What one Saver (or manager) of one run holds in one record.
+    """What one Saver or manager of one run owns in one record.
 
     Parameters
     ----------
@@ -85,16 +85,22 @@ class Ownership:
         self.record = record
         self.run = run
         self.clock = clock
+        # Grows by `acquire`; nothing leaves it.
         self.owned: dict[str, OwnedBasename] = {}
+        # Complete checkpoints of dead saves that the record does not list; emptied when a record lists them.
         self.adopted: list[Entry] = []
-        # Only its owner writes a prefix's pending and superseded lines, so what it saw last is what there is.
+        # As read by `acquire` or written by the last save. Only its owner writes a prefix's pending and
+        # superseded lines, so these are the present ones.
         self.last_seen = Record()
+        # Prefix → time of its index when it was acquired.
         self._mtimes_s: dict[str, float] = {}
+        # Listed, but without an index when acquired; saving such a prefix removes it from here.
         self._missing: set[Entry] = set()
+        # Set once, for good: this run writes nothing more.
         self._fenced: FencedError | None = None
 
     def acquire(self, basename: str, timeout_s: float) -> OwnedBasename:
-        """Take over `basename` for this run, once; see what is there.
+        """Take over `basename` for this run, once; adopt or clean up what dead saves left.
 
         Raises
         ------
@@ -119,10 +125,10 @@ class Ownership:
         owner = record.owners.get(basename)
         known = record.state is not None
         self.last_seen = record
-        listing = self._look_around(basename)
+        listing = self._list_files(basename)
         found = listing or {}
-        # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved for
-        # good.
+        # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
+        # for ever.
         now_s = self.clock()
         mtimes_s = {item.prefix: min(item.index.mtime_s, now_s) for item in found.values() if item.index}
         self._mtimes_s.update(mtimes_s)
@@ -137,8 +143,8 @@ class Ownership:
         if known and highest is not None:
             highest = self._adopt(found, listed, highest)
         else:
-            # A record that knows no step of this basename cannot tell a save that died from checkpoints kept
-            # on purpose: leave them all.
+            # A record without a step of this basename cannot distinguish a save that died from checkpoints
+            # kept on purpose: leave them all.
             highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
         if listing is not None:
             self._drop_leftovers(basename, found, record)
@@ -147,13 +153,13 @@ class Ownership:
         self.owned[basename] = owned
         return owned
 
-    def _look_around(self, basename: str) -> dict[str, PrefixFiles] | None:
-        """Return what there is of `basename`; None where that may not be listed: saving works without it."""
+    def _list_files(self, basename: str) -> dict[str, PrefixFiles] | None:
+        """Return the files of `basename`; None if listing is not allowed: saving works without it."""
         try:
             return list_checkpoints(self.directory, basename)
         except AccessError as error:
             warnings.warn(
-                f"the directory may not be listed; what died is neither adopted nor cleaned up: {error}",
+                f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}",
                 CkptStoreWarning,
                 stacklevel=6,
             )
@@ -173,7 +179,7 @@ class Ownership:
             return Record()
 
     def _adopt(self, found: dict[str, PrefixFiles], listed: Collection[str], highest: int) -> int:
-        """Take in complete checkpoints of saves that died between index and record."""
+        """Adopt complete checkpoints of saves that died between index and record."""
         newer = [
             item
             for item in found.values()
@@ -186,17 +192,17 @@ class Ownership:
         return highest
 
     def _drop_leftovers(self, basename: str, found: dict[str, PrefixFiles], record: Record) -> None:
-        """Remove what a writer left that is provably dead; only a local disk can prove it."""
+        """Remove leftovers of writers that are provably dead; only a local disk can prove it."""
         names: list[str] = []
         for item in found.values():
-            # An index with one set of data files: they belong together, and there is no need to open them.
+            # An index with one set of data files: they belong together, no need to open the index.
             if item.index is None or len({count for _, count in item.data}) > 1:
                 names += self._leftovers_of(item, record)
         storage = self.directory.storage
         try:
             if names:
                 drop_leftovers(self.directory, names)
-            # However old: only what is provably a dead writer's. The record has unfinished files, too.
+            # Of any age: only those of provably dead writers. The record has unfinished files, too.
             for key in (self.directory.child(basename).key, self.record.key):
                 storage.abort_stale_uploads(key, float("inf"))
         except CkptStoreError as error:
@@ -216,8 +222,8 @@ class Ownership:
         ]
         if not dead:
             return []
-        # Only now, and whatever the listing said: a writer that is gone has published its index before that,
-        # or never will.
+        # Read now, whatever the listing showed: a writer that is gone published its index before, or never
+        # will.
         published = read_published_index(self.directory, item.prefix)
         if published is None:
             names = [data_name(item.prefix, *shard) for shard in dead]
@@ -225,7 +231,7 @@ class Ownership:
                 names.append(meta_name(item.prefix))
             return names
         if not published.shards:
-            # An index that cannot be read: nobody knows what it names.
+            # An index that cannot be read: the files it names are not known.
             return []
         return [data_name(item.prefix, *shard) for shard in dead if shard not in published.shards]
 
@@ -249,7 +255,7 @@ class Ownership:
         try:
             when = datetime.datetime.fromtimestamp(owner.time_s, datetime.UTC).isoformat(timespec="seconds")
         except (ValueError, OverflowError, OSError):
-            # No calendar has it: the clock of that machine, or somebody's own idea of our line.
+            # Outside of the calendar: the clock of that machine is wrong, or the line was forged.
             when = f"{owner.time_s!r} s"
         self._fenced = FencedError(
             f"another run took over the checkpoints of {owner.basename!r}:"
@@ -257,7 +263,7 @@ class Ownership:
             url=self.record.url,
             expected=f"epoch {epoch}",
             actual=f"epoch {owner.epoch}",
-            hint="This run saves nothing more here. If it should go on, stop the other and start it anew.",
+            hint="This run saves nothing more here. To continue it, stop the other run and restart this one.",
         )
         return self._fenced
 
@@ -266,13 +272,13 @@ class Ownership:
         listed_entries = own_entries(
             self.directory, record.state, self.owned, self._mtimes_s, now_s, kept=record.kept
         )
-        # What was listed but gone when the run began takes no place in the window.
+        # Listed checkpoints that were gone when the run started take no place in the window.
         entries = [entry for entry in listed_entries if entry not in self._missing]
         listed = {entry.prefix for entry in entries}
         extra = [entry for entry in self.adopted if entry.prefix not in listed]
         if foreign:
-            # Whoever rewrote the record does not know our list and its times; this save deletes nothing and
-            # puts both together.
+            # The program that rewrote the record does not know our list and its times: this save deletes
+            # nothing and merges both.
             ours = {entry.prefix: entry for entry in known}
             entries = [ours.pop(entry.prefix, entry) for entry in entries]
             extra = [entry for entry in extra if entry.prefix not in ours]
@@ -292,7 +298,7 @@ class Ownership:
         return max(clocks, default=None)
 
     def _last_line(self, record: Record, basename: str) -> Owner | None:
-        # A program that rewrote the record dropped our line with what it said.
+        # A program that rewrote the record dropped our line.
         return record.owners.get(basename) or self.last_seen.owners.get(basename)
 
     def restate_owner(
@@ -326,7 +332,7 @@ class Ownership:
         return record
 
     def record_saved(self, record: Record, prefix: str) -> None:
-        """Take note that `record`, which lists `prefix` as the latest, was written."""
+        """Update this from `record`, just written, which lists `prefix` as the latest."""
         for basename, owned in self.owned.items():
             owner = record.owners.get(basename)
             if owner is not None:

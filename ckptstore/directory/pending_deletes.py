@@ -1,4 +1,4 @@
-"""What the record says is to be deleted: done after each save, as far as it is this writer's to do."""
+"""The deletes that the record asks for: each save does those of its own basenames."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["PendingDeletes"]
 
 
 class PendingDeletes:
-    """Deletes what the record says is to go, and remembers what is done until the record says so, too.
+    """Does the deletes that the record asks for, and remembers finished ones until the record drops them.
 
     Parameters
     ----------
     directory : Location
     ownership : Ownership
-        Says whose lines are this writer's.
+        Of the basenames whose lines are this writer's.
 
     Attributes
     ----------
     known : dict
         Prefix → the index that this writer saw there last.
     done : set
-        Lines of the record whose deletes are finished; the next record leaves them out.
+        Lines of the record whose deletes are finished; the next record omits them.
 
     Threads
     -------
@@ -62,7 +62,7 @@ class PendingDeletes:
         return published
 
     def collect(self, record: Record, before: Record, saved: str) -> None:
-        """Delete what the record says is to go. The checkpoint exists, so a failure is only a warning."""
+        """Do the pending deletes of the record. The checkpoint exists, so a failure is only a warning."""
         for pending in record.pending:
             if self._is_mine(pending.prefix) and is_graph_suffix(pending.suffix):
                 self._attempt(pending, partial(collect_pending, self._directory, pending))
@@ -75,7 +75,7 @@ class PendingDeletes:
                 self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
 
     def _collect_superseded(self, line: Superseded, saved: str) -> None:
-        # A program that knows nothing of our names may have written under them again. This save did not.
+        # Another program may have reused the names; this save did not.
         published = None if line.prefix == saved else self.look_up(line.prefix)
         live = () if published is None else published.shards
         collect_shards(self._directory, line.prefix, [shard for shard in line.shards if shard not in live])

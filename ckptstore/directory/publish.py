@@ -1,4 +1,4 @@
-"""Putting one checkpoint in place: the graph, then the index. One of the two modules that commit."""
+"""Publishing one checkpoint: the graph, then the index. One of the two modules that commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def put_graph(location: Location, data: bytes, *, is_there: bool = False) -> Non
     Parameters
     ----------
     is_there : bool
-        Whether something is there in all likelihood: it is then looked at first, which saves the upload.
+        Whether a graph is probably there: it is then compared first, which saves the upload.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def put_graph(location: Location, data: bytes, *, is_there: bool = False) -> Non
 
 
 def _version_unless_same(location: Location, data: bytes) -> str | None:
-    """Return the version of what is there; None if it holds the same bytes, which are durable then."""
+    """Return the version of the graph that is there; None if it has the same bytes, made durable then."""
     storage = location.storage
     if storage.capabilities.checksum_proved_by_store:
         info = storage.head(location.key)
@@ -64,7 +64,7 @@ def _version_unless_same(location: Location, data: bytes) -> str | None:
     there = storage.get(location.key)
     if there.data != data:
         return there.version
-    # Perhaps it came from somebody who did not wait for the disk.
+    # Its writer may not have waited for the disk.
     if isinstance(storage, SupportsRelaxedDurability):
         storage.make_durable(location.key, there.version)
     return None

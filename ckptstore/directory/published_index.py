@@ -1,8 +1,8 @@
-"""What stands at a prefix already: the index and the data files it names, and which names are free.
+"""The index that is published at a prefix, the data files it names, and the names that are free.
 
 Data files are never overwritten. A shard count is part of their names and of the index, and readers open only
 the shards that entries name, so a save over an existing prefix writes its shards under another count
-(`choose_count`): whoever holds the old index reads the old data until nobody can need it.
+(`choose_count`): readers that hold the old index read the old data as long as they need it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["LARGEST_COUNT", "PublishedIndex", "choose_count", "name_is_taken", "
 # TensorFlow's own deletion glob is ".data-?????-of-?????": five digits at most.
 LARGEST_COUNT = 99_999
 
-# Until then it is quicker to draw than to make a list of what is free.
+# Drawing is quicker than listing the free counts, until nearly all are taken.
 _DRAWS = 100
 
 
@@ -36,13 +36,13 @@ def choose_count(shards: int, taken: Collection[int] | None) -> int:
         How many there are.
     taken : collection of int or None
         None for a prefix that was never used: the canonical count, as TensorFlow names it. Otherwise the
-        counts that the prefix's index and unfinished deletes name. A random one is drawn, because with a
-        predictable one the late delete of a frozen writer hits a name that came back into use.
+        counts that the prefix's index and unfinished deletes name. A random count is drawn: with a
+        predictable one the late delete of a frozen writer could hit a name that is in use again.
 
     Raises
     ------
     ConflictError
-        If no count is left: a record that somebody made up may name them all.
+        If no count is left: a forged record may name them all.
     """
     if taken is None:
         return shards
@@ -56,15 +56,15 @@ def choose_count(shards: int, taken: Collection[int] | None) -> int:
     if free:
         return generator.choice(free)
     raise ConflictError(
-        "no name is left for the data files: every one is that of a file that is still to be deleted",
+        "no name is left for the data files: every possible name is waiting to be deleted",
         expected=f"a free shard count from {shards + 1} to {LARGEST_COUNT}",
-        hint="Look at the comment lines of the record, or save under another name.",
+        hint="Check the comment lines of the record, or save under another name.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedIndex:
-    """An index that stands at a prefix: its version, and the data files it names."""
+    """The index published at a prefix: its version, and the data files it names."""
 
     version: str
     shards: tuple[ShardName, ...]
@@ -76,9 +76,9 @@ class PublishedIndex:
 
 
 def read_published_index(directory: Location, prefix: str) -> PublishedIndex | None:
-    """Return the index that stands at `prefix`, None if there is none.
+    """Return the index published at `prefix`, None if there is none.
 
-    An index that cannot be read names no files: it may be replaced, and what it meant is left to ``gc``.
+    An index that cannot be read names no files: it may be replaced, and its files are left to ``gc``.
     """
     location = directory.child(index_name(prefix))
     try:

@@ -1,4 +1,4 @@
-"""What one save makes of the record: pure but for looking up what it is about to delete."""
+"""The record that one save writes: pure, except that it reads the index of checkpoints to delete."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
 @dataclass(slots=True)
 class RecordChange:
-    """Called with the present record, answers the next one; called again when another writer came in between.
+    """From the present record to the next one; called again if another writer changed it meanwhile.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class RecordChange:
             record,
             pending=self._pending(record, verdict.victims),
             superseded=self._superseded(record),
-            # Saved anew, or handed over by the user: told to own it.
+            # Saved again, or set by the user: it is owned again.
             kept=tuple(prefix for prefix in record.kept if prefix not in counted),
         )
         basename, step = split_step(self.prefix)
@@ -137,8 +137,8 @@ class RecordChange:
         return clock_s
 
     def _pending(self, record: Record, victims: tuple[Entry, ...]) -> tuple[Pending, ...]:
-        # A line leaves only once its deletes are known to be done: dropping one's own unfinished lines
-        # left checkpoints behind for ever when a writer was killed between record and deletes.
+        # A line is removed only once its deletes are known to be done: when unfinished lines were dropped, a
+        # writer killed between record and deletes left checkpoints behind for ever.
         lines = [line for line in record.pending if line not in self.deletes.done]
         for victim in victims:
             if victim.prefix not in self._found:

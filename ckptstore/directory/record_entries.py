@@ -1,4 +1,4 @@
-"""The list of checkpoints in a record: which entries are whose, and the record that a save makes of it."""
+"""The list of checkpoints in a record: the owner of each entry, and the list that a save writes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from ckptstore.storage.base import Location
 
 __all__ = ["listed_paths", "other_entries", "own_entries", "restate"]
 
-# For a listed checkpoint whose time nobody wrote down: TensorFlow's CheckpointManager never deletes such a
-# one.
+# For a listed checkpoint without a time: TensorFlow's CheckpointManager never deletes one with this time.
 UNKNOWN_TIME_S = 0.0
 
 
@@ -41,8 +40,7 @@ def own_entries(
 ) -> list[Entry]:
     """Return the entries of `basenames`, in the order of the record.
 
-    Only direct children of `directory` can be owned: a path that leads elsewhere is never followed by a
-    delete.
+    Only direct children of `directory` can be owned: nothing outside of it is ever deleted.
 
     Parameters
     ----------
@@ -69,7 +67,7 @@ def other_entries(
 ) -> list[tuple[str, float | None]]:
     """Return the listed paths that belong to others, relative to `directory` where they lie inside.
 
-    Those of `kept` belong to nobody.
+    Those of `kept` have no owner.
     """
     others = []
     for path, time_s in listed_paths(state):

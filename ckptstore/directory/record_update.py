@@ -18,8 +18,8 @@ __all__ = ["RECORD_NAME", "RecordSnapshot", "new_write_id", "read_record", "read
 
 RECORD_NAME = "checkpoint"
 
-# A hundred thousand checkpoints with long names. Reading takes some 30 times as much memory as the file has,
-# so what stands in the place of a record must not be read whatever its size.
+# A hundred thousand checkpoints with long names. Reading takes some 30 times the size of the file in memory,
+# so a file of any size must not be read just because it has the name of a record.
 _LARGEST_BYTES = 32 * 1024 * 1024
 
 
@@ -64,7 +64,7 @@ def read_record(location: Location) -> RecordSnapshot:
 
 
 def read_state(location: Location) -> RecordSnapshot:
-    """Return what the record at `location` says in TensorFlow's fields: all that a reader needs.
+    """Return TensorFlow's fields of the record at `location`: all that a reader needs.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def read_state(location: Location) -> RecordSnapshot:
 
 def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapshot:
     try:
-        # In one request: the whole of it, unless it is no record.
+        # One request reads all of it, unless it is too large to be a record.
         got = location.storage.get(location.key, SuffixRange(_LARGEST_BYTES))
     except NotFoundError:
         return RecordSnapshot(Record(), None)
@@ -93,8 +93,8 @@ def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapsho
         return RecordSnapshot(parse(got.data, source=location.url), got.version, data=got.data)
     except CorruptError as fault:
         try:
-            # Neither the list may go with a line of ours that somebody damaged, nor what says which of it no
-            # saver owns.
+            # A damaged protocol line must lose neither the list nor the lines that say which entries no saver
+            # owns.
             state = parse_state(got.data, source=location.url)
             record = Record(state, kept=salvage_record(got.data, source=location.url).kept)
         except CorruptError:
@@ -109,7 +109,7 @@ def update_record(
     first: RecordSnapshot | None = None,
     timeout_s: float,
 ) -> Record:
-    """Replace the record by what `change` makes of it, again and again until nobody came in between.
+    """Replace the record by what `change` makes of it; repeat while other writers change it meanwhile.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def update_record(
     Raises
     ------
     DeadlineError
-        If others were faster until `timeout_s` was over.
+        If other writers were faster until `timeout_s` was over.
     AmbiguousOutcomeError
         If the answer to the write was lost.
 

@@ -47,8 +47,15 @@ _CLEAN_UP_S = 10.0
 class ShardSet:
     """The data files of one save, written but named by no index yet.
 
-    Leaving the ``with`` block before `publish_index` succeeded deletes them again, unless its answer was
-    lost: then an index may name them.
+    Leaving the ``with`` block before `publish` succeeded deletes them again, unless its answer was lost: then
+    an index may name them.
+
+    Calls
+    -----
+    A checkpoint writer uses `write`, `put_graph`, `publish` and `drop`, and reads `shards`, `versions`,
+    `index` and `may_be_published`; after a failure between index and record, `recheck_publication`. Another
+    implementation of these can take the place of this class. `begin`, `seal`, `copy` and `finish` build a
+    bundle file by file.
 
     Parameters
     ----------
@@ -58,7 +65,7 @@ class ShardSet:
     transfer : Transfer, optional
         The save that this belongs to.
     stage : Stage, optional
-        Holds, or will hold, the bytes of the plan that is written.
+        The copy of the bytes of the plan that is written.
     """
 
     def __init__(
@@ -73,17 +80,26 @@ class ShardSet:
         self.prefix = prefix
         self._transfer = transfer or Transfer("save", directory.child(prefix).url)
         self._stage = stage
+        # Complete once `write` or `finish` returned; `versions` is by number, of the files in `_committed`.
         self.index = b""
         self.versions: dict[int, str] = {}
+        # Whether an index may name the files: True from before `publish` asks until it is refused for
+        # certain. No file is deleted then.
         self.may_be_published = False
+        # Every upload that was begun, and its writer; `_upload`, `_writer` and `_name` are those of the file
+        # begun last.
         self._uploads = ExitStack()
         self._upload: Upload | None = None
         self._writer: ShardWriter | None = None
         self._name: ShardName = (0, 0)
+        # Of the files in `_committed`, which are those that this save made and has not deleted.
         self._entries: list[IndexEntry] = []
         self._committed: list[ShardName] = []
-        self._canonical_count = 0
+        # The name that is being committed, while and as long as the outcome is not known.
         self._in_doubt: ShardName | None = None
+        # The count that TensorFlow gives these files, which another writer may use as well.
+        self._canonical_count = 0
+        # What `put_graph` wrote or tried to.
         self._graph: tuple[Location, bytes] | None = None
 
     @property
@@ -120,7 +136,7 @@ class ShardSet:
                     writer.write_staged(shard.items, self._stage.shard(number, writer.held_bytes))
                 is_new = self.seal()
             if not is_new:
-                # The leftover of a save that died: its name stays taken, whoever it belonged to.
+                # A leftover of a save that died keeps its name.
                 self.drop()
                 return False
         self.finish(count)
@@ -151,7 +167,7 @@ class ShardSet:
                 source_key, self.directory.child(data_name(self.prefix, number, count)).key, version
             )
         except (NotFoundError, AccessError):
-            # Retention or another program was there, or another user wrote it. Refused for certain, both.
+            # Deleted by retention or another program, or written by another user. Both are certain refusals.
             outcome = None
         if outcome is None:
             self._in_doubt = None
@@ -172,7 +188,7 @@ class ShardSet:
         self._writer = ShardWriter(
             self._upload, shard_id=number, transfer=self._transfer, size_bytes=size_bytes
         )
-        # Before the upload is closed nothing may be under way to it.
+        # Nothing may be sent to the upload once it is closed.
         self._uploads.callback(self._writer.close)
         return self._writer
 
@@ -187,7 +203,7 @@ class ShardSet:
         assert self._writer is not None
         assert self._upload is not None
         self._writer.finish()
-        # Where no request is made, nothing else would notice.
+        # Without a request nothing else would notice a cancelled save.
         self._transfer.scope.check()
         is_new = self._commit(self._upload)
         self._writer.close()
@@ -229,7 +245,7 @@ class ShardSet:
             raise IncompleteBundleError(
                 "a data file is missing",
                 url=source.url,
-                hint="Bring it back from a copy, or leave this bundle out.",
+                hint="Restore the file from a copy, or leave this bundle out.",
             ) from None
         self._name = (number, count)
         location = self.directory.child(data_name(self.prefix, number, count))
@@ -295,11 +311,11 @@ class ShardSet:
         Parameters
         ----------
         fenced : bool
-            Another run saves here now. Its files may have the canonical names as soon as ours are gone, and
-            a delete that a client sends twice would take them: those are left to ``gc``, unless a file of
-            ours can be told from another's.
+            Another run saves here now. Its files may take the canonical names as soon as ours are gone, and
+            a delete that a client sends twice would remove them: those are left to ``gc``, unless the storage
+            can prove that a file is ours.
         """
-        # A scope of its own: also after a save that was given up, or ran out of time.
+        # Its own scope: the clean-up also runs after a save that was cancelled, or ran out of time.
         with Scope(_CLEAN_UP_S, what="cannot clean up", url=self.directory.child(self.prefix).url):
             self._drop(fenced)
 
@@ -321,18 +337,19 @@ class ShardSet:
             self._drop_unnamed(doubtful)
 
     def recheck_publication(self) -> bool:
-        """Tell whether the index was published after all, once the call that should do it has failed.
+        """Return whether the index was published after all, although `publish` failed.
 
-        If not, the files are dropped where it is certain that no index will name them.
+        If not, the files that certainly no index will name are deleted.
         """
         return self._drop_unnamed(self._committed)
 
     def _drop_unnamed(self, shards: Collection[ShardName]) -> bool:
-        """Delete those of `shards` that are ours and in no index, and a graph that is alone."""
+        """Delete those of `shards` that are ours and in no index, and our graph if there is no index."""
         storage = self.directory.storage
         keys = {shard: self.directory.child(data_name(self.prefix, *shard)).key for shard in shards}
-        # Our uploads are closed by now: a file of such a name whose writer lives is another's. And asked
-        # before the index is read, which that writer has published by then or never will.
+        # Our uploads are closed by now: a file of such a name whose writer lives belongs to another writer.
+        # Checked before the index is read: a writer that is gone has published its index by then, or never
+        # will.
         abandoned: list[ShardName] = []
         if isinstance(storage, KnowsWriters):
             abandoned = [shard for shard, key in keys.items() if storage.is_abandoned(key)]
@@ -360,7 +377,7 @@ class ShardSet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.may_be_published:
-            # Of committed uploads only handles are left. The checkpoint exists, whatever they say.
+            # Only the handles of committed uploads are left. The checkpoint exists whether or not they close.
             with suppress(CkptStoreError):
                 self._uploads.close()
             return

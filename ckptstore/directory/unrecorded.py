@@ -1,4 +1,4 @@
-"""Checkpoints that are published, or may be, while the record does not list them yet."""
+"""Checkpoints that are published, or may be, but are not in the record yet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Unrecorded", "adopt_unrecorded", "explain_unrecorded"]
 
 @dataclass(slots=True)
 class Unrecorded:
-    """A save between index and record.
+    """A save that was interrupted between index and record.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Unrecorded:
     time_s : float
         Of the save, seconds since 1970.
     replaced : list of Superseded
-        Data files of the indexes that it replaced, as far as it did.
+        Data files of the indexes that it has replaced.
     """
 
     files: ShardSet
@@ -36,16 +36,21 @@ class Unrecorded:
 def adopt_unrecorded(
     unrecorded: dict[str, Unrecorded], prefix: str, ownership: Ownership
 ) -> list[Superseded]:
-    """See what became of saves that failed between index and record; return what they replaced.
+    """Adopt the published ones of the saves that failed between index and record.
 
     Parameters
     ----------
     unrecorded : dict
         Prefix → save; emptied.
     prefix : str
-        Is about to be saved anew.
+        About to be saved again; it is not adopted.
     ownership : Ownership
-        Adopts the others that were published.
+        Gets the adopted ones.
+
+    Returns
+    -------
+    list of Superseded
+        Data files of the indexes that the published ones replaced.
     """
     replaced: list[Superseded] = []
     for name, save in list(unrecorded.items()):
@@ -58,12 +63,12 @@ def adopt_unrecorded(
 
 
 def explain_unrecorded(error: CkptStoreError, prefix: Location, record: Location) -> None:
-    """Add to `error`, which came between index and record, what is there and what to do."""
+    """Add to `error`, raised between index and record, the state of the checkpoint and what to do."""
     command = f"ckptstore repair {prefix.parent.url or '.'}"
     if record.name != RECORD_NAME:
         command += f" --record {record.name}"
     error.what = f"checkpoint {prefix.name!r} is published, but the record does not name it: {error.what}"
     error.hint = (
-        "It restores by its prefix, and latest_checkpoint goes by the record, as far as there is one;"
-        f" the next save names it, or `{command}`. {error.hint or ''}"
+        "It can be restored by its prefix; latest_checkpoint follows the record, if there is one."
+        f" The next save adds it to the record, or `{command}` does. {error.hint or ''}"
     ).strip()

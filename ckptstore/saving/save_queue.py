@@ -106,7 +106,7 @@ class SaveQueue:
         self._pid = os.getpid()
         # Guards the fields below; notified when a save is over. While a save runs or waits, `_worker` is set.
         self._changed = threading.Condition()
-        # Next first, without the running one. Where it is not empty, a save runs or the worker takes the next.
+        # Next first, without the running one; while it is not empty, the worker runs or is about to.
         self._waiting: deque[QueuedSave] = deque()
         # Set from the moment a save is next, which may be before its thread reaches it, until `_end`.
         self._running: QueuedSave | None = None

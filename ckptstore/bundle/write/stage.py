@@ -1,9 +1,9 @@
 """A copy of the bytes of a save: once it is made, the caller may change the arrays again.
 
-One thread copies, in the order of the files, into blocks of memory; the thread that saves reads the bytes from
-there. It starts when all is copied: if both ran at once they would share the memory bandwidth, and the caller
-would wait two to four times as long. Where the memory budget is smaller than the checkpoint it starts at once,
-and the copying waits for blocks whose bytes are stored.
+One thread copies, in the order of the files, into blocks of memory; the thread that saves reads the bytes
+from there. It starts when all is copied: if both ran at once they would share the memory bandwidth, and the
+caller would wait two to four times as long. Where the memory budget is smaller than the checkpoint it starts
+at once, and the copying waits for blocks whose bytes are stored.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class Stage:
         with self._changed:
             if number < self._begun and not self.is_whole:
                 raise ConflictError(
-                    "another writer used the names of the data files, and the copy of the arrays is already released",
+                    "another writer used the names of the data files, and the copy is released already",
                     hint="Save again; a memory budget as large as the checkpoint makes this unnecessary.",
                 )
             self._begun = max(self._begun, number + 1)
@@ -311,7 +311,7 @@ class Stage:
             self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Give the memory back; a `copy` in progress raises `error`. No block handed out is in use any more."""
+        """Give the memory back; a `copy` in progress raises `error`. Blocks handed out must not be in use."""
         with self._changed:
             if self._is_closed:
                 return

@@ -46,10 +46,10 @@ def save_four(url: str, run: str, first: int) -> ck.Saver:
 def test_without_listing_saves_keep_and_delete_and_say_so_once() -> None:
     url = fresh_memory()
     with use_wrapper(NoListing):
-        with pytest.warns(ck.CkptStoreWarning, match="may not be listed") as told:
+        with pytest.warns(ck.CkptStoreWarning, match="cannot be listed") as told:
             save_four(url, "first", 1)
-        assert len([w for w in told if "may not be listed" in str(w.message)]) == 1
-        with pytest.warns(ck.CkptStoreWarning, match="may not be listed"):
+        assert len([w for w in told if "cannot be listed" in str(w.message)]) == 1
+        with pytest.warns(ck.CkptStoreWarning, match="cannot be listed"):
             saver = save_four(url, "second", 5)
         assert saver.last_checkpoints == [f"{url}/m-7", f"{url}/m-8"]
         assert ck.latest_checkpoint(url) == f"{url}/m-8"
