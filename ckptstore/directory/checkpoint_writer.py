@@ -182,7 +182,7 @@ class CheckpointWriter:
             change = RecordChange(
                 request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
-            self._graphs.note(prefix, suffix, written=meta is not None, fresh=fresh)
+            self._graphs.remember(prefix, suffix, written=meta is not None, fresh=fresh)
 
             def decide(snapshot: RecordSnapshot) -> Record:
                 record = change(snapshot)

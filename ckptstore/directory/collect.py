@@ -1,6 +1,6 @@
 """Deleting: the only module that does, always by exact name, never by a listing's pattern.
 
-The index goes first and only in the version that was judged: whoever finds an index finds its data.
+The index goes first and only in the version that was judged: a reader that finds an index finds its data.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def collect_shards(directory: Location, prefix: str, shards: Iterable[ShardName]
 
 def collect_graph(graph: Location, version: str) -> None:
     """Delete the graph of a save that failed; the caller made sure that no index stands beside it."""
-    # DELETES: a graph without a checkpoint, unless somebody replaced it.
+    # DELETES: a graph without a checkpoint, unless it was replaced.
     graph.storage.delete_if(graph.key, version)
 
 
@@ -72,7 +72,7 @@ def drop_leftovers(directory: Location, names: Iterable[str]) -> None:
 
 
 def remove_checkpoint_files(directory: Location, prefix: str, suffix: str | None) -> None:
-    """Delete the files of one checkpoint because somebody asked for just that; missing ones count as done.
+    """Delete the files of one checkpoint because the user asked for just that; missing ones count as done.
 
     The index goes first, then every data file of exactly this prefix, and the graph if its `suffix` is given.
     """
@@ -90,7 +90,7 @@ def remove_checkpoint_files(directory: Location, prefix: str, suffix: str | None
 
 
 def remove_v1_files(directory: Location, name: str, suffix: str) -> None:
-    """Delete one V1 checkpoint because somebody asked for just that: its file, or its shards, and the graph.
+    """Delete one V1 checkpoint because the user asked for just that: its file, or its shards, and the graph.
 
     Parameters
     ----------

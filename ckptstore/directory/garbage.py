@@ -1,4 +1,4 @@
-"""What a look for garbage found, and its removal. `garbage_search` says what garbage is."""
+"""The garbage that a search found, and its removal. `garbage_search` defines what garbage is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UPLOAD_AGE_S = 24 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class GarbageFile:
-    """One file that nobody needs."""
+    """One file that no checkpoint needs."""
 
     name: str
     info: ObjectInfo
@@ -40,7 +40,7 @@ class GarbageFile:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What a look at a directory found; nothing was changed.
+    """The result of a search of a directory; nothing was changed.
 
     Attributes
     ----------
@@ -56,11 +56,11 @@ class Garbage:
     in_use : tuple of str
         Prefixes whose writer lives.
     pending : tuple of str
-        Files that a record says are to be deleted: the next save does.
+        Files that a record lists as pending deletes: the next save deletes them.
     graphs : tuple of str
         Graphs without a checkpoint that are left alone.
     unreadable : tuple of (str, CkptStoreError)
-        Prefixes whose index does not say what it needs; their files are left alone.
+        Prefixes whose index does not show which files it needs; their files are left alone.
     """
 
     url: str
@@ -80,7 +80,7 @@ class Garbage:
 
     @property
     def failure(self) -> CkptStoreError | None:
-        """Why not everything could be looked at, if access or the network was the reason."""
+        """Why not everything could be searched, if access or the network was the reason."""
         errors = (error for _, error in self.unreadable)
         return next((error for error in errors if isinstance(error, AccessError | TransientError)), None)
 
@@ -125,7 +125,7 @@ def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
     """
     error: CkptStoreError | None = None
     try:
-        # Graphs first: without the data beside it nobody would know one for a leftover.
+        # Graphs first: without the data beside it one could not be recognised as a leftover.
         for file in garbage.files:
             if file.is_graph:
                 collect_graph(directory.child(file.name), file.info.version)

@@ -3,7 +3,7 @@
 * A data file is garbage when the index of its prefix, read now, does not name it and no unfinished delete of
   a record does.
 * A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
-  is left of a step. One that somebody exported there, and the last one of its checkpoints, stay.
+  is left of a step. A graph that was exported there, and the last one of its checkpoints, stay.
 * TensorFlow's temporary files, and those of our own questions to a server, by exact names.
 
 All of them only when they are so old that no save can still be under way, and never while their writer is
@@ -46,7 +46,7 @@ def find_garbage(directory: Location, records: Sequence[Location], *, min_age_s:
     ----------
     directory : Location
     records : sequence of Location
-        Every record in it; one that is missing says nothing.
+        Every record in it; a missing one lists nothing.
     min_age_s : float
         Younger files may belong to a save under way. Far above the longest save; 24 h is customary.
 
@@ -63,7 +63,7 @@ def find_garbage(directory: Location, records: Sequence[Location], *, min_age_s:
 
 @dataclass(slots=True)
 class _GarbageSearch:
-    """One look at a directory."""
+    """One search of a directory."""
 
     directory: Location
     records: Sequence[Location]
@@ -91,7 +91,7 @@ class _GarbageSearch:
                     url=record.url,
                     hint="ckptstore repair writes it anew; then collect again.",
                 )
-            self._note(snapshot.record)
+            self._add_lines(snapshot.record)
         found = sorted_by_prefix(listed.values())
         self.known |= {owner_of(item.prefix) for item in found.values() if item.index is not None}
         # Again: where files are listed while a save goes on, its graph may show up and its data, which came
@@ -119,7 +119,7 @@ class _GarbageSearch:
     def _list(self) -> dict[str, ObjectInfo]:
         return {info.key: info for info in self.directory.storage.list(self.directory.child("").key)}
 
-    def _note(self, record: Record) -> None:
+    def _add_lines(self, record: Record) -> None:
         for lines, named in ((record.pending, self.pending), (record.superseded, self.superseded)):
             for line in lines:
                 named.setdefault(line.prefix, set()).update(line.shards)
@@ -134,7 +134,7 @@ class _GarbageSearch:
         for shard in item.data:
             sets.setdefault(shard[1], []).append(shard)
         if item.index is not None and len(sets) <= 1:
-            # They belong together; there is no need to open the index.
+            # They belong together, no need to open the index.
             return
         if item.prefix in self.others:
             # A V1 checkpoint, which has no index, and its graph.
@@ -147,8 +147,8 @@ class _GarbageSearch:
         ):
             self.in_use.append(item.prefix)
             return
-        # Only now, and whatever the listing said: a writer that is gone has published its index before that,
-        # or never will.
+        # Read now, whatever the listing showed: a writer that is gone published its index before, or never
+        # will.
         try:
             published = read_published_index(self.directory, item.prefix)
         except (AccessError, TransientError) as error:
@@ -159,7 +159,7 @@ class _GarbageSearch:
                 fault = CorruptError(
                     "the index names no data file, or cannot be read",
                     url=self.directory.child(index_name(item.prefix)).url,
-                    hint="ckptstore verify says what is wrong with it.",
+                    hint="ckptstore verify shows what is wrong with it.",
                 )
                 self.unreadable.append((item.prefix, fault))
             return
@@ -193,7 +193,7 @@ class _GarbageSearch:
     def _reason_of_graph(
         self, item: PrefixFiles, meta: ObjectInfo, graphless: Collection[str]
     ) -> Reason | None:
-        """Return why a graph beside no index is garbage; None if somebody may have put it there by itself."""
+        """Return why a graph beside no index is garbage; None if it may have been put there on its own."""
         if item.data:
             # A save writes the data first. What was there before has no step in its name.
             is_of_this_save = item.step is not None or meta.mtime_s >= min(

@@ -16,7 +16,7 @@ _MAX_SUFFIX_BYTES = 40
 
 
 def is_graph_suffix(suffix: str) -> bool:
-    """Tell whether graphs can be put under this suffix: no path, and no other file of a checkpoint."""
+    """Return whether this suffix is usable: not a path, and not that of another file of a checkpoint."""
     parsed = parse_file_name(meta_name("x", suffix))
     return (
         suffix.isprintable()
@@ -38,8 +38,8 @@ class GraphKeeper:
         self._directory = directory
         self._has_graph: dict[str, bool] = {}
 
-    def note(self, prefix: str, suffix: str, *, written: bool, fresh: bool) -> None:
-        """Remember what a save did: a graph written, or none on a prefix that had no files before."""
+    def remember(self, prefix: str, suffix: str, *, written: bool, fresh: bool) -> None:
+        """Remember whether a save wrote a graph, or none on a prefix that had no files before."""
         name = meta_name(prefix, suffix)
         if written or fresh:
             self._has_graph[name] = written

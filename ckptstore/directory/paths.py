@@ -73,7 +73,7 @@ def resolve(directory: Location, path: str, *, allow_external_paths: bool = Fals
 
 
 def _key_of_url(directory: Location, url: str) -> str | None:
-    """Return the key of a URL in a record; None if it is none, or one of another kind of storage."""
+    """Return the key of a URL in a record; None if it is not a URL, or of another kind of storage."""
     try:
         scheme, key, _ = parse_url(url)
     except UsageError:

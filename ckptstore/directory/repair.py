@@ -1,6 +1,6 @@
 """Rebuilding the record from the checkpoints that are complete; nothing is ever deleted.
 
-A record that can be read keeps what it says, but for what is gone or torn. In the place of one that is
+A record that can be read keeps its list, except what is gone or torn. In the place of one that is
 missing or cannot be read, every complete checkpoint is listed, and none is handed to retention
 (docs/design/004-repair.md).
 """
@@ -43,9 +43,9 @@ class RepairItem:
     url : str
     action : RepairAction
     is_kept : bool
-        Listed, and owned by no saver.
+        Listed, without an owner.
     is_elsewhere : bool
-        Its path leads out of the directory, and nobody looked there.
+        Its path leads out of the directory, which was not searched.
     fault : BundleFault, CkptStoreError or None
         Why it cannot be restored.
     """
@@ -82,7 +82,7 @@ class RepairReport:
         The path that the record named as the latest.
     repaired : Record
     is_changed, is_written : bool
-        Whether `repaired` says another thing than the record; whether it is in place.
+        Whether `repaired` differs from the record; whether it was written.
     """
 
     url: str
@@ -110,7 +110,7 @@ class _NothingToDoError(Exception):
 def repair_record(
     directory: Location, record: Location, *, dry_run: bool = False, timeout_s: float = 60.0
 ) -> RepairReport:
-    """Make the record of `directory` say what can be restored.
+    """Make the record of `directory` list what can be restored.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def repair_record(
     NotFoundError
         If there is no complete checkpoint; the record stays as it is.
     AccessError, TransientError
-        If it cannot be told which checkpoints are complete; the record stays as it is.
+        If the storage does not show which checkpoints are complete; the record stays as it is.
     CorruptError
         If what stands in the place of the record is too large to be one.
     UnsupportedError
@@ -141,14 +141,14 @@ def repair_record(
     not live to list. A crash at any point leaves the old record or the new one.
     """
     first = read_record(record)
-    report = _Plan(directory, record, first).report()
+    report = _RepairPlan(directory, record, first).report()
     if dry_run or not report.is_changed:
         return report
     reports = [report]
 
     def change(snapshot: RecordSnapshot) -> Record:
         if snapshot is not first:
-            reports.append(_Plan(directory, record, snapshot).report())
+            reports.append(_RepairPlan(directory, record, snapshot).report())
             if not reports[-1].is_changed:
                 raise _NothingToDoError
         return reports[-1].repaired
@@ -160,8 +160,8 @@ def repair_record(
     return replace(reports[-1], is_written=True)
 
 
-class _Plan:
-    """One look at a directory and its record, and what the record should say."""
+class _RepairPlan:
+    """A directory and its record as found, and the record that should be there."""
 
     def __init__(self, directory: Location, record: Location, snapshot: RecordSnapshot) -> None:
         self._directory = directory
@@ -252,7 +252,7 @@ class _Plan:
                 name = path if relative is not None else place.name
                 action: RepairAction = "stays" if relative is not None else "moved"
                 item = RepairItem(name, place.url, action, is_kept=(relative or name) in kept)
-            # Of a path that stands twice the last one counts.
+            # If a path is listed twice, the last one counts.
             self._items.pop(name, None)
             self._items[name] = item
             self._times_s[name] = time_s
@@ -292,13 +292,13 @@ class _Plan:
         basename = owner_of(posixpath.basename(state.model_checkpoint_path))
 
         def distance(item: PrefixFiles) -> int:
-            # Another basename's tensors are other tensors, and one that nobody listed may be anybody's.
+            # Another basename has other tensors, and a checkpoint that is not listed may belong to any saver.
             return 0 if owner_of(item.prefix) == basename else 1 if item.prefix in listed else 2
 
         for candidate in sorted(newest_first(self._found), key=distance):
             if candidate.prefix in listed:
                 return listed[candidate.prefix].prefix
-            # Nobody listed it, so no saver owns it: it may have been preserved on purpose.
+            # It is not listed, so no saver owns it: it may have been preserved on purpose.
             if not self._is_leaving(candidate) and self._take_in(candidate, is_kept=True, is_told=False):
                 return candidate.prefix
         # V1, or in a directory below.
@@ -311,7 +311,7 @@ class _Plan:
             if not self._is_leaving(item):
                 self._take_in(item, is_kept=True)
         if not self._listed():
-            # Better one that was to go than none.
+            # A checkpoint that was to be deleted is better than none.
             self._pending = ()
             for item in in_order:
                 if item.prefix not in self._items:
@@ -326,7 +326,7 @@ class _Plan:
         return self._faults[place.key]
 
     def _is_leaving(self, item: PrefixFiles) -> bool:
-        """Tell whether retention has decided to delete exactly this checkpoint."""
+        """Return whether retention has decided to delete exactly this checkpoint."""
         return item.index is not None and any(
             line.prefix == item.prefix and line.version == item.index.version for line in self._pending
         )

@@ -1,4 +1,4 @@
-"""The record: the small text file ``checkpoint`` that says which checkpoint of a directory is the latest.
+"""The record: the small text file ``checkpoint`` that names the latest checkpoint of a directory.
 
 Format
 ------
@@ -32,7 +32,7 @@ _ESCAPES = {code: f"\\{code:03o}" for code in (*range(0x20), 0x7F)} | {
 
 @dataclass(frozen=True, slots=True)
 class CheckpointState:
-    """What a record says, field for field as TensorFlow's ``CheckpointState``.
+    """The fields of a record, as in TensorFlow's ``CheckpointState``.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class CheckpointState:
     all_model_checkpoint_paths : tuple of str
         The checkpoints that are kept, oldest first.
     all_model_checkpoint_timestamps : tuple of float
-        Seconds since the epoch, one a path; empty where the writer keeps none (TensorFlow's Saver).
+        Seconds since the epoch, one per path; empty where the writer keeps none (TensorFlow's Saver).
     last_preserved_timestamp : float
         When the last checkpoint was set aside for good, seconds since the epoch; 0.0 if never.
     """
@@ -54,7 +54,7 @@ class CheckpointState:
 
 
 def parse_state(data: bytes, *, source: str) -> CheckpointState:
-    """Return what the record `data` says.
+    """Return the fields of the record `data`.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def parse_state(data: bytes, *, source: str) -> CheckpointState:
 
 
 def format_state(state: CheckpointState) -> bytes:
-    """Return the record that says `state`, to the byte what TensorFlow writes.
+    """Return the bytes of a record with `state`, exactly as TensorFlow writes them.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def format_state(state: CheckpointState) -> bytes:
         for time in state.all_model_checkpoint_timestamps
     ]
     preserved = float(state.last_preserved_timestamp)
-    # -0.0 is no default to protobuf, which compares bits.
+    # -0.0 is not a default to protobuf, which compares bits.
     if preserved != 0 or math.copysign(1, preserved) < 0:
         lines.append(f"last_preserved_timestamp: {preserved!r}\n")
     try:

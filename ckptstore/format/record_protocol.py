@@ -1,7 +1,7 @@
 """The protocol state that ckptstore keeps in comment lines of the record.
 
-TensorFlow ignores ``#`` comments in the record but sees no checkpoint at all when an unknown *field* appears,
-so ownership, fencing and unfinished deletes live in comments. The four fields themselves are
+TensorFlow ignores ``#`` comments in the record, but finds no checkpoint at all if there is an unknown
+*field*; so ownership, fencing and unfinished deletes live in comments. The four fields themselves are
 `ckptstore.format.record`.
 
 Format
@@ -89,7 +89,7 @@ ShardName = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who saves under one basename.
+    """The owner of one basename.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class Kept:
 
 
 Fact: TypeAlias = Owner | Pending | Superseded | Kept
-"""What one protocol line says."""
+"""The content of one protocol line."""
 
 FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ")
 
@@ -208,7 +208,7 @@ def format_record(record: Record) -> bytes:
 
 
 def parse_record(data: bytes, *, source: str) -> Record:
-    """Return what `data` says.
+    """Return the record in `data`.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ class RangeRoom:
 
 
 def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
-    """Return what one protocol line says.
+    """Return the content of one protocol line.
 
     Parameters
     ----------

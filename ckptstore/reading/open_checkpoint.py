@@ -42,7 +42,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
 
     Threads
     -------
-    Safe for concurrent use. Closing is a courtesy: there are no open files.
+    Safe for concurrent use. Closing is optional: there are no open files.
     """
 
     def __init__(self, reader: BundleReader, options: ReadOptions | None = None) -> None:
@@ -50,7 +50,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         self._options = options or ReadOptions()
         self._mapped = MappedTensors(reader)
         self._is_closed = False
-        # Whether anything that this handle told still has to be true.
+        # Whether results of this handle were returned, which must stay true.
         self._is_used = False
         self._names: dict[str, int] | None = None
         self._order: list[str] = []
@@ -297,8 +297,8 @@ def restore_values(
         Name → array; see `restore_into`.
     names : mapping, optional
         Name in the checkpoint → name in `values`. Without it every tensor of the checkpoint, and every name
-        of `values` must be among them. In an object-based checkpoint a name that is no key is looked up among
-        the variables' own names, as TensorFlow's Saver does; its object graph is no value.
+        of `values` must be among them. In an object-based checkpoint a name that is not a key is looked up
+        among the variables' own names, as TensorFlow's Saver does; its object graph is not a value.
     reshape : bool
         Fill arrays of another shape with as many elements.
     transfer : Transfer, optional

@@ -1,4 +1,4 @@
-"""How checkpoints are read: the options beside what is read, checked once."""
+"""The options of reading a checkpoint, checked once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ReadOptions:
         reporter(self.progress)
 
     def transfer(self, url: str) -> Transfer:
-        """Return a restore of `url` that keeps to these options; its step is the one in the name."""
+        """Return the transfer of a restore of `url` with these options; its step is the one in the name."""
         step = _step_in(url.rpartition("/")[2])
         return Transfer(
             "restore", url, step=step, memory_budget=self.memory_budget, report=reporter(self.progress)

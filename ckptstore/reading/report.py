@@ -63,7 +63,7 @@ def restore_wanted(
     raise_unexpected: bool,
     transfer: Transfer,
 ) -> RestoreReport:
-    """Do what `OpenCheckpoint.restore` says, once, with one reader; `names` has each once."""
+    """Carry out `OpenCheckpoint.restore` once with one reader; `names` has no duplicates."""
     available = dict.fromkeys(reader.names())
     source_of = _inverted(rename)
     if names is not None:
@@ -76,7 +76,7 @@ def restore_wanted(
         }
         wanted |= source_of
     else:
-        # What was renamed away is no longer known by its old name.
+        # A renamed tensor is no longer known by its old name.
         wanted = {target: source_of.get(target, "" if target in rename else target) for target in into}
     absent = {target: source for target, source in wanted.items() if source not in available}
     if absent and raise_missing:
@@ -90,7 +90,7 @@ def restore_wanted(
     left = () if names is not None else tuple(name for name in available if name not in used)
     if left and raise_unexpected:
         raise UsageError(
-            f"the checkpoint has {len(left)} tensors that nothing wants",
+            f"the checkpoint has {len(left)} unexpected tensors",
             url=reader.url,
             tensor=left[0],
             actual=", ".join(left[:10]),

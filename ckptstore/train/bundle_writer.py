@@ -51,7 +51,7 @@ class BundleWriter:
     Raises
     ------
     UsageError
-        If the prefix is no usable name.
+        If the prefix is not a usable name.
 
     Threads
     -------
@@ -85,7 +85,7 @@ class BundleWriter:
         array : array-like
             Any shape. It may be changed again when this returns.
         dtype : DType or str, optional
-            TensorFlow's type, where numpy's does not say enough, e.g. ``"qint8"``. Text and bytes are
+            TensorFlow's type, where numpy's is not enough, e.g. ``"qint8"``. Text and bytes are
             ``"string"``.
 
         Raises

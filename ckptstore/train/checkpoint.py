@@ -163,13 +163,13 @@ class Checkpoint:
         with_counter : bool
             Whether to save the counter even if there was none so far. One that is there is always saved.
         full_names : mapping, optional
-            Path → name of the variable, for files that shall be found by TensorFlow's name-based restore too.
+            Path → name of the variable, for files that TensorFlow's name-based restore finds, too.
             A path is what stands before ``/.ATTRIBUTES`` in the variable's key.
 
         Raises
         ------
         UsageError
-            If something in the tree cannot be saved. ``tensor`` says where it stands.
+            If something in the tree cannot be saved. ``tensor`` is its place in the tree.
         """
         if with_counter:
             _ = self.save_counter

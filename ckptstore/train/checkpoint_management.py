@@ -71,7 +71,7 @@ def latest_checkpoint(
     Raises
     ------
     AccessError, TransientError, UsageError
-        If the directory cannot be looked at. That is never reported as "no checkpoint".
+        If the directory cannot be read. That is never reported as "no checkpoint".
     """
     directory = locate(checkpoint_dir, storage_options)
     found = find_latest(
@@ -83,7 +83,7 @@ def latest_checkpoint(
 def get_checkpoint_state(
     checkpoint_dir: PathText, latest_filename: str | None = None, *, storage_options: Options = None
 ) -> CheckpointState | None:
-    """Return what the record of a directory says, relative paths joined to `checkpoint_dir`.
+    """Return the record of a directory, relative paths joined to `checkpoint_dir`.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def update_checkpoint_state(
     latest_filename : str, optional
         Name of the record, ``checkpoint`` by default.
     all_model_checkpoint_timestamps : sequence of float, optional
-        Seconds since 1970, one a path.
+        Seconds since 1970, one per path.
     last_preserved_timestamp : float, optional
         CheckpointManager's clock, seconds since 1970.
     storage_options : mapping, optional
@@ -219,14 +219,14 @@ def checkpoint_exists(checkpoint_prefix: PathText, *, storage_options: Options =
     Parameters
     ----------
     checkpoint_prefix : str or PathLike
-        Prefix or URL. A directory is no checkpoint.
+        Prefix or URL. A directory is not a checkpoint.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
     Raises
     ------
     AccessError, TransientError
-        If that cannot be told.
+        If the storage cannot answer.
     """
     try:
         open_bundle(locate(checkpoint_prefix, storage_options))
@@ -325,9 +325,9 @@ def wait_for_new_checkpoint(
     last_checkpoint : str, optional
         The one that is known already.
     seconds_to_sleep : float
-        Between two looks.
+        Between two checks.
     timeout : float, optional
-        In seconds. Gives up when the next look would come later, so one shorter than `seconds_to_sleep` looks
+        In seconds. Stops when the next check would come later, so one shorter than `seconds_to_sleep` checks
         once.
     storage_options : mapping, optional
         Goes to the backend as it is.

@@ -144,7 +144,7 @@ class CheckpointManager:
     def save(
         self, checkpoint_number: Any = None, check_interval: bool = True, options: object = None
     ) -> str | None:
-        """Save the checkpoint under the next number, make it the latest, delete what retention lets go.
+        """Save the checkpoint under the next number, make it the latest, delete what retention drops.
 
         Parameters
         ----------
@@ -212,7 +212,7 @@ class CheckpointManager:
         return None
 
     def sync(self) -> None:
-        """Wait for saves in flight: there are none, `save` returns when its checkpoint is durable."""
+        """Do nothing: `save` returns when its checkpoint is durable."""
 
 
 def _number(value: Any, what: str) -> int:

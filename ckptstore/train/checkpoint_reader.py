@@ -67,7 +67,7 @@ class CheckpointReader:
         return self
 
     def get_variable_to_shape_map(self) -> dict[str, list[int]]:
-        """Return name → shape of every tensor; slices of partitioned tensors are no names."""
+        """Return name → shape of every tensor; slices of partitioned tensors are not names."""
         entry = self._reader.entry
         return {name: list(entry(name).shape) for name in self._reader.names()}
 
@@ -80,7 +80,7 @@ class CheckpointReader:
         }
 
     def has_tensor(self, name: str) -> bool:
-        """Tell whether the index has an entry of that name; true also for the raw key of a slice."""
+        """Return whether the index has an entry of that name; also true for the raw key of a slice."""
         return self._reader.has(name)
 
     def get_tensor(self, name: str) -> Any:
@@ -169,8 +169,8 @@ def load_checkpoint(
         bundle = open_bundle(location, memory_budget=memory_budget)
         return CheckpointReader._over(bundle, options)  # noqa: SLF001 (__init__ opens a prefix)
     except NotFoundError as error:
-        # Nothing at the seam tells a directory from a name; most callers pass a prefix, and that costs one
-        # look.
+        # The storage does not distinguish a directory from a name; most callers pass a prefix, which costs
+        # one request.
         if not _may_be_directory(location):
             raise
         from ckptstore.train.checkpoint_management import latest_checkpoint

@@ -103,7 +103,7 @@ def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer:
             stored = reader.stored(key)
             check_replaceable(node, stored.dtype, stored.shape, path=path, url=reader.url)
             plain.append((node, path, stored))
-        # Before the arrays are filled, because what is read may turn out to be no text.
+        # Before the arrays are filled, because a value may turn out not to be text.
         found = reader.read_stored([(stored, None) for _, _, stored in plain])
         values = [
             convert_like(node, value, path=path, url=reader.url)

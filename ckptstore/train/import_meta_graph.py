@@ -1,4 +1,4 @@
-"""A Saver out of a ``.meta`` file."""
+"""A Saver from a ``.meta`` file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def import_meta_graph(
     NotFoundError
         If the file does not exist.
     FormatError
-        If it is no MetaGraphDef, binary or text.
+        If it is not a MetaGraphDef, binary or text.
     """
     graph = load_meta_graph(path_or_proto, clear_devices, import_scope, storage_options=storage_options)
     if graph.saver_def is not None:

@@ -181,7 +181,7 @@ class Saver:
             self._names, self._settings, self._options, self._graph, self._directories, allow_empty
         )
         self._queue = SaveQueue(queue)
-        # It hears of failures after the last reference to the Saver is gone.
+        # Failures after the last reference to the Saver is gone become warnings.
         weakref.finalize(self, self._queue.report_as_warnings)
 
     @property
@@ -222,7 +222,7 @@ class Saver:
         *,
         storage_options: Options = None,
     ) -> str | None:
-        """Save arrays as one checkpoint, make it the latest, delete what retention lets go.
+        """Save arrays as one checkpoint, make it the latest, delete what retention drops.
 
         Waits for saves of `save_async` that are in flight.
 
@@ -269,13 +269,12 @@ class Saver:
         StorageFullError, AccessError, TransientError, ConflictError, AmbiguousOutcomeError
             From the storage. The previous checkpoint still restores.
         CkptStoreError
-            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
-            call does.
+            The unreported failure of an earlier `save_async`. Nothing is saved then; the next call saves.
 
         Guarantees
         ----------
         Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
-        Ctrl-C gives the save up: nothing of it stays, unless it was being published.
+        Ctrl-C cancels the save: nothing of it stays, unless it was being published.
         """
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
@@ -311,8 +310,8 @@ class Saver:
         ----------
         snapshot : bool
             Copy the arrays, and return when they may be changed again. With a `memory_budget` below their
-            size the copy and the save go hand in hand. False: return at once; whoever calls promises not to
-            change the arrays until ``handle.staged``.
+            size the copy and the save overlap. False: return at once; the caller must not change the arrays
+            until ``handle.staged``.
 
         Returns
         -------
@@ -328,13 +327,12 @@ class Saver:
         TransientError
             There is no memory for the copy; nothing was written.
         CkptStoreError
-            The failure of an earlier `save_async` that nobody was told of. Nothing is saved then; the next
-            call does.
+            The unreported failure of an earlier `save_async`. Nothing is saved then; the next call saves.
 
         Guarantees
         ----------
-        A failure is told once: by the handle's `result`, by the next save, or by `close`, whichever comes
-        first; `result` raises it as often as it is asked. When the interpreter exits, what is in flight is
+        A failure is reported once: by the handle's `result`, by the next save, or by `close`, whichever comes
+        first; each call of `result` raises it. When the interpreter exits, what is in flight is
         finished, unless it makes no progress.
         """
         self._check_built()
@@ -344,14 +342,14 @@ class Saver:
         return SaveHandle(self._queue.submit(task, snapshot=snapshot))
 
     def close(self) -> None:
-        """Wait for the saves in flight, and raise the failure that nobody was told of.
+        """Wait for the saves in flight, and raise the first unreported failure.
 
         The memory of snapshots is given back. The Saver can be used again.
 
         Raises
         ------
         CkptStoreError
-            Whatever made a save fail.
+            The failure of a background save.
         """
         self._queue.wait()
         release_blocks()
@@ -368,7 +366,7 @@ class Saver:
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"A save in the background failed, too: {failure}")
+            error.add_note(f"A background save failed, too: {failure}")
 
     def restore(
         self, values: MutableMapping[str, Any], save_path: PathText | None, *, storage_options: Options = None

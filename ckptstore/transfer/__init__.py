@@ -1,4 +1,4 @@
-"""Many bytes at once: threads, a memory budget, staging memory, parts and ranges, and the news of it.
+"""Many bytes at once: threads, a memory budget, blocks of memory, parts and ranges, and progress.
 
-Knows storages and bytes, nothing of tensors.
+Knows storages and bytes, but no tensors.
 """

@@ -1,7 +1,7 @@
 """Memory for copies: page-aligned blocks that are used again from one save to the next.
 
-New memory is dear: touching 1 GiB of it for the first time takes 0.16 s with huge pages and 0.8 s to 1.4 s
-without, copying into memory that was touched before 0.06 s.
+New memory is expensive: touching 1 GiB of it for the first time takes 0.16 s with huge pages and 0.8 s to 1.4
+s without, copying into memory that was touched before 0.06 s.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=_renew)
 
 
 def take_block() -> Block:
-    """Return a block that nobody uses; taking it from a budget is up to the caller.
+    """Return an unused block; the caller takes it from the budget.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def take_block() -> Block:
 def enough_memory(
     budget: MemoryBudget, size_bytes: int, *, url: str | None = None, tensor: str | None = None
 ) -> Iterator[None]:
-    """Say what to do, if the system has no memory for the copy that is made in the block.
+    """Raise an error with advice if the system has no memory for the copy made in the ``with`` block.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def enough_memory(
         `size_bytes` was taken from it.
     size_bytes : int
     url, tensor : str, optional
-        What is copied.
+        Of the copy, for messages.
 
     Raises
     ------

@@ -35,23 +35,23 @@ def check_memory_budget(limit_bytes: object) -> int | None:
 
 
 class MemoryBudget:
-    """Bytes to be taken before memory is, and to be given back after it.
+    """Bytes to acquire before memory is allocated, and to release after it is freed.
 
-    First come, first served: a large request is not overtaken by small ones for ever. One that is larger than
-    the whole limit is granted when nothing else is out.
+    First come, first served, so that small requests do not delay a large one for ever. A request above the
+    limit is granted when nothing else is acquired.
 
     Parameters
     ----------
     limit_bytes : int, optional
-        None: as much as is asked for, only counted.
+        None: no limit; the bytes are only counted.
 
     Attributes
     ----------
     limit_bytes : int or None
     used_bytes : int
-        Out at the moment.
+        Acquired now.
     high_water_bytes : int
-        Most that was out at a time.
+        The most that was acquired at a time.
 
     Threads
     -------
@@ -78,8 +78,8 @@ class MemoryBudget:
         scope : Scope, optional
             Bounds the wait; without it the current one does.
         beside : int or callable
-            What the caller holds already, and does not give back before it has this: whoever waits for
-            himself would wait for ever. A function is asked again after `wake`.
+            What the caller holds already and does not give back before it has this: it is not waited for,
+            which would never end. A function is called again after `wake`.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class MemoryBudget:
         self.high_water_bytes = max(self.high_water_bytes, self.used_bytes)
 
     def release(self, size_bytes: int) -> None:
-        """Give back what was acquired."""
+        """Give back bytes that were acquired."""
         with self._lock:
             self.used_bytes -= size_bytes
             if self._queue:
@@ -142,6 +142,6 @@ class MemoryBudget:
             self.release(size_bytes)
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Make waiting callers check again."""
         with self._lock:
             self._changed.notify_all()

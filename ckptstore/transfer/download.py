@@ -147,15 +147,15 @@ class Download:
         Parameters
         ----------
         requests : iterable of Request
-            Asked for the next one when there is a thread for it, and let go of when that is done.
+            The next one is taken when a thread is free for it, and dropped when it is done.
         lent_size_bytes : int, optional
             The most that one of them has lent, if that is less than `size_bytes`.
 
         Raises
         ------
         BaseException
-            What the first request that failed raised, in reading or in `take`. When it comes no request is
-            under way any more, and no buffer is written to.
+            The error of the first request that failed, in reading or in `take`. No request is in progress
+            then, and no buffer is written to.
         """
         self._block_size_bytes = self.size_bytes if lent_size_bytes is None else lent_size_bytes
         pulled = iter(requests)

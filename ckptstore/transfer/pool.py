@@ -1,7 +1,7 @@
 """Threads that are lent out: tasks at the same time, the first error of which ends the others.
 
-The threads belong to the process and are no daemons, for they work on memory of the caller's. One that has
-nothing to do ends by itself after a moment, so none of them holds up the end of the interpreter.
+The threads belong to the process. They are not daemons, because they work on memory of the caller. An idle
+thread soon ends by itself, so none of them delays the end of the interpreter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["TaskGroup", "run_tasks"]
 
 _T = TypeVar("_T")
 
-# Starting a thread takes 0.06 ms, and whoever leaves the program waits for the idle ones.
+# Starting a thread takes 0.06 ms, and the end of the program waits for idle ones.
 _IDLE_S = 0.05
 
 
@@ -75,7 +75,7 @@ class TaskGroup(Generic[_T]):
         Raises
         ------
         BaseException
-            What a task raised; when it comes, none is running any more.
+            The error of a task; no task is running any more then.
         """
         if self._pid != os.getpid():
             raise UsageError(
@@ -140,7 +140,7 @@ class TaskGroup(Generic[_T]):
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until no task is under way. Raises as `submit`."""
+        """Wait until no task is running. Raises as `submit`."""
         if self._parallel > 1:
             with self._lock:
                 while self._is_going and (self._waiting or self._under_way):
@@ -280,5 +280,5 @@ def _renew() -> None:
     _threads = _Threads()
 
 
-# In a forked child there are none, and a lock may be held by one that stayed in the parent.
+# A forked child has none of the threads, and one of the parent may have held a lock.
 os.register_at_fork(after_in_child=_renew)

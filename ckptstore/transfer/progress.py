@@ -18,7 +18,7 @@ __all__ = ["Event", "Progress", "Report", "reporter"]
 
 _LOG = logging.getLogger("ckptstore")
 
-# Redrawing more often costs more than it tells.
+# Redrawing more often costs more than it shows.
 _EVERY_S = 0.1
 _LOG_EVERY_S = 10.0
 
@@ -65,8 +65,8 @@ def reporter(progress: Progress) -> Report | None:
     Parameters
     ----------
     progress : {"rich", "tqdm", "log"} or callable or None
-        A bar on a terminal, and nothing where standard error is none (the transfer writes its line to the log
-        in any case); a line in the log every ten seconds; or the caller's own function.
+        A bar on a terminal, and nothing where standard error is not a terminal (the transfer writes its line
+        to the log in any case); a line in the log every ten seconds; or the caller's own function.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def reporter(progress: Progress) -> Report | None:
         return _RichReport() if progress == "rich" else _TqdmReport()
     if not callable(progress):
         raise UsageError(
-            "progress is none of the ways there are to show it",
+            "progress has an unknown value",
             expected='"rich", "tqdm", "log", a function, or None',
             actual=repr(progress),
         )
@@ -115,7 +115,7 @@ class _LogReport:
 
 
 class _RichReport:
-    """A bar by rich, drawn by whoever reports: no thread of its own."""
+    """A bar by rich, drawn by the reporting thread: it has no thread of its own."""
 
     def __init__(self) -> None:
         self._bar: RichProgress | None = None
@@ -182,7 +182,7 @@ class _TqdmReport:
         if self._bar is None:
             from tqdm import tqdm
 
-            # disable=None: nothing where standard error is no terminal.
+            # disable=None: nothing where standard error is not a terminal.
             self._bar = tqdm(
                 desc=_title(event),
                 total=event.total_bytes,

@@ -103,7 +103,7 @@ def cell_of(start: int, size_bytes: int) -> int:
 
 
 def fair_size_bytes(budget_bytes: int | None, parallel: int, total_bytes: int = 0) -> int:
-    """Return the longest request of which `parallel` at a time fit into a budget; None is no budget.
+    """Return the longest request of which `parallel` at a time fit into a budget; None: no limit.
 
     It is a multiple of 256 KiB, also where the budget is less.
 

@@ -1,4 +1,4 @@
-"""One save or restore under way: what its threads share, and what it tells."""
+"""One save or restore: what its threads share, and its reports of progress."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class Transfer:
         self._told_s = self._begun_s
 
     def expect(self, total_bytes: int) -> None:
-        """Tell how many bytes there are in all."""
+        """Set the total number of bytes."""
         self.total_bytes = total_bytes
         self._tell()
 
     def advance(self, size_bytes: int) -> None:
-        """Tell that so many more bytes are done."""
+        """Report that `size_bytes` more bytes are done."""
         with self._lock:
             self.done_bytes += size_bytes
             if self._report is None:
@@ -109,7 +109,7 @@ class Transfer:
                 self._tell()
 
     def restart(self, total_bytes: int) -> None:
-        """Tell how many bytes there are in all, and that none of them is done, or not any more."""
+        """Set the total number of bytes, with none of them done."""
         with self._lock:
             self.done_bytes = 0
             self.expect(total_bytes)
@@ -153,7 +153,7 @@ class Transfer:
         try:
             self._tell()
         except BaseException as error:
-            # Ctrl-C: whatever this thread does next is no part of this.
+            # Ctrl-C: what this thread does next is not part of this transfer.
             self.scope.__exit__(type(error), error, None)
             raise
         return self

@@ -44,12 +44,12 @@ class Checksum:
         return len(self._sizes) - 1
 
     def set_piece(self, number: int, crc: int) -> None:
-        """Note the checksum of a piece."""
+        """Set the checksum of a piece."""
         self._crcs[number] = crc
 
     @property
     def value(self) -> int:
-        """Unmasked, of all pieces; each was told."""
+        """Unmasked, of all pieces; each must be set."""
         whole = 0
         for crc, size_bytes in zip(self._crcs, self._sizes, strict=True):
             assert crc >= 0, "a piece was not sent"
@@ -58,7 +58,7 @@ class Checksum:
 
 
 class BudgetLease:
-    """Memory of a budget, given back when the last who shares it has let go.
+    """Bytes of a budget, given back when the last holder releases them.
 
     Threads
     -------
@@ -71,26 +71,26 @@ class BudgetLease:
         self.size_bytes = size_bytes
         self._budget = budget
         self._on_free = on_free
-        self._sharers = 1
+        self._holders = 1
         self.lock = threading.Lock()
 
     def retain(self) -> BudgetLease:
-        """Return this, for somebody else to let go as well."""
+        """Return this, for one more holder, who calls `release` as well."""
         with self.lock:
-            self._sharers += 1
+            self._holders += 1
         return self
 
     def shrink(self, size_bytes: int) -> None:
-        """Give back what is more than `size_bytes`; nobody shares it yet."""
-        assert size_bytes <= self.size_bytes, "memory that nobody was asked for"
+        """Give back what is more than `size_bytes`; only with one holder."""
+        assert size_bytes <= self.size_bytes, "more memory than was acquired"
         self._budget.release(self.size_bytes - size_bytes)
         self.size_bytes = size_bytes
 
     def release(self) -> None:
-        """Need it no more."""
+        """Give the bytes back, unless there are other holders."""
         with self.lock:
-            self._sharers -= 1
-            is_free = not self._sharers
+            self._holders -= 1
+            is_free = not self._holders
         if is_free:
             if self._on_free is not None:
                 self._on_free()
@@ -105,7 +105,7 @@ class _PartPiece(NamedTuple):
 
 
 class _UploadPart:
-    """A part that is being put together."""
+    """A part that is being assembled."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -135,9 +135,9 @@ class PartSender:
     upload : Upload
         Committing, aborting and closing it stays with the caller.
     transfer : Transfer
-        Threads, memory, and where to tell of bytes that are done.
+        Threads, memory, and progress.
     size_bytes : int, optional
-        How many there will be. Where that is not known, a full part waits for the byte behind it.
+        The size of the object. Where it is not known, a full part is sent when the next byte comes.
 
     Attributes
     ----------
@@ -159,11 +159,16 @@ class PartSender:
             # One part is not worth a thread.
             parallel = max(1, min(parallel, -(-size_bytes // self._part_size_bytes)))
         self._group = transfer.group(parallel)
+        # The part that is not full yet; every part before it was submitted to the group.
         self._part = _UploadPart(0)
+        # Set once the last part is submitted; `put` must not follow.
         self._last: _UploadPart | None = None
+        # Parts submitted whose leases are held: until they are sent, the last one until `close`.
         self._under_way: dict[int, _UploadPart] = {}
+        # One piece per part.
         self._whole = Checksum()
-        # Whether memory of the caller is in the part that is not full yet, and in those that were sent.
+        # Whether the caller's memory is in the part that is not full yet, and in parts that may still be
+        # sent.
         self._holds_lent = False
         self._sends_lent = False
         self.size_bytes = 0
@@ -179,7 +184,7 @@ class PartSender:
         return sum(lease.size_bytes for lease in self._part.leases.values())
 
     def reserve(self, size_bytes: int) -> BudgetLease:
-        """Take memory for bytes to put, when there is room for it. Raises as `put`."""
+        """Acquire memory for bytes to put, waiting for room. Raises as `put`."""
         with self._guarded():
             self._transfer.budget.acquire(size_bytes, scope=self._group.scope, beside=self.held_bytes)
         return BudgetLease(self._transfer.budget, size_bytes)
@@ -197,17 +202,17 @@ class PartSender:
         Parameters
         ----------
         view : memoryview
-            Flat. Its memory stays unchanged until `detach_from_caller`, `finish` or `close` says otherwise.
+            Flat. Its memory must not change until `detach_from_caller`, `finish` or `close` returns.
         checksum : Checksum, optional
             Gets the checksums of the pieces into which the bytes are cut, once they are sent.
         lease : BudgetLease, optional
-            Shared until the bytes are sent; of those in the last part, until `close`. Without it the memory
-            is that of the caller, see `detach_from_caller`.
+            Retained until the bytes are sent; those of the last part until `close`. Without it the memory is
+            the caller's, see `detach_from_caller`.
 
         Raises
         ------
         BaseException
-            What the first thread that failed raised. Nothing runs any more then.
+            The error of the first thread that failed. Nothing runs any more then.
         """
         self._holds_lent = self._holds_lent or lease is None
         with self._guarded():
@@ -260,7 +265,7 @@ class PartSender:
             self._group.finish()
 
     def close(self) -> None:
-        """Stop what is not finished; when this returns no thread works for it, and it holds no memory."""
+        """Stop what is not finished; then no thread works for this, and it holds no memory."""
         self._group.stop()
         self._part.release()
         for part in self._under_way.values():
@@ -272,7 +277,7 @@ class PartSender:
         try:
             yield
         except BaseException as error:
-            # What failed first counts, not that the wait for it was broken off.
+            # The first failure counts, not that the wait for it was interrupted.
             self._group.__exit__(type(error), error, None)
             raise
 

@@ -1,4 +1,4 @@
-"""The bytes of one tensor as they stand in a data file, without more of them at a time than is needed."""
+"""The bytes of one tensor as in a data file, a few at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["byte_view", "encoded", "is_as_stored", "stored_chunks"]
 
 
 def is_as_stored(item: WriteItem) -> bool:
-    """Tell whether the memory of the array, in its order, is what the file holds."""
+    """Return whether the memory of the array is exactly what the file holds."""
     array = item.array
     return array.flags.c_contiguous and array.dtype.isnative
 
@@ -40,7 +40,6 @@ def encoded(item: WriteItem) -> tuple[bytes, int]:
 def stored_chunks(item: WriteItem, most_bytes: int) -> Iterator[npt.NDArray[Any]]:
     """Yield the elements in their order, converted, in arrays of up to `most_bytes` or one element."""
     stored = storage_dtype(item.dtype)
-    # Of one element there is no order, and of none nothing to do.
     pending = [item.array]
     while pending:
         array = pending.pop()

@@ -22,13 +22,13 @@ __all__ = ["Gathered", "entries_of", "gather", "is_plain"]
 
 def _exports_memory(dtype: np.dtype[Any]) -> bool:
     try:
-        np.empty(1, dtype).data  # noqa: B018 - whether it can be asked for is the question
+        np.empty(1, dtype).data  # noqa: B018 - tested for the exception
     except ValueError:
         return False
     return True
 
 
-# The types of ml_dtypes do not.
+# Those of ml_dtypes do not.
 _EXPORTS_MEMORY = {
     dtype.as_datatype_enum: _exports_memory(dtypes.storage_dtype(dtype)) for dtype in dtypes.ALL
 }
@@ -38,7 +38,7 @@ _PLAIN = frozenset(dtypes.STORED_AS_IS)
 
 
 def is_plain(item: WriteItem) -> bool:
-    """Tell whether `gather` takes this."""
+    """Return whether `gather` accepts this."""
     array = item.array
     return array.dtype in _PLAIN and item.slice is None and array.flags.c_contiguous
 
@@ -58,7 +58,7 @@ class Gathered(NamedTuple):
 
 
 def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathered:
-    """Copy the bytes of tensors, and make the entries that say where they are.
+    """Copy the bytes of tensors, and make their entries.
 
     Parameters
     ----------

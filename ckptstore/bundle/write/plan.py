@@ -1,4 +1,4 @@
-"""What to write, as frozen and printable data; `writer` knows how.
+"""What to write, as frozen and printable data; `shard_writer` writes it.
 
 A `SavePlan` is complete before the first byte is written: every tensor was checked, every size is known.
 Arrays in another layout than the file's are converted when their turn comes.
@@ -68,7 +68,7 @@ class WriteItem(NamedTuple):
         return f"WriteItem({', '.join(f'{name}={value!r}' for name, value in fields)})"
 
     def __eq__(self, other: object) -> bool:
-        # Arrays have no truth; what is planned is all that they are compared by.
+        # Arrays have no truth value: plans are compared by everything else.
         return isinstance(other, WriteItem) and self[:-1] == other[:-1]
 
     def __hash__(self) -> int:
@@ -84,7 +84,7 @@ class StoredShard:
     name : str
         Of the file, in the directory of the checkpoint.
     entries : tuple of (bytes, BundleEntry)
-        Keys of the index and what they say, ascending by offset.
+        Keys and entries of the index, ascending by offset.
     size_bytes : int
     version : str or None
         None if it is not known.
@@ -161,7 +161,7 @@ def write_item(
     array : array-like
         The values of the tensor, or of one box of it.
     dtype : DType or str, optional
-        TensorFlow's type, where numpy's does not say enough (``"qint8"``).
+        TensorFlow's type, where numpy's is not enough (``"qint8"``).
     shape : sequence of int, optional
         With `spec`: the shape of the whole tensor.
     spec : sequence of (start, length) or str, optional
@@ -216,7 +216,7 @@ def write_items(tensors: Iterable[tuple[str, npt.ArrayLike]]) -> list[WriteItem]
     """Convert and check many whole tensors; errors as for `write_item`, at the first that has one."""
     items: list[WriteItem] = []
     for name, array in tensors:
-        # Of text in ASCII only the empty name is no name.
+        # Among ASCII texts only the empty one is not a name.
         plain = _plain_item(name, array) if isinstance(name, str) and name and name.isascii() else None
         items.append(write_item(name, array) if plain is None else plain)
     return items

@@ -4,8 +4,7 @@ Calls
 -----
 ``ShardWriter(upload)``; `write` for planned tensors in data order, or `add` for one after the other;
 `finish`; `close` when the upload is committed or given up. Committing the upload, building the index from the
-`entries` of all shards (`index_build`) and publishing it is up to the caller: nothing here makes a file
-visible.
+`entries` of all shards (`index`) and publishing it is up to the caller: nothing here makes a file visible.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from ckptstore.types import DType, Slice
 
 __all__ = ["ShardWriter"]
 
-# Smaller tensors are collected and handed over together: a piece of its own would cost more than their bytes.
+# Smaller tensors are collected and handed over together: a piece for each would cost more than their bytes.
 _BATCHED_BELOW_BYTES = 256 * 1024
 _BATCH_SIZE_BYTES = 4 * 1024 * 1024
 
@@ -68,7 +67,7 @@ class ShardWriter:
     upload : Upload
         Receives the bytes. Committing, aborting and closing it stays with the caller.
     shard_id : int
-        What the entries say; see `renumbered` if it is known only later.
+        The shard number in the entries; see `renumbered` if it is known only later.
     transfer : Transfer, optional
         Whose threads and memory to use.
     size_bytes : int, optional
@@ -124,7 +123,7 @@ class ShardWriter:
         self.add_item(write_item(name, array, dtype=dtype, shape=shape, spec=spec))
 
     def add_item(self, item: WriteItem) -> None:
-        """Append what `write_item` made. The array may be changed again when this returns."""
+        """Append an item of `write_item`. The array may be changed again when this returns."""
         self._names.claim(item)
         if item.size_bytes < _BATCHED_BELOW_BYTES and is_plain(item):
             self._collect(item, item.array.tobytes())
@@ -138,7 +137,7 @@ class ShardWriter:
         Raises
         ------
         BaseException
-            What the first thread that failed raised. Only `close` may follow.
+            The error of the first thread that failed. Only `close` may follow.
         """
         small: list[WriteItem] = []
         small_bytes = 0
@@ -209,7 +208,7 @@ class ShardWriter:
         return self._noted_bytes + self._batch.size_bytes
 
     def held_bytes(self) -> int:
-        """Return how much memory it keeps until more tensors come."""
+        """Return how much memory is kept until more tensors come."""
         return self._sender.held_bytes
 
     @property
@@ -231,7 +230,7 @@ class ShardWriter:
         return self._sender.crc32c
 
     def finish(self) -> None:
-        """Send what is still here, and wait until all is sent. Raises as `write`."""
+        """Send what is left, and wait until all is sent. Raises as `write`."""
         self._flush()
         self._sender.finish()
         for index, checksum in self._unproved.items():
@@ -240,7 +239,7 @@ class ShardWriter:
         self._unproved.clear()
 
     def close(self) -> None:
-        """Stop what is under way; when this returns nothing runs, and no array is needed any more."""
+        """Stop what is in progress; then nothing runs, and no array is needed any more."""
         self._sender.close()
         self._raw.clear()
         if self._raw_lease is not None:
@@ -288,7 +287,7 @@ class ShardWriter:
             left_bytes -= chunk.nbytes
 
     def _begin(self, item: WriteItem, crc: int | None = None) -> Checksum | None:
-        """Make the entry of the tensor whose bytes come next; return what is to get their checksum."""
+        """Make the entry of the tensor whose bytes come next; return the checksum to fill, if any."""
         self._flush()
         if crc is not None:
             self._note(item, item.size_bytes, crc)

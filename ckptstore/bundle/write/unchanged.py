@@ -1,7 +1,7 @@
-"""Which tensors of a save have the bytes of the checkpoint before it, and so need not travel again.
+"""Which tensors of a save have the same bytes as in the previous checkpoint, and need not be sent again.
 
 A data file can be used again only as a whole. So tensors that did not change get a file of their own, which
-serves as it is for as long as none of them changes (docs/design/011-unchanged-tensors.md).
+can be reused as long as none of them changes (docs/design/011-unchanged-tensors.md).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from ckptstore.format.table import Table
 
 __all__ = ["MOST_SHARDS", "split_unchanged", "stored_shards"]
 
-# With more files than this that serve as they are, they are joined to one: each costs a request, now and at
-# every restore.
+# More reusable files than this are joined to one: each costs a request, now and at every restore.
 MOST_SHARDS = 8
 
 _CHUNK_SIZE_BYTES = 8 * 1024 * 1024
@@ -124,7 +123,7 @@ def _is_same(item: WriteItem, entry: BundleEntry) -> bool:
 
 
 def _crc32c_of(item: WriteItem) -> int:
-    """Return what the entry of `item` will say, unmasked."""
+    """Return the unmasked checksum that the entry of `item` will have."""
     if item.array.dtype.hasobject:
         return encoded(item)[1]
     if is_as_stored(item):
