@@ -209,7 +209,7 @@ def test_missing_names_raise_or_are_reported(ckpt):
 
 def test_unexpected_tensors_can_be_an_error(ckpt):
     w = np.zeros((2, 3), "f4")
-    with pytest.raises(UsageError, match="3 tensors that nothing wants"):
+    with pytest.raises(UsageError, match="3 unexpected tensors"):
         ckpt.restore(into={"w": w}, unexpected="raise")
     assert not w.any()
     ckpt.restore(unexpected="raise")
