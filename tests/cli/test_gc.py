@@ -51,7 +51,7 @@ model-9.meta                                    unpublished     200 B  3 d
 
 LEFT_ALONE = """\
 left alone: torn: the index names no data file, or cannot be read [run/torn.index]. \
-ckptstore verify says what is wrong with it.
+ckptstore verify shows what is wrong with it.
 left alone: exported.meta: a graph that may have been put there by itself
 not needed either, but younger than 1 d: 1 file, 1000 B
 """
