@@ -18,7 +18,7 @@ from ckptstore.bundle.read.restore import keys_by_full_name, restore_into
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
-from ckptstore.reading.report import RestoreReport, checked_names, restore_wanted
+from ckptstore.reading.report import RestoreReport, Selection, checked_names, restore_wanted
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
@@ -199,21 +199,18 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
                 raise UsageError(f"{option} must be 'raise' or 'ignore'", actual=repr(choice))
         if into is not None and not isinstance(into, Mapping):
             raise UsageError("into must be a mapping from names to arrays", actual=type(into).__name__)
-        selected = None if names is None else checked_names(names)
+        selection = Selection(
+            None if names is None else checked_names(names),
+            rename or {},
+            raise_missing=missing == "raise",
+            raise_unexpected=unexpected == "raise",
+        )
 
         was_used, reader = self._is_used, self._open()
         with self._options.transfer(reader.location.url) as transfer:
 
             def attempt(reader: BundleReader) -> RestoreReport:
-                return restore_wanted(
-                    reader,
-                    into,
-                    selected,
-                    rename or {},
-                    raise_missing=missing == "raise",
-                    raise_unexpected=unexpected == "raise",
-                    transfer=transfer,
-                )
+                return restore_wanted(reader, into, selection, transfer)
 
             if was_used:
                 return attempt(reader)

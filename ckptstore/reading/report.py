@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
@@ -13,7 +13,7 @@ from ckptstore.bundle.read.restore import restore_into
 from ckptstore.errors import UsageError
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["RestoreReport", "checked_names", "restore_wanted"]
+__all__ = ["RestoreReport", "Selection", "checked_names", "restore_wanted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,33 +53,31 @@ def checked_names(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+class Selection(NamedTuple):
+    """What to restore; see `OpenCheckpoint.restore`.
+
+    Attributes
+    ----------
+    names : list of str or None
+        Without duplicates.
+    rename : mapping
+    raise_missing, raise_unexpected : bool
+    """
+
+    names: list[str] | None
+    rename: Mapping[str, str]
+    raise_missing: bool
+    raise_unexpected: bool
+
+
 def restore_wanted(
-    reader: BundleReader,
-    into: Mapping[str, Any] | None,
-    names: list[str] | None,
-    rename: Mapping[str, str],
-    *,
-    raise_missing: bool,
-    raise_unexpected: bool,
-    transfer: Transfer,
+    reader: BundleReader, into: Mapping[str, Any] | None, selection: Selection, transfer: Transfer
 ) -> RestoreReport:
-    """Carry out `OpenCheckpoint.restore` once with one reader; `names` has no duplicates."""
+    """Carry out `OpenCheckpoint.restore` once with one reader."""
     available = dict.fromkeys(reader.names())
-    source_of = _inverted(rename)
-    if names is not None:
-        wanted = {rename.get(name, name): name for name in names}
-        if len(wanted) < len(names):
-            raise UsageError("two tensors would be restored under one name", actual=", ".join(names))
-    elif into is None:
-        wanted = {
-            rename.get(name, name): name for name in available if rename.get(name, name) not in source_of
-        }
-        wanted |= source_of
-    else:
-        # A renamed tensor is no longer known by its old name.
-        wanted = {target: source_of.get(target, "" if target in rename else target) for target in into}
+    wanted = _wanted(into, selection, available)
     absent = {target: source for target, source in wanted.items() if source not in available}
-    if absent and raise_missing:
+    if absent and selection.raise_missing:
         target, source = next(iter(absent.items()))
         error = reader.tensor_not_found(source or target)
         if len(absent) > 1:
@@ -87,8 +85,8 @@ def restore_wanted(
         raise error
     present = {target: source for target, source in wanted.items() if target not in absent}
     used = set(present.values())
-    left = () if names is not None else tuple(name for name in available if name not in used)
-    if left and raise_unexpected:
+    left = () if selection.names is not None else tuple(name for name in available if name not in used)
+    if left and selection.raise_unexpected:
         raise UsageError(
             f"the checkpoint has {len(left)} unexpected tensors",
             url=reader.url,
@@ -99,6 +97,22 @@ def restore_wanted(
     destination = {} if into is None else into
     cast = restore_into(reader, destination, present, transfer=transfer)
     return RestoreReport({target: destination[target] for target in present}, tuple(absent), left, cast)
+
+
+def _wanted(into: Mapping[str, Any] | None, selection: Selection, available: Iterable[str]) -> dict[str, str]:
+    """Return name in `into` → name in the checkpoint; empty for a name that was renamed away."""
+    names, rename = selection.names, selection.rename
+    source_of = _inverted(rename)
+    if names is not None:
+        wanted = {rename.get(name, name): name for name in names}
+        if len(wanted) < len(names):
+            raise UsageError("two tensors would be restored under one name", actual=", ".join(names))
+        return wanted
+    if into is None:
+        targets = {name: rename.get(name, name) for name in available}
+        return {to: name for name, to in targets.items() if to not in source_of} | source_of
+    # A renamed tensor is no longer known by its old name.
+    return {target: source_of.get(target, "" if target in rename else target) for target in into}
 
 
 def _inverted(rename: Mapping[str, str]) -> dict[str, str]:

@@ -84,27 +84,37 @@ def split_unchanged(plan: SavePlan, previous: Sequence[StoredShard]) -> SavePlan
         Of the checkpoint before.
     """
     items = {name_to_key(item.name): item for shard in plan.shards for item in shard.items}
-    same: set[bytes] = set()
-    for stored in previous:
-        same.update(key for key, entry in stored.entries if key in items and _is_same(items[key], entry))
+    same = {
+        key
+        for stored in previous
+        for key, entry in stored.entries
+        if key in items and _is_same(items[key], entry)
+    }
     if not same:
         return plan
-    kept = [stored for stored in previous if stored.size_bytes and same.issuperset(_keys(stored))]
-    if len(kept) > MOST_SHARDS:
-        kept = []
-    in_kept = {key for stored in kept for key in _keys(stored)}
-    shards = []
-    for shard in plan.shards:
-        changed = tuple(item for item in shard.items if name_to_key(item.name) not in same)
-        if changed:
-            shards.append(_shard(shard.label, changed))
-    for stored in kept:
+    reused = _reusable(previous, same)
+    in_reused = {key for stored in reused for key in _keys(stored)}
+    shards = _changed(plan, same)
+    for stored in reused:
         shard = _shard("", tuple(items[key] for key in _keys(stored)))
         shards.append(ShardPlan(shard.label, shard.items, shard.size_bytes, stored))
-    new = tuple(item for key, item in items.items() if key in same and key not in in_kept)
-    if new:
-        shards.append(_shard("", new))
-    return SavePlan(tuple(shards))
+    new = tuple(item for key, item in items.items() if key in same and key not in in_reused)
+    return SavePlan((*shards, _shard("", new)) if new else tuple(shards))
+
+
+def _reusable(previous: Sequence[StoredShard], same: set[bytes]) -> list[StoredShard]:
+    """Return the data files all of whose tensors are in `same`; none if there are too many."""
+    reusable = [stored for stored in previous if stored.size_bytes and same.issuperset(_keys(stored))]
+    return reusable if len(reusable) <= MOST_SHARDS else []
+
+
+def _changed(plan: SavePlan, same: set[bytes]) -> list[ShardPlan]:
+    """Return the shards of `plan` without the tensors in `same`, and without those that are empty then."""
+    changed = [
+        _shard(shard.label, tuple(item for item in shard.items if name_to_key(item.name) not in same))
+        for shard in plan.shards
+    ]
+    return [shard for shard in changed if shard.items]
 
 
 def _keys(stored: StoredShard) -> Iterable[bytes]:
