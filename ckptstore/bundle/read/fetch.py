@@ -69,7 +69,6 @@ def fetch(
     batch: ReadBatch,
     shards: ShardFiles,
     *,
-    big_endian: bool,
     transfer: Transfer | None = None,
     memory_budget: int | None = None,
 ) -> None:
@@ -94,7 +93,7 @@ def fetch(
     is_shared = _may_share_memory(batch)
     parallel = 1 if is_shared else shards.parallel_reads
     download = Download(parallel, transfer, memory_budget, sum(batch.sizes_bytes))
-    _Fetch(batch, shards, big_endian, download, transfer).run(is_shared=is_shared)
+    _Fetch(batch, shards, download, transfer).run(is_shared=is_shared)
 
 
 def _may_share_memory(batch: ReadBatch) -> bool:
@@ -184,14 +183,13 @@ class _Fetch:
         self,
         batch: ReadBatch,
         shards: ShardFiles,
-        big_endian: bool,
         download: Download,
         transfer: Transfer | None,
     ) -> None:
         self._batch = batch
         self._shards = shards
-        self._big_endian = big_endian
-        self._is_foreign = big_endian != _IS_BIG_MACHINE
+        self._big_endian = shards.big_endian
+        self._is_foreign = shards.big_endian != _IS_BIG_MACHINE
         self._download = download
         self._transfer = transfer
 

@@ -14,12 +14,12 @@ from ckptstore.bundle.read.batch import NATIVE
 from ckptstore.bundle.read.chunks import cut
 from ckptstore.bundle.read.fetch import byte_order_unit, reverse_bytes
 from ckptstore.bundle.read.indexing import Axis, BoxRead, split_box, view_of
-from ckptstore.bundle.read.shard_files import ShardFile
+from ckptstore.bundle.read.reader import StoredTensor
+from ckptstore.bundle.read.shard_files import ShardFiles
 from ckptstore.errors import TruncatedFileError
 from ckptstore.format import dtypes
-from ckptstore.format.entry import BundleEntry
 from ckptstore.transfer.download import Download, Request
-from ckptstore.types import ByteRange, DType
+from ckptstore.types import ByteRange
 
 __all__ = ["fetch_box"]
 
@@ -30,15 +30,12 @@ _GROUPS_EACH = 4
 
 
 def fetch_box(
-    tensor: str,
-    entry: BundleEntry,
-    dtype: DType,
+    tensor: StoredTensor,
+    piece: int,
     axes: Sequence[Axis],
     target: npt.NDArray[Any],
-    shard: ShardFile,
+    shards: ShardFiles,
     *,
-    big_endian: bool,
-    parallel: int = 1,
     memory_budget: int | None = None,
 ) -> None:
     """Read a part of one piece, and only the bytes near it.
@@ -47,18 +44,22 @@ def fetch_box(
 
     Parameters
     ----------
+    tensor : StoredTensor
+        Of an element type with a fixed size.
+    piece : int
+        Which of its entries.
     axes : sequence of Axis
-        What of each dimension; no element type of varying size.
+        What of each dimension of the piece.
     target : ndarray
         One dimension for each axis.
-    parallel : int
-        Reads at the same time.
     memory_budget : int, optional
         Bytes to hold beyond the target.
     """
-    download = Download(parallel, memory_budget=memory_budget)
-    unit = byte_order_unit(dtype, big_endian, source=shard.url, tensor=tensor)
-    native = NATIVE[dtype.as_datatype_enum]
+    name, entry = tensor.name, tensor.entries[piece]
+    shard = shards[entry.shard_id]
+    download = Download(shards.parallel_reads, memory_budget=memory_budget)
+    unit = byte_order_unit(tensor.dtype, shards.big_endian, source=shard.url, tensor=name)
+    native = NATIVE[tensor.dtype.as_datatype_enum]
     most = download.size_bytes
 
     def take(group: Sequence[_BoxPart], buffers: Sequence[memoryview]) -> None:
@@ -75,7 +76,7 @@ def fetch_box(
     def request(group: list[_BoxPart]) -> Request:
         return Request(
             shard,
-            tensor,
+            name,
             [ByteRange(entry.offset + part.start, entry.offset + part.stop) for part in group],
             [dtypes.as_bytes_view(part.place).data if part.is_direct else None for part in group],
             partial(take, group),
@@ -87,9 +88,9 @@ def fetch_box(
     try:
         download.run(map(request, groups), lent_size_bytes=min(entry.size_bytes, most))
     except TruncatedFileError:
-        shard.check_inside(entry.offset, entry.size_bytes, tensor)
+        shard.check_inside(entry.offset, entry.size_bytes, name)
         raise
-    shard.check_inside(entry.offset, entry.size_bytes, tensor)
+    shard.check_inside(entry.offset, entry.size_bytes, name)
 
 
 class _BoxPart(NamedTuple):

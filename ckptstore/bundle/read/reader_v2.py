@@ -58,7 +58,7 @@ class ReaderV2(BundleReader):
         self.index_version = index.version
         self.index = index
         self._is_foreign = index.header.big_endian != (sys.byteorder == "big")
-        self.shards = ShardFiles(location, index.header.num_shards, index.is_current)
+        self.shards = ShardFiles(location, index.header, index.is_current)
         self._partitioned: dict[str, StoredTensor] = {}
         self._complete: set[str] = set()
         self._names: list[str] | None = None
@@ -240,9 +240,7 @@ class ReaderV2(BundleReader):
         self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
     ) -> None:
         entry = tensor.entries[piece]
-        big_endian = self.header.big_endian
         covers = all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True))
-        budget = self.memory_budget
         if covers or target.dtype.hasobject:
             select = None
             if target.dtype.hasobject:
@@ -254,19 +252,9 @@ class ReaderV2(BundleReader):
                 )
             batch = ReadBatch()
             batch.add(tensor.name, entry, tensor.dtype, target, select)
-            fetch(batch, self.shards, big_endian=big_endian, memory_budget=budget)
+            fetch(batch, self.shards, memory_budget=self.memory_budget)
         else:
-            fetch_box(
-                tensor.name,
-                entry,
-                tensor.dtype,
-                axes,
-                target,
-                self.shards[entry.shard_id],
-                big_endian=big_endian,
-                parallel=self.shards.parallel_reads,
-                memory_budget=budget,
-            )
+            fetch_box(tensor, piece, axes, target, self.shards, memory_budget=self.memory_budget)
 
     def read_stored(
         self,
@@ -296,13 +284,7 @@ class ReaderV2(BundleReader):
             for box, entry in zip(slices, entries, strict=True):
                 where = tuple(slice(start, start + length) for start, length in box.resolve(shape))
                 batch.add(name, entry, dtype, view_of(result, where))
-        fetch(
-            batch,
-            self.shards,
-            big_endian=self.header.big_endian,
-            transfer=transfer,
-            memory_budget=self.memory_budget,
-        )
+        fetch(batch, self.shards, transfer=transfer, memory_budget=self.memory_budget)
         return results
 
 

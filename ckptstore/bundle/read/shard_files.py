@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ckptstore.errors import ChecksumError, IncompleteBundleError, NotFoundError, TruncatedFileError
 from ckptstore.format.crc32c import mask
-from ckptstore.format.entry import BundleEntry
+from ckptstore.format.entry import BundleEntry, BundleHeader
 from ckptstore.format.naming import data_name
 from ckptstore.storage.abilities import SupportsViews
 from ckptstore.storage.base import Location
@@ -27,8 +27,9 @@ class ShardFiles:
     Parameters
     ----------
     prefix : Location
-    num_shards : int
-        The count in their names. A shard with a higher number is opened all the same, as TensorFlow does.
+    header : BundleHeader
+        Has the count in their names, and their byte order. A shard with a higher number is opened all the
+        same, as TensorFlow does.
     index_is_current : callable
         Called when a shard is missing: returns whether the index is still the one that names it.
 
@@ -36,6 +37,8 @@ class ShardFiles:
     ----------
     parallel_reads : int
         The number of reads at the same time that is fastest.
+    big_endian : bool
+        Whether data files hold big-endian numbers.
     has_views : bool
         Whether data files can be memory-mapped.
 
@@ -44,11 +47,12 @@ class ShardFiles:
     Safe for concurrent use.
     """
 
-    def __init__(self, prefix: Location, num_shards: int, index_is_current: Callable[[], bool]) -> None:
+    def __init__(self, prefix: Location, header: BundleHeader, index_is_current: Callable[[], bool]) -> None:
         self.parallel_reads = prefix.storage.parallel_reads
+        self.big_endian = header.big_endian
         self.has_views = isinstance(prefix.storage, SupportsViews)
         self._prefix = prefix
-        self._num_shards = num_shards
+        self._num_shards = header.num_shards
         self._index_is_current = index_is_current
         self._files: dict[int, ShardFile] = {}
         self._locks = ForkSafeLocks()
