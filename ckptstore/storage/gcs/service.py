@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -98,18 +98,8 @@ class GcsService:
                 self._client_pid = os.getpid()
             return self._client
 
-    def ask(
-        self,
-        method: str,
-        path: str,
-        attempts: Attempts,
-        query: Mapping[str, str | None],
-        headers: Mapping[str, str] | None = None,
-        body: Sequence[bytes | memoryview] = (),
-        accept: Accept | None = None,
-    ) -> HttpResponse:
-        """Send one request as an attempt of `attempts`; see `GcsClient.exchange`."""
-        request = HttpRequest(method, with_query(path, query), headers or {}, body)
+    def ask(self, request: HttpRequest, attempts: Attempts, accept: Accept | None = None) -> HttpResponse:
+        """Send one request as an attempt; see `GcsClient.exchange`."""
         return self.client().exchange(request, attempts, accept)
 
     def note(self, bucket: str) -> None:
@@ -142,7 +132,8 @@ class GcsService:
         token: str | None = None
         while True:
             # A large one between locations takes several requests, each of which resumes the last.
-            answer = self.ask("POST", url, attempts, {**query, "rewriteToken": token}, headers, body)
+            path = with_query(url, {**query, "rewriteToken": token})
+            answer = self.ask(HttpRequest("POST", path, headers, body), attempts)
             if answer.status != 200:
                 fault = self.fault(answer, target.bucket, attempts)
                 if fault.kind in (Kind.ABSENT, Kind.BAD_REQUEST, Kind.FORBIDDEN):
@@ -166,7 +157,7 @@ class GcsService:
             # Where listing is denied. A 403 here proves that the bucket exists.
             (bucket_url(bucket), {"fields": "name"}),
         ):
-            answer = self.ask("GET", path, attempts, query)
+            answer = self.ask(HttpRequest("GET", with_query(path, query)), attempts)
             if answer.status == 404:
                 return no_bucket(bucket)
             if answer.status not in (401, 403):

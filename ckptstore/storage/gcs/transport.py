@@ -60,6 +60,7 @@ from ckptstore.storage.object_store.transport import (
     UploadSession,
 )
 from ckptstore.storage.values import Capabilities, ObjectInfo
+from ckptstore.storage.wire.exchange import HttpRequest
 
 __all__ = ["GcsTransport", "open_gcs"]
 
@@ -138,9 +139,8 @@ class GcsTransport(Transport):
         return self._service.skew_s
 
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
-        answer = self._service.ask(
-            "GET", object_url(JSON_API, object_name), attempts, {"fields": RESOURCE_FIELDS}
-        )
+        path = with_query(object_url(JSON_API, object_name), {"fields": RESOURCE_FIELDS})
+        answer = self._service.ask(HttpRequest("GET", path), attempts)
         if answer.status != 200:
             raise self._service.fault(answer, object_name.bucket, attempts)
         self._service.note(object_name.bucket)
@@ -174,9 +174,8 @@ class GcsTransport(Transport):
             )
 
         query = {"alt": "media", "generation": version}
-        answer = self._service.ask(
-            "GET", object_url(MEDIA_API, object_name), attempts, query, headers, accept=take
-        )
+        path = with_query(object_url(MEDIA_API, object_name), query)
+        answer = self._service.ask(HttpRequest("GET", path, headers), attempts, take)
         if answer.status not in (200, 206):
             raise self._service.fault(answer, object_name.bucket, attempts)
 
@@ -193,7 +192,8 @@ class GcsTransport(Transport):
             "maxResults": "1000",
             "fields": f"items({RESOURCE_FIELDS}),nextPageToken",
         }
-        answer = self._service.ask("GET", bucket_url(bucket) + "/o", attempts, query)
+        path = with_query(bucket_url(bucket) + "/o", query)
+        answer = self._service.ask(HttpRequest("GET", path), attempts)
         if answer.status != 200:
             fault = fault_of(*answer)
             raise no_bucket(bucket) if fault.kind is Kind.ABSENT else fault
@@ -217,14 +217,9 @@ class GcsTransport(Transport):
         # no-store: objects that anybody may read are cached for an hour otherwise, the record too.
         description = resource(target.name, request.write_id, crc32c=request.crc32c, cache_control="no-store")
         content_type, body = related_body(description, pieces)
-        answer = self._service.ask(
-            "POST",
-            bucket_url(target.bucket, UPLOAD_API) + "/o",
-            attempts,
-            {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(request.precondition)},
-            {"Content-Type": content_type},
-            body,
-        )
+        query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS, **condition(request.precondition)}
+        path = with_query(bucket_url(target.bucket, UPLOAD_API) + "/o", query)
+        answer = self._service.ask(HttpRequest("POST", path, {"Content-Type": content_type}, body), attempts)
         if answer.status != 200:
             raise self._service.fault(answer, target.bucket, attempts)
         self._service.note(target.bucket)
@@ -239,14 +234,9 @@ class GcsTransport(Transport):
             "Content-Type": "application/json; charset=UTF-8",
             "X-Upload-Content-Type": description["contentType"],
         }
-        answer = self._service.ask(
-            "POST",
-            bucket_url(target.bucket, UPLOAD_API) + "/o",
-            attempts,
-            {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(request.precondition)},
-            headers,
-            (json_bytes(description),),
-        )
+        query = {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(request.precondition)}
+        path = with_query(bucket_url(target.bucket, UPLOAD_API) + "/o", query)
+        answer = self._service.ask(HttpRequest("POST", path, headers, (json_bytes(description),)), attempts)
         if answer.status not in (200, 201):
             raise self._service.fault(answer, target.bucket, attempts)
         self._service.note(target.bucket)
@@ -284,14 +274,10 @@ class GcsTransport(Transport):
                 for name, version in sources
             ],
         }
-        answer = self._service.ask(
-            "POST",
-            object_url(JSON_API, target) + "/compose",
-            attempts,
-            {"fields": RESOURCE_FIELDS, **condition(request.precondition)},
-            {"Content-Type": "application/json; charset=UTF-8"},
-            (json_bytes(description),),
-        )
+        query = {"fields": RESOURCE_FIELDS, **condition(request.precondition)}
+        path = with_query(object_url(JSON_API, target) + "/compose", query)
+        headers = {"Content-Type": "application/json; charset=UTF-8"}
+        answer = self._service.ask(HttpRequest("POST", path, headers, (json_bytes(description),)), attempts)
         if answer.status != 200:
             raise self._service.fault(answer, target.bucket, attempts)
         return info_in(target.bucket, json_of(answer.body))
@@ -307,9 +293,8 @@ class GcsTransport(Transport):
         return self._service.client().data_path
 
     def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
-        answer = self._service.ask(
-            "DELETE", object_url(JSON_API, object_name), attempts, {"ifGenerationMatch": version}
-        )
+        path = with_query(object_url(JSON_API, object_name), {"ifGenerationMatch": version})
+        answer = self._service.ask(HttpRequest("DELETE", path), attempts)
         if answer.status not in (200, 204):
             # A 404 is as good as done, whatever is missing.
             raise fault_of(*answer)
@@ -321,7 +306,8 @@ class GcsTransport(Transport):
             for name in names
         ]
         content_type, body = batch_body("DELETE", targets)
-        answer = self._service.ask("POST", BATCH_API, attempts, {}, {"Content-Type": content_type}, (body,))
+        request = HttpRequest("POST", BATCH_API, {"Content-Type": content_type}, (body,))
+        answer = self._service.ask(request, attempts)
         if answer.status in (404, 405, 501):
             raise Fault(Kind.UNSUPPORTED, "the server knows no batches", code=str(answer.status))
         if answer.status != 200:

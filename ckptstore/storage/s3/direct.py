@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from ckptstore.storage.s3.errors import fault_of, fault_of_response
 from ckptstore.storage.wire.connections import Server, Servers
 from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, exchange
 
-__all__ = ["NotDirect", "Refused", "S3Direct", "Template", "tls_context"]
+__all__ = ["NotDirect", "Refused", "S3Direct", "Template", "object_target", "tls_context"]
 
 _SCOPE = "AWS4-HMAC-SHA256 Credential="
 
@@ -45,6 +45,11 @@ _MOST_REDIRECTS = 3
 _REDIRECTS = {301, 302, 307, 308}
 
 _PARSER = create_parser("rest-xml")
+
+
+def object_target(name: str, query: str = "") -> str:
+    """Return the end of a URL for an object; `query` is percent-encoded, without question mark."""
+    return quote(name, safe="/~") + (f"?{query}" if query else "")
 
 
 class NotDirect(Exception):  # noqa: N818 - not an error: the request goes through the client
@@ -97,7 +102,7 @@ class S3Direct:
         self._redirects: dict[str, int] = {}
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
-        """Return how bulk bytes travel; see `Transport.way`."""
+        """Return how bulk bytes travel; see `Transport.data_path`."""
         if not self._is_wanted:
             return DataPath(False, "through s3fs: direct=False in the storage options")
         template = self._template("get_object", bucket, attempts)
@@ -109,12 +114,8 @@ class S3Direct:
         self,
         kind: str,
         bucket: str,
-        name: str,
+        request: HttpRequest,
         attempts: Attempts,
-        *,
-        query: str = "",
-        headers: Mapping[str, str],
-        body: Sequence[bytes | memoryview] = (),
         accept: Accept | None = None,
     ) -> HttpResponse:
         """Send one request and return its answer, which is a success.
@@ -123,8 +124,8 @@ class S3Direct:
         ----------
         kind : str
             The name of the client's method: ``"get_object"``, ``"put_object"``, ``"upload_part"``.
-        query : str
-            Without question mark, percent-encoded.
+        request : HttpRequest
+            With a target of `object_target`, and the headers that the client's request does not have.
 
         Raises
         ------
@@ -135,11 +136,9 @@ class S3Direct:
         template = self._template(kind, bucket, attempts) if self._is_wanted else Refused("")
         if isinstance(template, Refused):
             raise NotDirect
-        method = "GET" if kind == "get_object" else "PUT"
-        request = self._signed(template, method, name, query, headers, body, attempts)
-        reply = exchange(template.server, request, attempts, accept)
+        reply = exchange(template.server, self._signed(template, request, attempts), attempts, accept)
         self._client.note_date(reply.headers.get("Date"))
-        if reply.status in (200, 206) or (method == "PUT" and 200 <= reply.status < 300):
+        if reply.status in (200, 206) or (request.method == "PUT" and 200 <= reply.status < 300):
             return reply
         raise self._judged(reply, bucket)
 
@@ -167,25 +166,18 @@ class S3Direct:
             else:
                 self._templates[key] = refusal
 
-    def _signed(
-        self,
-        template: Template,
-        method: str,
-        name: str,
-        query: str,
-        headers: Mapping[str, str],
-        body: Sequence[bytes | memoryview],
-        attempts: Attempts,
-    ) -> HttpRequest:
-        url = template.base + quote(name, safe="/~") + (f"?{query}" if query else "")
+    def _signed(self, template: Template, request: HttpRequest, attempts: Attempts) -> HttpRequest:
+        """Return `request` as it is sent: with its whole path, all headers and a signature."""
+        url = template.base + request.target
         parts = urlsplit(url)
-        carried = {**template.headers, **headers, "Host": parts.netloc.rpartition("@")[2]}
+        headers = {**template.headers, **request.headers, "Host": parts.netloc.rpartition("@")[2]}
         if template.region:
-            request = AWSRequest(method=method, url=url, headers=carried)
+            prepared = AWSRequest(method=request.method, url=url, headers=headers)
             frozen = self._client.current_credentials(template.credentials, attempts)
-            _Signer(frozen, "s3", template.region).add_auth(request)
-            carried = dict(request.headers.items())
-        return HttpRequest(method, parts.path + (f"?{query}" if query else ""), carried, body)
+            _Signer(frozen, "s3", template.region).add_auth(prepared)
+            headers = dict(prepared.headers.items())
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        return HttpRequest(request.method, target, headers, request.body)
 
     def _template(self, kind: str, bucket: str, attempts: Attempts) -> Template | Refused:
         if self._pid != os.getpid():

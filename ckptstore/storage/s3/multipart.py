@@ -23,9 +23,10 @@ from ckptstore.storage.object_store.transport import (
     UploadSession,
 )
 from ckptstore.storage.s3.client import S3Client, SentBody
-from ckptstore.storage.s3.direct import NotDirect, S3Direct
+from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
 from ckptstore.storage.values import ObjectInfo
+from ckptstore.storage.wire.exchange import HttpRequest
 
 __all__ = ["MultipartUpload", "begin_multipart", "copy_in_parts"]
 
@@ -146,15 +147,10 @@ class MultipartUpload(UploadSession):
         encoded = crc32c_text(crc32c)
         checksum = {} if self._mode == _NONE else {"ChecksumCRC32C": encoded}
         try:
-            reply = self._direct.request(
-                "upload_part",
-                self._names["Bucket"],
-                self._names["Key"],
-                attempts,
-                query=f"partNumber={number + 1}&uploadId={quote(self._upload_id, safe='')}",
-                headers={"x-amz-checksum-crc32c": encoded} if checksum else {},
-                body=pieces,
-            )
+            query = f"partNumber={number + 1}&uploadId={quote(self._upload_id, safe='')}"
+            headers = {"x-amz-checksum-crc32c": encoded} if checksum else {}
+            request = HttpRequest("PUT", object_target(self._names["Key"], query), headers, pieces)
+            reply = self._direct.request("upload_part", self._names["Bucket"], request, attempts)
             answer = answer_of(reply.headers)
         except NotDirect:
             answer = self._client.request(

@@ -31,12 +31,12 @@ from ckptstore.storage.object_store.transport import (
     copy_into,
 )
 from ckptstore.storage.s3.client import S3Client, SentBody, call_s3
-from ckptstore.storage.s3.direct import NotDirect, S3Direct
+from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
 from ckptstore.storage.s3.errors import fault_of_code
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
 from ckptstore.storage.s3.multipart import MultipartUpload, begin_multipart, copy_in_parts
 from ckptstore.storage.values import Capabilities, ObjectInfo
-from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES
+from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES, HttpRequest
 
 __all__ = ["S3Transport", "open_s3"]
 
@@ -115,10 +115,9 @@ class S3Transport(Transport):
             self._direct.request(
                 "get_object",
                 object_name.bucket,
-                object_name.name,
+                HttpRequest("GET", object_target(object_name.name), headers),
                 attempts,
-                headers=headers,
-                accept=lambda status, head: accept(_response_head(status, head)),
+                lambda status, head: accept(_response_head(status, head)),
             )
             return
         except NotDirect:
@@ -155,9 +154,8 @@ class S3Transport(Transport):
             if encoded is not None:
                 headers["x-amz-checksum-crc32c"] = encoded
             with suppress(NotDirect):
-                reply = self._direct.request(
-                    "put_object", target.bucket, target.name, attempts, headers=headers, body=pieces
-                )
+                put = HttpRequest("PUT", object_target(target.name), headers, pieces)
+                reply = self._direct.request("put_object", target.bucket, put, attempts)
                 answer = answer_of(reply.headers)
                 return PutResult(etag_of(answer), whole_crc32c(answer))
         arguments = {header.replace("-", ""): value for header, value in conditions.items()}
