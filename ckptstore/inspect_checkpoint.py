@@ -1,8 +1,8 @@
 """TensorFlow's ``inspect_checkpoint`` tool: the tensors of one checkpoint as text.
 
 ``python -m ckptstore.inspect_checkpoint --file_name=PREFIX`` takes the flags of ``python -m
-tensorflow.python.tools.inspect_checkpoint``, so that scripts can stay as they are. New ones are better off
-with ``ckptstore inspect``, which also writes JSON.
+tensorflow.python.tools.inspect_checkpoint``, so that existing scripts work. For new ones ``ckptstore
+inspect`` is better: it also writes JSON.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ def print_tensors_in_checkpoint_file(
     *,
     storage_options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the tensors of a checkpoint, character for character what TensorFlow's tool prints.
+    """Print the tensors of a checkpoint, character for character as TensorFlow's tool does.
 
-    It prints names as they are in the file; a terminal obeys control characters in them. ``ckptstore
-    inspect`` does not let any through.
+    Names are printed as they are in the file, and a terminal obeys control characters in them. ``ckptstore
+    inspect`` escapes them.
 
     Parameters
     ----------
     file_name : str or PathLike
         Prefix or URL of a checkpoint; a directory stands for its latest one.
     tensor_name : str or None
-        Print this tensor only: its type, shape and value, or that the checkpoint does not have it. Empty or
+        Print only this tensor: its type, shape and value, or that the checkpoint does not have it. Empty or
         None: print the entries of the index.
     all_tensors : bool
         Print every tensor with its value, whatever `tensor_name` says.
     all_tensor_names : bool
         Print type and shape of every tensor, whatever `tensor_name` says.
     count_exclude_pattern : str
-        Regular expression; tensors in whose name it is found do not count in the total that is printed last.
+        Regular expression; tensors whose name matches do not count in the total that is printed last.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
     Raises
     ------
     NotFoundError
-        If there is no such checkpoint. TensorFlow's tool prints this and the following ones, and ends as if
-        all was well.
+        If there is no such checkpoint. TensorFlow's tool prints this error and the following ones, and exits
+        with 0.
     CorruptError
         If the checkpoint is damaged.
     UsageError
-        If `count_exclude_pattern` is no regular expression.
+        If `count_exclude_pattern` is not a regular expression.
     """
     exclude = _compiled(count_exclude_pattern)
     reader = load_checkpoint(file_name, storage_options=storage_options)
@@ -85,7 +85,7 @@ def _compiled(pattern: str) -> re.Pattern[str] | None:
         return re.compile(pattern) if pattern else None
     except re.error as error:
         raise UsageError(
-            f"count_exclude_pattern is no regular expression: {error}", actual=repr(pattern)
+            f"count_exclude_pattern is not a regular expression: {error}", actual=repr(pattern)
         ) from error
 
 
@@ -115,5 +115,5 @@ def _print_total(shapes: dict[str, list[int]], pattern: str, exclude: re.Pattern
 
 
 if __name__ == "__main__":
-    # Run by name and not imported: a program stands above the library, and only the shell's room exits.
+    # Run by name and not imported: the library does not import the command line, and only cli/ exits.
     runpy.run_module("ckptstore.cli.tensorflow_flags", run_name="__main__")

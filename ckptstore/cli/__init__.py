@@ -1,1 +1,1 @@
-"""Words into calls, errors into exit codes."""
+"""The command line: arguments into calls, errors into exit codes."""

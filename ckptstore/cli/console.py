@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from ckptstore.cli.output import Output
-from ckptstore.cli.progress_display import watched
+from ckptstore.cli.progress_display import progress_display
 from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_lines, diagnosis_table
 from ckptstore.view.directory_listing import DirectoryFacts, checkpoint_table, directory_summary
 from ckptstore.view.garbage_report import collection_lines, garbage_table
@@ -52,50 +52,50 @@ _STYLES: dict[Tone, dict[str, Any]] = {
 
 
 class ConsoleOutput(Output):
-    """For people: colours and folded columns on a terminal; elsewhere one line a row, for grep and awk."""
+    """For people: colours and folded columns on a terminal; elsewhere one line per row, for grep and awk."""
 
     def inspection(self, inspection: Inspection) -> None:
-        _say(heading_line(inspection))
+        _print(heading_line(inspection))
         if inspection.tensors:
             _show_table(tensor_table(inspection))
         for line in summary_lines(inspection):
-            _say(line)
+            _print(line)
 
     def tensor_names(self, inspection: Inspection) -> None:
         for facts in inspection.tensors:
             if facts.spec is not None:
                 print(tensor_line(facts.spec))
         for line in total_lines(inspection):
-            _say(line)
+            _print(line)
 
     def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
         for facts, value in values:
             if facts.spec is None:
-                continue  # is told at the end
+                continue  # total_lines reports it
             print(tensor_line(facts.spec))
             if facts.problem is not None:
-                _say(f"damaged: {problem_line(facts.problem)}", "bad")
+                _print(f"damaged: {problem_line(facts.problem)}", "bad")
             elif facts.spec.dtype.name == "variant":
                 print("<not convertible to a numpy dtype>")
             else:
-                # numpy writes bytes as Python does, so no control character gets through.
+                # numpy writes bytes as Python does, with control characters escaped.
                 print(value)
         for line in total_lines(inspection):
-            _say(line)
+            _print(line)
 
     def directory(self, facts: DirectoryFacts) -> None:
         if facts.checkpoints:
             _show_table(checkpoint_table(facts))
         for line, tone in directory_summary(facts):
-            _say(line, tone)
+            _print(line, tone)
 
     def checked(self, facts: CheckedFacts) -> None:
         for line, tone in checked_lines(facts):
-            _say(line, tone)
+            _print(line, tone)
 
     def verification(self, facts: VerificationFacts) -> None:
         for line, tone in verification_lines(facts):
-            _say(line, tone)
+            _print(line, tone)
 
     def garbage(self, garbage: Garbage) -> None:
         if garbage.files:
@@ -103,32 +103,32 @@ class ConsoleOutput(Output):
 
     def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
         for line, tone in collection_lines(report, dry_run=dry_run):
-            _say(line, tone)
+            _print(line, tone)
 
     def repair(self, report: RepairReport, *, dry_run: bool) -> None:
         _show_table(repair_table(report))
         for line, tone in repair_lines(report, dry_run=dry_run):
-            _say(line, tone)
+            _print(line, tone)
 
     def diagnosis(self, facts: DiagnosisFacts) -> None:
         _show_table(diagnosis_table(facts))
         for line, tone in diagnosis_lines(facts):
-            _say(line, tone)
+            _print(line, tone)
 
     def note(self, text: str) -> None:
-        _say(f"ckptstore: {escaped(text)}", "muted", sys.stderr)
+        _print(f"ckptstore: {escaped(text)}", "muted", sys.stderr)
 
     def warning(self, text: str) -> None:
-        _say(f"ckptstore: warning: {escaped(text)}", "plain", sys.stderr)
+        _print(f"ckptstore: warning: {escaped(text)}", "plain", sys.stderr)
 
     def error(self, error: CkptStoreError) -> None:
-        _say(f"ckptstore: error: {problem_line(Problem.of_error(error))}", "bad", sys.stderr)
+        _print(f"ckptstore: error: {problem_line(Problem.of_error(error))}", "bad", sys.stderr)
 
     def progress(self) -> Progress:
-        return watched()
+        return progress_display()
 
 
-def _say(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> None:
+def _print(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> None:
     """Print a sentence; on a terminal in its tone, and broken between words."""
     stream = stream or sys.stdout
     if stream.isatty():
@@ -149,7 +149,7 @@ def _show_table(table: TextTable) -> None:
 
 def _width_of(stream: TextIO) -> int:
     try:
-        # 0 where nobody told the terminal how wide it is.
+        # 0 if the terminal does not know its width.
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
         return 80

@@ -1,4 +1,4 @@
-"""``ckptstore doctor``: find out what works in a place, and what to do about the rest."""
+"""``ckptstore doctor``: test what works in a directory, and say what to do about the rest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ __all__ = ["doctor_command"]
 @shell_command("doctor")
 @click.argument("url", metavar="URL")
 def doctor_command(output: Output, storage_options: Options, *, url: str) -> int:
-    """Try out what saving and restoring need in the directory URL, and say what to do about what is missing.
+    """Test whether saving and restoring work in the directory URL, and say what to do if not.
 
-    Small objects of random names are written there, read, replaced, listed and deleted again; on an object
-    store also what it does with conditional requests. Nothing that was there is touched, and the directory
-    need not exist.
+    Small objects with random names are written there, read, replaced, listed and deleted again. On an object
+    store conditional requests are tested too. Existing files do not change; the directory need not exist.
 
-    "degraded" works, but something is not promised that is elsewhere. Exit code 0 if the place can be used.
+    "degraded" means that it works, but lacks a guarantee. Exit code 0 if the directory can be used.
     """
     from ckptstore.storage.diagnosis import diagnose
     from ckptstore.storage.registry import locate

@@ -1,4 +1,4 @@
-"""Which exit code an error ends the command with. Scripts rely on the numbers.
+"""The exit code for each kind of error. Scripts rely on the numbers.
 
 ====  ==========================================================================
 code  meaning
@@ -8,7 +8,7 @@ code  meaning
 2     usage: the command line, or something that this installation cannot do
 3     not found: file, checkpoint, tensor
 4     corrupt or incomplete
-5     access: refused by the storage, or no room left on it
+5     access: refused by the storage, or no space left on it
 6     transient: still failing after retries; try again later
 7     conflict: another writer was first
 70    a fault of ckptstore itself, with a traceback
@@ -56,10 +56,10 @@ _CODES: tuple[tuple[type[CkptStoreError], int], ...] = (
     (NotFoundError, NOT_FOUND),
     (CorruptError, CORRUPT),
     (AccessError, 5),
-    # Permanent until somebody makes room, so not 6, on which a script may wait and repeat.
+    # Permanent until space is freed, so not 6, after which a script may wait and repeat.
     (StorageFullError, 5),
     (TransientError, 6),
-    # Nothing is known to be wrong; each command may be run again.
+    # Nothing is known to be wrong; every command can be run again.
     (AmbiguousOutcomeError, 6),
     (ConflictError, 7),
     (UnsupportedError, USAGE),

@@ -28,17 +28,18 @@ __all__ = ["gc_command"]
     default="24h",
     show_default=True,
     callback=parse_age,
-    help="Leave files alone that are younger (30s, 90m, 24h, 7d): a save may be under way. "
-    "0s only while nobody saves here.",
+    help="Keep files younger than this (30s, 90m, 24h, 7d), which a running save may need. "
+    "0s only if no save is running.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would go; change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask. Without a terminal nobody is asked either.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal it never asks.")
 @click.option(
     "--record",
     "record_names",
     metavar="NAME",
     multiple=True,
-    help="A record of this directory beside 'checkpoint'; repeatable. What it is about to delete stays.",
+    help="Another record of this directory besides 'checkpoint'; repeatable. "
+    "Files that it has marked for deletion stay.",
 )
 def gc_command(
     output: Output,
@@ -52,9 +53,9 @@ def gc_command(
 ) -> int:
     """Remove the files of the directory DIR that no checkpoint needs, and drop unfinished uploads.
 
-    That is data which no index names (a save that died, a checkpoint that was saved again), graphs left
-    without their checkpoint, and TensorFlow's temporary files. An index is never removed, and neither is
-    anything that a record says is still to be deleted. On a local disk nothing goes whose writer is alive.
+    These are data files that no index names (of a save that died, or a checkpoint that was saved again),
+    graphs without their checkpoint, and TensorFlow's temporary files. An index is never removed, and neither
+    is a file that a record marks for deletion. On a local disk, files of a running writer stay.
     """
     from ckptstore.cli.targets import at_directory
     from ckptstore.directory.garbage import GarbageReport, collect_garbage
@@ -74,9 +75,9 @@ def gc_command(
     if dry_run:
         output.collection(GarbageReport(garbage, (), 0), dry_run=True)
     else:
-        if garbage.files and not yes and _is_watched():
+        if garbage.files and not yes and _is_interactive():
             question = f"Remove {garbage_total(garbage.files)}, from {escaped(garbage.url)}?"
-            if not _confirmed(question):
+            if not _ask(question):
                 output.note("nothing was removed")
                 return OK
             # The answer may have taken an hour.
@@ -98,7 +99,8 @@ def _records(directory: Location, names: tuple[str, ...]) -> list[Location]:
     Raises
     ------
     NotFoundError
-        If one that the user named is missing: what a mistyped one is about to delete would not be spared.
+        If one that the user named is missing. With a mistyped name, files that the real record marks for
+        deletion would not be protected.
     """
     from ckptstore.directory.latest import record_location
 
@@ -113,12 +115,12 @@ def _records(directory: Location, names: tuple[str, ...]) -> list[Location]:
 
 
 def _only_uploads(directory: Location, min_age_s: float, *, dry_run: bool) -> GarbageReport | None:
-    """Drop unfinished uploads of a directory that holds nothing else; None if it is like any other.
+    """Drop the unfinished uploads of a directory that holds nothing else; None if it has files.
 
     Raises
     ------
     NotFoundError
-        If there is no such directory, and nobody began to upload into it either.
+        If the directory does not exist and has no unfinished uploads.
     """
     from ckptstore.cli.targets import require_directory
     from ckptstore.directory.garbage import Garbage, collect_garbage
@@ -136,14 +138,14 @@ def _only_uploads(directory: Location, min_age_s: float, *, dry_run: bool) -> Ga
     return None
 
 
-def _confirmed(question: str) -> bool:
+def _ask(question: str) -> bool:
     try:
         return click.confirm(question, err=True)
     except click.Abort:
-        # What follows begins on a line of its own.
+        # The next message starts on its own line.
         print(file=sys.stderr)
         raise
 
 
-def _is_watched() -> bool:
+def _is_interactive() -> bool:
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))

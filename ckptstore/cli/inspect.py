@@ -26,7 +26,7 @@ def _regular_expression(context: click.Context, parameter: click.Parameter, text
     try:
         re.compile(text)
     except re.error as error:
-        raise click.BadParameter(f"{text!r} is no regular expression: {error}") from error
+        raise click.BadParameter(f"{text!r} is not a regular expression: {error}") from error
     return text
 
 
@@ -43,13 +43,15 @@ def _print_options(
 @click.argument("target", metavar="PREFIX|DIR|FILE")
 @click.option("--tensor-name", metavar="NAME", help="Show this tensor with its value.")
 @click.option("--all-tensors", is_flag=True, help="Show every tensor with its value.")
-@click.option("--all-tensor-names", is_flag=True, help="Show name, type and shape as TensorFlow's tool does.")
+@click.option(
+    "--all-tensor-names", is_flag=True, help="Show names, types and shapes in the form of TensorFlow's tool."
+)
 @click.option(
     "--count-exclude-pattern",
     metavar="RE",
     default="",
     callback=_regular_expression,
-    help="Do not count tensors in whose name this regular expression is found.",
+    help="Do not count tensors whose name matches this regular expression.",
 )
 @click.option(
     "--printoptions",
@@ -71,8 +73,8 @@ def inspect_command(
 ) -> int:
     """Show the tensors of a checkpoint: names, types, shapes, sizes.
 
-    The checkpoint is named by its PREFIX (run/model-1000), by any of its files, or by its DIR, whose latest
-    checkpoint is taken. V2 and V1 checkpoints. Only the index is read, unless values are asked for.
+    Name a checkpoint by its PREFIX (run/model-1000) or by one of its files, or name a directory DIR for its
+    latest checkpoint. V2 and V1 formats. Only the index is read, unless values are requested.
     """
     import numpy as np
 
@@ -138,7 +140,7 @@ def _value(reader: BundleReader, name: str) -> Any:
 def _values(
     reader: BundleReader, tensors: Iterable[TensorFacts], damaged: list[str]
 ) -> Iterator[tuple[TensorFacts, Any]]:
-    """Yield each tensor with its value, or with the problem; then its name is added to `damaged`."""
+    """Yield each tensor with its value, or with its problem, and then add its name to `damaged`."""
     from ckptstore.view.problems import Problem
 
     for facts in tensors:

@@ -1,4 +1,4 @@
-"""One JSON object a run on standard output; anything else as JSON lines on standard error."""
+"""One JSON object per run on standard output; everything else as JSON lines on standard error."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class JsonOutput(Output):
         self.inspection(inspection)
 
     def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
-        # As a whole at the end: half an object would be worse than none.
+        # Written as a whole at the end: half an object would be worse than none.
         found = inspection_object(inspection)
         found["tensors"] = [
             tensor_object(facts) | ({} if facts.problem else {"value": value_object(value)})

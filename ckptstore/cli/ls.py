@@ -16,9 +16,9 @@ __all__ = ["ls_command"]
 def ls_command(output: Output, storage_options: Options, *, directory: str) -> int:
     """List the checkpoints of the directory DIR, the newest last.
 
-    Each is "complete" (it can be restored: index readable, all data files long enough), "torn" (something is
-    missing or damaged), "gone" (only the record knows it) or "unreadable" (no access). The star marks the
-    latest one, which training would resume from. "verify" looks at every byte.
+    Each is "complete" (it can be restored: the index is readable, all data files are long enough), "torn"
+    (something is missing or damaged), "gone" (listed in the record, but without files) or "unreadable" (no
+    access). The star marks the latest one, from which training would resume. "verify" checks every byte.
     """
     from ckptstore.cli.survey import survey
     from ckptstore.cli.targets import at_directory, require_directory

@@ -23,14 +23,14 @@ __all__ = ["main"]
 @click.group("ckptstore", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ckptstore")
 def _group() -> None:
-    """See, check and mend TensorFlow checkpoints on a disk or in a bucket.
+    """List, inspect, check and repair TensorFlow checkpoints on a disk or in a bucket.
 
     Results go to standard output, everything else to standard error.
 
     \b
     Exit codes:
       0  done                    4  corrupt or incomplete
-      1  a difference was found  5  no access, or no room
+      1  a difference was found  5  no access, or no space left
       2  usage                   6  transient failure: try again later
       3  not found               7  conflict with another writer
     """

@@ -1,4 +1,4 @@
-"""What commands show: one method for each thing, two ways of showing it."""
+"""What commands show: one method per thing, with two implementations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Output"]
 
 
 class Output(abc.ABC):
-    """Where a command's words go: results to standard output, everything else to standard error."""
+    """Shows results on standard output, and everything else on standard error."""
 
     @abc.abstractmethod
     def inspection(self, inspection: Inspection) -> None:
@@ -28,11 +28,11 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def tensor_names(self, inspection: Inspection) -> None:
-        """Show name, type and shape of each tensor as TensorFlow's tool does."""
+        """Show name, type and shape of each tensor in the form of TensorFlow's tool."""
 
     @abc.abstractmethod
     def values(self, inspection: Inspection, values: Iterable[tuple[TensorFacts, Any]]) -> None:
-        """Show tensors with their values, each as it comes."""
+        """Show tensors with their values, each as soon as it is read."""
 
     @abc.abstractmethod
     def directory(self, facts: DirectoryFacts) -> None:
@@ -48,32 +48,32 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def garbage(self, garbage: Garbage) -> None:
-        """Show what is to be removed, before it is."""
+        """Show what is to be removed, before it is removed."""
 
     @abc.abstractmethod
     def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
-        """Show what was removed, and what was left alone and why."""
+        """Show what was removed, and what was kept and why."""
 
     @abc.abstractmethod
     def repair(self, report: RepairReport, *, dry_run: bool) -> None:
-        """Show what became of a record."""
+        """Show what a repair changed."""
 
     @abc.abstractmethod
     def diagnosis(self, facts: DiagnosisFacts) -> None:
-        """Show what works in a place."""
+        """Show what works in a directory."""
 
     @abc.abstractmethod
     def note(self, text: str) -> None:
-        """Say what the command made of its arguments."""
+        """Show how the command understood its arguments."""
 
     @abc.abstractmethod
     def warning(self, text: str) -> None:
-        """Say what goes on in a degraded way."""
+        """Show a warning: the command goes on."""
 
     @abc.abstractmethod
     def error(self, error: CkptStoreError) -> None:
-        """Say why the command failed."""
+        """Show why the command failed."""
 
     @abc.abstractmethod
     def progress(self) -> Progress:
-        """Return what shows a person who watches how far one part of the command is."""
+        """Return the `progress` option for one transfer of the command."""

@@ -27,7 +27,7 @@ def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> 
     """
     match = _AGE.fullmatch(text)
     if match is None:
-        raise click.BadParameter(f"{text!r} is no age: give a number and s, m, h or d, e.g. 24h")
+        raise click.BadParameter(f"{text!r} is not an age: give a number and s, m, h or d, e.g. 24h")
     return int(match[1]) * _SECONDS[match[2]]
 
 
@@ -55,4 +55,4 @@ def parse_printoption(text: str) -> tuple[str, Any]:
             return name, kind(value)
         return name, (*_FALSE, *_TRUE).index(value.lower()) >= len(_FALSE)
     except ValueError as error:
-        raise ValueError(f"{value!r} is no value for {name!r}.") from error
+        raise ValueError(f"{value!r} is not a value for {name!r}.") from error

@@ -1,4 +1,4 @@
-"""How far a long command is, on standard error, for a person who watches."""
+"""The progress of a long command, on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from ckptstore.transfer.progress import Event, Report, reporter
 from ckptstore.view.text import escaped, human_size
 
-__all__ = ["watched"]
+__all__ = ["progress_display"]
 
-# What is done sooner needs no bar, and redrawing more often costs more than it tells.
+# A shorter transfer needs no bar, and redrawing more often costs time without showing more.
 _FIRST_S = 0.5
 _EVERY_S = 0.1
 
 
-def watched() -> Report | None:
-    """Return what shows the events of one transfer; None unless standard error is a terminal."""
+def progress_display() -> Report | None:
+    """Return a function that shows the events of one transfer; None unless standard error is a terminal."""
     if not sys.stderr.isatty():
         return None
     show = reporter("rich") if importlib.util.find_spec("rich") is not None else _Line()
@@ -34,7 +34,7 @@ def watched() -> Report | None:
 
 
 class _Line:
-    """One line that is written anew, where rich is not installed."""
+    """One line, rewritten in place; used if rich is not installed."""
 
     def __init__(self) -> None:
         self._due_s = 0.0
@@ -50,5 +50,5 @@ class _Line:
         name = escaped(event.url.rpartition("/")[2])
         percent = 100 * event.done_bytes // max(event.total_bytes, 1)
         sizes = f"{human_size(event.done_bytes)} of {human_size(event.total_bytes)}"
-        # Back to the first column, and erase what a longer line left.
+        # Return to the first column, and erase the rest of a longer line.
         print(f"\r{event.kind} {name}  {percent} %  {sizes}\x1b[K", end="", file=sys.stderr, flush=True)

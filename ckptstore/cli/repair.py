@@ -20,14 +20,13 @@ __all__ = ["repair_command"]
 def repair_command(
     output: Output, storage_options: Options, *, directory: str, dry_run: bool, record_name: str | None
 ) -> int:
-    """Make the record of the directory DIR say what can be restored; no checkpoint is touched.
+    """Rebuild the record of the directory DIR from what can be restored; checkpoints do not change.
 
-    A record that can be read keeps what it says, without checkpoints that are gone or torn, and with those
-    that were finished after the last one it knows. One that is missing or cannot be read is made anew from
-    all complete checkpoints. Those are "kept": listed, and never deleted by retention, which did not own
-    them.
+    A readable record keeps its entries, except for checkpoints that are gone or torn; complete checkpoints
+    newer than its last entry are added. A missing or unreadable record is rebuilt from all complete
+    checkpoints. These are "kept": listed, but never deleted by retention, because their owner is not known.
 
-    Savers may go on meanwhile. Exit code 3 if there is no complete checkpoint.
+    Savers may keep running. Exit code 3 if there is no complete checkpoint.
     """
     from ckptstore.cli.targets import at_directory, require_directory
     from ckptstore.directory.latest import record_location

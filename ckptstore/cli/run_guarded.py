@@ -1,4 +1,4 @@
-"""The outermost edge of a program: whatever happens becomes an exit code."""
+"""Run a program so that every outcome becomes an exit code."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["run_guarded"]
 
 
 def run_guarded(program: Callable[[], int]) -> int:
-    """Return the exit code of `program`, also where it was interrupted or cannot write its output."""
+    """Return the exit code of `program`, also if it is interrupted or cannot write its output."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal's encoding cannot express must not end a report in the middle.
+            # A name that the terminal's encoding cannot express must not abort a report.
             stream.reconfigure(errors="backslashreplace")
     try:
         code = program()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Close it here, or the interpreter complains on the way out that it cannot flush.
+        # Closed here: otherwise the interpreter reports at exit that it cannot flush.
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return BROKEN_PIPE
     except OSError as error:
-        # Errors of the storage were told by the command: this one is of the output, a full disk for example.
+        # Commands handle errors of the storage. This is one of the output, e.g. a full disk.
         failure = from_os_error(error, "cannot write the output", "standard output")
         print(f"ckptstore: error: {failure}", file=sys.stderr)
         with contextlib.suppress(OSError):
@@ -42,6 +42,6 @@ def run_guarded(program: Callable[[], int]) -> int:
         return INTERRUPTED
     except Exception:  # noqa: BLE001 - the interpreter's own exit code, 1, means something else here
         traceback.print_exc()
-        print("ckptstore: this is a fault of ckptstore itself; please report it", file=sys.stderr)
+        print("ckptstore: this is a bug in ckptstore; please report it", file=sys.stderr)
         return INTERNAL
     return code

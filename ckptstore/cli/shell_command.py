@@ -1,4 +1,4 @@
-"""What every command shares: its options, and what becomes of warnings and errors."""
+"""The parts that all commands share: common options, and how warnings and errors are shown."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Options = dict[str, Any]
 
 
 def shell_command(name: str) -> Callable[[Callable[Concatenate[Output, Options, ...], int]], click.Command]:
-    """Make a function into the subcommand `name`; stands above click's own decorators.
+    """Make a function the subcommand `name`; goes above click's own decorators.
 
     The function gets the output, the storage options and its own arguments by name, and returns the exit
-    code. What it raises of `CkptStoreError` is shown and becomes the exit code.
+    code. A `CkptStoreError` that it raises is shown and becomes the exit code.
     """
 
     def decorate(function: Callable[Concatenate[Output, Options, ...], int]) -> click.Command:
@@ -48,7 +48,7 @@ def shell_command(name: str) -> Callable[[Callable[Concatenate[Output, Options, 
 
 def open_output(*, as_json: bool) -> Output:
     """Return the output for this run."""
-    # Here, so that --help does not wait for what only a result needs.
+    # Imported here, so that --help is fast.
     if as_json:
         from ckptstore.cli.json_output import JsonOutput
 
@@ -70,7 +70,7 @@ def _common_options() -> list[click.Parameter]:
             multiple=True,
             metavar="KEY=VALUE",
             callback=lambda context, parameter, values: tuple(map(parse_storage_option, values)),
-            help="Option of the storage backend; repeatable. VALUE is JSON (true, 8, {…}) or else text.",
+            help="Option of the storage backend; repeatable. VALUE is JSON (true, 8, {…}) or plain text.",
         ),
     ]
 
@@ -106,6 +106,6 @@ def _warnings_shown(output: Output) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", CkptStoreWarning)
-        # Other people's warnings stay what the interpreter was told to make of them.
+        # Filters for other warnings stay as the interpreter was configured.
         warnings.showwarning = show
         yield

@@ -1,4 +1,4 @@
-"""Look at every checkpoint of a directory: the facts that ``ckptstore ls`` shows."""
+"""Examine every checkpoint of a directory, for ``ckptstore ls`` and ``ckptstore verify``."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _V1_SHARDS = re.compile(r"-\?{5}-of-[0-9]{5}$")
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The facts, and the first thing that could not be looked at (access, network), if any."""
+    """The facts, and the first failure to read something (access, network), if any."""
 
     facts: DirectoryFacts
     failure: CkptStoreError | None
 
 
 def survey(directory: Location) -> Survey:
-    """Look at the record and at every checkpoint of `directory`: index, and presence and size of its shards.
+    """Check the record and every checkpoint of `directory`: index, and presence and size of its shards.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class _DirectorySurvey:
         self._directory = directory
         self._found = found
         self.listed: dict[str, Location] = {}
-        self._leaving: set[str] = set()
+        self._being_deleted: set[str] = set()
         self.latest_problem: Problem | None = None
         self.record = self._read_record()
         self.latest = self._find_latest()
@@ -87,10 +87,10 @@ class _DirectorySurvey:
         try:
             snapshot = read_record(location)
         except (AccessError, TransientError, UsageError, UnsupportedError) as error:
-            self._failed(error)
+            self._keep_first_failure(error)
             return RecordFacts(location.url, "unreadable", Problem.of_error(error))
-        self._leaving = {pending.prefix for pending in snapshot.record.pending}
-        self._take_paths(snapshot)
+        self._being_deleted = {pending.prefix for pending in snapshot.record.pending}
+        self._add_paths(snapshot)
         if snapshot.fault is not None:
             return RecordFacts(location.url, "unreadable", Problem.of_error(snapshot.fault))
         state = snapshot.record.state
@@ -100,7 +100,7 @@ class _DirectorySurvey:
         prefix = self._name_of(places[0]) if places else None
         return RecordFacts(location.url, "present", latest=state.model_checkpoint_path, latest_prefix=prefix)
 
-    def _take_paths(self, snapshot: RecordSnapshot) -> None:
+    def _add_paths(self, snapshot: RecordSnapshot) -> None:
         state = snapshot.record.state
         for path in (*state.all_model_checkpoint_paths, state.model_checkpoint_path) if state else ():
             places = resolve(self._directory, path)
@@ -114,22 +114,21 @@ class _DirectorySurvey:
     def _find_latest(self) -> Location | None:
         try:
             with warnings.catch_warnings():
-                # The table says the same, in its place.
+                # The table shows the same.
                 warnings.simplefilter("ignore", CkptStoreWarning)
                 return find_latest(self._directory)
         except (AccessError, TransientError, UsageError, UnsupportedError) as error:
-            self._failed(error)
+            self._keep_first_failure(error)
             self.latest_problem = Problem.of_error(error)
             return None
 
-    def _failed(self, error: CkptStoreError) -> None:
-        # A directory in the place of the record, or a record of a newer release, is shown and no failure of
-        # the look.
+    def _keep_first_failure(self, error: CkptStoreError) -> None:
+        # A directory in the place of the record, or a record of a newer release, is only shown.
         if self.failure is None and isinstance(error, (AccessError, TransientError)):
             self.failure = error
 
     def facts(self, name: str) -> CheckpointFacts | None:
-        """Return the facts of one prefix; None if its files only have the names of a checkpoint's."""
+        """Return the facts of one prefix; None if its files only look like a checkpoint's by their names."""
         place = self.listed.get(name) or self._directory.child(name)
         found = self._found.get(name) or self._found_below(place) or PrefixFiles(name)
         files = [info for info in (found.index, found.meta, *found.data.values()) if info is not None]
@@ -144,7 +143,7 @@ class _DirectorySurvey:
             # Neither index nor data: V1, or only a line of the record.
             state, problem = self._state(place)
             if name not in self.listed and state != "complete":
-                # Other people name their files like the shards of V1, TFRecords for example.
+                # Other files are named like the shards of V1, TFRecords for example.
                 return None
             files += self._v1_files(name)
             version = 2 if state == "gone" else 1
@@ -165,7 +164,7 @@ class _DirectorySurvey:
         )
 
     def _found_below(self, place: Location) -> PrefixFiles | None:
-        """Return the files of a prefix that the record has in another directory."""
+        """Return the files of a prefix that the record lists in another directory."""
         parent = place.parent
         if parent.key == self._directory.key:
             return None
@@ -175,7 +174,7 @@ class _DirectorySurvey:
         try:
             fault = fault_of(place)
         except (AccessError, TransientError, UsageError, UnsupportedError) as error:
-            self._failed(error)
+            self._keep_first_failure(error)
             return "unreadable", Problem.of_error(error)
         if fault is None:
             return "complete", None
@@ -183,23 +182,23 @@ class _DirectorySurvey:
             return "torn", Problem.of_fault(fault)
         if isinstance(fault, NotFoundError):
             return "gone", Problem.of_error(
-                NotFoundError("the record lists it, and its files are not there", url=place.url)
+                NotFoundError("the record lists it, but its files are missing", url=place.url)
             )
         return "torn", Problem.of_error(fault)
 
     def _unpublished(self, place: Location, found: PrefixFiles) -> Problem:
         storage = place.storage
-        if found.prefix in self._leaving:
+        if found.prefix in self._being_deleted:
             what = "no index: it is being deleted"
-            hint = "The next save finishes that."
+            hint = "The next save completes the deletion."
         elif isinstance(storage, KnowsWriters) and any(
             storage.is_abandoned(info.key) for info in found.data.values()
         ):
             what = "no index: the save died before it was published"
-            hint = "No reader ever sees it; the next run that saves here clears it away."
+            hint = "Readers never see it; the next run that saves here removes it."
         else:
-            what = "no index: a save that is under way, or one that died"
-            hint = "No reader sees it."
+            what = "no index: the save is still running, or it died"
+            hint = "Readers do not see it."
         return Problem.of_error(IncompleteBundleError(what, url=place.url, hint=hint))
 
     def _v1_files(self, name: str) -> list[ObjectInfo]:
@@ -215,7 +214,7 @@ class _DirectorySurvey:
 
 
 def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:
-    """Return the checkpoints of a basename together, by step; the basename saved last comes last."""
+    """Return the checkpoints of each basename by step; the basename that was saved last comes last."""
     groups: dict[str, list[CheckpointFacts]] = {}
     for item in items:
         groups.setdefault(owner_of(item.prefix), []).append(item)
@@ -228,6 +227,6 @@ def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:
 
 
 def _age_rank(group: list[CheckpointFacts]) -> tuple[bool, float]:
-    # Graphs of their own come first, out of the way.
+    # Graphs without a checkpoint come first, out of the way.
     is_checkpoint = any(item.state != "graph only" for item in group)
     return is_checkpoint, max(item.mtime_s or 0.0 for item in group)

@@ -1,4 +1,4 @@
-"""What the user pointed at: a checkpoint, one of its files, or a directory."""
+"""Find out what an argument names: a checkpoint, one of its files, or a directory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _T = TypeVar("_T")
 
 
 def at_checkpoint(location: Location, action: Callable[[Location], _T], output: Output) -> _T | None:
-    """Return what `action` makes of the checkpoint that `location` names; None if that is a directory.
+    """Return the result of `action` for the checkpoint that `location` names; None if that is a directory.
 
-    The prefix itself is tried first, so that the usual case costs no extra request; then, with a note to the
-    user, the prefix of the file that `location` names. TensorFlow takes a prefix only; a shell's completion
-    offers files.
+    `location` is tried as a prefix first, so that the usual case costs no extra request; then as a file of a
+    checkpoint, with a note to the user. TensorFlow takes prefixes only, but shell completion offers files.
 
     Parameters
     ----------
@@ -36,13 +35,13 @@ def at_checkpoint(location: Location, action: Callable[[Location], _T], output: 
     Raises
     ------
     NotFoundError
-        If there is neither a checkpoint nor a directory of that name; the hint has names that look like it.
+        If there is neither a checkpoint nor a directory of that name; the hint lists similar names.
     """
     if location.url.rpartition("/")[2] in ("", ".", ".."):
         require_directory(location)
         return None
     parsed = parse_file_name(location.name)
-    # These two could be opened as V1 checkpoints: text that is none, and a part of one.
+    # Opened as V1 checkpoints these two would give misleading errors: a text file, and a part of one.
     misleading = location.name == RECORD_NAME or (parsed is not None and parsed.kind == "v1-shard")
     missing: NotFoundError | None = None
     if not misleading or _is_file(location.suffixed(index_name(""))):
@@ -74,7 +73,7 @@ def at_checkpoint(location: Location, action: Callable[[Location], _T], output: 
 
 
 def at_directory(location: Location) -> Location:
-    """Return the directory that `location` names, also by the record in it."""
+    """Return the directory that `location` names, itself or by the record in it."""
     if location.name == RECORD_NAME and not location.url.endswith("/") and _is_file(location):
         return location.parent
     return location
@@ -86,7 +85,7 @@ def require_directory(location: Location) -> None:
     Raises
     ------
     NotFoundError
-        If nothing is there.
+        If it does not exist.
     UsageError
         If it is a file.
     """
@@ -108,14 +107,14 @@ def require_directory(location: Location) -> None:
 
 
 def latest_in(directory: Location, output: Output) -> Location:
-    """Return the newest checkpoint of a directory that can be restored, and tell the user which one it is.
+    """Return the newest checkpoint of a directory that can be restored, with a note to the user.
 
     Raises
     ------
     NotFoundError
         If there are no checkpoints.
     CorruptError
-        If there are some, and none can be restored.
+        If none of them can be restored.
     """
     found = find_latest(directory)
     if found is None:
@@ -123,12 +122,12 @@ def latest_in(directory: Location, output: Output) -> Location:
             raise CorruptError(
                 "no checkpoint of this directory can be restored",
                 url=directory.url,
-                hint="ckptstore verify says what is wrong with each.",
+                hint="ckptstore verify shows what is wrong with each.",
             )
         raise NotFoundError(
             "there is no checkpoint in this directory",
             url=directory.url,
-            hint="ckptstore ls shows what is in it.",
+            hint="ckptstore ls shows its contents.",
         )
     output.note(f"the latest checkpoint in {directory.url or '.'} is {found.name}")
     return found
@@ -143,7 +142,7 @@ def _is_file(location: Location) -> bool:
 
 
 def _is_directory(location: Location) -> bool:
-    """Tell whether there are files below, or, where directories exist by themselves, one of this name."""
+    """Whether `location` is a directory; on an object store, whether there are objects below it."""
     if not location.key:
         return True
     try:
@@ -151,14 +150,14 @@ def _is_directory(location: Location) -> bool:
     except NotFoundError:
         return next(iter(location.storage.list(f"{location.key}/")), None) is not None
     except UsageError:
-        # There, and no file. What is no directory either cannot be listed.
+        # It exists and is not a file. Listing fails unless it is a directory.
         location.storage.list(f"{location.key}/")
         return True
     return False
 
 
 def _beside(location: Location, name: str) -> Location:
-    """Return the entry `name` of the directory that holds `location`, named in the user's way."""
+    """Return the entry `name` beside `location`, with a URL in the form the user gave."""
     url = location.url[: len(location.url) - len(location.name)] + name
     return Location(location.storage, location.parent.child(name).key, url)
 
@@ -173,14 +172,14 @@ def _not_found(location: Location) -> NotFoundError:
     leftover = found.get(location.name) or (found.get(parsed.prefix) if parsed is not None else None)
     if leftover is not None and leftover.data:
         return NotFoundError(
-            "there is no index of this name, only data files",
+            "this checkpoint has data files but no index",
             url=_beside(location, leftover.prefix).url,
             expected=f"a file {index_name(leftover.prefix)}",
-            hint="A save is under way, or died before it was published; take another checkpoint.",
+            hint="The save is still running, or died before it was published; use another checkpoint.",
         )
     if leftover is not None and leftover.meta is not None:
         return NotFoundError(
-            "there is no checkpoint of this name, only a graph",
+            "this name has a graph but no checkpoint",
             url=_beside(location, leftover.prefix).url,
             expected=f"a file {index_name(leftover.prefix)}",
         )

@@ -1,6 +1,6 @@
 """``python -m ckptstore.inspect_checkpoint``: the flags of TensorFlow's tool of that name.
 
-Other than that one it has exit codes: those of ``ckptstore inspect``.
+Unlike that tool it has exit codes: those of ``ckptstore inspect``.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count_exclude_pattern",
         default="",
-        help="Do not count tensors in whose name this regular expression is found.",
+        help="Do not count tensors whose name matches this regular expression.",
     )
     for name, text in (
         ("--all_tensors", "Print every tensor with its value."),
         ("--all_tensor_names", "Print name, type and shape of every tensor."),
     ):
-        # As TensorFlow's: alone it is true, and so is "true" in any case; everything else is false.
+        # As in TensorFlow: the flag alone and "true" in any case mean true, everything else false.
         parser.add_argument(name, nargs="?", const=True, default=False, type=_is_true, help=text)
     parser.add_argument(
         "--printoptions",
@@ -94,7 +94,7 @@ def _run(flags: argparse.Namespace) -> int:
                 flags.count_exclude_pattern,
             )
         if flags.tensor_name and not (flags.all_tensors or flags.all_tensor_names):
-            # What was printed says it to a person; the exit code says it to a script.
+            # The output says the same to a person; the exit code is for scripts.
             has_it = load_checkpoint(flags.file_name).has_tensor(flags.tensor_name)
             return OK if has_it else NOT_FOUND
     except CkptStoreError as error:

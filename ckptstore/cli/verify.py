@@ -21,14 +21,12 @@ __all__ = ["verify_command"]
 
 @shell_command("verify")
 @click.argument("target", metavar="PREFIX|DIR|FILE")
-@click.option(
-    "--quick", is_flag=True, help="Check the index and the sizes of the data files; read no tensor."
-)
+@click.option("--quick", is_flag=True, help="Check only the index and the sizes of the data files.")
 def verify_command(output: Output, storage_options: Options, *, target: str, quick: bool) -> int:
     """Check every checksum of a checkpoint, or of every checkpoint in a directory.
 
-    Each fault is shown with its tensor, file and bytes, and what was expected and found there. Exit code 4 if
-    there is any.
+    Each fault is shown with its tensor, file and bytes, and with what was expected and found. Exit code 4 if
+    there is one.
     """
     from ckptstore.bundle.verify.verify import verify_bundle
     from ckptstore.cli.targets import at_checkpoint, at_directory
@@ -62,12 +60,12 @@ def verify_command(output: Output, storage_options: Options, *, target: str, qui
 
 
 def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]:
-    """Return name and place of every checkpoint in a directory, and tell the user what is none.
+    """Return name and location of every checkpoint in a directory, with a warning for what is skipped.
 
     Raises
     ------
     NotFoundError
-        If there is none: a script that verifies a backup must not take that for a good one.
+        If there are none: a script that verifies a backup must not take this for success.
     """
     from ckptstore.cli.survey import survey
 
@@ -78,12 +76,12 @@ def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]
         if facts.published:
             found.append((facts.prefix, directory.child(facts.prefix)))
         elif facts.problem is not None:
-            output.warning(f"passed over {facts.prefix}: {facts.problem.message}")
+            output.warning(f"skipped {facts.prefix}: {facts.problem.message}")
     if not found:
         raise NotFoundError(
             "there is no checkpoint in this directory",
             url=directory.url or ".",
-            hint="ckptstore ls shows what is in it.",
+            hint="ckptstore ls shows its contents.",
         )
     return found
 

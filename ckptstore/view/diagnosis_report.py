@@ -1,4 +1,4 @@
-"""What works in a place, and what to do about the rest."""
+"""The result of ``ckptstore doctor``: what works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TONES: dict[str, Tone] = {"ok": "plain", "degraded": "bad", "failed": "bad"}
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisFacts:
-    """One place, tried out.
+    """The checks of one directory.
 
     Attributes
     ----------
@@ -40,12 +40,12 @@ class DiagnosisFacts:
 
     @property
     def degraded(self) -> list[Finding]:
-        """What works, and less well than elsewhere."""
+        """What works, but with fewer guarantees than elsewhere."""
         return [finding for finding in self.findings if finding.state == "degraded"]
 
 
 def diagnosis_table(facts: DiagnosisFacts) -> TextTable:
-    """Return one row a check."""
+    """Return one row per check."""
     columns = (Column("CHECK"), Column("RESULT"), Column("FOUND", flexible=True, prose=True))
     rows = [
         Row((finding.check, finding.state, escaped(finding.detail)), _TONES[finding.state])
@@ -55,7 +55,7 @@ def diagnosis_table(facts: DiagnosisFacts) -> TextTable:
 
 
 def diagnosis_lines(facts: DiagnosisFacts) -> Iterator[tuple[str, Tone]]:
-    """Yield what to do, and whether saving and restoring work at all."""
+    """Yield what to do, and whether saving and restoring work."""
     for finding in facts.findings:
         # The text of an error ends with its hint.
         if finding.hint is not None and finding.state != "ok":
@@ -67,11 +67,11 @@ def diagnosis_lines(facts: DiagnosisFacts) -> Iterator[tuple[str, Tone]]:
         limits = plural(len(facts.degraded), "limit")
         yield f"{escaped(facts.url)}: usable, with {limits}", "plain"
     else:
-        yield f"{escaped(facts.url)}: all is well", "good"
+        yield f"{escaped(facts.url)}: usable, all checks passed", "good"
 
 
 def diagnosis_object(facts: DiagnosisFacts) -> dict[str, Any]:
-    """Return what ``ckptstore doctor --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore doctor --json``, without ``schema``."""
     return {
         "url": facts.url,
         "backend": facts.backend,

@@ -22,8 +22,8 @@ __all__ = [
 
 State = Literal["complete", "torn", "unreadable", "gone", "graph only"]
 """``complete``: can be restored. ``torn``: a file is missing, too short or damaged, or the index was never
-published. ``unreadable``: access or the network failed, so nobody knows. ``gone``: only the record knows it.
-``graph only``: a ``.meta`` without a checkpoint."""
+published. ``unreadable``: not known, because access or the network failed. ``gone``: in the record, but
+without files. ``graph only``: a ``.meta`` without a checkpoint."""
 
 _MAX_PROBLEMS = 20
 
@@ -60,7 +60,7 @@ class CheckpointFacts:
     listed, latest : bool
         Whether the record lists it; whether it is the one to resume from.
     published : bool
-        Whether there is an index, or a V1 file. Without it no reader sees the rest.
+        Whether there is an index, or a V1 file. Without it readers do not see the checkpoint.
     """
 
     prefix: str
@@ -79,7 +79,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, slots=True)
 class RecordFacts:
-    """What the record says.
+    """The contents of the record.
 
     Attributes
     ----------
@@ -88,9 +88,9 @@ class RecordFacts:
     problem : Problem or None
         Why it cannot be read.
     latest : str or None
-        The path that it names as the latest, as written there.
+        The path of the latest checkpoint, as written there.
     latest_prefix : str or None
-        The same relative to the directory; None if it leads nowhere.
+        The same relative to the directory; None if it does not lead to one.
     """
 
     url: str
@@ -115,7 +115,7 @@ class DirectoryFacts:
     latest : str or None
         URL of the newest checkpoint that can be restored.
     latest_problem : Problem or None
-        Why that cannot be told.
+        Why it could not be determined.
     """
 
     url: str
@@ -127,7 +127,7 @@ class DirectoryFacts:
 
 
 def checkpoint_table(facts: DirectoryFacts) -> TextTable:
-    """Return one row a checkpoint, the newest last, where the eye is after the command."""
+    """Return one row per checkpoint, the newest last, next to the prompt."""
     columns = (
         Column(""),
         Column("STEP", right=True),
@@ -158,12 +158,12 @@ def checkpoint_table(facts: DirectoryFacts) -> TextTable:
 
 
 def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
-    """Return the lines below the table: what is wrong, which checkpoint is the latest, how much there is."""
+    """Return the lines below the table: problems, the latest checkpoint, totals."""
     lines: list[tuple[str, Tone]] = []
-    # From the end: what went wrong last is looked for first.
+    # The last ones are shown: the newest problem matters most.
     wrong = [item for item in facts.checkpoints if item.problem is not None]
     if len(wrong) > _MAX_PROBLEMS:
-        lines.append((f"{count(len(wrong) - _MAX_PROBLEMS)} problems more; --json has all", "bad"))
+        lines.append((f"{count(len(wrong) - _MAX_PROBLEMS)} more problems; --json lists all", "bad"))
     lines += [
         (f"{item.state}: {escaped(item.prefix)}: {problem_line(item.problem)}", "bad")
         for item in wrong[-_MAX_PROBLEMS:]
@@ -176,7 +176,7 @@ def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
         lines.append((f"no checkpoints in {escaped(facts.url)}", "plain"))
         return lines
     if facts.latest is None:
-        verdict = "none can be restored" if facts.latest_problem is None else "cannot be told"
+        verdict = "none can be restored" if facts.latest_problem is None else "unknown"
         lines.append((f"latest: {verdict}", "bad"))
     else:
         why = {
@@ -206,7 +206,7 @@ def _total(checkpoints: Sequence[CheckpointFacts]) -> str:
 
 
 def directory_object(facts: DirectoryFacts) -> dict[str, Any]:
-    """Return what ``ckptstore ls --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore ls --json``, without ``schema``."""
     record = facts.record
     return {
         "directory": facts.url,

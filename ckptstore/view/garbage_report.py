@@ -1,4 +1,4 @@
-"""What a collection of garbage found and removed."""
+"""The result of a garbage collection."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["collection_lines", "collection_object", "garbage_table", "garbage_total"]
 
-_MOST_TOLD = 20
+_MOST_SHOWN = 20
 
 
 def garbage_table(garbage: Garbage) -> TextTable:
-    """Return one row a file that is to go."""
+    """Return one row per file that is to be removed."""
     columns = (
         Column("FILE", flexible=True),
         Column("WHY"),
@@ -46,9 +46,9 @@ def garbage_total(files: Iterable[GarbageFile]) -> str:
 
 
 def collection_lines(report: GarbageReport, *, dry_run: bool) -> Iterator[tuple[str, Tone]]:
-    """Yield what was done, and what was left alone and why."""
+    """Yield what was kept and why, and what was removed."""
     garbage = report.garbage
-    yield from _left_alone(garbage)
+    yield from _kept_lines(garbage)
     uploads = plural(report.uploads_dropped, "unfinished upload")
     if dry_run:
         total = garbage_total(garbage.files) if garbage.files else "nothing"
@@ -68,30 +68,30 @@ def collection_lines(report: GarbageReport, *, dry_run: bool) -> Iterator[tuple[
         yield f"{plural(rest, 'file')} could not be removed", "bad"
 
 
-def _left_alone(garbage: Garbage) -> Iterator[tuple[str, Tone]]:
-    told: list[tuple[str, Tone]] = []
-    told += [
-        (f"left alone: {escaped(prefix)}: {problem_line(Problem.of_error(error))}", "bad")
+def _kept_lines(garbage: Garbage) -> Iterator[tuple[str, Tone]]:
+    lines: list[tuple[str, Tone]] = []
+    lines += [
+        (f"kept: {escaped(prefix)}: {problem_line(Problem.of_error(error))}", "bad")
         for prefix, error in garbage.unreadable
     ]
-    told += [(f"left alone: {escaped(prefix)}: its writer is alive", "muted") for prefix in garbage.in_use]
-    told += [
-        (f"left alone: {escaped(name)}: a graph that may have been put there by itself", "muted")
+    lines += [(f"kept: {escaped(prefix)}: its writer is running", "muted") for prefix in garbage.in_use]
+    lines += [
+        (f"kept: {escaped(name)}: a graph that may have been exported by itself", "muted")
         for name in garbage.graphs
     ]
-    yield from told[:_MOST_TOLD]
-    if len(told) > _MOST_TOLD:
-        yield f"and {count(len(told) - _MOST_TOLD)} more; --json has all", "muted"
+    yield from lines[:_MOST_SHOWN]
+    if len(lines) > _MOST_SHOWN:
+        yield f"and {count(len(lines) - _MOST_SHOWN)} more; --json lists all", "muted"
     if garbage.pending:
         number = plural(len(garbage.pending), "file")
-        yield f"left to the next save, which deletes by name: {number}", "muted"
+        yield f"marked for deletion in the record; the next save removes: {number}", "muted"
     if garbage.young:
         age = human_age(garbage.min_age_s)
-        yield f"not needed either, but younger than {age}: {garbage_total(garbage.young)}", "muted"
+        yield f"kept, because younger than {age}: {garbage_total(garbage.young)}", "muted"
 
 
 def collection_object(report: GarbageReport, *, dry_run: bool) -> dict[str, Any]:
-    """Return what ``ckptstore gc --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore gc --json``, without ``schema``."""
     garbage = report.garbage
     removed = set(report.removed)
     return {

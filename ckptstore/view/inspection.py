@@ -1,4 +1,4 @@
-"""What one checkpoint holds."""
+"""The contents of one checkpoint."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """One tensor of the index, or why the index cannot be understood there.
+    """One tensor of the index, or why its entry cannot be understood.
 
     Attributes
     ----------
     name : str
     spec : TensorSpec or None
     stored : StoredTensor or None
-        With the place of each piece.
+        With the location of each piece.
     problem : Problem or None
     """
 
@@ -54,7 +54,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Numbers of tensors and of their elements; `excluded` ones match the pattern and are not in the rest."""
+    """Numbers of tensors and elements; those that match the pattern are counted apart, as excluded."""
 
     tensors: int
     parameters: int
@@ -73,12 +73,12 @@ class Inspection:
     version : int
         Of the format: 1 or 2.
     num_shards : int
-        Data files, by the header.
+        Number of data files, from the header.
     big_endian : bool
     tensors : sequence of TensorFacts
         Ascending by name.
     exclude_pattern : str
-        Regular expression; tensors that match are not counted.
+        Regular expression; tensors that match it are not counted.
     """
 
     url: str
@@ -114,14 +114,14 @@ def count_parameters(shapes: dict[str, tuple[int, ...]], exclude_pattern: str = 
 
 
 def heading_line(inspection: Inspection) -> str:
-    """Return the line above the table: which checkpoint, of which form."""
+    """Return the line above the table: the checkpoint and its format."""
     kind = "V1 format" if inspection.version == 1 else plural(inspection.num_shards, "data file")
     order = ", big-endian" if inspection.big_endian else ""
     return f"{escaped(inspection.url)}  ({kind}{order})"
 
 
 def tensor_table(inspection: Inspection) -> TextTable:
-    """Return one row a tensor; where nothing is sharded or sliced, these columns are left out."""
+    """Return one row per tensor; without several shards, or slices, these columns are left out."""
     specs = [facts.spec for facts in inspection.tensors if facts.spec is not None]
     with_shards = inspection.num_shards > 1
     with_slices = any(spec.slices for spec in specs)
@@ -150,7 +150,7 @@ def tensor_table(inspection: Inspection) -> TextTable:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers in short: ``"0-3,7"``."""
+    """Return ascending numbers as ranges: ``"0-3,7"``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -161,7 +161,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def summary_lines(inspection: Inspection) -> list[str]:
-    """Return the lines below the table: totals, what was not counted, what is damaged."""
+    """Return the lines below the table: damaged entries, what was not counted, totals."""
     counted = inspection.counted
     lines = problem_lines(inspection)
     if inspection.exclude_pattern:
@@ -186,7 +186,7 @@ def problem_lines(inspection: Inspection) -> list[str]:
 
 
 def total_lines(inspection: Inspection) -> list[str]:
-    """Return the last lines of TensorFlow's tool; before them, what is damaged."""
+    """Return the last lines of TensorFlow's tool, after those of damaged entries."""
     counted = inspection.counted
     lines = problem_lines(inspection)
     if inspection.exclude_pattern:
@@ -204,7 +204,7 @@ def tensor_line(spec: TensorSpec) -> str:
 
 
 def tensor_object(facts: TensorFacts) -> dict[str, Any]:
-    """Return what ``--json`` says of one tensor; of a damaged one also the problem."""
+    """Return one tensor for ``--json``; a damaged one with its problem."""
     spec, stored = facts.spec, facts.stored
     found: dict[str, Any] = {"name": facts.name}
     if facts.problem is not None:
@@ -231,7 +231,7 @@ def tensor_object(facts: TensorFacts) -> dict[str, Any]:
 
 
 def inspection_object(inspection: Inspection) -> dict[str, Any]:
-    """Return what ``ckptstore inspect --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore inspect --json``, without ``schema``."""
     counted = inspection.counted
     return {
         "prefix": inspection.url,

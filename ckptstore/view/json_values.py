@@ -31,23 +31,23 @@ def value_object(value: Any) -> Any:
         return _text_object(value)
     array = np.asarray(value)
     if array.dtype.hasobject:
-        return _mapped(array.tolist(), _text_object)
+        return _map_nested(array.tolist(), _text_object)
     if array.dtype.kind == "c":
         array = np.stack([array.real, array.imag], axis=-1)
     elif array.dtype.name.startswith(("int", "uint")):
-        # int4 and its like, which ml_dtypes brings, turn into lists of their own scalars.
+        # int4 and other types of ml_dtypes would become lists of their own scalars.
         array = array.astype(np.uint64 if array.dtype.name.startswith("u") else np.int64)
     elif array.dtype.kind != "b":
         array = array.astype(np.float64)
     nested = array.tolist()
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return _mapped(nested, _number)
+        return _map_nested(nested, _number)
     return nested
 
 
-def _mapped(nested: Any, change: Callable[[Any], Any]) -> Any:
+def _map_nested(nested: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(nested, list):
-        return [_mapped(item, change) for item in nested]
+        return [_map_nested(item, change) for item in nested]
     return change(nested)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong, as text for a person and as an object for a script."""
+"""Errors and faults, as text for people and as objects for scripts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Problem:
     code : str
         Stable, see `ckptstore.errors`.
     message : str
-        The whole sentence: what failed, where, expected and found, what to do.
+        The whole text: what failed, where, expected and found, what to do.
     url, tensor, expected, actual, hint : str or None
     start, stop : int or None
         Which bytes of the file at `url`.
@@ -41,7 +41,7 @@ class Problem:
 
     @classmethod
     def of_error(cls, error: CkptStoreError) -> Problem:
-        """Return the problem that `error` tells of."""
+        """Return `error` as a problem."""
         return cls(
             code=error.code,
             message=str(error),
@@ -55,7 +55,7 @@ class Problem:
 
     @classmethod
     def of_fault(cls, fault: BundleFault) -> Problem:
-        """Return the problem that `fault` tells of."""
+        """Return `fault` as a problem."""
         place = fault.byte_range
         return cls(
             code=fault.code,
@@ -70,7 +70,7 @@ class Problem:
 
 
 def problem_line(problem: Problem) -> str:
-    """Return the whole problem in one line that is safe to print."""
+    """Return the message in one line that is safe to print."""
     return escaped(problem.message)
 
 

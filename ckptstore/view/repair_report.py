@@ -1,4 +1,4 @@
-"""What a repair made of a record."""
+"""The result of repairing a record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_PROBLEMS = 20
 
 
 def repair_table(report: RepairReport) -> TextTable:
-    """Return one row a checkpoint that is listed, was, or could have been."""
+    """Return one row per checkpoint that is listed, was listed, or could have been."""
     columns = (
         Column(""),
         Column("CHECKPOINT", flexible=True),
@@ -57,21 +57,24 @@ def _problem(item: RepairItem) -> Problem | None:
 
 
 def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, Tone]]:
-    """Yield why checkpoints are not listed, what was wrong with the record, and what was done."""
+    """Yield why checkpoints are not listed, what was wrong with the record, and what changed."""
     wrong = [(item, problem) for item in report.items if (problem := _problem(item)) is not None]
     for item, problem in wrong[:_MOST_PROBLEMS]:
         yield f"{item.action}: {escaped(item.prefix)}: {problem_line(problem)}", "bad"
     if len(wrong) > _MOST_PROBLEMS:
-        yield f"and {count(len(wrong) - _MOST_PROBLEMS)} more; --json has all", "bad"
+        yield f"and {count(len(wrong) - _MOST_PROBLEMS)} more; --json lists all", "bad"
     elsewhere = [item for item in report.items if item.is_elsewhere]
     if elsewhere:
-        yield f"not looked at, as they lie outside of {escaped(report.url)}: {count(len(elsewhere))}", "muted"
+        yield (
+            f"not checked, because outside of {escaped(report.url)}: {plural(len(elsewhere), 'checkpoint')}",
+            "muted",
+        )
     if report.was_missing:
         yield f"there was no record {escaped(report.record_url)}", "plain"
     elif report.fault is not None:
         yield f"record: {problem_line(Problem.of_error(report.fault))}", "bad"
     if report.lost:
-        yield f"{plural(len(report.lost), 'line')} of ckptstore's own in it can no longer be read", "bad"
+        yield f"{plural(len(report.lost), 'line')} of the record that ckptstore wrote cannot be read", "bad"
     said = ""
     if report.latest_before is not None and report.latest_before != report.latest:
         said = f" (the record named {escaped(report.latest_before)})"
@@ -79,7 +82,7 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, 
     kept = sum(item.is_kept for item in report.items)
     if kept and report.is_changed:
         yield (
-            f"kept: {plural(kept, 'checkpoint')} that no saver is known to own; retention never deletes them",
+            f"kept: {plural(kept, 'checkpoint')} without a known owner; retention never deletes them",
             "plain",
         )
     if not report.is_changed:
@@ -92,7 +95,7 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, 
 
 
 def repair_object(report: RepairReport, *, dry_run: bool) -> dict[str, Any]:
-    """Return what ``ckptstore repair --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore repair --json``, without ``schema``."""
     state = "missing" if report.was_missing else "unreadable" if report.fault is not None else "present"
     return {
         "directory": report.url,

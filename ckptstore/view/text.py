@@ -1,4 +1,4 @@
-"""Names, sizes and times as a person reads them, safe to send to a terminal."""
+"""Names, sizes and times for people, safe to send to a terminal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _AGES = ((60.0, "s"), (60.0, "min"), (24.0, "h"))
 
 
 def escaped(text: str) -> str:
-    r"""Return `text` with everything that is no visible character written as an escape.
+    r"""Return `text` with every character that is not printable written as an escape.
 
-    Names come out of files that anybody may have made: a control character could clear the screen, set the
-    window's title or hide a line, and a mark that turns the writing direction could show another name. A byte
-    that is not UTF-8 (a lone surrogate here) becomes ``\xff``. A backslash stays one backslash: the result is
-    for reading, ``--json`` has the exact name.
+    Names come from untrusted files: a control character could clear the screen, set the window's title or
+    hide a line, and a mark that changes the writing direction could show another name. A byte that is not
+    UTF-8 (a lone surrogate here) becomes ``\xff``. A backslash stays one backslash: the result is for
+    reading, ``--json`` has the exact name.
     """
     if text.isprintable():
         return text
@@ -34,7 +34,7 @@ def _escape(char: str) -> str:
 
 
 def human_size(size_bytes: int) -> str:
-    """Return a size with three digits at most before the unit: ``"808 B"``, ``"1.5 MiB"``."""
+    """Return a size in a suitable unit: ``"808 B"``, ``"1.5 MiB"``."""
     if size_bytes < 1024:
         return f"{size_bytes} B"
     value = float(size_bytes)
@@ -49,7 +49,7 @@ def human_size(size_bytes: int) -> str:
 def human_age(age_s: float) -> str:
     """Return an age in its largest whole unit: ``"3 min"``, ``"5 h"``, ``"12 d"``."""
     if age_s < -1:
-        # The clock of this machine or of the one that wrote the file is wrong; a number would hide that.
+        # One of the two clocks is wrong; a number would hide that.
         return "in future"
     value = max(age_s, 0.0)
     for size, unit in _AGES:
@@ -60,7 +60,7 @@ def human_age(age_s: float) -> str:
 
 
 def count(number: int) -> str:
-    """Return a whole number with its thousands apart: ``"1,234,567"``."""
+    """Return a whole number with thousands separators: ``"1,234,567"``."""
     return f"{number:,}"
 
 
@@ -83,14 +83,14 @@ def _char_width(char: str) -> int:
 
 
 def fold(text: str, width: int, indent: int = 0) -> list[str]:
-    """Return `text` in pieces, cut behind a slash where there is one.
+    """Return `text` in pieces, cut after a slash if possible.
 
     Parameters
     ----------
     width : int
         Columns for the first piece.
     indent : int
-        How many fewer there are for the others.
+        How many fewer the other pieces have.
     """
     if display_width(text) <= width:
         return [text]
@@ -111,7 +111,7 @@ def fold(text: str, width: int, indent: int = 0) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return a sentence in lines of at most `width` columns, broken between words, which stay whole."""
+    """Return a sentence in lines of at most `width` columns; words are not broken."""
     if display_width(text) <= width:
         return [text]
     indent = " " * (len(text) - len(text.lstrip()) + 4)

@@ -1,4 +1,4 @@
-"""A table as data, and as lines of text."""
+"""Tables of text: as data, and as lines for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ckptstore.view.text import display_width, fold
 __all__ = ["Column", "Row", "TextTable", "Tone", "table_lines"]
 
 Tone = Literal["title", "plain", "good", "bad", "muted"]
-"""What a line means to whoever looks for trouble; the output decides how that looks."""
+"""The meaning of a line; the output chooses a style for it."""
 
 _GAP = "  "
-_HANGING = "  "  # marks a folded line as the rest of the one above
+_HANGING = "  "  # indents the continuation of a folded cell
 _MIN_FLEXIBLE = 12
 
 
@@ -27,11 +27,11 @@ class Column:
     ----------
     title : str
     right : bool
-        Numbers stand to the right.
+        Aligned to the right: numbers.
     flexible : bool
-        May be folded where the terminal is too narrow. At most one column is.
+        May be folded if the terminal is too narrow; at most one column.
     prose : bool
-        Folded between words; names are folded behind a slash.
+        Folded between words; names are folded after a slash.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The cells of one row, escaped already, one a column."""
+    """The cells of one row, one per column, already escaped."""
 
     cells: tuple[str, ...]
     tone: Tone = "plain"
@@ -63,8 +63,8 @@ def table_lines(table: TextTable, width: int | None = None) -> Iterator[tuple[st
     ----------
     table : TextTable
     width : int, optional
-        Columns of the terminal. The flexible column is folded to fit, as far as it can be read then. Without
-        it a row is one line, however long: what goes into a pipe is for grep and awk.
+        Columns of the terminal. The flexible column is folded to fit, but stays readable. None: one line per
+        row, of any length, for grep and awk.
     """
     widths = [
         max(display_width(text) for text in (column.title, *(row.cells[number] for row in table.rows)))

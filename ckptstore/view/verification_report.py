@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""The result of a verification."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ckptstore.view.text_table import Tone
 
 __all__ = ["CheckedFacts", "VerificationFacts", "checked_lines", "verification_lines", "verification_object"]
 
-# A file that was cut off may have a hundred thousand tensors behind the cut.
+# A truncated file may lack a hundred thousand tensors.
 _MAX_ALIKE = 20
 
 
@@ -23,17 +23,17 @@ class CheckedFacts:
     Attributes
     ----------
     prefix : str
-        As to be shown: relative to the directory, or as the user named it.
+        As shown: relative to the directory, or as the user named it.
     url : str
     tensors_checked : int
     bytes_checked : int
-        Whose checksum was compared.
+        Bytes whose checksum was compared.
     problems : sequence of Problem
         Empty if everything can be restored.
     notes : sequence of str
-        What is odd but no damage.
+        Oddities that are not damage.
     is_known : bool
-        False if it could not be looked at (access, network): the problem says why.
+        False if it could not be read (access, network): the problem says why.
     """
 
     prefix: str
@@ -52,7 +52,7 @@ class VerificationFacts:
     Attributes
     ----------
     url : str
-        What the user asked for.
+        The target as the user named it.
     quick : bool
         Index and sizes only.
     checked : sequence of CheckedFacts
@@ -64,7 +64,7 @@ class VerificationFacts:
 
     @property
     def ok(self) -> bool:
-        """Whether everything was looked at and is good."""
+        """Whether everything was checked and has no faults."""
         return not any(facts.problems for facts in self.checked)
 
     @property
@@ -74,7 +74,7 @@ class VerificationFacts:
 
 
 def checked_lines(facts: CheckedFacts) -> list[tuple[str, Tone]]:
-    """Return one line for the checkpoint, and one more for each thing that is wrong with it."""
+    """Return one line for the checkpoint, and one per problem."""
     lines: list[tuple[str, Tone]] = []
     name = escaped(facts.prefix)
     checked = f"{plural(facts.tensors_checked, 'tensor')}, {human_size(facts.bytes_checked)} checked"
@@ -90,7 +90,7 @@ def checked_lines(facts: CheckedFacts) -> list[tuple[str, Tone]]:
 
 
 def _fault_lines(problems: Sequence[Problem]) -> Iterator[str]:
-    """Yield the lines of all faults: the first of a kind in a file in full, of the others the numbers."""
+    """Yield the lines of all faults: the first of a kind in a file in full, the others in short."""
     groups: dict[tuple[str, str | None], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.code, problem.url), []).append(problem)
@@ -99,7 +99,7 @@ def _fault_lines(problems: Sequence[Problem]) -> Iterator[str]:
         for problem in others[:_MAX_ALIKE]:
             yield f"  also {_short(problem)}"
         if len(others) > _MAX_ALIKE:
-            yield f"  and {count(len(others) - _MAX_ALIKE)} more like these; --json has all"
+            yield f"  and {count(len(others) - _MAX_ALIKE)} more like these; --json lists all"
 
 
 def _short(problem: Problem) -> str:
@@ -111,7 +111,7 @@ def _short(problem: Problem) -> str:
 
 
 def verification_lines(facts: VerificationFacts) -> list[tuple[str, Tone]]:
-    """Return the last lines: how many are good, and what was not looked at."""
+    """Return the last lines: how many have faults, and what was not checked."""
     lines: list[tuple[str, Tone]] = []
     if len(facts.checked) > 1:
         unknown = sum(not item.is_known for item in facts.checked)
@@ -121,12 +121,14 @@ def verification_lines(facts: VerificationFacts) -> list[tuple[str, Tone]]:
         verdict = ", ".join(counts) or "all good"
         lines.append((f"{plural(len(facts.checked), 'checkpoint')}: {verdict}", "bad" if counts else "good"))
     if facts.quick:
-        lines.append(("quick: index and file sizes only; without --quick every tensor is checked", "muted"))
+        lines.append(
+            ("quick: only index and file sizes; without --quick every tensor is checked", "muted")
+        )
     return lines
 
 
 def verification_object(facts: VerificationFacts) -> dict[str, Any]:
-    """Return what ``ckptstore verify --json`` says, without ``schema``."""
+    """Return the output of ``ckptstore verify --json``, without ``schema``."""
     return {
         "target": facts.url,
         "quick": facts.quick,

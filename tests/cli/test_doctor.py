@@ -49,7 +49,7 @@ def test_a_local_directory(run, tmp_path, save, monkeypatch):
         lines = result.out.splitlines()
         assert lines[0].split() == ["CHECK", "RESULT", "FOUND"]
         assert "file system          ok      ext4, mounted at /data" in lines
-        assert lines[-1] == f"{target}: all is well"
+        assert lines[-1] == f"{target}: usable, all checks passed"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -129,7 +129,7 @@ def test_a_typing_error_in_the_prefix_gets_a_hint(run, tmp_path, save, monkeypat
 def test_only_data_files_are_told_apart_from_nothing(run, tmp_path, save):
     save(tmp_path / "model-1")
     (tmp_path / "model-1.index").unlink()
-    assert "there is no index of this name, only data files" in run("inspect", tmp_path / "model-1").err
+    assert "this checkpoint has data files but no index" in run("inspect", tmp_path / "model-1").err
 
 
 def test_an_unknown_tensor_gets_close_names(run, tmp_path, save):
@@ -207,7 +207,7 @@ def test_one_locked_file_does_not_hide_the_listing(run, tmp_path, save):
     assert result.code == 5
     states = [line.split()[2] for line in result.out.splitlines()[1:3]]
     assert states == ["complete", "unreadable"]
-    assert "latest: cannot be told" in result.out
+    assert "latest: unknown" in result.out
     assert "Permission denied" in result.err
 
 

@@ -50,10 +50,10 @@ model-9.meta                                    unpublished     200 B  3 d
 """
 
 LEFT_ALONE = """\
-left alone: torn: the index names no data file, or cannot be read [run/torn.index]. \
+kept: torn: the index names no data file, or cannot be read [run/torn.index]. \
 ckptstore verify shows what is wrong with it.
-left alone: exported.meta: a graph that may have been put there by itself
-not needed either, but younger than 1 d: 1 file, 1000 B
+kept: exported.meta: a graph that may have been exported by itself
+kept, because younger than 1 d: 1 file, 1000 B
 """
 
 
@@ -158,7 +158,7 @@ def test_what_is_no_age(run, directory, age):
     before = names(directory)
     result = run("gc", "run", "--min-age", age)
     assert (result.code, result.out) == (2, "")
-    assert "is no age" in result.err or "--min-age" in result.err
+    assert "is not an age" in result.err or "--min-age" in result.err
     assert names(directory) == before
 
 
@@ -185,7 +185,7 @@ def watched(monkeypatch):
         answer = answers.pop()
         return answer() if callable(answer) else answer
 
-    monkeypatch.setattr("ckptstore.cli.gc._is_watched", lambda: True)
+    monkeypatch.setattr("ckptstore.cli.gc._is_interactive", lambda: True)
     monkeypatch.setattr("click.confirm", confirm)
     return asked, answers
 

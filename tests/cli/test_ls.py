@@ -51,7 +51,7 @@ def test_one_of_each(run, directory):
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith(TABLE)
     reasons = result.out.removeprefix(TABLE).splitlines()
-    assert reasons[0] == "gone: model-500: the record lists it, and its files are not there [run/model-500]"
+    assert reasons[0] == "gone: model-500: the record lists it, but its files are missing [run/model-500]"
     assert reasons[1].startswith("torn: model-3000: the data file ends before the tensor does [tensor 'w'")
     assert "run/model-3000.data-00000-of-00001" in reasons[1]
     assert "expected at least 8 bytes, found 4 bytes" in reasons[1]

@@ -56,7 +56,7 @@ def test_golden(run, directory, data, said):
     assert record.startswith(said)
     assert rest == [
         "* latest: model-2",
-        "kept: 3 checkpoints that no saver is known to own; retention never deletes them",
+        "kept: 3 checkpoints without a known owner; retention never deletes them",
         "wrote run/checkpoint: 3 checkpoints",
     ]
     after = contents(directory)

@@ -57,7 +57,7 @@ def test_print_options(capsys, tmp_path, save):
         ([], 2, "Usage: inspect_checkpoint --file_name=checkpoint_file_name"),
         (["--file_name=none"], 3, "there is no checkpoint with this prefix"),
         (["--file_name=01_single_shard/expected.json"], 4, "not an sstable"),
-        ([f"--file_name={PREFIX}", "--count_exclude_pattern=["], 2, "no regular expression"),
+        ([f"--file_name={PREFIX}", "--count_exclude_pattern=["], 2, "not a regular expression"),
     ],
     ids=["no file", "missing", "corrupt", "pattern"],
 )

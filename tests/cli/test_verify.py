@@ -96,7 +96,7 @@ def test_many_faults_of_one_kind_are_told_in_short(run, tmp_path, save):
     assert lines[0].startswith("FAULTY   ")
     assert "50 faults" in lines[0]
     assert lines[2] == "    also tensor 'w001', bytes 4 to 8: expected at least 8 bytes, found 0 bytes"
-    assert lines[-1] == "    and 29 more like these; --json has all"
+    assert lines[-1] == "    and 29 more like these; --json lists all"
     assert len(run("verify", tmp_path / "m", "--json").json["checkpoints"][0]["faults"]) == 50
 
 
@@ -115,7 +115,7 @@ def test_a_directory_is_verified_as_a_whole(run, tmp_path, save, monkeypatch):
         ["2", "checkpoints:"],
     ]
     assert lines[3] == "2 checkpoints: 1 faulty"
-    assert result.err.startswith("ckptstore: warning: passed over model-11: no index")
+    assert result.err.startswith("ckptstore: warning: skipped model-11: no index")
     found = run("verify", "run", "--json")
     assert [item["ok"] for item in found.json["checkpoints"]] == [True, False]
     assert [item["schema"] for item in found.err_objects] == ["ckptstore.warning/1"]

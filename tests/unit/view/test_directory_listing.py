@@ -98,7 +98,7 @@ def test_a_missing_and_an_unreadable_record_are_told():
 def test_none_restorable_and_cannot_be_told_are_two_things():
     assert "latest: none can be restored" in summary(facts(TORN, latest=None))
     unknown = dataclasses.replace(facts(TORN, latest=None), latest_problem=TORN.problem)
-    assert "latest: cannot be told" in summary(unknown)
+    assert "latest: unknown" in summary(unknown)
 
 
 def test_an_empty_directory_says_so():

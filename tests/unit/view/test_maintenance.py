@@ -39,7 +39,7 @@ class TestGarbage:
         found = garbage(graphs=tuple(f"{n}.meta" for n in range(50)))
         lines = texts(collection_lines(GarbageReport(found, (), 0), dry_run=False))
         assert len(lines) == 22
-        assert lines[-2:] == ["and 30 more; --json has all", "nothing to remove in d"]
+        assert lines[-2:] == ["and 30 more; --json lists all", "nothing to remove in d"]
         assert len(collection_object(GarbageReport(found, (), 0), dry_run=False)["graphs"]) == 50
 
     def test_everything_at_once(self) -> None:
@@ -53,10 +53,10 @@ class TestGarbage:
         )
         report = GarbageReport(found, (found.files[0],), 2, AccessError("no"))
         assert texts(collection_lines(report, dry_run=False)) == [
-            "left alone: torn: cannot read [d/torn.index]",
-            "left alone: live: its writer is alive",
-            "left to the next save, which deletes by name: 2 files",
-            "not needed either, but younger than 1 h: 1 file, 2.0 KiB",
+            "kept: torn: cannot read [d/torn.index]",
+            "kept: live: its writer is running",
+            "marked for deletion in the record; the next save removes: 2 files",
+            "kept, because younger than 1 h: 1 file, 2.0 KiB",
             "removed 1 file, 10 B, dropped 2 unfinished uploads",
             "1 file could not be removed",
         ]
@@ -100,9 +100,9 @@ class TestRepair:
         ]
         assert texts(repair_lines(report, dry_run=False)) == [
             "dropped: m-2: gone [d/m-2.index]",
-            "not looked at, as they lie outside of d: 1",
+            "not checked, because outside of d: 1 checkpoint",
             "record: line 2 cannot be read. Look.",
-            "2 lines of ckptstore's own in it can no longer be read",
+            "2 lines of the record that ckptstore wrote cannot be read",
             "* latest: m-1 (the record named m-2)",
             "wrote d/checkpoint: 2 checkpoints",
         ]
@@ -115,7 +115,7 @@ class TestRepair:
         items = [RepairItem(f"m-{n}", "u", "dropped", fault=NotFoundError("gone")) for n in range(30)]
         report = repair_report(RepairItem("m-1", "d/m-1", "stays"), *items)
         lines = texts(repair_lines(report, dry_run=True))
-        assert lines[20] == "and 10 more; --json has all"
+        assert lines[20] == "and 10 more; --json lists all"
         assert len(repair_object(report, dry_run=True)["checkpoints"]) == 31
 
 

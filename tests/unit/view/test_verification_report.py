@@ -59,7 +59,7 @@ def test_the_last_lines():
     ]
     assert text(verification_lines(VerificationFacts("run", True, [GOOD, BAD, DENIED]))) == [
         "3 checkpoints: 1 faulty, 1 unknown",
-        "quick: index and file sizes only; without --quick every tensor is checked",
+        "quick: only index and file sizes; without --quick every tensor is checked",
     ]
 
 
