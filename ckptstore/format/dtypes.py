@@ -1,10 +1,10 @@
-"""Every element type that a checkpoint can hold, and the way from a caller's array to the bytes of a file.
+"""The element types of a checkpoint, and the conversion of a caller's array to the form of a file.
 
 Format
 ------
 Numbers and names as in TensorFlow `tensorflow/core/framework/types.proto`, as measured on TensorFlow 2.21.
-Elements stand back to back in C order, little-endian. Types below one byte (int4, uint4, int2, uint2,
-float4_e2m1fn) take one byte an element whose upper bits are not defined: the bytes are copied as they are,
+Elements are contiguous in C order, little-endian. Types below one byte (int4, uint4, int2, uint2,
+float4_e2m1fn) take one byte per element, whose upper bits are not defined: the bytes are copied unchanged,
 never normalised.
 """
 
@@ -93,7 +93,7 @@ STRING = _BY_ENUM[7]
 VARIANT = _BY_ENUM[21]
 
 _QUANTIZED = {dtype.name for dtype in ALL if dtype.name.startswith(("qint", "quint"))}
-# An int8 array is int8: a quantized type has to be asked for by name.
+# An int8 array is int8: a quantized type must be requested by name.
 _BY_NUMPY: dict[np.dtype[Any], DType] = {
     np.dtype(d.as_numpy_dtype): d for d in ALL if d.name not in _QUANTIZED and d != VARIANT
 }
@@ -129,7 +129,7 @@ def by_name(name: str) -> DType:
     Raises
     ------
     UsageError
-        If there is none; the hint lists close names.
+        If it does not exist; the hint lists close names.
     """
     dtype = _BY_NAME.get(name) if isinstance(name, str) else None
     if dtype is None:
@@ -248,14 +248,14 @@ def to_storage_array(
     tensor : str, optional
         Name for error messages.
     most_bytes : int, optional
-        A larger array keeps its strides and its byte order: whoever writes it converts it piece by piece.
+        A larger array keeps its strides and byte order: the writer converts it piece by piece.
 
     Returns
     -------
     array : ndarray
-        C-contiguous, little-endian (no copy if it is so already); for strings and variants an object array of
-        bytes. Text is encoded as UTF-8. An ``S`` array has lost trailing NULs before it comes here: numpy
-        does not tell them from padding; pass a list or an object array of bytes to keep them.
+        C-contiguous, little-endian (without a copy if it is so already); for strings and variants an object
+        array of bytes. Text is encoded as UTF-8. An ``S`` array has lost trailing NULs before: numpy cannot
+        distinguish them from padding. Pass a list or an object array of bytes to keep them.
     dtype : DType
 
     Raises
@@ -306,8 +306,8 @@ def _as_array(value: npt.ArrayLike, tensor: str | None) -> npt.NDArray[Any]:
         except UnicodeError:
             mixes_up_text = True
         if mixes_up_text:
-            # numpy drops trailing NULs of bytes in a list, turns the number in ["a", 1] into text, and takes
-            # bytes beside text for ASCII.
+            # numpy drops trailing NULs of bytes in a list, turns the number in ["a", 1] into text, and reads
+            # bytes beside text as ASCII.
             array = np.array(value, dtype=object)
     except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"numpy cannot make an array of this value: {error}", tensor=tensor) from error
@@ -315,24 +315,24 @@ def _as_array(value: npt.ArrayLike, tensor: str | None) -> npt.NDArray[Any]:
 
 
 def _convert_python_numbers(array: npt.NDArray[Any], wanted: DType, tensor: str | None) -> npt.NDArray[Any]:
-    """Return Python numbers as the wanted type; refuse what would change a value by more than rounding."""
+    """Return Python numbers as the wanted type; refuse to change a value by more than rounding."""
     stored = storage_dtype(wanted)
-    complaint = UsageError(f"the values do not fit into {wanted.name}", tensor=tensor, actual=array.dtype)
+    refusal = UsageError(f"the values do not fit into {wanted.name}", tensor=tensor, actual=array.dtype)
     if stored.hasobject or array.dtype.kind not in "biufc":
-        raise complaint
+        raise refusal
     if array.size == 0:
         return array.astype(stored)
     if array.dtype.kind == "c" and stored.kind != "c":
-        raise complaint
+        raise refusal
     if (array.dtype.kind == "b") != (stored.kind == "b"):
-        raise complaint
+        raise refusal
     with np.errstate(all="ignore"):
         converted = array.astype(stored)
         if _is_whole(stored):
             if array.dtype.kind not in "iub" or not np.array_equal(converted.astype(array.dtype), array):
-                raise complaint
+                raise refusal
         elif not np.array_equal(np.isfinite(converted.astype(np.complex128)), np.isfinite(array)):
-            raise complaint
+            raise refusal
     return converted
 
 
@@ -353,19 +353,19 @@ def _as_bytes_objects(array: npt.NDArray[Any], tensor: str | None, *, text_allow
                 result[index] = element.encode()
             except UnicodeEncodeError as error:
                 raise UsageError(
-                    f"element {_place(index, array.shape)} holds half a surrogate pair, which is not UTF-8",
+                    f"element {_where(index, array.shape)} holds half a surrogate pair, which is not UTF-8",
                     tensor=tensor,
                 ) from error
         else:
             raise UsageError(
-                f"element {_place(index, array.shape)} of an object array is neither text nor bytes"
+                f"element {_where(index, array.shape)} of an object array is neither text nor bytes"
                 if text_allowed
-                else f"element {_place(index, array.shape)} of a variant is not a serialized proto (bytes)",
+                else f"element {_where(index, array.shape)} of a variant is not a serialized proto (bytes)",
                 tensor=tensor,
                 actual=type(element).__name__,
             )
     return result.reshape(array.shape)
 
 
-def _place(index: int, shape: tuple[int, ...]) -> str:
+def _where(index: int, shape: tuple[int, ...]) -> str:
     return str([int(i) for i in np.unravel_index(index, shape)]) if shape else "[]"

@@ -64,7 +64,7 @@ class SaverDef:
     keep_checkpoint_every_n_hours : float
         A 32-bit float in the file.
     version : int
-        2 for the bundle format of today, 1 and 0 for those before it.
+        2 for the bundle format, 1 and 0 for older ones.
     """
 
     filename_tensor_name: str = ""
@@ -77,7 +77,7 @@ class SaverDef:
 
     @classmethod
     def coerce(cls, value: Any) -> SaverDef:
-        """Return `value` as a `SaverDef`: one already, or a protobuf message of that type (TensorFlow's).
+        """Return `value`, a `SaverDef` or TensorFlow's protobuf message of that type, as a `SaverDef`.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class SaverDef:
             raise UsageError("saver_def must be a SaverDef", actual=repr(value)[:80]) from error
 
     def without_scope(self, scope: str) -> SaverDef | None:
-        """Return it with ``scope/`` taken from its names; None if they do not all start with that."""
+        """Return a copy with ``scope/`` removed from its names; None if not all names start with it."""
         prefix = scope.rstrip("/") + "/"
         names = (self.filename_tensor_name, self.save_tensor_name, self.restore_op_name)
         if not all(name.startswith(prefix) for name in names):
@@ -120,7 +120,7 @@ def encode_saver_def(saver_def: SaverDef) -> Proto:
     Raises
     ------
     UsageError
-        If a field is of the wrong type, or a number too large for it.
+        If a field has the wrong type, or a number is too large for it.
     """
     try:
         return message_class("SaverDef")(
@@ -149,7 +149,7 @@ def parse_meta_graph(data: bytes, *, source: str) -> tuple[Proto, bool]:
     Returns
     -------
     message : MetaGraphDef
-        Fields that the schema does not know are kept in it.
+        Fields that are not in the schema are kept in it.
     is_text : bool
         Whether `data` is the text form.
 
@@ -174,7 +174,7 @@ def parse_meta_graph(data: bytes, *, source: str) -> tuple[Proto, bool]:
         reason = f"not binary protobuf, and as text: {parse_reason(error)}"
     else:
         return meta, True
-    raise FormatError(f"the file is no MetaGraphDef: {reason}", url=source, hint=_HINT)
+    raise FormatError(f"the file is not a MetaGraphDef: {reason}", url=source, hint=_HINT)
 
 
 def parse_entry(message_name: str, data: bytes, key: str, *, source: str) -> Proto:
@@ -187,7 +187,7 @@ def parse_entry(message_name: str, data: bytes, key: str, *, source: str) -> Pro
     """
     message = parse_message(message_name, data)
     if message is None:
-        raise FormatError(f"an entry of the collection {key!r} is no {message_name}", url=source)
+        raise FormatError(f"an entry of the collection {key!r} is not a {message_name}", url=source)
     return message
 
 
@@ -197,7 +197,7 @@ def serialize_meta_graph(meta: Proto) -> bytes:
     Raises
     ------
     UnsupportedError
-        If the message is larger than protobuf can (2 GiB).
+        If the message is too large for protobuf (2 GiB).
     """
     from google.protobuf.message import EncodeError
 
@@ -216,7 +216,7 @@ def format_meta_graph_text(meta: Proto) -> bytes:
     Raises
     ------
     UnsupportedError
-        If the message has fields that the schema does not know: the text form has no place for them.
+        If the message has fields that are not in the schema: the text form cannot express them.
     """
     from google.protobuf import text_format
 
@@ -240,6 +240,6 @@ def iter_nodes(meta: Proto) -> Iterator[Proto]:
 
 
 def clear_devices(meta: Proto) -> None:
-    """Empty the device of every node, those of functions included (TensorFlow leaves these as they are)."""
+    """Clear the device of every node, those of functions included (which TensorFlow does not change)."""
     for node in iter_nodes(meta):
         node.device = ""

@@ -1,4 +1,4 @@
-"""Rename everything in a ``MetaGraphDef`` that carries a node's name: import into a scope, export out of one.
+"""Rename everything in a ``MetaGraphDef`` that contains a node's name: import into a scope, export from one.
 
 Mirrors TensorFlow `tensorflow/python/framework/meta_graph.py` and
 `tensorflow/core/common_runtime/graph_constructor.cc`, as measured on TensorFlow 2.21: nodes, their inputs,
@@ -23,8 +23,8 @@ _COLOCATION = "loc:@"
 
 Rename = Callable[[str], str]
 
-# Per message: the fields that hold names of nodes or tensors (the first one says what the message is about),
-# and the fields that hold messages which do.
+# Per message: the fields with names of nodes or tensors (the first is the subject of the message), and the
+# fields with messages that have such fields.
 _NAME_FIELDS: dict[str, tuple[tuple[str, ...], tuple[tuple[str, str], ...]]] = {
     "VariableDef": (
         ("variable_name", "initializer_name", "snapshot_name", "initial_value_name"),
@@ -71,7 +71,7 @@ def add_scope(meta: Proto, scope: str, *, source: str) -> None:
     Raises
     ------
     FormatError
-        If an entry of a collection is not the message that it should be.
+        If an entry of a collection is not a message of its type.
     """
 
     def rename(name: str) -> str:
@@ -89,21 +89,21 @@ def add_scope(meta: Proto, scope: str, *, source: str) -> None:
     map_names(meta, rename, keep=lambda name: True, source=source)
     for key, collection in meta.collection_def.items():
         if key not in COLLECTION_MESSAGES and collection.WhichOneof("kind") == "bytes_list":
-            # TensorFlow takes free text in a collection for names as well.
+            # TensorFlow treats free text in a collection as names, too.
             values = collection.bytes_list.value
             values[:] = [_rename_text(value, rename) for value in values]
 
 
 def export_out_of_scope(meta: Proto, scope: str, *, source: str) -> None:
-    """Keep the nodes below ``scope/`` only and take that from their names, in place.
+    """Keep only the nodes below ``scope/`` and remove that from their names, in place.
 
     Inputs from outside the scope get TensorFlow's mark ``$unbound_inputs_`` and are listed in the collection
-    `UNBOUND_INPUTS`. What a collection, a signature or the saver says of other nodes is dropped.
+    `UNBOUND_INPUTS`. References of collections, signatures and the saver to other nodes are dropped.
 
     Raises
     ------
     FormatError
-        If an entry of a collection is not the message that it should be.
+        If an entry of a collection is not a message of its type.
     """
     prefix = scope + "/"
     unbound: list[bytes] = []
@@ -142,12 +142,12 @@ def drop_nodes(meta: Proto, unwanted: Callable[[str], bool]) -> None:
 
 
 def map_names(meta: Proto, rename: Rename, *, keep: Callable[[str], bool], source: str) -> None:
-    """Rename what collections, signatures, assets and the saver refer to; remove what `keep` refuses.
+    """Rename in collections, signatures, assets and the saver; remove entries whose subject `keep` rejects.
 
     Raises
     ------
     FormatError
-        If an entry of a collection is not the message that it should be.
+        If an entry of a collection is not a message of its type.
     """
     for key in list(meta.collection_def):
         collection = meta.collection_def[key]
@@ -210,7 +210,7 @@ def _rename_text(value: bytes, rename: Rename) -> bytes:
 
 
 def _subject(message: Proto, message_name: str) -> str:
-    """Return the name that says where the message belongs."""
+    """Return the name of the node or tensor that the message is about."""
     names, parts = _NAME_FIELDS[message_name]
     if names and getattr(message, names[0]):
         return str(getattr(message, names[0]))
@@ -244,6 +244,5 @@ def _rename_fields(message: Proto, message_name: str, rename: Rename) -> None:
 
 
 def _is_repeated(message: Proto, field: str) -> bool:
-    # hasattr: protobuf spells it differently from release to release, a repeated value has a length in all of
-    # them.
+    # Releases of protobuf differ in how a descriptor says so; a repeated value has a length in all of them.
     return hasattr(type(getattr(message, field)), "__len__") and not isinstance(getattr(message, field), str)

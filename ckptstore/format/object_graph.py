@@ -1,4 +1,4 @@
-"""The object graph of an object-based checkpoint: which Python object each tensor belongs to.
+"""The object graph of an object-based checkpoint: the Python object that each tensor belongs to.
 
 Format
 ------
@@ -81,7 +81,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class SlotVariable:
-    """What an optimizer keeps for a variable: slot `slot_name` of node `variable_id` is node `slot_id`."""
+    """A variable of an optimizer: slot `slot_name` of node `variable_id` is node `slot_id`."""
 
     variable_id: int
     slot_name: str
@@ -95,11 +95,11 @@ class Node:
     Attributes
     ----------
     children : tuple of Child
-        In the order in which the object got them.
+        In the order in which the object received them.
     attributes : tuple of Attribute
     slot_variables : tuple of SlotVariable
     has_checkpoint_values : bool or None
-        Whether the object or one below it has values; None where the file does not say (older writers).
+        Whether the object or one below it has values; None if not set (older writers).
     registered_saver : (name, object_name) or None
     """
 
@@ -111,17 +111,17 @@ class Node:
 
 
 def escape(local_name: str) -> str:
-    """Return a local name as it stands in a key: ``.`` doubled, ``/`` as ``.S``."""
+    """Return a local name in the form of a key: ``.`` doubled, ``/`` as ``.S``."""
     return local_name.replace(".", "..").replace("/", ".S")
 
 
 def unescape(part: str) -> str:
-    """Return the local name that `escape` made `part` of.
+    """Return the local name of which `part` is the escaped form.
 
     Raises
     ------
     UsageError
-        If `part` is nothing that `escape` returns, e.g. ``.ATTRIBUTES``.
+        If `part` is not an escaped name, e.g. ``.ATTRIBUTES``.
     """
     if re.fullmatch(r"(?:[^./]|\.\.|\.S)*", part, re.DOTALL) is None:
         raise UsageError("this is not an escaped local name", actual=repr(part))
@@ -144,11 +144,11 @@ def checkpoint_key(path: str, attribute: str = VARIABLE_VALUE) -> str:
 
 
 def parent_edges(nodes: Sequence[Node]) -> list[tuple[int, str] | None]:
-    """Return, for each node, the last step of its way from the root: ``(parent's id, local name)``.
+    """Return, for each node, the last step of its path from the root: ``(parent's id, local name)``.
 
-    Of several ways the shortest counts, of equally short ones the first. None for the root, and for the nodes
-    that have no way: those of slot variables. Paths are not spelled out: in a hostile file that is one long
-    chain they would take the square of its size.
+    Of several paths the shortest counts, of equally short ones the first. None for the root, and for nodes
+    without a path: those of slot variables. Whole paths are not built: in a hostile file that is one long
+    chain they would take quadratic memory.
     """
     edges: list[tuple[int, str] | None] = [None] * len(nodes)
     reached = [0] if nodes else []
@@ -161,7 +161,7 @@ def parent_edges(nodes: Sequence[Node]) -> list[tuple[int, str] | None]:
 
 
 def local_names(edges: Sequence[tuple[int, str] | None], node_id: int) -> list[str]:
-    """Return the local names on the way from the root to `node_id`, given `parent_edges`' result."""
+    """Return the local names on the path from the root to `node_id`, from the result of `parent_edges`."""
     names = []
     edge = edges[node_id]
     while edge is not None:
@@ -191,7 +191,7 @@ def mark_checkpoint_values(nodes: Sequence[Node]) -> list[Node]:
 
 
 def encode(nodes: Sequence[Node]) -> bytes:
-    """Return the ``TrackableObjectGraph`` of `nodes`, to the byte what TensorFlow writes for them.
+    """Return the ``TrackableObjectGraph`` of `nodes`, byte for byte as TensorFlow writes it.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """The protobuf classes of TensorFlow's messages, without TensorFlow.
 
-The classes live in a descriptor pool of their own. protobuf's default pool belongs to the whole process:
-whoever registers ``tensorflow.NodeDef`` there second, TensorFlow or us, gets a ``TypeError``. Messages of the
-two pools cannot be copied into each other; bytes travel freely.
+The classes are in a private descriptor pool. protobuf's default pool belongs to the whole process: the second
+registration of ``tensorflow.NodeDef`` there, TensorFlow's or ours, raises ``TypeError``. Messages of the two
+pools cannot be copied into each other, but their bytes are the same.
 
 Everything here is made on first use: importing this module costs nothing, importing protobuf tens of
 milliseconds.

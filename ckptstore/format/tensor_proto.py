@@ -1,11 +1,11 @@
-"""Tensor values inside protos: the constants of a graph.
+"""Tensor values in protos: the constants of a graph.
 
 Format
 ------
 Mirrors TensorFlow `tensorflow/core/framework/tensor.proto` and `tensor.cc`, Tensor::FromProto. The elements
-stand either in ``tensor_content``, as they stand in a data file (strings: all lengths as varints, then all
-bytes), or in the repeated field of their type. A repeated field that is shorter than the shape asks for
-repeats its last element; an empty one stands for zeros. So a few bytes may declare any number of elements.
+are either in ``tensor_content``, in the form of a data file (strings: all lengths as varints, then all
+bytes), or in the repeated field of their type. If that field has fewer elements than the shape, the last one
+is repeated; an empty field means zeros. So a few bytes may declare any number of elements.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ckptstore.types import DType
 __all__ = ["RESOURCE", "dtype_of", "fill_tensor_proto", "shape_of", "value_of"]
 
 RESOURCE = DType("resource", np.object_, 20)
-"""A handle to an object of a running process: found in graphs, never in checkpoints."""
+"""A handle to an object of a running process; in graphs only, never in checkpoints."""
 
 _REF_OFFSET = 100
 _MAX_ELEMENTS = (1 << 63) - 1
@@ -34,8 +34,7 @@ _MAX_DIMENSIONS = 254
 _ALWAYS_ALLOWED_BYTES = 1 << 20
 """A value that repeats its last element may take this much, or as much as its file if that is more."""
 
-# Which field holds the elements of which type, by TensorFlow's number, and the numpy type of that field's
-# elements.
+# TensorFlow's type number → the field with its elements, and the numpy type of that field.
 _FIELDS: dict[int, tuple[str, Any]] = {
     1: ("float_val", np.float32),
     2: ("double_val", np.float64),
@@ -56,12 +55,12 @@ _OBJECT_FIELDS = {7: "string_val", 20: "resource_handle_val", 21: "variant_val"}
 def dtype_of(number: int, *, source: str, tensor: str | None = None) -> DType | None:
     """Return the type with TensorFlow's `number` as graphs use it.
 
-    A reference type counts as the type it refers to, ``resource`` is allowed, and 0 (not said) is None.
+    A reference type counts as the type it refers to, ``resource`` is allowed, and 0 (not set) is None.
 
     Raises
     ------
     FormatError
-        For a number that TensorFlow does not know.
+        For a number that TensorFlow does not define.
     """
     if number > _REF_OFFSET:
         number -= _REF_OFFSET
@@ -86,7 +85,7 @@ def value_of(proto: Proto, *, source: str, size_limit: int, tensor: str | None =
     source : str
         URL for error messages.
     size_limit : int, bytes
-        The size of the file. A value that is larger and is not one element repeated is refused.
+        The size of the file. A larger value is refused, unless it is one element repeated.
     tensor : str, optional
         Name for error messages.
 
@@ -160,7 +159,7 @@ def _complete_shape(proto: Proto, source: str, tensor: str | None) -> tuple[int,
 
 
 def _elements(proto: Proto, dtype: DType, count: int, source: str, tensor: str | None) -> npt.NDArray[Any]:
-    """Return the stored elements, flat: `count` of them, or fewer of which the last one repeats."""
+    """Return the stored elements, flat: `count` of them, or fewer, of which the last one repeats."""
     enum = dtype.as_datatype_enum
     if enum in _OBJECT_FIELDS:
         return _object_elements(proto, enum, count, source, tensor)
@@ -185,7 +184,7 @@ def _elements(proto: Proto, dtype: DType, count: int, source: str, tensor: str |
     field, scalar = _FIELDS[enum]
     values = np.array(getattr(proto, field), scalar)
     if enum in (14, 19):
-        # The bit patterns, one uint16 an element.
+        # The bit patterns, one uint16 per element.
         values = values.astype(np.uint16).view(native)
     elif enum in (8, 18):
         values = values[: len(values) // 2 * 2].view(native)
@@ -252,7 +251,7 @@ def fill_tensor_proto(proto: Proto, array: npt.NDArray[Any], dtype: DType) -> No
     array : ndarray
         As `ckptstore.format.dtypes.to_storage_array` returns it.
     dtype : DType
-        Any but variant and resource.
+        Any except variant and resource.
     """
     proto.dtype = dtype.as_datatype_enum
     proto.tensor_shape.SetInParent()

@@ -1,4 +1,4 @@
-"""The network in a ``.meta``: build it, read it, ask it by name."""
+"""The network in a ``.meta``: build it, read it, look up its operations by name."""
 
 from __future__ import annotations
 

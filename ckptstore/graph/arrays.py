@@ -1,4 +1,4 @@
-"""The ``.meta`` for plain arrays: a graph of nothing but variables, which TensorFlow imports and restores.
+"""The ``.meta`` for plain arrays: a graph of variables only, which TensorFlow imports and restores.
 
 After ``tf.compat.v1.train.import_meta_graph(prefix + ".meta")`` and ``saver.restore(session, prefix)``,
 ``session.run("w:0")`` is the array saved as ``w``.
@@ -28,7 +28,7 @@ from ckptstore.types import DType
 __all__ = ["GRAPH_PRODUCER", "is_trainable", "meta_graph_for_arrays"]
 
 GRAPH_PRODUCER = 2474
-"""The graph version of TensorFlow 2.21, by whose rules the generated nodes are to be read."""
+"""The graph version of TensorFlow 2.21, whose rules apply to the generated nodes."""
 
 _TRAINABLE = frozenset({1, 2, 8, 14, 18, 19}) | frozenset(range(24, 29))
 
@@ -52,18 +52,18 @@ def meta_graph_for_arrays(
     sharded: bool = False,
     source: str = "<graph>",
 ) -> Graph:
-    """Return a graph with one variable an array, and the nodes to save and restore them.
+    """Return a graph with one variable per array, and the nodes to save and restore them.
 
-    Each array is a ``VariableV2`` called like its key, so that ``key:0`` is its value. A key that is no legal
-    name for an operation gets a legal one; the tensor in the checkpoint keeps the key. Types that TensorFlow
-    can assign to a resource variable only (float8_e5m2, float8_e4m3fn and those below one byte) are a
-    ``VarHandleOp``, whose value is ``key/Read/ReadVariableOp:0``. Types that it can assign to neither
-    (qint16, the other float8) are left out: one of them would make the whole graph unusable there.
+    Each array is a ``VariableV2`` named by its key, so that ``key:0`` is its value. If the key is not a legal
+    name for an operation, the variable gets a legal one, and the tensor in the checkpoint keeps the key.
+    Types that TensorFlow can only assign to resource variables (float8_e5m2, float8_e4m3fn and those below
+    one byte) are a ``VarHandleOp``, whose value is ``key/Read/ReadVariableOp:0``. Types that it can assign to
+    neither (qint16, the other float8) are omitted: one of them would make the whole graph unusable there.
 
     Parameters
     ----------
     specs : sequence of (key, dtype, shape)
-        In the order in which the tensors stand in the data file; the keys all different.
+        In the order of the tensors in the data file; all keys are different.
     max_to_keep, keep_checkpoint_every_n_hours, sharded
         For the ``SaverDef``.
     source : str
@@ -123,7 +123,7 @@ def _variable_nodes(saved: Sequence[SavedVariable], shapes: Sequence[Sequence[in
     for variable, shape in zip(saved, shapes, strict=True):
         name, enum = variable.operation, variable.dtype_enum
         if variable.is_resource:
-            # Without a name of its own for sharing, TensorFlow would make another variable for each run.
+            # Without a shared_name, TensorFlow would make a new variable for each run.
             handle = {
                 "dtype": encode.type_value(enum),
                 "shape": encode.shape_value(shape),

@@ -29,7 +29,7 @@ def read_attribute(proto: Proto, *, source: str, size_limit: int) -> Any:
     Raises
     ------
     FormatError, UnsupportedError
-        If a tensor is not sound, see `ckptstore.format.tensor_proto.value_of`.
+        If a tensor is damaged, see `ckptstore.format.tensor_proto.value_of`.
     """
     kind = proto.WhichOneof("value")
     if kind is None:
@@ -60,8 +60,8 @@ def fill_attribute(proto: Proto, value: Any, kind: str | None, *, attribute: str
     ----------
     proto : AttrValue
     value : object
-        What `read_attribute` returns, and what converts without doubt: text for bytes, names and numpy dtypes
-        for types, anything that makes an array for a tensor.
+        What `read_attribute` returns, or what converts to it unambiguously: text for bytes, names and numpy
+        dtypes for types, array-likes for tensors.
     kind : str, optional
         The attribute's kind as its operation's definition has it: ``"type"``, ``"list(int)"``, …. Without it
         the Python type decides: a list is a list, a tuple a shape, text a string.
@@ -125,7 +125,7 @@ def as_dtype(value: Any) -> DType:
     Raises
     ------
     UsageError
-        If there is none.
+        If it is not an element type.
     """
     if isinstance(value, DType):
         return value
@@ -143,7 +143,7 @@ def fill_shape(proto: Proto, shape: Sequence[int | None] | None) -> None:
     Raises
     ------
     TypeError, ValueError
-        If it is no shape.
+        If it is not a shape.
     """
     if shape is None:
         proto.unknown_rank = True
@@ -168,7 +168,7 @@ def _text(value: Any) -> bytes:
     raise TypeError("text or bytes are needed")
 
 
-def _whole(value: Any) -> int:
+def _integer(value: Any) -> int:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
         raise TypeError("a whole number is needed")
     return int(value)
@@ -206,7 +206,7 @@ def _set(field: str, convert: Callable[[Any], Any]) -> Callable[[Proto, Any], No
 
 _FILL: dict[str, Callable[[Proto, Any], None]] = {
     "string": _set("s", _text),
-    "int": _set("i", _whole),
+    "int": _set("i", _integer),
     "float": _set("f", _real),
     "bool": _set("b", _truth),
     "type": _set("type", lambda value: as_dtype(value).as_datatype_enum),
@@ -221,7 +221,7 @@ def _fill_list(proto: Proto, values: Sequence[Any], kind: str) -> None:
     if kind == "string":
         proto.s.extend(map(_text, values))
     elif kind == "int":
-        proto.i.extend(map(_whole, values))
+        proto.i.extend(map(_integer, values))
     elif kind == "float":
         proto.f.extend(map(_real, values))
     elif kind == "bool":

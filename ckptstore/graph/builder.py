@@ -54,7 +54,7 @@ class GraphBuilder:
     def __init__(self) -> None:
         self._meta = message_class("MetaGraphDef")()
         self._meta.graph_def.versions.producer = GRAPH_PRODUCER
-        # Output types of each operation; None where the catalogue does not know the operation.
+        # Output types of each operation; None if the catalogue does not have the operation.
         self._outputs: dict[str, list[int] | None] = {}
         self._variables: dict[str, tuple[DType, bool]] = {}
         self._collections: dict[str, list[Any]] = {}
@@ -69,12 +69,12 @@ class GraphBuilder:
         name : str
         dtype : DType, str or numpy dtype
         shape : sequence of (int or None), or None
-            None for a size that is not known, or as a whole for a shape of any rank.
+            None for an unknown size, or for a shape of any rank.
 
         Raises
         ------
         UsageError
-            If the name is illegal or taken, or one of the others does not make sense.
+            If the name is illegal or taken, or another argument is not valid.
         """
         return self._add(name, "Placeholder", {"dtype": as_dtype(dtype), "shape": _shape(name, shape)})
 
@@ -117,7 +117,7 @@ class GraphBuilder:
         """Add a variable: a ``VariableV2``, whose tensor is its value.
 
         It is listed in the collection ``variables`` and, if it is trainable, in ``trainable_variables``. It
-        gets its value by restoring a checkpoint; no initializer gives it one.
+        has no initializer: restoring a checkpoint gives it its value.
 
         Parameters
         ----------
@@ -125,12 +125,12 @@ class GraphBuilder:
         dtype : DType, str or numpy dtype
         shape : sequence of int
         trainable : bool, optional
-            Whether training changes it; by default real and complex numbers with a fraction are.
+            Whether training changes it; by default for floating-point and complex types.
 
         Raises
         ------
         UsageError
-            If the name is illegal or taken, or one of the others does not make sense.
+            If the name is illegal or taken, or another argument is not valid.
         """
         found = as_dtype(dtype)
         complete = _shape(name, shape)
@@ -156,19 +156,19 @@ class GraphBuilder:
         type : str
             As TensorFlow calls it, e.g. ``"MatMul"``.
         inputs : iterable of handles and names
-            Lists of tensors are given one by one. Control inputs (``"^a"``) may stand anywhere.
+            Lists of tensors are given one by one. Control inputs (``"^a"``) may be anywhere.
         attrs : mapping, optional
             Attribute name → value: bool, int, float, text, `DType` or numpy dtype (text too) for a type, a
-            tuple for a shape, an ndarray for a tensor, lists of these. For the types in the catalogue what
-            follows from the inputs may be left out; for others all attributes are needed, and text is text:
-            pass a `DType` for a type.
+            tuple for a shape, an ndarray for a tensor, lists of these. For the types in the catalogue,
+            attributes that follow from the inputs may be omitted. For others all attributes are needed, and
+            text is a string: pass a `DType` for a type.
         device : str
             Where it should run, e.g. ``"/device:GPU:0"``.
 
         Raises
         ------
         UsageError
-            If the name is illegal or taken, an input does not exist, or inputs and attributes do not fit the
+            If the name is illegal or taken, an input does not exist, or inputs or attributes do not fit the
             operation.
         """
         self._check_new(name)
@@ -224,8 +224,8 @@ class GraphBuilder:
         ----------
         name : str
         items : iterable
-            All of one kind: handles, text or bytes, whole numbers, or real numbers. Text that is the name of
-            an operation or tensor stands for it. In a collection of variables (``variables``,
+            All of one kind: handles, text or bytes, integers, or floats. Text that is the name of an
+            operation or tensor means that operation or tensor. In a collection of variables (``variables``,
             ``trainable_variables``, ``global_step``, …) variables only.
 
         Raises
@@ -253,7 +253,7 @@ class GraphBuilder:
         self._collections[name] = listed
 
     def _named(self, item: Any) -> Any:
-        """Return a handle for the name of something that was added, else `item` itself."""
+        """Return a handle if `item` is the name of something in the graph, else `item` itself."""
         if not isinstance(item, str):
             return item
         operation, colon, digits = item.partition(":")
@@ -265,7 +265,7 @@ class GraphBuilder:
         return item
 
     def build(self) -> Graph:
-        """Return what was described so far; the builder can go on."""
+        """Return the graph described so far; more can be added afterwards."""
         meta = message_class("MetaGraphDef")()
         meta.CopyFrom(self._meta)
         listed: dict[str, list[Any]] = {
@@ -297,10 +297,10 @@ class GraphBuilder:
     def _check_new(self, name: str) -> None:
         check_name(name)
         if name in self._outputs:
-            raise UsageError(f"there is already an operation {name!r}")
+            raise UsageError(f"the operation {name!r} already exists")
 
     def _resolve(self, operation: str, item: Input) -> tuple[str, int]:
-        """Return an input as it stands in a node, and its type's number (0 if not known)."""
+        """Return an input in the form of a node's input, and its type's number (0 if unknown)."""
         name = item.name if isinstance(item, (BuiltTensor, BuiltOperation)) else item
         if not isinstance(name, str):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""What the collections of a graph list, as Python objects."""
+"""The items of a graph's collections, as Python objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["VariableDefinitions", "decode_collection"]
 
 
 class VariableDefinitions:
-    """What the collections say of the graph's variables.
+    """The entries of variables in a graph's collections.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class VariableDefinitions:
                     self._trainable.add(name)
 
     def variable(self, operation: Operation) -> Variable:
-        """Return the variable that `operation` stands for."""
+        """Return the variable of `operation`."""
         return Variable(
             operation,
             self._by_operation.get(operation.name),

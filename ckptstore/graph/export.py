@@ -1,4 +1,4 @@
-"""Graphs in and out of ``.meta`` files."""
+"""Read graphs from ``.meta`` files and write them."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def read_meta_graph(
     source : str
         URL for error messages.
     clear_devices : bool
-        Whether to forget where operations asked to run, those inside functions included.
+        Whether to drop the requested devices of operations, those inside functions included.
     import_scope : str, optional
-        Put this and a slash before the name of everything, as TensorFlow's importer does.
+        Prefix for all names, followed by a slash, as in TensorFlow's importer.
 
     Raises
     ------
     FormatError
-        If `data` is no ``.meta``.
+        If `data` is not a ``.meta``.
     UsageError
-        If no name can start with `import_scope`.
+        If `import_scope` cannot begin a name.
     """
     message, is_text = parse_meta_graph(data, source=source)
     if not clear_devices and not import_scope:
@@ -89,27 +89,27 @@ def export_meta_graph_bytes(
     ----------
     graph : Graph
     saver_def : SaverDef, optional
-        How to save and restore; what the graph says already if left out.
+        How to save and restore; as the graph states it if omitted.
     collection_list : iterable of str, optional
-        The collections to include; all of them if left out.
+        The collections to include; all of them if omitted.
     as_text : bool
         Whether to return the text form.
     export_scope : str, optional
         Only the operations below this scope, under their names within it. See
-        `ckptstore.format.metagraph_scope.export_out_of_scope` for what becomes of inputs from outside.
+        `ckptstore.format.metagraph_scope.export_out_of_scope` for inputs from outside.
     clear_devices : bool
-        Whether to leave out where operations asked to run, those inside functions included.
+        Whether to drop the requested devices of operations, those inside functions included.
     clear_extraneous_savers : bool
-        Whether to drop the nodes of all savers but the one of `saver_def`: whatever stands in the same scope
-        as an operation that saves or restores.
+        Whether to drop the nodes of all savers except the one of `saver_def`: everything in the same scope as
+        an operation that saves or restores.
     strip_default_attrs : bool
-        Whether to drop attributes that have their default value.
+        Whether to drop attributes with their default value.
 
     Returns
     -------
     bytes
-        Those that the graph was read from if nothing changes, fields unknown here included; else
-        deterministic, and still with those fields.
+        The bytes that the graph was read from if nothing changes; else a deterministic form. Unknown fields
+        are kept in both.
 
     Raises
     ------
@@ -117,9 +117,9 @@ def export_meta_graph_bytes(
         With `strip_default_attrs`, if an operation is not defined in the graph or the catalogue; with
         `as_text`, if the graph has fields that text cannot express.
     UsageError
-        If no name can start with `export_scope`.
+        If `export_scope` cannot begin a name.
     """
-    asked = (
+    requested = (
         saver_def,
         collection_list,
         export_scope,
@@ -128,7 +128,7 @@ def export_meta_graph_bytes(
         strip_default_attrs,
     )
     file = file_of(graph)
-    if as_text == file.is_text and not any(option not in (None, False, "") for option in asked):
+    if as_text == file.is_text and not any(option not in (None, False, "") for option in requested):
         return file.data
     message = message_class("MetaGraphDef")()
     message.CopyFrom(file.message)
@@ -168,7 +168,7 @@ def _collection_names(collection_list: Iterable[str]) -> set[str]:
 
 
 def _clear_extraneous_savers(message: Proto, source: str) -> None:
-    """Drop the scopes of savers that are not the graph's own, by TensorFlow's rule: one scope, one saver."""
+    """Drop the scopes of savers that are not the graph's own; TensorFlow's rule is one saver per scope."""
     retained = set()
     if message.HasField("saver_def"):
         for name in (message.saver_def.save_tensor_name, message.saver_def.restore_op_name):

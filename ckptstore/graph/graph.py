@@ -1,4 +1,4 @@
-"""The network in a ``.meta``: ask it by name, without TensorFlow."""
+"""The network in a ``.meta``: look up its operations and tensors by name, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Graph", "file_of"]
 
 
 class Graph:
-    """A network. It never changes: what would change it returns another one.
+    """An immutable network: functions that change one return a new one.
 
     Lists are in the order of the file.
 
@@ -30,7 +30,7 @@ class Graph:
     Raises
     ------
     FormatError
-        Not here: if `data` is not a ``.meta``, or what is inside is damaged, whatever needs it raises.
+        Not by the constructor: a damaged part, or data that is not a ``.meta``, raises when it is first used.
 
     Threads
     -------
@@ -57,7 +57,7 @@ class Graph:
         Raises
         ------
         TensorNotFoundError
-            If there is none; the hint lists close names.
+            If it does not exist; the hint lists close names.
         """
         return self._nodes.operation(name)
 
@@ -67,7 +67,7 @@ class Graph:
         Raises
         ------
         TensorNotFoundError
-            If the name is not of that form, or there is no such operation or output; the hint lists close
+            If the name is not of that form, or the operation or output does not exist; the hint lists close
             names.
         """
         return self._nodes.tensor(name)
@@ -78,7 +78,7 @@ class Graph:
 
     @property
     def placeholders(self) -> list[Tensor]:
-        """The tensors that are fed from outside; not those through which a Saver gets its file name."""
+        """The tensors that are fed from outside, except those that a Saver feeds with its file name."""
         file_names = self._nodes.file_name_nodes
         found = self._nodes.operations("Placeholder", "PlaceholderV2", "PlaceholderWithDefault")
         return [tensor for op in found if op.name not in file_names for tensor in op.outputs[:1]]
@@ -90,7 +90,7 @@ class Graph:
 
     @property
     def variables(self) -> list[Variable]:
-        """What the network learns or counts, and a checkpoint holds.
+        """The variables of the network, whose values are in a checkpoint.
 
         These are the ``VariableV2``, ``Variable`` and ``VarHandleOp`` operations, whether or not a collection
         lists them; not ``TemporaryVariable``, which lives within one step.
@@ -103,7 +103,7 @@ class Graph:
         return sorted(self._file.message.collection_def)
 
     def get_collection(self, name: str) -> list[Any]:
-        """Return what the collection `name` lists; nothing if there is none of that name, as in TensorFlow.
+        """Return what the collection `name` lists; empty if it does not exist, as in TensorFlow.
 
         Returns
         -------
@@ -115,7 +115,7 @@ class Graph:
         Raises
         ------
         FormatError
-            If it names something that the graph does not have, or an entry is damaged.
+            If it names something that is not in the graph, or an entry is damaged.
         """
         collections = self._file.message.collection_def
         return decode_collection(self._nodes, collections[name], name) if name in collections else []
@@ -130,7 +130,7 @@ class Graph:
 
     @property
     def functions(self) -> dict[str, Function]:
-        """The functions that its operations call, by name."""
+        """The functions that operations call, by name."""
         return {
             function.signature.name: read_function(function, source=self._file.source)
             for function in self._file.message.graph_def.library.function

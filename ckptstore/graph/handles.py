@@ -1,4 +1,4 @@
-"""What a `GraphBuilder` hands out, and what its collections may list."""
+"""The handles that a `GraphBuilder` returns, and the items of its collections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class BuiltTensor:
         ``"operation:index"``.
     dtype : DType or None
     shape : tuple of (int or None), or None
-        As far as it was given; it is not worked out for operations.
+        As given to the builder; it is not inferred for operations.
     """
 
     name: str
@@ -33,13 +33,13 @@ class BuiltTensor:
 
 @dataclass(frozen=True, slots=True)
 class BuiltOperation:
-    """An operation in a `GraphBuilder`. As an input of another one it stands for its first output.
+    """An operation in a `GraphBuilder`. As an input of another one it means its first output.
 
     Attributes
     ----------
     name, type : str
     outputs : tuple of BuiltTensor
-        Empty also where the catalogue does not know the type: name its outputs (``"name:1"``) instead.
+        Also empty if the catalogue does not have the type: use names (``"name:1"``) instead.
     """
 
     name: str
@@ -48,7 +48,7 @@ class BuiltOperation:
 
 
 Input: TypeAlias = BuiltTensor | BuiltOperation | str
-"""A handle, or a name: ``"a"``, ``"a:1"``, ``"^a"`` for an operation that has to run before."""
+"""A handle, or a name: ``"a"``, ``"a:1"``, ``"^a"`` for an operation that must run before."""
 
 
 def collection_kind(item: Any, collection: str) -> str:
@@ -57,7 +57,7 @@ def collection_kind(item: Any, collection: str) -> str:
     Raises
     ------
     UsageError
-        If no field does.
+        If no field can hold it.
     """
     for types, kind in (
         ((BuiltTensor, BuiltOperation), "node_list"),
@@ -71,7 +71,7 @@ def collection_kind(item: Any, collection: str) -> str:
 
 
 def collection_value(item: Any) -> Any:
-    """Return `item` as it stands in the field that `collection_kind` names."""
+    """Return `item` in the form of the field that `collection_kind` names."""
     if isinstance(item, (BuiltTensor, BuiltOperation)):
         return item.name
     if isinstance(item, (int, np.integer)):

@@ -1,4 +1,4 @@
-"""Nodes and variable definitions, encoded by hand.
+"""Encode nodes and variable definitions by hand.
 
 A ``.meta`` for 100 000 arrays has 200 000 nodes; protobuf objects for them take ten times as long as these
 functions. The bytes are those of protobuf's deterministic form: fields and map keys ascending.
@@ -64,7 +64,7 @@ def node(name: str, op: str, inputs: Iterable[str], encoded_attributes: bytes) -
 def attributes(values: Mapping[str, bytes]) -> bytes:
     """Return the attributes of a node; the values are encoded ``AttrValue`` messages.
 
-    No name may be the beginning of another: implementations of protobuf differ in the order of such keys.
+    No name may be a prefix of another: implementations of protobuf differ in the order of such keys.
     """
     return b"".join(
         message_field(5, text_field(1, name) + message_field(2, value))
@@ -79,7 +79,7 @@ def type_value(enum: int) -> bytes:
 
 def type_list_value(enums: Iterable[int]) -> bytes:
     """Return the ``AttrValue`` of a list of element types."""
-    # Every type's number is below 128: the packed varints are the bytes themselves.
+    # Every type's number is below 128, so that the packed varints are the numbers as bytes.
     return message_field(1, message_field(6, bytes(enums)))
 
 
@@ -117,7 +117,7 @@ def variable_def(variable: str, snapshot: str, *, is_resource: bool, trainable: 
     """Return the ``VariableDef`` of a variable that has no initial value.
 
     Its initializer is its own operation, which does nothing: initializing all variables leaves it
-    uninitialized, and reading it before it is restored is an error rather than a plausible zero.
+    uninitialized, so that reading it before it is restored is an error and not a plausible zero.
     """
     encoded = text_field(1, f"{variable}:0") + text_field(2, variable) + text_field(3, f"{snapshot}:0")
     if is_resource:

@@ -16,8 +16,8 @@ _MAX_INDEX_DIGITS = 10
 
 _MIN_OUTPUT_LIMIT = 65_536
 
-# The operations whose first input is a file name: the placeholders behind it are the Saver's, not the
-# network's.
+# Operations whose first input is a file name: the placeholders behind it belong to the Saver, not to the
+# network.
 _FILE_OPS = frozenset(
     {"Save", "SaveSlices", "SaveV2", "Restore", "RestoreSlice", "RestoreV2", "ShardedFilename"}
 )
@@ -53,7 +53,9 @@ class NodeTable:
             operation, colon, _ = name.partition(":")
             hint = did_you_mean_or_known(name, self._positions, "operations")
             if colon and operation in self._positions:
-                hint = f"{name!r} names a tensor: ask get_tensor_by_name, or for operation {operation!r}."
+                hint = (
+                    f"{name!r} names a tensor: call get_tensor_by_name, or ask for operation {operation!r}."
+                )
             raise TensorNotFoundError(
                 f"the graph has no operation {name!r}", url=self._file.source, hint=hint
             )
@@ -158,7 +160,7 @@ class NodeTable:
 
     @functools.cached_property
     def file_name_nodes(self) -> set[str]:
-        """The placeholders that hand a file name to the operations that save and restore."""
+        """The placeholders that pass a file name to the operations that save and restore."""
         nodes = self._file.message.graph_def.node
         found: set[str] = set()
         pending = [node.input[0] for node in nodes if node.op in _FILE_OPS and node.input]
@@ -198,7 +200,7 @@ class NodeTable:
 
     @functools.cached_property
     def _referenced(self) -> dict[str, int]:
-        """For each operation that an input names: the highest output that one names, plus 1."""
+        """Operation → the number of the highest output that an input names, plus 1."""
         referenced: dict[str, int] = {}
         limit = max(1024, self._file.size_bytes)
         for node in self._file.message.graph_def.node:

@@ -1,4 +1,4 @@
-"""Operations and tensors of a `Graph`: views that read its message when asked."""
+"""Operations and tensors of a `Graph`: views that read its message on access."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFERENCE_VARIABLE_OPS = frozenset({"Variable", "VariableV2"})
 RESOURCE_VARIABLE_OPS = frozenset({"VarHandleOp"})
 """Operations whose output is a handle to a variable."""
 
-# Their outputs have the shape of this attribute; other operations say it in _output_shapes or not at all.
+# The attribute "shape" of these is the shape of their output; others have _output_shapes, or nothing.
 _SHAPE_ATTRIBUTE_OPS = REFERENCE_VARIABLE_OPS | {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
 
 
@@ -89,7 +89,7 @@ class Operation:
 
     @property
     def device(self) -> str:
-        """Where it asks to run; empty if it does not say."""
+        """The requested device; empty if none is."""
         return str(self._node.device)
 
     @property
@@ -105,7 +105,7 @@ class Operation:
 
     @property
     def control_inputs(self) -> tuple[Operation, ...]:
-        """The operations that have to run before it.
+        """The operations that must run before it.
 
         Raises
         ------
@@ -118,10 +118,10 @@ class Operation:
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
-        """The tensors it gives.
+        """The tensors it produces.
 
-        Where neither the graph nor the catalogue defines an operation of this type, their number is the least
-        that fits its shapes and the graph's other nodes, and their type is None.
+        If neither the graph nor the catalogue defines this type of operation, their number is the least that
+        fits its shapes and the graph's other nodes, and their type is None.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class Operation:
         return self._outputs
 
     def get_attr(self, name: str) -> Any:
-        """Return an attribute; its default if the node does not have it and the operation's definition does.
+        """Return an attribute, or its default from the operation's definition.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class Operation:
         Raises
         ------
         UsageError
-            If there is no such attribute; the hint lists close ones.
+            If it does not exist; the hint lists close names.
         """
         proto = self._attribute(name)
         if proto is None:
@@ -269,9 +269,9 @@ class Tensor:
         Raises
         ------
         FormatError
-            If the stored value is not sound.
+            If the stored value is damaged.
         UnsupportedError
-            If it declares far more elements than it has, of which more than one are different.
+            If it declares far more elements than it stores, unless all are equal.
         """
         return self.op._constant_value()
 
@@ -289,11 +289,11 @@ class Tensor:
 
 
 class Variable(Tensor):
-    """A variable: the tensor that stands for it, with the type and shape of its value.
+    """A variable: its tensor, with the type and shape of its value.
 
     The tensor of a resource variable (``VarHandleOp``) is a handle: ``get_tensor_by_name`` gives it the type
-    ``resource``; here `dtype` and `shape` are those of the value. What the graph's collections say of a
-    variable is in `variable_name` and so on, each empty where they say nothing.
+    ``resource``, but here `dtype` and `shape` are those of the value. `initializer_name` and the other names
+    come from the graph's collections; they are empty if those do not contain them.
     """
 
     __slots__ = ("_definition", "_in_trainable")
@@ -305,32 +305,32 @@ class Variable(Tensor):
 
     @property
     def variable_name(self) -> str:
-        """The tensor's name, as TensorFlow's ``VariableDef`` calls it."""
+        """The tensor's name, as in TensorFlow's ``VariableDef``."""
         return self.name
 
     @property
     def initializer_name(self) -> str:
-        """The operation that gives it its first value."""
+        """The operation that initializes it."""
         return self._text("initializer_name")
 
     @property
     def snapshot_name(self) -> str:
-        """The tensor through which it is read."""
+        """The tensor that reads it."""
         return self._text("snapshot_name")
 
     @property
     def initial_value_name(self) -> str:
-        """The tensor that holds its first value."""
+        """The tensor with its initial value."""
         return self._text("initial_value_name")
 
     @property
     def is_resource(self) -> bool:
-        """Whether its tensor is a handle and not the value."""
+        """Whether its tensor is a handle instead of the value."""
         return self.op.type in RESOURCE_VARIABLE_OPS
 
     @property
     def trainable(self) -> bool:
-        """Whether training changes it; TensorFlow before 1.9 says so in ``trainable_variables`` only."""
+        """Whether training changes it; TensorFlow before 1.9 states this only in ``trainable_variables``."""
         return self._in_trainable or (self._definition is not None and bool(self._definition.trainable))
 
     @property

@@ -1,7 +1,7 @@
-"""The operations that people meet most, for graphs that do not define them.
+"""The most common operations, for graphs that do not define them.
 
-A ``.meta`` from TensorFlow carries the definitions of its operations (``stripped_op_list``) and needs none of
-this; those of other writers, and graphs made with `ckptstore.graph.builder`, do not.
+A ``.meta`` from TensorFlow contains the definitions of its operations (``stripped_op_list``) and does not
+need this; those of other writers, and graphs made with `ckptstore.graph.builder`, do.
 
 Format
 ------

@@ -1,4 +1,4 @@
-"""What an operation's definition says: arguments, attributes, and so the number and types of its outputs."""
+"""Definitions of operations: arguments, attributes, and from these the number and types of outputs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _NEXT_ATTRIBUTE = re.compile(r", (?=\w+: )")
 class Definitions:
     """The definitions of the operations in one graph.
 
-    First come those that the ``.meta`` carries, then the graph's own functions, which are operations too,
-    then the catalogue.
+    In this order: those in the ``.meta``, the graph's own functions, which are operations too, and the
+    catalogue.
 
     Threads
     -------
@@ -49,7 +49,7 @@ class _CatalogEntry:
 
 @functools.cache
 def _catalog() -> dict[str, _CatalogEntry]:
-    """Return the catalogue, each operation still as text: most are never asked for."""
+    """Return the catalogue with each operation still as text: most are never used."""
     found = {}
     statements = re.sub(r"\n +", " ", CATALOG)
     for line in statements.splitlines():
@@ -64,7 +64,7 @@ def _catalog() -> dict[str, _CatalogEntry]:
 
 @functools.cache
 def builtin_definition(op_type: str) -> Proto | None:
-    """Return the catalogue's ``OpDef`` for `op_type`, or None if it is not there."""
+    """Return the catalogue's ``OpDef`` for `op_type`, or None."""
     entry = _catalog().get(op_type)
     if entry is None:
         return None
@@ -109,7 +109,7 @@ def argument_types(
     source: str,
     operation: str,
 ) -> list[int] | None:
-    """Return the element type, as TensorFlow's number, of each tensor that `arguments` stand for.
+    """Return the element type, as TensorFlow's number, of each tensor in `arguments`.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def argument_types(
     Returns
     -------
     list of int or None
-        None if an attribute that the number depends on is missing; a type that is missing is 0.
+        None if an attribute that the count depends on is missing; a missing type is 0.
 
     Raises
     ------

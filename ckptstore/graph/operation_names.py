@@ -9,8 +9,8 @@ from ckptstore.errors import UsageError
 
 __all__ = ["check_name", "check_scope", "is_legal_name", "legal_names", "unused_scope"]
 
-# As measured on TensorFlow 2.21. Its Python rule, [A-Za-z0-9.][A-Za-z0-9_.\\/>-]*, lets more through than its
-# importer: that refuses a backslash, and a '>' that nothing follows which could begin a name.
+# Measured on TensorFlow 2.21. Its Python rule, [A-Za-z0-9.][A-Za-z0-9_.\\/>-]*, accepts more than its
+# importer, which refuses a backslash, and a '>' unless a legal first character follows.
 _PART = r"[A-Za-z0-9.][A-Za-z0-9_./-]*"
 _LEGAL = re.compile(f"{_PART}(?:>{_PART})*")
 _ILLEGAL_CHARACTER = re.compile(r"[^A-Za-z0-9_./>-]|>(?![A-Za-z0-9.])")
@@ -37,7 +37,7 @@ def check_scope(scope: str) -> str:
     Raises
     ------
     UsageError
-        If no operation's name can start with it.
+        If it cannot begin an operation's name.
     """
     stripped = scope.rstrip("/") if isinstance(scope, str) else ""
     if not is_legal_name(stripped + "/a"):
@@ -48,9 +48,8 @@ def check_scope(scope: str) -> str:
 def legal_names(keys: Sequence[str]) -> list[str]:
     """Return a legal name for each key, all different.
 
-    A key that is legal stays as it is. In another one each illegal character becomes ``_``, a first character
-    that may not be the first gets a ``v`` before it, and ``_1``, ``_2`` … is appended where the name is
-    taken.
+    A legal key stays unchanged. In the others each illegal character becomes ``_``, a ``v`` goes before an
+    illegal first character, and ``_1``, ``_2`` … is appended if the name is taken.
 
     Parameters
     ----------
@@ -79,7 +78,7 @@ def legal_names(keys: Sequence[str]) -> list[str]:
 
 
 def unused_scope(scope: str, names: Iterable[str]) -> str:
-    """Return `scope`, or it with ``_1``, ``_2`` … appended, so that no name is equal to it or below it."""
+    """Return `scope`, with ``_1``, ``_2`` … appended if a name is equal to it or below it."""
     first_parts = {name.partition("/")[0] for name in names if name.startswith(scope)}
     number = 0
     found = scope

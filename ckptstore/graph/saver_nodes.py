@@ -1,4 +1,4 @@
-"""The nodes through which a graph saves and restores its variables.
+"""The nodes that save and restore a graph's variables.
 
 Format
 ------
@@ -7,7 +7,7 @@ BaseSaverBuilder), as measured on TensorFlow 2.21::
 
     save/filename/input -> save/filename -> save/Const              the prefix
     save/SaveV2 (tensor_names, shape_and_slices, every variable)    save/control_dependency waits for it
-    save/RestoreV2 (tensor_names, shape_and_slices)                 one output a variable
+    save/RestoreV2 (tensor_names, shape_and_slices)                 one output per variable
     save/Assign_k (variable, save/RestoreV2:k)                      save/restore_all waits for all of them
 """
 
@@ -35,18 +35,17 @@ __all__ = [
     "with_saver",
 ]
 
-# What TensorFlow 2.21 has an assignment for on a CPU, by type number. One operation without a kernel in the
-# graph and no session runs it at all, whatever is asked for: such variables cannot be part of saving and
-# restoring.
+# Types with an assignment kernel on a CPU in TensorFlow 2.21, by number. A session cannot run anything in a
+# graph that has one operation without a kernel: such variables cannot be part of saving and restoring.
 ASSIGNABLE_REFERENCES = frozenset(range(1, 24)) - {15, 20}
-"""Types that ``Assign`` takes: all up to uint64 but qint16."""
+"""Types that ``Assign`` takes: all up to uint64 except qint16."""
 
 ASSIGNABLE_RESOURCES = (ASSIGNABLE_REFERENCES - {16}) | {24, 25, 29, 30, 31, 32, 33}
-"""Types that ``AssignVariableOp`` takes: no quint16, but two of float8 and those below one byte."""
+"""Types that ``AssignVariableOp`` takes: not quint16, but two of float8 and those below one byte."""
 
 
 class SavedVariable(NamedTuple):
-    """One variable of the graph and its place in the checkpoint.
+    """One variable of the graph and its tensor in the checkpoint.
 
     Attributes
     ----------
@@ -58,11 +57,11 @@ class SavedVariable(NamedTuple):
     read : str
         The tensor that holds its value.
     is_resource : bool
-        Whether `operation` gives a handle and not the value.
+        Whether the output of `operation` is a handle instead of the value.
     spec : str
-        Shape and slice, for a part of a partitioned variable; empty for the whole.
+        Shape and slice of a part of a partitioned variable; empty for a whole one.
     fixed_shape : bool
-        Whether restoring another shape than the variable's is an error.
+        Whether restoring a different shape is an error.
     """
 
     key: str
@@ -89,7 +88,7 @@ def saver_def_for(
 
 
 def encode_saver_nodes(variables: Sequence[SavedVariable], scope: str) -> bytes:
-    """Return the nodes as a piece of a ``GraphDef``; the data file follows the order of `variables`."""
+    """Return the nodes as a part of a ``GraphDef``; the data file has the order of `variables`."""
     return b"".join(_saver_nodes(variables, scope))
 
 
@@ -162,18 +161,18 @@ def with_saver(
     Parameters
     ----------
     graph : Graph
-        Returned as it is if it can save already, or has no variable that TensorFlow could save.
+        Returned unchanged if it has such nodes already, or has no variable that TensorFlow could save.
     variables : mapping of str to str, optional
         The tensor's name in the checkpoint → the variable's operation, in the order of the data file. All
-        variables under their own names, sorted, if left out. One whose type TensorFlow cannot assign (qint16,
-        some float8) stays out of saving and restoring: it would make the whole graph unusable.
+        variables under their own names, sorted, if omitted. A variable whose type TensorFlow cannot assign
+        (qint16, some float8) is not saved: it would make the whole graph unusable.
     max_to_keep, keep_checkpoint_every_n_hours, sharded
         For the ``SaverDef``.
 
     Raises
     ------
     UsageError
-        If `variables` names something that is no variable of the graph.
+        If `variables` names something that is not a variable of the graph.
     """
     file = file_of(graph)
     if file.message.HasField("saver_def"):
@@ -206,7 +205,7 @@ def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str
     known = {variable.op.name: variable for variable in graph.variables}
     if variables is None:
         named = [(v.save_slice[0] if v.save_slice else name, v) for name, v in known.items()]
-        # As TensorFlow's Saver: by the variable's name, not by the tensor's.
+        # As in TensorFlow's Saver: by the variable's name, not by the tensor's.
         return sorted(named, key=lambda pair: pair[1].op.name)
     for key, name in variables.items():
         if name not in known:
@@ -219,7 +218,7 @@ def _chosen(graph: Graph, variables: Mapping[str, str] | None) -> list[tuple[str
 
 
 def _saved(key: str, variable: Variable, read_scope: str) -> Iterator[SavedVariable]:
-    """Yield how `variable` is saved; nothing if TensorFlow could not restore it."""
+    """Yield the entry of `variable`; nothing if TensorFlow could not restore it."""
     assignable = ASSIGNABLE_RESOURCES if variable.is_resource else ASSIGNABLE_REFERENCES
     if variable.dtype is None or variable.dtype.as_datatype_enum not in assignable:
         return

@@ -18,7 +18,7 @@ class TensorInfo:
     Attributes
     ----------
     name : str or None
-        The tensor's name in the graph; None if several tensors stand for it, which `parts` lists.
+        The tensor's name in the graph; None if it consists of several tensors, which `parts` lists.
     dtype : DType or None
     shape : tuple of (int or None), or None
         None for an unknown size, or for a shape of unknown rank.
@@ -49,7 +49,7 @@ class Argument:
     ----------
     name : str
     dtype : DType or None
-        None if the type is left to the call.
+        None if the call determines the type.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Fill in the attributes of a new operation that follow from its inputs, and check the rest."""
+"""Infer the attributes of a new operation from its inputs, and check the others."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _NAMES = {dtype.as_datatype_enum: dtype.name for dtype in (*dtypes.ALL, RESOURCE
 def fill_attributes(
     node: Proto, op_def: Proto | None, given: dict[str, Any], input_types: Sequence[int]
 ) -> None:
-    """Write the attributes of `node`: those given, then those that follow from the types of its inputs.
+    """Write the attributes of `node`: those given, then those inferred from the types of its inputs.
 
     Parameters
     ----------
     node : NodeDef
     op_def : OpDef or None
-        Without a definition the given attributes are taken as they are.
+        Without a definition the given attributes are used unchecked.
     given : dict
         Attribute name → Python value.
     input_types : sequence of int
-        The type number of each input but control inputs; 0 where it is not known.
+        The type number of each input except control inputs; 0 if unknown.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def fill_attributes(
     for name, value in given.items():
         if not isinstance(name, str):
             raise UsageError(f"operation {node.name!r} has an attribute without a name", actual=repr(name))
-        # Names that start with an underscore are for anybody's use, e.g. _class, _output_shapes.
+        # Names that start with an underscore are allowed everywhere, e.g. _class, _output_shapes.
         if op_def is not None and name not in kinds and not name.startswith("_"):
             raise UsageError(
                 f"operation {node.name!r} ({node.op}) has no attribute {name!r}",
@@ -80,7 +80,7 @@ def _argument_sizes(node: Proto, op_def: Proto, available: int) -> list[int]:
     rest = available - sum(size for size in sizes if size is not None)
     share = 0
     if open_arguments:
-        # Several open lists can only be told apart if they are equally long by definition.
+        # Several lists of unknown length can only be separated if they are equally long by definition.
         counts = {argument.number_attr for argument in open_arguments}
         if len(open_arguments) > 1 and (len(counts) > 1 or "" in counts):
             names = sorted({argument.number_attr or argument.type_list_attr for argument in open_arguments})

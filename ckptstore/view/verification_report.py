@@ -121,9 +121,7 @@ def verification_lines(facts: VerificationFacts) -> list[tuple[str, Tone]]:
         verdict = ", ".join(counts) or "all good"
         lines.append((f"{plural(len(facts.checked), 'checkpoint')}: {verdict}", "bad" if counts else "good"))
     if facts.quick:
-        lines.append(
-            ("quick: only index and file sizes; without --quick every tensor is checked", "muted")
-        )
+        lines.append(("quick: only index and file sizes; without --quick every tensor is checked", "muted"))
     return lines
 
 
