@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -45,6 +48,7 @@ class GenericUpload(Upload):
         self._forget = forget
         self._data = bytearray()
         self._file: IO[bytes] | None = None
+        self._remove_file: Callable[[], object] = lambda: None
 
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         size_bytes = len(self._data) + sum(map(len, pieces))
@@ -54,11 +58,15 @@ class GenericUpload(Upload):
             return
         try:
             if self._file is None:
-                self._file = tempfile.NamedTemporaryFile(prefix="ckptstore-")  # noqa: SIM115 - closed at the end
+                # Python would delete the file when a forked child drops its copy of the upload.
+                self._file = tempfile.NamedTemporaryFile(prefix="ckptstore-", delete=False)  # noqa: SIM115
+                self._remove_file = weakref.finalize(self, _remove, self._file, os.getpid())
                 self._file.write(self._data)
                 self._data = bytearray()
             for piece in pieces:
                 self._file.write(piece)
+            # A child has a copy of what is still in the buffer, and would write it when it ends.
+            self._file.flush()
         except OSError as error:
             raise from_os_error(error, "cannot collect the upload", tempfile.gettempdir()) from error
 
@@ -69,7 +77,6 @@ class GenericUpload(Upload):
         try:
             if self._file is None:
                 return self._put(bytes(self._data), "")
-            self._file.flush()
             return self._put(None, self._file.name)
         finally:
             self._release()
@@ -83,7 +90,16 @@ class GenericUpload(Upload):
     def _release(self) -> None:
         self._forget(self)
         self._data = bytearray()
-        file, self._file = self._file, None
-        # A child must not remove the parent's file.
-        if file is not None and self.is_ours:
-            file.close()
+        self._file = None
+        self._remove_file()
+
+
+def _remove(file: IO[bytes], pid: int) -> None:
+    """Close and delete a temporary file, in the process that made it."""
+    if os.getpid() != pid:
+        return
+    # What could not be written was reported already.
+    with contextlib.suppress(OSError):
+        file.close()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file.name)

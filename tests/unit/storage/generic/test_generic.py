@@ -438,6 +438,23 @@ def test_what_does_not_fit_into_memory_waits_in_a_file_that_goes_away(
     assert list(Remote.store) == ["/run/model.index"]
 
 
+def test_a_forked_child_takes_nothing_from_an_upload_of_its_parent(here: Location) -> None:
+    data = os.urandom(1 << 20) * 33
+    with here.storage.upload(here.key) as upload:
+        upload.write(data[: 25 << 20])
+        pid = os.fork()
+        if pid == 0:
+            try:
+                upload.close()
+                del upload
+            finally:
+                os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        upload.write(data[25 << 20 :])
+        assert isinstance(upload.commit(), Committed)
+    assert here.storage.get(here.key).data == data
+
+
 def test_a_full_temporary_directory_is_a_full_storage(
     here: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
