@@ -180,9 +180,6 @@ class BundleReader(abc.ABC):
         """
         self._check_covered(self.stored(name))
 
-    def close(self) -> None:  # noqa: B027 - readers may override it
-        """Release what is held; nothing by default."""
-
     def specs(self) -> dict[str, TensorSpec]:
         """Return name → spec of all tensors, ascending by name."""
         return {name: self.spec(name) for name in self.names()}

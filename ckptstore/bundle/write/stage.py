@@ -121,11 +121,6 @@ class Stage:
         self._out = 0
         self._most_out = 0
 
-    @property
-    def is_copied(self) -> bool:
-        """Whether the arrays may be changed again."""
-        return self._is_copied
-
     def copy(self) -> None:
         """Copy everything; when this returns, the arrays may be changed.
 

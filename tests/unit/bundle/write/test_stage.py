@@ -81,7 +81,6 @@ def _staged(
 
     wait = in_background(save)
     stage.copy()
-    assert stage.is_copied
     spoil()
     return wait()
 
@@ -238,7 +237,6 @@ def test_a_save_that_fails_gives_all_memory_back_and_wakes_who_copies(limit):
     with pytest.raises(TransientError, match="fell off"):
         wait()
     assert budget.used_bytes == 0
-    assert not stage.is_copied or limit is None
 
 
 def test_a_part_that_fails_while_everybody_waits_ends_it():
