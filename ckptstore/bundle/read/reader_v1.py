@@ -42,10 +42,6 @@ class ReaderV1(BundleReader):
     files : sequence of TableFile
         In the order of their shard numbers.
 
-    Attributes
-    ----------
-    files : sequence of TableFile
-
     Raises
     ------
     FormatError
@@ -101,12 +97,8 @@ class ReaderV1(BundleReader):
     def entry(self, name: str) -> BundleEntry:
         """Return shape, type and slices; the format has no offsets, sizes or checksums of tensors."""
         found = self._tensor(name)
-        slices = tuple(found.slices)
-        return BundleEntry(found.dtype_enum, found.shape, slices=() if self._in_one_piece(found) else slices)
-
-    @staticmethod
-    def _in_one_piece(tensor: _CollectedTensor) -> bool:
-        return tensor.slices == [full_slice(len(tensor.shape))]
+        is_whole = found.slices == [full_slice(len(found.shape))]
+        return BundleEntry(found.dtype_enum, found.shape, slices=() if is_whole else tuple(found.slices))
 
     def stored(self, name: str) -> StoredTensor:
         stored = self._stored.get(name)
@@ -114,14 +106,13 @@ class ReaderV1(BundleReader):
             found = self._tensor(name)
             dtype = dtypes.by_enum(found.dtype_enum, source=self.url, tensor=name)
             dtypes.check_array_shape(found.shape, dtype, source=self.url, tensor=name)
-            boxes = () if self._in_one_piece(found) else tuple(found.slices)
             if not found.slices:
                 raise FormatError("the meta data names no slice of this tensor", url=self.url, tensor=name)
             entries = tuple(
                 BundleEntry(found.dtype_enum, box.shape_within(found.shape), number)
                 for box, (number, _) in zip(found.slices, found.homes, strict=True)
             )
-            stored = StoredTensor(name, dtype, found.shape, boxes, entries)
+            stored = StoredTensor(name, dtype, found.shape, self.entry(name).slices, entries)
             check_partition(stored, self.url)
             self._stored[name] = stored
         return stored
