@@ -118,17 +118,8 @@ def decode_strings(
             actual=pos + 4 + sum(lengths),
         )
     checksum = _lengths_crc32c(lengths, big_endian=big_endian)
-    stored = unmask(int.from_bytes(view[pos : pos + 4], "big" if big_endian else "little"))
-    if stored != checksum:
-        raise ChecksumError(
-            "The length checksum does not match",
-            url=source,
-            tensor=tensor,
-            offset=offset + pos,
-            expected=f"{stored:#010x}",
-            actual=f"{checksum:#010x}",
-            hint="The data file is damaged; restore an older checkpoint or copy this one again.",
-        )
+    stored = int.from_bytes(view[pos : pos + 4], "big" if big_endian else "little")
+    _check_crc32c("The length checksum does not match", checksum, stored, source, tensor, offset + pos)
     if masked_crc32c is not None:
         _check_entry_crc32c(crc32c(view[pos:], checksum), masked_crc32c, source, tensor, offset)
     body = bytes(view[pos + 4 :])
@@ -157,9 +148,14 @@ def _decode_lengths(
 
 
 def _check_entry_crc32c(crc: int, masked_crc32c: int | None, source: str, tensor: str, offset: int) -> None:
-    if masked_crc32c is not None and unmask(masked_crc32c) != crc:
+    if masked_crc32c is not None:
+        _check_crc32c("Checksum does not match", crc, masked_crc32c, source, tensor, offset)
+
+
+def _check_crc32c(what: str, crc: int, masked_crc32c: int, source: str, tensor: str, offset: int) -> None:
+    if unmask(masked_crc32c) != crc:
         raise ChecksumError(
-            "Checksum does not match",
+            what,
             url=source,
             tensor=tensor,
             offset=offset,
@@ -236,16 +232,8 @@ def decode_variants(
         pos += length
         crc = crc32c(proto, crc32c(struct.pack("<Q", length), crc))
         stored = int.from_bytes(view[pos : pos + 4], "little")
-        if unmask(stored) != crc:
-            raise ChecksumError(
-                f"The checksum of variant element {index} does not match",
-                url=source,
-                tensor=tensor,
-                offset=offset + start,
-                expected=f"{unmask(stored):#010x}",
-                actual=f"{crc:#010x}",
-                hint="The data file is damaged; restore an older checkpoint or copy this one again.",
-            )
+        what = f"The checksum of variant element {index} does not match"
+        _check_crc32c(what, crc, stored, source, tensor, offset + start)
         crc = crc32c(view[pos : pos + 4], crc)
         pos += 4
         protos.append(proto)
