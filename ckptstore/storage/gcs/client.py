@@ -166,15 +166,7 @@ class GcsClient:
 
     def _send_directly(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         url, is_ours = self._target(request)
-        headers = dict(request.headers)
-        fault = None
-        if is_ours:
-            try:
-                headers = self._fs._get_headers(headers)
-            except Exception as error:  # noqa: BLE001 - as below
-                fault = _credential_fault(error, "the credentials cannot be renewed")
-        if fault is not None:
-            raise fault
+        headers = self._signed(request.headers) if is_ours else dict(request.headers)
         parts = urlsplit(url)
         server = self._servers.at(parts, ssl.create_default_context, _CONNECT_S)
         headers["Host"] = parts.netloc.rpartition("@")[2]
@@ -205,7 +197,11 @@ class GcsClient:
     async def _send(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         url, is_ours = self._target(request)
         target = URL(url, encoded=True)
-        headers = await self._signed(request.headers) if is_ours else dict(request.headers)
+        headers = dict(request.headers)
+        if is_ours:
+            # In a thread: it may fetch a new token, and blocks its thread until then.
+            is_quick = self.is_anonymous
+            headers = self._signed(headers) if is_quick else await asyncio.to_thread(self._signed, headers)
         body = None
         if request.body or request.method in ("POST", "PUT"):
             headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
@@ -265,12 +261,10 @@ class GcsClient:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
-    async def _signed(self, headers: Mapping[str, str]) -> dict[str, str]:
-        if self.is_anonymous:
-            return self._fs._get_headers(headers)  # type: ignore[no-any-return]
+    def _signed(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return `headers` with the credentials; a token may be fetched for them first."""
         try:
-            # In a thread: it may fetch a new token, and blocks its thread until then.
-            return await asyncio.to_thread(self._fs._get_headers, headers)
+            return self._fs._get_headers(headers)  # type: ignore[no-any-return]
         except Exception as error:  # noqa: BLE001 - Google's, gcsfs's, requests': many libraries meet here
             fault = _credential_fault(error, "the credentials cannot be renewed")
         raise fault
