@@ -238,14 +238,7 @@ class Checkpoint:
         Nothing is deleted; for that there is `CheckpointManager`. The number of a save that fails is not used
         again.
 
-        Parameters
-        ----------
-        prefix : str or PathLike
-            Prefix or URL; missing directories are made.
-        storage_options : mapping, optional
-            Goes to the backend as it is.
-        deadline_s, memory_budget, durability, progress :
-            As for `write`.
+        Parameters are those of `write`.
 
         Returns
         -------
