@@ -107,7 +107,7 @@ def _parts(service: ObjectService, object_name: ObjectName) -> Iterator[Finding]
 def _conditions(verdicts: Verdicts) -> Finding:
     words = [
         f"create {_word(verdicts.create)}",
-        f"swap {_word(verdicts.cas)} ({_MISSING[verdicts.cas_missing]})",
+        f"swap {_word(verdicts.cas)} (of nothing: {_word(verdicts.cas_missing)})",
         f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
     ]
     detail = ", ".join(words)
@@ -115,12 +115,5 @@ def _conditions(verdicts: Verdicts) -> Finding:
     return Finding("conditions", "degraded" if verdicts.single_writer else "ok", detail)
 
 
-_MISSING = {
-    "404": "of nothing: 404",
-    "412": "of nothing: 412",
-    "created": "of nothing: created nevertheless",
-}
-
-
-def _word(answer: str) -> str:
-    return {"yes": "honoured", "ignored": "ignored", "refused": "refused"}[answer]
+def _word(verdict: str) -> str:
+    return {"yes": "honoured", "created": "created nevertheless"}.get(verdict, verdict)

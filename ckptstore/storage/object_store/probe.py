@@ -157,15 +157,15 @@ def give_up_composing(transport: Transport, bucket: str) -> bool:
 
 
 def capabilities_of(nominal: Capabilities, verdicts: Verdicts | None) -> Capabilities:
-    """Return what a backend really does, from what it documents and the verdicts of the probe."""
+    """Return what a backend really does: what it documents, as far as the probe confirms it."""
     if verdicts is None:
         return nominal
     return replace(
         nominal,
-        create_if_absent=verdicts.can_create,
-        compare_and_swap=verdicts.can_swap,
-        conditional_delete=verdicts.cond_delete,
-        checksum_proved_by_store=verdicts.crc32c,
+        create_if_absent=nominal.create_if_absent and verdicts.can_create,
+        compare_and_swap=nominal.compare_and_swap and verdicts.can_swap,
+        conditional_delete=nominal.conditional_delete and verdicts.cond_delete,
+        checksum_proved_by_store=nominal.checksum_proved_by_store and verdicts.crc32c,
     )
 
 

@@ -142,7 +142,7 @@ class ObjectService:
         """What holds in all buckets probed so far; before the first probe, what the service documents."""
         found = self.transport.nominal
         for bucket in sorted(self._buckets):
-            found = _weaker(found, capabilities_of(found, verdicts_known(self.transport, bucket)))
+            found = capabilities_of(found, verdicts_known(self.transport, bucket))
         return found
 
     def head(self, key: str) -> ObjectInfo:
@@ -225,16 +225,3 @@ class _ObjectExists(Exception):  # noqa: N818 - a message from inside a call, no
 
 def _stop_reading(head: ResponseHead) -> Sink:
     raise _ObjectExists
-
-
-def _weaker(first: Capabilities, second: Capabilities) -> Capabilities:
-    """Return what both claim."""
-    return Capabilities(
-        first.backend,
-        first.create_if_absent and second.create_if_absent,
-        first.compare_and_swap and second.compare_and_swap,
-        first.conditional_delete and second.conditional_delete,
-        first.durable_when_acknowledged and second.durable_when_acknowledged,
-        first.checksum_proved_by_store and second.checksum_proved_by_store,
-        first.several_hosts and second.several_hosts,
-    )
