@@ -37,7 +37,7 @@ __all__ = [
     "bucket_url",
     "condition",
     "info_in",
-    "json_bytes",
+    "json_request",
     "no_bucket",
     "object_url",
     "result_in",
@@ -122,18 +122,17 @@ class GcsService:
         bucket, _, name = source.key.partition("/")
         target = request.target
         url = f"{object_url(JSON_API, ObjectName(bucket, name))}/rewriteTo{object_path(*target)}"
-        body = (json_bytes(resource(target.name, request.write_id)),)
+        description = resource(target.name, request.write_id)
         query = {
             "ifSourceGenerationMatch": source.version,
             "fields": f"done,rewriteToken,resource({RESOURCE_FIELDS})",
             **condition(request.precondition),
         }
-        headers = {"Content-Type": "application/json; charset=UTF-8"}
         token: str | None = None
         while True:
             # A large one between locations takes several requests, each of which resumes the last.
             path = with_query(url, {**query, "rewriteToken": token})
-            answer = self.ask(HttpRequest("POST", path, headers, body), attempts)
+            answer = self.ask(json_request(path, description), attempts)
             if answer.status != 200:
                 fault = self.fault(answer, target.bucket, attempts)
                 if fault.kind in (Kind.ABSENT, Kind.BAD_REQUEST, Kind.FORBIDDEN):
@@ -214,6 +213,9 @@ def object_url(api: str, object_name: ObjectName) -> str:
     return api + object_path(object_name.bucket, object_name.name)
 
 
-def json_bytes(description: Mapping[str, Any]) -> bytes:
-    """Return the body that holds this description."""
-    return json.dumps(description).encode()
+def json_request(
+    path: str, description: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> HttpRequest:
+    """Return the POST of a description, with more `headers` than that of its type."""
+    headers = {"Content-Type": "application/json; charset=UTF-8", **(headers or {})}
+    return HttpRequest("POST", path, headers, (json.dumps(description).encode(),))

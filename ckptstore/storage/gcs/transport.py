@@ -37,7 +37,7 @@ from ckptstore.storage.gcs.service import (
     bucket_url,
     condition,
     info_in,
-    json_bytes,
+    json_request,
     no_bucket,
     object_url,
     result_in,
@@ -162,16 +162,7 @@ class GcsTransport(Transport):
 
         def take(status: int, head: Mapping[str, str]) -> Sink:
             self._service.note(object_name.bucket)
-            length = head.get("Content-Length", "")
-            return accept(
-                ResponseHead(
-                    status=status,
-                    version=head.get("X-Goog-Generation", ""),
-                    size_bytes=int(length) if length.isdecimal() else None,
-                    content_range=head.get("Content-Range"),
-                    encoding=head.get("Content-Encoding"),
-                )
-            )
+            return accept(ResponseHead.of_headers(status, head, "X-Goog-Generation"))
 
         query = {"alt": "media", "generation": version}
         path = with_query(object_url(MEDIA_API, object_name), query)
@@ -230,13 +221,10 @@ class GcsTransport(Transport):
             return ComposeSession(self, request)
         target = request.target
         description = resource(target.name, request.write_id)
-        headers = {
-            "Content-Type": "application/json; charset=UTF-8",
-            "X-Upload-Content-Type": description["contentType"],
-        }
+        headers = {"X-Upload-Content-Type": description["contentType"]}
         query = {"uploadType": "resumable", "fields": RESOURCE_FIELDS, **condition(request.precondition)}
         path = with_query(bucket_url(target.bucket, UPLOAD_API) + "/o", query)
-        answer = self._service.ask(HttpRequest("POST", path, headers, (json_bytes(description),)), attempts)
+        answer = self._service.ask(json_request(path, description, headers), attempts)
         if answer.status not in (200, 201):
             raise self._service.fault(answer, target.bucket, attempts)
         self._service.note(target.bucket)
@@ -276,8 +264,7 @@ class GcsTransport(Transport):
         }
         query = {"fields": RESOURCE_FIELDS, **condition(request.precondition)}
         path = with_query(object_url(JSON_API, target) + "/compose", query)
-        headers = {"Content-Type": "application/json; charset=UTF-8"}
-        answer = self._service.ask(HttpRequest("POST", path, headers, (json_bytes(description),)), attempts)
+        answer = self._service.ask(json_request(path, description), attempts)
         if answer.status != 200:
             raise self._service.fault(answer, target.bucket, attempts)
         return info_in(target.bucket, json_of(answer.body))

@@ -7,7 +7,7 @@ sleeps, compares versions or decides what a conflict means.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,6 +113,18 @@ class ResponseHead(NamedTuple):
     size_bytes: int | None
     content_range: str | None
     encoding: str | None = None
+
+    @staticmethod
+    def of_headers(status: int, headers: Mapping[str, str], version_header: str) -> ResponseHead:
+        """Return the head of an HTTP answer; `version_header` names the header that has the version."""
+        length = headers.get("Content-Length", "")
+        return ResponseHead(
+            status,
+            headers.get(version_header, ""),
+            int(length) if length.isdecimal() else None,
+            headers.get("Content-Range"),
+            headers.get("Content-Encoding"),
+        )
 
 
 class Sink(ABC):

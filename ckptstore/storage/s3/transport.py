@@ -6,9 +6,8 @@ versions, and A, B, A gives the first one back. A compare-and-swap therefore nee
 
 from __future__ import annotations
 
-import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -91,7 +90,7 @@ class S3Transport(Transport):
             object_name.key,
             int(answer["ContentLength"]),
             etag_of(answer),
-            _seconds(answer["LastModified"]),
+            answer["LastModified"].timestamp(),
             answer.get("Metadata", {}).get(WRITE_ID),
             whole_crc32c(answer),
         )
@@ -117,7 +116,7 @@ class S3Transport(Transport):
                 object_name.bucket,
                 HttpRequest("GET", object_target(object_name.name), headers),
                 attempts,
-                lambda status, head: accept(_response_head(status, head)),
+                lambda status, head: accept(ResponseHead.of_headers(status, head, "ETag")),
             )
             return
         except NotDirect:
@@ -207,7 +206,7 @@ class S3Transport(Transport):
         )
         objects = [
             ObjectInfo(
-                f"{bucket}/{item['Key']}", int(item["Size"]), item["ETag"], _seconds(item["LastModified"])
+                f"{bucket}/{item['Key']}", int(item["Size"]), item["ETag"], item["LastModified"].timestamp()
             )
             for item in answer.get("Contents", ())
         ]
@@ -241,7 +240,7 @@ class S3Transport(Transport):
             # By the server's own clock: ages must not depend on ours.
             now_s = time.time() + self.skew_s
             found.extend(
-                StaleUpload(item["Key"], item["UploadId"], now_s - _seconds(item["Initiated"]))
+                StaleUpload(item["Key"], item["UploadId"], now_s - item["Initiated"].timestamp())
                 for item in answer.get("Uploads", ())
                 if item["Key"].startswith(prefix)
             )
@@ -254,18 +253,3 @@ class S3Transport(Transport):
 
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
-
-
-def _response_head(status: int, headers: Mapping[str, str]) -> ResponseHead:
-    length = headers.get("Content-Length", "")
-    return ResponseHead(
-        status,
-        headers.get("ETag", ""),
-        int(length) if length.isdecimal() else None,
-        headers.get("Content-Range"),
-        headers.get("Content-Encoding"),
-    )
-
-
-def _seconds(moment: datetime.datetime) -> float:
-    return moment.timestamp()
