@@ -17,7 +17,7 @@ from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.bundle.read.reader_v2 import ReaderV2
 from ckptstore.bundle.read.shard_files import ShardFile
 from ckptstore.errors import CkptStoreError
-from ckptstore.format.crc32c import combine, crc32c
+from ckptstore.format.crc32c import combine, crc32c, mask
 from ckptstore.format.entry import BundleEntry
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.pool import run_tasks
@@ -104,7 +104,7 @@ class MappedTensors:
             mapped.shard.check_crc32c(mapped.entry, crcs[0], name)
             self._verified[name] = array = mapped.array
             for other, crc in zip(ahead, crcs[1:], strict=True):
-                if other.shard.has_crc32c(other.entry, crc):
+                if mask(crc) == other.entry.masked_crc32c:
                     self._verified[other.name] = other.array
         # Its shape can be set; the one that is kept has to stay as it is.
         return array[...]

@@ -200,10 +200,6 @@ class ShardFile:
             buffer[:] = memoryview(data)[part.start - whole.start : part.stop - whole.start]
         self._found = _FileState(version, size_bytes)
 
-    def has_crc32c(self, entry: BundleEntry, crc: int) -> bool:
-        """Return whether `crc`, unmasked, of the bytes in the file is the one of `entry`."""
-        return mask(crc) == entry.masked_crc32c
-
     def check_crc32c(self, entry: BundleEntry, crc: int, tensor: str) -> None:
         """Raise `ChecksumError` unless `crc`, unmasked, of the bytes in the file is the one of `entry`."""
         masked = mask(crc)
