@@ -10,11 +10,12 @@ from __future__ import annotations
 import warnings
 
 from ckptstore.directory.collect import collect_shards
-from ckptstore.directory.publish import put_meta
+from ckptstore.directory.publish import put_graph
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.save_request import RunningSave, SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError
+from ckptstore.format.naming import meta_name
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Storage
 from ckptstore.storage.values import Committed
@@ -47,7 +48,7 @@ class BareSink:
         if not request.has_tensors:
             running.before_commit()
             if request.meta is not None:
-                put_meta(directory, prefix, request.meta, suffix=request.suffix)
+                put_graph(directory.child(meta_name(prefix, request.suffix)), request.meta)
             return
         published = read_published_index(directory, prefix)
         with ShardSet(directory, prefix, transfer=running.transfer, stage=running.stage) as files:

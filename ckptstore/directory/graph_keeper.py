@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ckptstore.directory.publish import put_meta
+from ckptstore.directory.publish import put_graph
 from ckptstore.errors import NotFoundError
 from ckptstore.format.naming import meta_name, parse_file_name
 from ckptstore.storage.base import Location
@@ -59,7 +59,7 @@ class GraphKeeper:
                 graph = location.storage.get(location.key).data
             except NotFoundError:
                 continue
-            put_meta(self._directory, survivors[0], graph, suffix=suffix)
+            put_graph(self._directory.child(names[0]), graph)
             self._has_graph[names[0]] = True
             return
 

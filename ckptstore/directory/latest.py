@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 from ckptstore.directory.catalog import fault_of, list_checkpoints, newest_first
 from ckptstore.directory.paths import resolve
@@ -121,18 +120,14 @@ def _named_by(
 
 def _first_complete(directory: Location) -> tuple[Location | None, list[str]]:
     passed_over: list[str] = []
-    for place in _candidates(directory):
+    for item in newest_first(list_checkpoints(directory)):
+        place = directory.child(item.prefix)
         fault = fault_of(place)
         if fault is None:
             return place, passed_over
         if len(passed_over) < _MOST_PASSED_OVER:
             passed_over.append(f"{place.name}: {fault}")
     return None, passed_over
-
-
-def _candidates(directory: Location) -> Iterator[Location]:
-    for item in newest_first(list_checkpoints(directory)):
-        yield directory.child(item.prefix)
 
 
 def _warn(text: str) -> None:

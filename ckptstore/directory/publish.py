@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import AmbiguousOutcomeError, ConflictError, NotFoundError
-from ckptstore.format.naming import meta_name
 from ckptstore.storage.abilities import SupportsRelaxedDurability
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 
-__all__ = ["publish_index", "put_graph", "put_meta"]
-
-
-def put_meta(directory: Location, prefix: str, data: bytes, *, suffix: str = "meta") -> None:
-    """Put the graph beside `prefix`; see `put_graph`."""
-    put_graph(directory.child(meta_name(prefix, suffix)), data)
+__all__ = ["publish_index", "put_graph"]
 
 
 def put_graph(location: Location, data: bytes, *, is_there: bool = False) -> None:

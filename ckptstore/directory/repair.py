@@ -260,10 +260,8 @@ class _RepairPlan:
     def _adopt(self) -> list[str]:
         """Take in complete checkpoints of saves that died between index and record."""
         record = self._salvage.record
-        highest: dict[str, int] = {}
-        for name, owner in record.owners.items():
-            if owner.highest_step is not None:
-                highest[name] = owner.highest_step
+        steps = {name: owner.highest_step for name, owner in record.owners.items()}
+        highest = {name: step for name, step in steps.items() if step is not None}
         listed = {self._name(item) for item in self._items.values()}
         for prefix in listed:
             basename, step = split_step(prefix)
