@@ -26,7 +26,6 @@ __all__ = [
     "parse_file_name",
     "parse_v1_pattern",
     "split_step",
-    "step_of",
     "v1_shard_name",
 ]
 
@@ -122,14 +121,3 @@ def split_step(prefix_basename: str) -> tuple[str, int | None]:
     """Return the basename that owns a prefix, and its step (None if it has none)."""
     match = _STEP.fullmatch(prefix_basename)
     return (prefix_basename, None) if match is None else (match[1], int(match[2]))
-
-
-def step_of(prefix_basename: str, basename: str) -> int | None:
-    """Return the step of `prefix_basename` as a checkpoint of `basename`; None if it has no step.
-
-    ``model-12`` is step 12 of ``model``; ``model--1`` is step -1; padding is allowed.
-    """
-    if not prefix_basename.startswith(f"{basename}-"):
-        return None
-    digits = prefix_basename[len(basename) + 1 :]
-    return int(digits) if re.fullmatch(r"-?[0-9]{1,20}", digits) else None

@@ -64,11 +64,6 @@ class TaskGroup(Generic[_T]):
         self._pid = os.getpid()
         self.scope.cancellation.watch(self._wake)
 
-    @property
-    def error(self) -> BaseException | None:
-        """What the first task that failed raised."""
-        return self._error
-
     def submit(self, task: Callable[[], _T]) -> None:
         """Start `task` as soon as fewer than `parallel` are under way.
 
@@ -145,9 +140,6 @@ class TaskGroup(Generic[_T]):
             with self._lock:
                 while self._is_going and (self._waiting or self._under_way):
                     self._changed.wait()
-        self._check_error()
-
-    def _check_error(self) -> None:
         if not self._is_going:
             self._check()
 

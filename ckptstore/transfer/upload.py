@@ -17,15 +17,9 @@ from ckptstore.storage.upload import Upload
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["BudgetLease", "Checksum", "PartSender", "part_sizes"]
+__all__ = ["BudgetLease", "Checksum", "PartSender"]
 
 _T = TypeVar("_T")
-
-
-def part_sizes(size_bytes: int, part_size_bytes: int) -> list[int]:
-    """Return the sizes of the parts of an object: all alike, but for the last. An empty object has one."""
-    whole, rest = divmod(size_bytes, part_size_bytes)
-    return [part_size_bytes] * whole + ([rest] if rest or not whole else [])
 
 
 class Checksum:

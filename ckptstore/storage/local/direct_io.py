@@ -28,7 +28,6 @@ import os
 import struct
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -264,11 +263,8 @@ class DirectWriter:
 
 def release_buffers() -> int:
     """Free the kept buffers; return how many bytes they had."""
-    count = 0
-    with suppress(IndexError):
-        while True:
-            _BUFFERS.pop()
-            count += 1
+    count = len(_BUFFERS)
+    _BUFFERS.clear()
     return count * BUFFER_BYTES
 
 
