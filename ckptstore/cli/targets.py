@@ -27,10 +27,8 @@ def at_checkpoint(location: Location, action: Callable[[Location], _T], output: 
 
     Parameters
     ----------
-    location : Location
     action : callable
         Raises `NotFoundError` if there is no checkpoint of this prefix.
-    output : Output
 
     Raises
     ------

@@ -96,8 +96,6 @@ class GarbageReport:
 
     Attributes
     ----------
-    garbage : Garbage
-    removed : tuple of GarbageFile
     uploads_dropped : int
         Unfinished uploads.
     error : CkptStoreError or None

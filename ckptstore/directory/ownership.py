@@ -42,10 +42,8 @@ class OwnedBasename:
 
     Attributes
     ----------
-    epoch : int
     in_record : bool
         Whether the record is known to carry our owner line.
-    highest_step : int or None
     seen : set of str
         Prefixes that had files when the run started; their canonical data names may be taken.
     has_saved : bool

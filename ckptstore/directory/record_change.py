@@ -41,10 +41,6 @@ class RecordChange:
 
     Attributes
     ----------
-    request : SaveRequest
-    ownership : Ownership
-    retention : Retention
-    deletes : PendingDeletes
     start : Window
         From which the save starts.
     replaced : list of Superseded

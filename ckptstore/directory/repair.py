@@ -40,8 +40,6 @@ class RepairItem:
     ----------
     prefix : str
         As the record names it, or is to name it.
-    url : str
-    action : RepairAction
     is_kept : bool
         Listed, without an owner.
     is_elsewhere : bool
@@ -71,16 +69,12 @@ class RepairReport:
     ----------
     url : str
         The directory.
-    record_url : str
     fault : CorruptError or None
         Why the record that is there cannot be read.
-    was_missing : bool
     lost : tuple of str
         Lines of ours in it that cannot be read.
-    items : tuple of RepairItem
     latest_before : str or None
         The path that the record named as the latest.
-    repaired : Record
     is_changed, is_written : bool
         Whether `repaired` differs from the record; whether it was written.
     """

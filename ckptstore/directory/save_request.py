@@ -24,8 +24,6 @@ class SaveRequest:
 
     Attributes
     ----------
-    prefix : Location
-    plan : SavePlan
     run : str
         Identity for fencing; a sink without a record ignores it.
     meta : bytes or None

@@ -137,8 +137,6 @@ class BundleEntry(NamedTuple):
     dtype_enum : int
         TensorFlow's number, see `dtypes.by_enum`; not checked when decoded, so that one unknown tensor does
         not hide the others.
-    shape : tuple of int
-    shard_id : int
     offset, size_bytes : int
         Place in the data file, in bytes.
     masked_crc32c : int

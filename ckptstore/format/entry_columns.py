@@ -151,8 +151,6 @@ class EntryKind(NamedTuple):
 
     Attributes
     ----------
-    dtype_enum : int
-    shape : tuple of int
     dtype : DType or None
         None: `check_entry` decides about each such entry.
     size_bytes : int

@@ -62,8 +62,6 @@ class Function:
 
     Attributes
     ----------
-    name : str
-    inputs, outputs : tuple of Argument
     operations : tuple of (name, type)
         Its body, in the order of the file.
     """

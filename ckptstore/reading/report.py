@@ -60,8 +60,6 @@ class Selection(NamedTuple):
     ----------
     names : list of str or None
         Without duplicates.
-    rename : mapping
-    raise_missing, raise_unexpected : bool
     """
 
     names: list[str] | None

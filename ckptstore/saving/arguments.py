@@ -52,8 +52,6 @@ class SaverSettings:
     ----------
     max_to_keep : int
         0 keeps all.
-    keep_hours : float
-    sharded : bool
     """
 
     max_to_keep: int
@@ -111,13 +109,7 @@ def check_supported(*, builder: object, write_version: int, defer_build: bool, v
 
 
 class SaveTarget(NamedTuple):
-    """Where a save goes.
-
-    Attributes
-    ----------
-    prefix, record : Location
-    step : int or None
-    """
+    """Where a save goes."""
 
     prefix: Location
     record: Location

@@ -26,10 +26,6 @@ class SavePreparation:
     ----------
     names : mapping or None
         Checkpoint name → name in the values; None: all.
-    settings : SaverSettings
-    options : SaveOptions
-    graph : SaverGraph
-    directories : SaverDirectories
     allow_empty : bool
         As for `Saver`.
 

@@ -38,8 +38,6 @@ class QueuedSave:
 
     Attributes
     ----------
-    task : SaveTask
-    queue : SaveQueue
     future : Future
         Done when the save is over; holds nothing.
     is_over : bool

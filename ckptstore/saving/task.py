@@ -34,12 +34,6 @@ class SaveTask:
     `run` in the thread that saves. For a snapshot, `begin_snapshot` before, and `stage` meanwhile in the
     thread that owns the arrays.
 
-    Parameters
-    ----------
-    request : SaveRequest
-    sink : CheckpointSink
-    options : SaveOptions
-
     Attributes
     ----------
     staged : threading.Event

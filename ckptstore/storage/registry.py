@@ -26,7 +26,6 @@ class _Backend(NamedTuple):
 
     Attributes
     ----------
-    open : callable
     options : frozenset of str or None
         None: only its client knows them, and checks them.
     extra : str

@@ -45,9 +45,6 @@ def restore_tree(
 
     Parameters
     ----------
-    tree : Tree
-    location : Location
-    options : ReadOptions
     optional : tuple of str
         Children that a checkpoint without an object graph need not have.
 

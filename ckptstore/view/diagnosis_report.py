@@ -20,14 +20,7 @@ _TONES: dict[str, Tone] = {"ok": "plain", "degraded": "bad", "failed": "bad"}
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisFacts:
-    """The checks of one directory.
-
-    Attributes
-    ----------
-    url : str
-    backend : str
-    findings : sequence of Finding
-    """
+    """The checks of one directory."""
 
     url: str
     backend: str

@@ -44,11 +44,8 @@ class CheckpointFacts:
     ----------
     prefix : str
         Relative to the directory.
-    url : str
-    step : int or None
     version : int
         Of the format: 1 or 2.
-    state : State
     problem : Problem or None
         Why it is not complete.
     size_bytes : int
@@ -106,10 +103,8 @@ class DirectoryFacts:
 
     Attributes
     ----------
-    url : str
     now_s : float
         Seconds since 1970.
-    record : RecordFacts
     checkpoints : sequence of CheckpointFacts
         The newest last.
     latest : str or None

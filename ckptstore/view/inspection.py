@@ -39,11 +39,8 @@ class TensorFacts:
 
     Attributes
     ----------
-    name : str
-    spec : TensorSpec or None
     stored : StoredTensor or None
         With the location of each piece.
-    problem : Problem or None
     """
 
     name: str

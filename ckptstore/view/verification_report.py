@@ -24,8 +24,6 @@ class CheckedFacts:
     ----------
     prefix : str
         As shown: relative to the directory, or as the user named it.
-    url : str
-    tensors_checked : int
     bytes_checked : int
         Bytes whose checksum was compared.
     problems : sequence of Problem

@@ -351,7 +351,6 @@ class _Listing(NamedTuple):
 
     Attributes
     ----------
-    row : int
     value : bytes
         Its entry.
     starts : list of int

@@ -34,9 +34,6 @@ class StoredTensor(NamedTuple):
 
     Attributes
     ----------
-    name : str
-    dtype : DType
-    shape : tuple of int
     slices : tuple of Slice
         In save order; empty for a tensor stored in one piece.
     entries : tuple of BundleEntry

@@ -44,11 +44,6 @@ class ReaderV2(BundleReader):
     location : Location
         The prefix.
     index : IndexFile
-
-    Attributes
-    ----------
-    index : IndexFile
-    shards : ShardFiles
     """
 
     def __init__(self, location: Location, index: IndexFile) -> None:

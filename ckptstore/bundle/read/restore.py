@@ -27,7 +27,6 @@ class _Placement(NamedTuple):
     ----------
     target : str
         Name in the mapping.
-    tensor : StoredTensor
     receiver : ndarray or None
         Memory that the bytes are read into; None = a new array.
     convert : callable or None

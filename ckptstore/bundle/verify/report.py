@@ -24,10 +24,8 @@ class BundleFault:
         ``"format"``.
     file : str
         URL.
-    tensor : str or None
     byte_range : ByteRange or None
         Where in the file.
-    expected, actual : str or None
     """
 
     message: str

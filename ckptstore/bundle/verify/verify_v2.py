@@ -40,7 +40,6 @@ class _Pieces:
 
     Attributes
     ----------
-    index : IndexCheck
     rows : ndarray of int64
         Their rows in the index.
     shard_ids, offsets, sizes_bytes : ndarray of int64

@@ -102,9 +102,6 @@ class ShardPlan:
 
     Attributes
     ----------
-    label : str
-    items : tuple of WriteItem
-    size_bytes : int
     source : StoredShard or None
         A file of the same directory that has these very bytes.
     """

@@ -42,8 +42,6 @@ class ObjectReader:
 
     Parameters
     ----------
-    service : ObjectService
-    object_name : ObjectName
     version : str or None
         The one that is wanted; None: the one of the first answer.
     """
@@ -180,7 +178,6 @@ class _RangeRead(Sink):
 
     Attributes
     ----------
-    version : str
     size_bytes : int
         Of the whole object.
     """

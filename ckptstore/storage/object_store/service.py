@@ -40,11 +40,6 @@ _BACKGROUND_THREADS = 2
 class ObjectService:
     """One `Transport`, and how it is used: with retries, with read-backs, with errors instead of faults.
 
-    Parameters
-    ----------
-    transport : Transport
-    policy : RetryPolicy, optional
-
     Attributes
     ----------
     budget : RetryBudget

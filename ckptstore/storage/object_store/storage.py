@@ -54,8 +54,6 @@ class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities
 
     Parameters
     ----------
-    transport : Transport
-    policy : RetryPolicy, optional
     service : ObjectService, optional
         Takes the place of one made of the two.
 

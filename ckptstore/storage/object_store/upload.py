@@ -47,8 +47,6 @@ class ObjectUpload(Upload):
 
     Parameters
     ----------
-    service : ObjectService
-    target : ObjectName
     size_bytes : int or None
         What the object will have, if that is known.
     when_over : callable

@@ -110,11 +110,8 @@ class Server:
 
     Parameters
     ----------
-    host : str
-    port : int
     context : ssl.SSLContext or None
         None: plain HTTP.
-    connect_timeout_s : float
 
     Threads
     -------
