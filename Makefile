@@ -127,9 +127,9 @@ lint: $(VENV)/.ready  ## ruff, codespell, mypy, and whether every test can be im
 	@mkdir -p .cache
 	$(PYTEST) tests --ignore tests/interop --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
 
-quick: $(VENV)/.ready  ## the inner loop, in under a minute: ruff, codespell, mypy, unit tests
+quick: $(VENV)/.ready  ## the inner loop, in under a minute: ruff, codespell, mypy, unit tests with fewer random examples
 	$(read_sources)
-	$(PYTEST) tests/unit -q $(FLAGS_unit) $(ARGS)
+	HYPOTHESIS_PROFILE=quick $(PYTEST) tests/unit -q $(FLAGS_unit) $(ARGS)
 
 format: $(VENV)/.ready  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix .

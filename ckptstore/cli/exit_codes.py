@@ -4,7 +4,7 @@
 code  meaning
 ====  ==========================================================================
 0     done
-1     a difference was found (``diff``)
+1     not used; kept for commands that compare
 2     usage: the command line, or something that this installation cannot do
 3     not found: file, checkpoint, tensor
 4     corrupt or incomplete

@@ -30,7 +30,7 @@ def _group() -> None:
     \b
     Exit codes:
       0  done                    4  corrupt or incomplete
-      1  a difference was found  5  no access, or no space left
+      1  not used                5  no access, or no space left
       2  usage                   6  transient failure: try again later
       3  not found               7  conflict with another writer
     """

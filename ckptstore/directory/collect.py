@@ -108,6 +108,9 @@ def remove_v1_files(directory: Location, name: str, suffix: str) -> None:
     directory.storage.delete_many([directory.child(each).key for each in names])
 
 
-def drop_stale_uploads(directory: Location, min_age_s: float) -> int:
-    """Drop unfinished uploads into `directory` that are old, or whose writer is dead; return how many."""
-    return directory.storage.abort_stale_uploads(directory.child("").key, min_age_s)
+def drop_stale_uploads(place: Location, min_age_s: float) -> int:
+    """Drop unfinished uploads whose key begins with that of `place`; return how many.
+
+    Those that are older than `min_age_s`, and those of a writer that is provably dead.
+    """
+    return place.storage.abort_stale_uploads(place.key, min_age_s)

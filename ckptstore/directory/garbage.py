@@ -141,7 +141,7 @@ def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
         if garbage.files:
             left = {info.key: info.version for info in directory.storage.list(directory.child("").key)}
             removed = tuple(file for file in garbage.files if left.get(file.info.key) != file.info.version)
-        uploads = drop_stale_uploads(directory, min_age_s)
+        uploads = drop_stale_uploads(directory.child(""), min_age_s)
     except CkptStoreError as failure:
         error = error or failure
     return GarbageReport(garbage, removed, uploads, error)

@@ -18,15 +18,13 @@ from dataclasses import dataclass, replace
 
 from ckptstore.config import host_name
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
-from ckptstore.directory.collect import drop_leftovers
-from ckptstore.directory.published_index import read_published_index
+from ckptstore.directory.leftovers import remove_leftovers
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
-from ckptstore.errors import AccessError, CkptStoreError, CkptStoreWarning, FencedError
-from ckptstore.format.naming import data_name, meta_name, split_step
+from ckptstore.errors import AccessError, CkptStoreWarning, FencedError
+from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Owner, Record
-from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 
 __all__ = ["OwnedBasename", "Ownership"]
@@ -145,7 +143,7 @@ class Ownership:
             # kept on purpose: leave them all.
             highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
         if listing is not None:
-            self._drop_leftovers(basename, found, record)
+            remove_leftovers(self.directory, self.record, basename, found, record)
         owned = OwnedBasename(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
         owned.knows_all = snapshot.version is None and listing == {}
         self.owned[basename] = owned
@@ -188,50 +186,6 @@ class Ownership:
                 self.adopted.append(Entry(item.prefix, self._mtimes_s[item.prefix]))
                 highest = max(highest, item.step or 0)
         return highest
-
-    def _drop_leftovers(self, basename: str, found: dict[str, PrefixFiles], record: Record) -> None:
-        """Remove leftovers of writers that are provably dead; only a local disk can prove it."""
-        names: list[str] = []
-        for item in found.values():
-            # An index with one set of data files: they belong together, no need to open the index.
-            if item.index is None or len({count for _, count in item.data}) > 1:
-                names += self._leftovers_of(item, record)
-        storage = self.directory.storage
-        try:
-            if names:
-                drop_leftovers(self.directory, names)
-            # Of any age: only those of provably dead writers. The record has unfinished files, too.
-            for key in (self.directory.child(basename).key, self.record.key):
-                storage.abort_stale_uploads(key, float("inf"))
-        except CkptStoreError as error:
-            warnings.warn(
-                f"leftovers of a dead writer could not be removed: {error}", CkptStoreWarning, stacklevel=6
-            )
-
-    def _leftovers_of(self, item: PrefixFiles, record: Record) -> list[str]:
-        storage = self.directory.storage
-        if not isinstance(storage, KnowsWriters):
-            return []
-        named = record.shards_named(item.prefix)
-        dead = [
-            shard
-            for shard, info in item.data.items()
-            if shard not in named and storage.is_abandoned(info.key)
-        ]
-        if not dead:
-            return []
-        # Read now, whatever the listing showed: a writer that is gone published its index before, or never
-        # will.
-        published = read_published_index(self.directory, item.prefix)
-        if published is None:
-            names = [data_name(item.prefix, *shard) for shard in dead]
-            if len(dead) == len(item.data) and item.meta is not None:
-                names.append(meta_name(item.prefix))
-            return names
-        if not published.shards:
-            # An index that cannot be read: the files it names are not known.
-            return []
-        return [data_name(item.prefix, *shard) for shard in dead if shard not in published.shards]
 
     def check(self, snapshot: RecordSnapshot) -> bool:
         """Raise if another run took over; return whether a foreign writer replaced our record.

@@ -1,5 +1,7 @@
 """Slices of partitioned tensors: TensorFlow's texts, the keys of their entries, and the geometry of boxes.
 
+The slices that an entry lists are decoded in `slice_columns`, all at once, or in `shape_proto`, one by one.
+
 Format
 ------
 Mirrors TensorFlow `tensorflow/core/framework/tensor_slice.cc` (texts) and

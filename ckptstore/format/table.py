@@ -1,5 +1,7 @@
 """A sorted table (``.index``, V1 files), being read. `table_builder` wrote it.
 
+`block` decodes keys and values. What the values of an index mean is in `entry`, in bulk in `entry_columns`.
+
 Format
 ------
 leveldb `doc/table_format.md` and `table/format.cc`, as used by TensorFlow's

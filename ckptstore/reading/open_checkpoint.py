@@ -1,4 +1,7 @@
-"""The short modern API: a checkpoint as a lazy mapping from names to arrays."""
+"""The short modern API: a checkpoint as a lazy mapping from names to arrays.
+
+`bundle.read.open_bundle` opens the files, for this and for every other reader.
+"""
 
 from __future__ import annotations
 

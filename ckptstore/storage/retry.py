@@ -1,4 +1,7 @@
-"""Waiting and trying again: the only module that sleeps."""
+"""Pauses between attempts, with jitter: the only module that sleeps.
+
+What repeats requests is `object_store.attempts`.
+"""
 
 from __future__ import annotations
 

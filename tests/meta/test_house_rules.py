@@ -20,7 +20,7 @@ CHANGES = {
     "delete_if": COLLECTOR,
     "delete_many": COLLECTOR,
     # Nothing visible goes: a run that takes over drops what a dead writer left half-written.
-    "abort_stale_uploads": COLLECTOR | {"directory.ownership"},
+    "abort_stale_uploads": COLLECTOR,
     # Data is invisible until an index names it, so writing it does not commit anything.
     "upload": {"directory.shard_set"},
 }
