@@ -28,7 +28,6 @@ class PrefixFiles:
         None: there is no checkpoint, only leftovers or a save in progress.
     data : dict
         Shard number and count → file.
-    meta : ObjectInfo or None
     """
 
     prefix: str

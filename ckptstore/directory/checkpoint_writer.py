@@ -52,7 +52,6 @@ class CheckpointWriter:
         Made when missing.
     record_name : str or None
         Of the record in `directory`; None for the usual one.
-    retention : Retention
     clock : callable
         Seconds since 1970.
     timeout_s : float

@@ -48,7 +48,6 @@ class Garbage:
         The directory.
     now_s : float
         By the clock of the storage, seconds since 1970.
-    min_age_s : float
     files : tuple of GarbageFile
         To be removed, ascending by name.
     young : tuple of GarbageFile

@@ -63,7 +63,6 @@ class Ownership:
 
     Parameters
     ----------
-    directory : Location
     record : Location
         Of the record, a direct child of `directory`.
     run : str

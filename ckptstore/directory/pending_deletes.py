@@ -24,7 +24,6 @@ class PendingDeletes:
 
     Parameters
     ----------
-    directory : Location
     ownership : Ownership
         Of the basenames whose lines are this writer's.
 

@@ -76,7 +76,6 @@ class LastSaved(NamedTuple):
     ----------
     prefix : str
         Without the directory.
-    index_bytes : bytes
     versions : dict
         Number of the data file → its version, where that is known.
     """

@@ -59,7 +59,6 @@ class ShardSet:
 
     Parameters
     ----------
-    directory : Location
     prefix : str
         Direct child of `directory`.
     transfer : Transfer, optional

@@ -21,7 +21,6 @@ class Unrecorded:
 
     Attributes
     ----------
-    files : ShardSet
     time_s : float
         Of the save, seconds since 1970.
     replaced : list of Superseded

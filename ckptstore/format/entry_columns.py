@@ -168,7 +168,6 @@ class EntryColumns(NamedTuple):
 
     Attributes
     ----------
-    kinds : list of EntryKind
     kind_ids : ndarray of int64
         For each row the number of its kind; -1 for one that only `ckptstore.format.entry.decode_entry` can
         decode, or raise an error for. Its other numbers mean nothing.

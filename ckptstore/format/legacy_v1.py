@@ -61,7 +61,6 @@ class V1Tensor:
 
     Attributes
     ----------
-    name : str
     shape : tuple of int
         Of the whole tensor.
     dtype_enum : int

@@ -62,6 +62,8 @@ class Function:
 
     Attributes
     ----------
+    name : str
+    inputs, outputs : tuple of Argument
     operations : tuple of (name, type)
         Its body, in the order of the file.
     """

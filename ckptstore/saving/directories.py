@@ -22,7 +22,6 @@ class SaverDirectories:
 
     Parameters
     ----------
-    retention : Retention
     clock : callable
         Seconds since 1970.
     run : str or None

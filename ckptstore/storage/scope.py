@@ -84,7 +84,6 @@ class Scope:
     Attributes
     ----------
     cancellation : Cancellation
-    deadline_s : float or None
     requests, retries : int
         How many requests were made, repetitions included, and the number of repetitions.
 

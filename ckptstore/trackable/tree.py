@@ -62,7 +62,6 @@ class Tree:
 
     Attributes
     ----------
-    nodes : list of TreeNode
     slots : list of TreeSlot
         Ascending by `slot`; these nodes come after all others.
     """

@@ -47,7 +47,6 @@ class MemoryBudget:
 
     Attributes
     ----------
-    limit_bytes : int or None
     used_bytes : int
         Acquired now.
     high_water_bytes : int

@@ -37,7 +37,6 @@ class Request(NamedTuple):
 
     Attributes
     ----------
-    source : Source
     tensor : str
         On whose behalf, for messages.
     ranges : sequence of ByteRange

@@ -80,7 +80,6 @@ class RecordFacts:
 
     Attributes
     ----------
-    url : str
     state : {"present", "missing", "unreadable"}
     problem : Problem or None
         Why it cannot be read.

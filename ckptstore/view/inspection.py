@@ -71,7 +71,6 @@ class Inspection:
         Of the format: 1 or 2.
     num_shards : int
         Number of data files, from the header.
-    big_endian : bool
     tensors : sequence of TensorFacts
         Ascending by name.
     exclude_pattern : str

@@ -24,7 +24,6 @@ class Problem:
         Stable, see `ckptstore.errors`.
     message : str
         The whole text: what failed, where, expected and found, what to do.
-    url, tensor, expected, actual, hint : str or None
     start, stop : int or None
         Which bytes of the file at `url`.
     """

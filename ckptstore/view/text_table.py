@@ -25,7 +25,6 @@ class Column:
 
     Attributes
     ----------
-    title : str
     right : bool
         Aligned to the right: numbers.
     flexible : bool

@@ -53,7 +53,6 @@ class VerificationFacts:
         The target as the user named it.
     quick : bool
         Index and sizes only.
-    checked : sequence of CheckedFacts
     """
 
     url: str

@@ -26,7 +26,6 @@ class ShardClaims(NamedTuple):
 
     Attributes
     ----------
-    shard_id : int
     rows : ndarray of int64
         Positions of the claims among all, ascending by offset.
     offsets, sizes_bytes : ndarray of int64

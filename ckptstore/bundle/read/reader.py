@@ -64,7 +64,6 @@ class BundleReader(abc.ABC):
         The prefix.
     url : str
         The file that lists the tensors, for messages.
-    header : BundleHeader
     index_version : str
         Version of that file, as the storage gives it.
     memory_budget : int or None

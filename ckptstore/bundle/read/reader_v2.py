@@ -43,7 +43,6 @@ class ReaderV2(BundleReader):
     ----------
     location : Location
         The prefix.
-    index : IndexFile
     """
 
     def __init__(self, location: Location, index: IndexFile) -> None:

@@ -26,7 +26,6 @@ class ShardFiles:
 
     Parameters
     ----------
-    prefix : Location
     header : BundleHeader
         Has the count in their names, and their byte order. A shard with a higher number is opened all the
         same, as TensorFlow does.

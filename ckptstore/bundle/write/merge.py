@@ -20,7 +20,6 @@ class MergeInput:
     ----------
     entries : iterable of (key, BundleEntry)
         Ascending by key, without the header.
-    header : BundleHeader
     label : str
         Its prefix, for messages.
     """

@@ -48,7 +48,6 @@ class Gathered(NamedTuple):
 
     Attributes
     ----------
-    payload : bytes
     entries : list of (bytes, BundleEntry)
         Key and entry of each.
     """

@@ -41,7 +41,6 @@ class WriteItem(NamedTuple):
     ----------
     name : str
         The tensor's name.
-    dtype : DType
     shape : tuple of int
         Shape of `array`.
     slice : Slice or None
@@ -85,7 +84,6 @@ class StoredShard:
         Of the file, in the directory of the checkpoint.
     entries : tuple of (bytes, BundleEntry)
         Keys and entries of the index, ascending by offset.
-    size_bytes : int
     version : str or None
         None if it is not known.
     """

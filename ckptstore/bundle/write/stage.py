@@ -74,7 +74,6 @@ class Stage:
 
     Parameters
     ----------
-    plan : SavePlan
     budget : MemoryBudget
         Of the transfer that saves; the blocks are taken from it, and what strings take while they are copied.
     url : str, optional
@@ -82,7 +81,6 @@ class Stage:
 
     Attributes
     ----------
-    plan : SavePlan
     is_whole : bool
         Whether the budget has room for everything at once: the shards can then be read again.
 

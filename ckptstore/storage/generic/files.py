@@ -73,7 +73,6 @@ class Files:
 
     Parameters
     ----------
-    protocol : str
     options : mapping
         For the file system's class; they win over what the URL says.
 

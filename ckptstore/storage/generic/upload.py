@@ -27,7 +27,6 @@ class GenericUpload(Upload):
 
     Parameters
     ----------
-    key, url : str
     put : callable
         ``put(data, local_path)`` writes one of the two.
     forget : callable

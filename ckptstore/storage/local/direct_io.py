@@ -152,7 +152,6 @@ class DirectWriter:
     ----------
     fd : int
         For reading and writing; its status flags belong to the writer until `finish`.
-    rules : DirectRules
     name : str
         For the log.
 

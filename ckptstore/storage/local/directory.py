@@ -58,7 +58,6 @@ class Directory:
 
     Parameters
     ----------
-    path : str
     is_synced : bool
         Whether changes in it wait for the disk.
     """

@@ -40,7 +40,6 @@ class ConditionalWrite:
 
     Parameters
     ----------
-    transport : Transport
     url : str
         For messages.
     request : PutRequest

@@ -45,7 +45,6 @@ class Fault(Exception):  # noqa: N818 - internal; `error_of` makes the error
 
     Parameters
     ----------
-    kind : Kind
     text : str
         The message of the server or the client, without secrets.
     code : str, optional

@@ -60,7 +60,6 @@ class PutRequest:
 
     Attributes
     ----------
-    target : ObjectName
     write_id : str
         Stored in the object's metadata as `WRITE_ID`.
     precondition : Precondition or None
@@ -81,7 +80,6 @@ class PutResult(NamedTuple):
 
     Attributes
     ----------
-    version : str
     crc32c : int or None
         Of the whole object, as the server calculated it; None if the answer does not contain it.
     is_repeated : bool

@@ -112,7 +112,6 @@ class Blueprint(NamedTuple):
         Which certificates are trusted, in botocore's form; None if that cannot be found.
     certificate : tuple of str
         Files of the certificate that the client presents, and of its key; empty without one.
-    has_proxy : bool
     """
 
     name: str

@@ -84,7 +84,6 @@ class S3Direct:
 
     Parameters
     ----------
-    client : S3Client
     is_wanted : bool
         False: every request goes through the client.
 
