@@ -40,7 +40,7 @@ __all__ = ["ShardSet"]
 
 _COPY_SIZE_BYTES = 8 * 1024 * 1024
 
-# Whoever leaves a save that failed is not owned up for longer; what then stays is left to ``gc``.
+# Whoever leaves a save that failed is not held up for longer; what then stays is left to ``gc``.
 _CLEAN_UP_S = 10.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
@@ -34,10 +35,11 @@ def _intercepted(method: _F, *, key_at: int = 0) -> _F:
     Its argument number `key_at` is the key, or the keys, that the call concerns.
     """
     name = method.__name__
+    key_name = [*inspect.signature(method).parameters][1 + key_at]
 
     @functools.wraps(method, updated=())  # not its mark as abstract
     def forward(self: StorageWrapper, *args: Any, **options: Any) -> Any:
-        keys = args[key_at]
+        keys = args[key_at] if key_at < len(args) else options[key_name]
         return self.intercept(
             name,
             [keys] if isinstance(keys, str) else keys,
@@ -52,8 +54,8 @@ def _forwarded(method: _F) -> _F:
     name = method.__name__
 
     @functools.wraps(method, updated=())  # not its mark as abstract
-    def forward(self: StorageWrapper, *args: Any) -> Any:
-        return getattr(self.inner, name)(*args)
+    def forward(self: StorageWrapper, *args: Any, **options: Any) -> Any:
+        return getattr(self.inner, name)(*args, **options)
 
     return cast("_F", forward)
 
@@ -78,12 +80,16 @@ class StorageWrapper(Storage):
     hides: ClassVar[tuple[type, ...]] = ()
 
     def __new__(cls, inner: Storage, *args: Any, **options: Any) -> Self:
+        return cls._with_abilities_of(inner, cls.hides)
+
+    @classmethod
+    def _with_abilities_of(cls, inner: Storage, hides: tuple[type, ...]) -> Self:
         abilities = tuple(
             ability
             for ability in _FORWARDERS
-            if isinstance(inner, ability) and ability not in cls.hides and not issubclass(cls, ability)
+            if isinstance(inner, ability) and ability not in hides and not issubclass(cls, ability)
         )
-        return cast("Self", super().__new__(_with_abilities(cls, abilities)))
+        return cast("Self", object.__new__(_with_abilities(cls, abilities)))
 
     def __init__(self, inner: Storage) -> None:
         self.inner = inner
@@ -195,6 +201,9 @@ def _with_abilities(cls: type[StorageWrapper], abilities: tuple[type, ...]) -> t
 
 class _WithoutSync(StorageWrapper):
     """The storage without sync inside, and the state of the outer wrapper: what it counts, or its crash."""
+
+    def __new__(cls, inner: Storage, outer: StorageWrapper) -> Self:
+        return cls._with_abilities_of(inner, outer.hides)
 
     def __init__(self, inner: Storage, outer: StorageWrapper) -> None:
         super().__init__(inner)

@@ -190,10 +190,9 @@ class IndexCheck:
 
     def lists_slices(self, row: int) -> bool:
         """Return whether the tensor of a row is partitioned, as far as its entry can be read."""
-        if self.columns.slices_at[row]:
-            return True
+        is_doubtful = self.columns.slices_at[row] or self.columns.kind_ids[row] < 0
         try:
-            return bool(self.columns.kind_ids[row] < 0 and self.entry(row).slices)
+            return bool(is_doubtful and self.entry(row).slices)
         except FormatError:
             return False
 
@@ -223,8 +222,9 @@ class IndexCheck:
         by_rank: dict[int, list[int]] = {}
         for row in rows:
             if self.columns.slices_at[row] and row not in self._partitions:
-                rank = len(self.columns.kinds[self.columns.kind_ids[row]].shape)
-                by_rank.setdefault(rank, []).append(row)
+                kind = self.columns.kinds[self.columns.kind_ids[row]]
+                # `check_entry` has to decide about a kind without a type, as about rank 0.
+                by_rank.setdefault(0 if kind.dtype is None else len(kind.shape), []).append(row)
         for rank, wholes in by_rank.items():
             self._partitions.update(dict.fromkeys(wholes))
             if 0 < rank <= MAX_RANK_IN_COLUMNS:

@@ -261,11 +261,20 @@ class ReaderV2(BundleReader):
             byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
         tensors = {tensor.name: tensor for tensor, _ in requests}.values()
         claimed = [(tensor.name, entry) for tensor in tensors for entry in tensor.entries]
+        # In this order: a missing file, slices that are missing, a file that is too short.
+        wanted: dict[int, str] = {}
+        for name, entry in claimed:
+            if entry.size_bytes:
+                wanted.setdefault(entry.shard_id, name)
+        self.shards.request_sizes(wanted.items())
+        for shard_id, name in wanted.items():
+            self.shards[shard_id].size_bytes(name)
+        for tensor in tensors:
+            self._check_covered(tensor)
         check_claims(self.shards, *_columns_of(claimed))
         for tensor, out in requests:
             if out is not None:
                 check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
-            self._check_covered(tensor)
         results: list[npt.NDArray[Any]] = []
         batch = ReadBatch() if bulk is None else bulk
         for tensor, out in requests:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from ckptstore.errors import NotFoundError, TransientError
-from ckptstore.storage.abilities import KnowsWriters
+from ckptstore.storage.abilities import KnowsWriters, SupportsCopies, SupportsRelaxedDurability
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.values import Committed, Lost
+from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import Call, CountingStorage, FaultyStorage, ManualClock, SimulatedCrash
 from ckptstore.types import ByteRange
 
@@ -311,6 +312,27 @@ class TestDeletesBlindly(Place):
         "TestSwapsBlindly::test_put_if_leaves_alone_another_version",
         "TestDeletesBlindly::test_delete_if_leaves_alone_another_version",
     }, done.stdout
+
+
+def test_keys_may_be_given_by_name(key: str) -> None:
+    storage = CountingStorage(LocalStorage())
+    storage.put_new(key=key, data=b"one")
+    assert storage.get(key=key).data == b"one"
+    assert [info.key for info in storage.list(prefix=key)] == [key]
+    storage.delete_many(keys=[key])
+    assert [call.key for call in storage.calls] == [key] * 4
+
+
+def test_an_ability_that_is_hidden_stays_hidden_without_sync() -> None:
+    class NoCopies(StorageWrapper):
+        hides = (SupportsCopies,)
+
+    storage = NoCopies(LocalStorage())
+    assert isinstance(storage, SupportsRelaxedDurability)
+    assert not isinstance(storage, SupportsCopies)
+    relaxed = storage.without_sync()
+    assert isinstance(relaxed, SupportsRelaxedDurability)
+    assert not isinstance(relaxed, SupportsCopies)
 
 
 def test_buffers_of_numpy_go_through_the_wrappers(key: str) -> None:

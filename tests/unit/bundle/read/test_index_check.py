@@ -12,11 +12,12 @@ import pytest
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.bundle.read.reader_v2 import ReaderV2
 from ckptstore.bundle.verify.verify import verify_bundle
-from ckptstore.errors import CkptStoreError
+from ckptstore.errors import CkptStoreError, FormatError, UnsupportedError
 from ckptstore.format.entry import BundleEntry, BundleHeader, encode_entry, encode_header
 from ckptstore.format.slices import encode_slice_key
 from ckptstore.format.table_builder import TableBuilder
 from ckptstore.storage.base import Location
+from ckptstore.train.checkpoint_reader import load_checkpoint
 from ckptstore.types import Slice
 from tests.unit.bundle.helpers import data_file, index_file, put
 
@@ -203,3 +204,43 @@ def test_verification_finds_what_it_finds_one_by_one(index, monkeypatch, quick, 
     with monkeypatch.context() as patch:
         one_by_one(patch)
         assert verify_bundle(index.prefix, quick=quick) == report
+
+
+def test_a_tensor_too_large_for_any_array_is_unsupported_in_bulk_too(prefix, monkeypatch):
+    made = Index(prefix, 1)
+    part = Slice(((0, 4),))
+    made.names = ["x"]
+    made.items[b"x"] = encode_entry(BundleEntry(FLOAT, (1 << 61,), slices=(part,)))
+    made.add(encode_slice_key("x", part), FLOAT, (4,), 16)
+    made.write()
+    with pytest.raises(UnsupportedError, match="x"):
+        open_bundle(prefix).specs()
+    with pytest.raises(UnsupportedError, match="x"):
+        open_bundle(prefix).stored_many(["x"] * 100)
+    report = verify_bundle(prefix, quick=True)
+    assert len(report.notes) == 1
+    with monkeypatch.context() as patch:
+        one_by_one(patch)
+        assert verify_bundle(prefix, quick=True) == report
+
+
+def test_a_malformed_list_of_slices_is_not_passed_over(prefix):
+    made = Index(prefix, 2)
+    for wrong in ("nothing", "malformed"):
+        made.add_tensor(wrong)
+    made.write()
+    assert open_bundle(prefix).names() == sorted(made.names)
+    with pytest.raises(FormatError):
+        load_checkpoint(prefix.url).debug_string()
+
+
+def test_slices_that_are_missing_are_reported_before_files_that_are_too_short(prefix):
+    made = Index(prefix, 3)
+    made.add_tensor("hole")
+    made.write()
+    for shard in range(3):
+        data_file(prefix, shard, 3).storage.delete_many([data_file(prefix, shard, 3).key])
+        put(data_file(prefix, shard, 3), b"short")
+    reader = open_bundle(prefix)
+    with pytest.raises(FormatError, match="hole"):
+        reader.read_stored([(reader.stored(made.names[0]), None)])
