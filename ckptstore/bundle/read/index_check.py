@@ -188,11 +188,18 @@ class IndexCheck:
             is_name[self._listed_rows(row) if partition is None else partition.rows] = False
         return np.flatnonzero(is_name).tolist()
 
-    def lists_slices(self, row: int) -> bool:
-        """Return whether the tensor of a row is partitioned, as far as its entry can be read."""
-        is_doubtful = self.columns.slices_at[row] or self.columns.kind_ids[row] < 0
+    def partitioned_rows(self) -> set[int]:
+        """Return the rows of all partitioned tensors, as far as their entries can be read."""
+        wholes = np.flatnonzero(self.columns.slices_at).tolist()
+        partitions = self.partitions(wholes)
+        sound = {row for row in wholes if partitions[row] is not None}
+        doubtful = [row for row in wholes if row not in sound]
+        doubtful += (np.flatnonzero(self.columns.kind_ids[1:] < 0) + 1).tolist()
+        return sound.union([row for row in doubtful if self._lists_slices(row)])
+
+    def _lists_slices(self, row: int) -> bool:
         try:
-            return bool(is_doubtful and self.entry(row).slices)
+            return bool(self.entry(row).slices)
         except FormatError:
             return False
 

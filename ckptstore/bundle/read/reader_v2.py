@@ -62,7 +62,8 @@ class ReaderV2(BundleReader):
 
     def raw_keys(self) -> list[bytes]:
         index = self.index.rows()
-        return [key for row, key in enumerate(index.keys) if row and not index.lists_slices(row)]
+        partitioned = index.partitioned_rows()
+        return [key for row, key in enumerate(index.keys) if row and row not in partitioned]
 
     def names(self) -> list[str]:
         if self._names is None:
