@@ -44,7 +44,7 @@ MODEL = 'model_checkpoint_path: "m-1"\n'
 
 single_shards = st.lists(st.tuples(st.integers(0, 99999), st.integers(1, 99999)), max_size=4)
 neighbours = st.builds(
-    lambda first, length, more: [(first + n, first + length + more) for n in range(length)],
+    lambda first, length, more: [(first + n, max(1, first + length + more)) for n in range(length)],
     st.integers(0, 5000),
     st.integers(0, 30),
     st.integers(-5, 5),
