@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.backends.fault_cases import (
     texts_of,
     values_of,
 )
+from tests.own_warnings import own_warnings
 from tests.servers.fault_proxy import FaultProxy
 
 # The watchdog: what does not come to an end fails.
@@ -122,9 +122,8 @@ def test_a_bad_day(
     with (
         impatient(case.policy),
         case.trouble(stage) as options,
-        warnings.catch_warnings(record=True) as warned,
+        own_warnings() as warned,
     ):
-        warnings.simplefilter("always")
         place = f"{scheme}://{stage.bucket}"
         errors: dict[str, ck.CkptStoreError | None] = {}
 

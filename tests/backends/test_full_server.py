@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.cli.main import main
+from tests.own_warnings import own_warnings
 from tests.servers.fixtures import need
 from tests.servers.s3 import S3Server, minio
 from tests.small_disk import fill, small_disk
@@ -74,7 +74,6 @@ def test_a_full_disk_of_the_server(
     assert server.keys(bucket) == before
     ballast.unlink()
     wait_until_it_notices(server, bucket)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ck.CkptStoreWarning)
+    with own_warnings("error"):
         saver.save(values_of(3.0), f"{url}/model", 3)
     assert ck.latest_checkpoint(url) == f"{url}/model-3"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import ckptstore as ck
 from ckptstore.cli.main import main
 from ckptstore.storage.registry import locate
 from tests.backends.fault_cases import COUNTED, flags, impatient, texts_of
+from tests.own_warnings import own_warnings
 from tests.servers.certificates import make_service_account
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.gcs import GcsServer
@@ -34,8 +34,7 @@ def read_by_people(url: str, options: Mapping[str, object], capsys: pytest.Captu
         lambda: ck.Saver().restore({}, f"{url}/model-1", storage_options=options),
         lambda: ck.Saver().save({"a": [1.0]}, f"{url}/model", 1, storage_options=options),
     ]
-    with impatient(COUNTED), warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+    with impatient(COUNTED), own_warnings() as warned:
         for call in calls:
             with pytest.raises(ck.CkptStoreError) as caught:
                 call()

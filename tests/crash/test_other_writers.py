@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 import ckptstore as ck
 from tests.crash.crashing_process import run_until_crash
+from tests.own_warnings import own_warnings
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,6 @@ def test_a_manager_leaves_nothing_of_the_dead(tmp_path: Path) -> None:
 
 
 def test_warnings_as_errors_do_not_break_a_save(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with own_warnings("error"):
         managed(str(tmp_path), "strict", 1, 2, 3, 4)
     assert latest(str(tmp_path)) == 4

@@ -84,7 +84,8 @@ def quiet() -> Iterator[None]:
     """Allow the warnings of ckptstore alone: a RuntimeWarning of numpy is an unchecked overflow."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.simplefilter("ignore", ck.CkptStoreWarning)
+        for category in (ck.CkptStoreWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,9 +277,7 @@ def test_flipped_or_cut_record_never_names_what_cannot_be_restored(tmp_path: Pat
     damaged = (record.read_bytes() for _ in flips(record))
     for data in (*damaged, *cuts):
         record.write_bytes(data)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.simplefilter("ignore", ck.CkptStoreWarning)
+        with quiet():
             for recover in (True, False):
                 found = ck.latest_checkpoint(tmp_path, recover=recover)
                 if found is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tests.hostile.directory_listing import tree_of
 from tests.hostile.entry_points import quiet, run_cli, typed
 from tests.hostile.foreign_files import OURS, build, check_only_ours_is_gone, protocol, save_steps, state
 from tests.hostile.sandbox import Limits, Sandbox
+from tests.own_warnings import own_warnings
 
 ELSEWHERE: dict[str, Callable[[Path], str]] = {
     "parent": lambda root: "../elsewhere/model-90",
@@ -74,8 +74,7 @@ def sandbox() -> Iterator[Sandbox]:
 def find(directory: str, brief: bool = False) -> dict[str, Any]:
     """Ask everything that reads a record, or only what finds the latest; return what it says."""
     found: dict[str, Any] = {}
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with own_warnings() as said:
         found["latest"] = typed(ck.latest_checkpoint, directory)
         found["warnings"] = [str(warning.message) for warning in said]
         found["categories"] = {warning.category for warning in said}

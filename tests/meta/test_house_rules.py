@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.meta.source import Module, dotted, imports, modules, report
+from tests.meta.source import ROOT, Module, dotted, imports, modules, report
 
 # Rule 4. What changes a storage → the modules, beside storage and its test kit, that may use it.
 PUBLISHERS = {"directory.publish", "directory.record_update"}
@@ -195,5 +196,21 @@ def test_nothing_is_left_half_done():
             for number, line in enumerate(module.text.splitlines(), 1)
             for pattern, advice in patterns.items()
             if re.search(pattern, line)
+        ]
+    )
+
+
+def test_tests_look_at_no_warnings_but_those_of_ckptstore():
+    catching = re.compile(
+        r"""simplefilter\(["'](error|always)["']\)|catch_warnings\(record=True|\brecwarn\b"""
+    )
+    exempt = {"own_warnings.py", "entry_points.py", Path(__file__).name}
+    report(
+        [
+            f"{path.relative_to(ROOT)}:{number}: other tests' sockets warn, too: use tests.own_warnings"
+            for path in sorted((ROOT / "tests").rglob("*.py"))
+            if path.name not in exempt
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+            if catching.search(line)
         ]
     )

@@ -11,13 +11,12 @@ import shlex
 import subprocess
 import sys
 import tomllib
-import warnings
 
 import pytest
 
 from benchmarks.readme import renew_readme
-from ckptstore.errors import CkptStoreWarning
 from tests.meta.source import ROOT
+from tests.own_warnings import own_warnings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -33,8 +32,7 @@ def scene(tmp_path_factory):
     directory = tmp_path_factory.mktemp("readme")
     space: dict[str, object] = {"__name__": "readme"}
     printed = []
-    with contextlib.chdir(directory), warnings.catch_warnings():
-        warnings.simplefilter("error", CkptStoreWarning)
+    with contextlib.chdir(directory), own_warnings("error"):
         for language, content in _blocks():
             if language == "python":
                 with contextlib.redirect_stdout(io.StringIO()) as output:

@@ -33,6 +33,7 @@ from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 from ckptstore.testing.contract.base import at_once
+from tests.own_warnings import own_warnings
 from tests.servers.gcs import GcsServer
 from tests.wire.requests import Changed, Deed, Lose, Refuse, Reply, Seen, Stall, WireProxy
 
@@ -551,8 +552,7 @@ def test_a_bucket_that_begins_to_keep_objects_gets_one_stream_from_then_on(
     scene: Scene, strict: bool
 ) -> None:
     data = os.urandom(SIZE)
-    with scene.proxy.doing(kept), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("error" if strict else "always")
+    with scene.proxy.doing(kept), own_warnings("error" if strict else "always") as caught:
         first = scene.storage.upload(scene.key("first"), SIZE)
         second = scene.storage.upload(scene.key("second"), SIZE)
         for upload in (first, second):

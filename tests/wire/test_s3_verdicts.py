@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ckptstore.errors import CkptStoreWarning
 from ckptstore.storage.object_store.probe import Verdicts
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
+from tests.own_warnings import own_warnings
 from tests.servers import s3
 from tests.servers.build import binary
 from tests.servers.fault_proxy import FaultProxy
@@ -80,8 +80,7 @@ def test_one_writer_saves_keeps_and_restores_on_a_server_that_ignores_conditions
     bucket = minio.make_bucket()
     directory = f"s3://{bucket}/run"
     saver = ckptstore.Saver(max_to_keep=2)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with own_warnings() as said:
         for step in (1, 2, 3, 3):
             values = {"w": np.full(4, step, np.float32)}
             saver.save(values, f"{directory}/model", global_step=step, storage_options=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import ckptstore as ck
@@ -12,6 +11,7 @@ from ckptstore.directory.repair import RepairReport, repair_record
 from ckptstore.format.record_protocol import Record
 from ckptstore.storage.registry import locate
 from ckptstore.testing import ManualClock
+from tests.own_warnings import own_warnings
 from tests.unit.directory.helpers import checkpoints_in, save_steps, values
 
 HOUR = 3600.0
@@ -43,8 +43,7 @@ def actions(report: RepairReport) -> dict[str, str]:
 
 def latest_in(directory: object) -> str | None:
     """Return the latest without any fallback: what the record names, or nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with own_warnings("error"):
         found = ck.latest_checkpoint(str(directory))
     return None if found is None else found.rpartition("/")[2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -12,6 +11,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
+from tests.own_warnings import own_warnings
 from tests.unit.directory.helpers import fresh_memory
 
 _T = TypeVar("_T")
@@ -65,8 +65,7 @@ def test_without_deleting_saves_succeed_and_warn_and_a_later_save_cleans_up() ->
         saver = save_four(url, "run", 1)
     assert saver.last_checkpoints == [f"{url}/m-3", f"{url}/m-4"]
     assert ck.checkpoint_exists(f"{url}/m-1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with own_warnings("error"):
         save_four(url, "run", 5)
     assert not ck.checkpoint_exists(f"{url}/m-1")
     assert not ck.checkpoint_exists(f"{url}/m-2")

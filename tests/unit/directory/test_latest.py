@@ -12,6 +12,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
+from tests.own_warnings import own_warnings
 from tests.unit.directory.helpers import save_steps, stamp_of
 
 
@@ -33,8 +34,7 @@ def point_to(directory: Path, path: str) -> None:
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with own_warnings("error"):
         assert ck.latest_checkpoint(tmp_path) is None
         assert ck.latest_checkpoint(tmp_path / "missing") is None
 
@@ -102,8 +102,7 @@ def test_protocol_lines_are_no_concern_of_readers(run: Path) -> None:
     text = record.read_text()
     for lines in ("# ckptstore 99\n", "# ckptstore 1\n# owner gibberish\n", "# ckptstore 1\n# pending 1\n"):
         record.write_text(lines + text.split("\n", 2)[2])
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with own_warnings("error"):
             assert ck.latest_checkpoint(run) == f"{run}/model-10"
             assert ck.get_checkpoint_state(run) is not None
     record.write_text("# ckptstore 99\n" + text)

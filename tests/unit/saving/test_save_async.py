@@ -7,7 +7,6 @@ import errno
 import gc
 import mmap
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.transfer import blocks
+from tests.own_warnings import own_warnings
 from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
 
@@ -499,8 +499,7 @@ class TestFailure:
             gate.open(full())
             with pytest.raises(ck.StorageFullError):
                 handle.result()
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
+            with own_warnings("error"):
                 del saver, handle
                 gc.collect()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ckptstore as ck
 from ckptstore.storage.scope import current_scope
 from ckptstore.transfer.progress import Event
 from ckptstore.transfer.transfer import Transfer
+from tests.own_warnings import own_warnings
 from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import stamp_of, values
 
@@ -145,8 +145,7 @@ def test_nor_can_that_of_a_save_in_the_foreground_begin_another_one(tmp_path: Pa
 
 
 def test_a_warning_that_is_an_error_does_not_keep_other_saves_from_being_made(tmp_path: Path) -> None:
-    with warnings.catch_warnings(), blocking("upload", "m-1.data") as gate:
-        warnings.simplefilter("error")
+    with own_warnings("error"), blocking("upload", "m-1.data") as gate:
         saver = ck.Saver()
         saver.save_async(values(1), tmp_path / "m", 1, snapshot=False)
         second = saver.save_async(values(2), tmp_path / "m", 2, snapshot=False)

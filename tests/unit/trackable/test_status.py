@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 
 import pytest
 
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.trackable.status import NothingRestored, RestoreStatus, UnmatchedError
+from tests.own_warnings import own_warnings
 
 URL = "memory://docs/model"
 
@@ -67,8 +67,7 @@ def test_a_dropped_status_warns():
 
 
 def test_nobody_is_warned_who_looked_or_has_nothing_to_look_at():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with own_warnings("error"):
         RestoreStatus(URL, [], [])
         RestoreStatus(URL, ["save_counter"], [])
         RestoreStatus(URL, ["a"], ["b"]).expect_partial()

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import sys
 import types
-import warnings
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from ckptstore.storage.scope import current_scope
 from ckptstore.transfer import progress as progress_module
 from ckptstore.transfer.progress import Event, reporter
 from ckptstore.transfer.transfer import Transfer
+from tests.own_warnings import own_warnings
 
 MIB = 1 << 20
 
@@ -64,11 +64,9 @@ def test_a_report_that_raises_is_told_once_and_breaks_nothing(action: Any) -> No
         calls.append(event)
         raise ZeroDivisionError("in the user's code")
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter(action)
-        with Transfer("save", "x", report=broken) as transfer:
-            transfer.expect(10)
-            transfer.advance(10)
+    with own_warnings(action) as caught, Transfer("save", "x", report=broken) as transfer:
+        transfer.expect(10)
+        transfer.advance(10)
     assert len(calls) == 1
     assert [warning.category for warning in caught] == ([CkptStoreWarning] if action == "default" else [])
     assert transfer.done_bytes == 10

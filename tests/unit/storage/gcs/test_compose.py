@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -30,6 +29,7 @@ from ckptstore.storage.object_store.transport import (
     StaleUpload,
 )
 from ckptstore.storage.values import ObjectInfo
+from tests.own_warnings import own_warnings
 from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, after, before
 
 PLACE = ObjectName("b", "run/shard")
@@ -254,8 +254,7 @@ def test_parts_that_may_not_be_deleted_end_composing_there_and_are_told_once(del
         session, parts = session_of(transport, 1)
         send(session, 0, parts[0])
         transport.script(call, before(Kind.FORBIDDEN))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with own_warnings() as caught:
             new_attempts().run(session.abort)
         assert len(caught) == expected
         transport.objects.clear()

@@ -34,6 +34,7 @@ from ckptstore.storage.generic.storage import GenericStorage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.values import Ambiguous, Committed, Lost
 from ckptstore.types import ByteRange
+from tests.own_warnings import own_warnings
 
 
 class Remote(MemoryFileSystem):
@@ -206,8 +207,7 @@ def test_it_claims_nothing_that_fsspec_does_not_have(here: Location) -> None:
 
 def test_it_says_once_that_one_job_may_write() -> None:
     storage = GenericStorage("ckpt-remote")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with own_warnings() as caught:
         with pytest.raises(NotFoundError):
             storage.get("host/run/a")
         assert caught == []

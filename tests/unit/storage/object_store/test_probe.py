@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 
 import pytest
 
@@ -13,6 +12,7 @@ from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.probe import Verdicts, verdicts_for, verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutRequest
+from tests.own_warnings import own_warnings
 from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, after, before
 
 BESIDE = ObjectName("b", "run/model.index")
@@ -90,10 +90,8 @@ def test_a_server_that_cannot_be_asked_is_no_weak_server(kind: Kind) -> None:
     transport = ScriptedTransport()
     transport.script("put", before(kind))
     storage = ObjectStorage(transport)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(AccessError, match="what the server does with conditions"):
-            storage.put_new("b/run/x", b"data")
+    with own_warnings("error"), pytest.raises(AccessError, match="what the server does with conditions"):
+        storage.put_new("b/run/x", b"data")
     assert verdicts_known(transport, "b") is None
 
 
