@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from ckptstore.bundle.read.other_names import saved_model_hint
 from ckptstore.cli.output import Output
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.latest import find_latest
@@ -125,7 +126,7 @@ def latest_in(directory: Location, output: Output) -> Location:
         raise NotFoundError(
             "there is no checkpoint in this directory",
             url=directory.url,
-            hint="ckptstore ls shows its contents.",
+            hint=saved_model_hint(directory) or "ckptstore ls shows its contents.",
         )
     output.note(f"the latest checkpoint in {directory.url or '.'} is {found.name}")
     return found

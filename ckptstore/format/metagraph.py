@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
+from ckptstore.format.file_kind import HEAD_SIZE_BYTES, file_kind
 from ckptstore.format.protos import Proto, descriptor_pool, message_class, parse_message, parse_reason
 
 __all__ = [
@@ -174,6 +175,10 @@ def parse_meta_graph(data: bytes, *, source: str) -> tuple[Proto, bool]:
         reason = f"not binary protobuf, and as text: {parse_reason(error)}"
     else:
         return meta, True
+    kind = file_kind(data[:HEAD_SIZE_BYTES])
+    if kind is not None:
+        what = f"the file is not a MetaGraphDef: its first bytes are those of {kind.name}"
+        raise FormatError(what, url=source, hint=kind.advice)
     raise FormatError(f"the file is not a MetaGraphDef: {reason}", url=source, hint=_HINT)
 
 

@@ -19,7 +19,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from ckptstore.errors import FormatError, TruncatedFileError
+from ckptstore.errors import CkptStoreError, FormatError, TruncatedFileError
 from ckptstore.format.block import (
     FOOTER_SIZE_BYTES,
     TABLE_MAGIC,
@@ -31,6 +31,7 @@ from ckptstore.format.block import (
     read_block,
 )
 from ckptstore.format.coding import decode_fixed64, encode_varint
+from ckptstore.format.file_kind import HEAD_SIZE_BYTES, FileKind, file_kind
 
 __all__ = ["Table"]
 
@@ -73,12 +74,13 @@ class Table:
         self._size_bytes = size_bytes
         self._source = source
         if size_bytes < FOOTER_SIZE_BYTES:
+            kind = self._kind()
             raise TruncatedFileError(
-                "file is too short to be an sstable",
+                "file is too short to be an sstable" + _first_bytes(kind),
                 url=source,
                 expected=f"at least {FOOTER_SIZE_BYTES} bytes",
                 actual=size_bytes,
-                hint="It was not written completely, or is not an index.",
+                hint="It was not written completely, or is not an index." if kind is None else kind.advice,
             )
         self._metaindex, index = self._read_footer()
         self._index_keys: list[bytes] = []
@@ -171,13 +173,16 @@ class Table:
         footer = self._read_exactly(start, FOOTER_SIZE_BYTES)
         magic = decode_fixed64(footer, FOOTER_SIZE_BYTES - 8, source=self._source)
         if magic != TABLE_MAGIC:
+            kind = self._kind()
             raise FormatError(
-                "not an sstable (bad magic number)",
+                "not an sstable (bad magic number)" + _first_bytes(kind),
                 url=self._source,
                 offset=self._size_bytes - 8,
                 expected=f"{TABLE_MAGIC:#018x}",
                 actual=f"{magic:#018x}",
-                hint="Pass the prefix, not a .data or .meta file; else the index is damaged or cut off.",
+                hint="Pass the prefix, not a .data or .meta file; else the index is damaged or cut off."
+                if kind is None
+                else kind.advice,
             )
         handles = footer[: FOOTER_SIZE_BYTES - 8]
         metaindex, pos = decode_handle(handles, 0, source=self._source)
@@ -214,6 +219,16 @@ class Table:
                 actual=f"{handle.size_bytes} + {TRAILER_SIZE_BYTES} bytes from {handle.offset}",
             )
 
+    def _kind(self) -> FileKind | None:
+        """Return what the file is instead of a table, as far as its first bytes say."""
+        if not self._size_bytes:
+            return None
+        try:
+            return file_kind(self._read(0, min(self._size_bytes, HEAD_SIZE_BYTES)))
+        except CkptStoreError:
+            # That it is not a table is known; a second request that fails must not hide it.
+            return None
+
     def _read_exactly(self, offset: int, size: int) -> bytes:
         data = self._read(offset, size)
         if len(data) != size:
@@ -234,3 +249,7 @@ class Table:
 
     def _above_index_error(self, handle: BlockHandle, key: bytes) -> FormatError:
         return self._error("a block holds keys above its index entry", handle.offset, repr(key[:64]))
+
+
+def _first_bytes(kind: FileKind | None) -> str:
+    return "" if kind is None else f": its first bytes are those of {kind.name}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ckptstore.bundle.read.index_file import IndexFile, TableFile
+from ckptstore.bundle.read.other_names import saved_model_hint, similar_file_hint
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.bundle.read.reader_v1 import ReaderV1
 from ckptstore.bundle.read.reader_v2 import ReaderV2
@@ -79,7 +80,8 @@ def _open(location: Location) -> BundleReader:
             "there is no checkpoint with this prefix",
             url=location.url,
             expected=f"a file {index_name(name)}",
-            hint="Pass a prefix, not a directory; latest_checkpoint() finds the newest one in a directory.",
+            hint=saved_model_hint(location)
+            or "Pass a prefix, not a directory; latest_checkpoint() finds the newest one in a directory.",
         ) from missing
     return ReaderV1(location, files)
 
@@ -121,7 +123,7 @@ def _v1_shards(location: Location, prefix: str, count: int) -> list[TableFile]:
                 "a shard of the V1 checkpoint is missing",
                 url=shard.url,
                 expected=f"{count} shards",
-                hint="Restore another checkpoint or copy the file again.",
+                hint="Restore another checkpoint or copy the file again." + similar_file_hint(shard),
             ) from error
     return files
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ckptstore.errors import ChecksumError, IncompleteBundleError, NotFoundError, TruncatedFileError
+from ckptstore.bundle.read.other_names import similar_file_hint
+from ckptstore.errors import (
+    ChecksumError,
+    CkptStoreError,
+    IncompleteBundleError,
+    NotFoundError,
+    TruncatedFileError,
+)
 from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import BundleEntry, BundleHeader
+from ckptstore.format.file_kind import HEAD_SIZE_BYTES, FileKind, file_kind
 from ckptstore.format.naming import data_name
 from ckptstore.storage.abilities import SupportsViews
 from ckptstore.storage.base import Location
@@ -97,6 +106,9 @@ class _FileState(NamedTuple):
     size_bytes: int
 
 
+_UNKNOWN = FileKind("", "")  # the first bytes were not looked at
+
+
 class ShardFile:
     """One data file, of one version from the first request on.
 
@@ -114,6 +126,7 @@ class ShardFile:
         self._request_locks = ForkSafeLocks()
         self._view: memoryview | None = None
         self._was_viewed = False
+        self._kind: FileKind | None = _UNKNOWN
 
     @property
     def is_known(self) -> bool:
@@ -138,7 +151,7 @@ class ShardFile:
             return
         end, size = offset + size_bytes, self.size_bytes(tensor)
         if end > size:
-            raise TruncatedFileError(
+            error = TruncatedFileError(
                 "the data file ends before the tensor does",
                 url=self.url,
                 tensor=tensor,
@@ -147,6 +160,8 @@ class ShardFile:
                 actual=f"{size} bytes",
                 hint="It was cut off, or belongs to another save; restore another one or copy it again.",
             )
+            self._add_kind(error, tensor)
+            raise error
 
     def view(self, tensor: str) -> memoryview | None:
         """Return all of the file as read-only memory, on behalf of `tensor`; None where that is not possible.
@@ -180,6 +195,24 @@ class ShardFile:
             self._location.storage.read_into(self._location.key, ranges, buffers, version=version)
         except NotFoundError as error:
             raise self._missing(tensor) from error
+        except TruncatedFileError as error:
+            self._add_kind(error, tensor)
+            raise
+
+    def _add_kind(self, error: TruncatedFileError, tensor: str) -> None:
+        """Say in `error` what the file is instead, if its first bytes tell."""
+        if self._kind is _UNKNOWN:
+            self._kind = None
+            # The file is known to be too short; a request that fails here must not hide it.
+            with contextlib.suppress(CkptStoreError):
+                version, size_bytes = self._state(tensor)
+                head = ByteRange(0, min(size_bytes, HEAD_SIZE_BYTES))
+                self._kind = file_kind(
+                    self._location.storage.get(self._location.key, head, version=version).data
+                )
+        if self._kind is not None:
+            error.what += f": its first bytes are those of {self._kind.name}"
+            error.hint = self._kind.advice
 
     @staticmethod
     def _is_short(whole: ByteRange, ranges: Sequence[ByteRange]) -> bool:
@@ -232,7 +265,8 @@ class ShardFile:
                 "a data file that the index names is missing or was replaced",
                 url=self.url,
                 tensor=tensor,
-                hint="Tensors in other data files can still be read. Restore another one or copy it again.",
+                hint="Tensors in other data files can still be read. Restore another one or copy it again."
+                + similar_file_hint(self._location),
             )
         return NotFoundError(
             "the checkpoint was removed or overwritten while it was being read",

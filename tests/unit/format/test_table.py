@@ -135,7 +135,7 @@ class TestDamage:
 
     def test_a_file_that_is_no_table_says_what_to_pass(self):
         with pytest.raises(FormatError, match="bad magic number") as caught:
-            Table.from_bytes(bytes(1000), source="x.data-00000-of-00001")
+            Table.from_bytes(b"x" * 1000, source="x.data-00000-of-00001")
         assert "prefix" in (caught.value.hint or "")
 
     def test_a_block_with_another_checksum_names_place_and_both_values(self):
