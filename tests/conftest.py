@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import ckptstore as ck
+
 pytest_plugins = ["tests.servers.fixtures"]
 
 # Started in the background a shell lets us, and so every child, ignore Ctrl-C, which some tests send.
@@ -28,6 +30,15 @@ settings.register_profile(
 settings.register_profile("quick", settings.get_profile("steady"), max_examples=10)
 settings.register_profile("explore", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+
+@pytest.fixture
+def without_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let whatever saves use ``durability="cache"``, unless it says something else."""
+    for saves in (ck.Saver.__init__, ck.CheckpointManager.__init__, ck.Checkpoint.save, ck.Checkpoint.write):
+        defaults = saves.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "durability", "cache")
 
 
 @pytest.fixture(scope="session")

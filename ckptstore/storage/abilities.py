@@ -87,9 +87,10 @@ class SupportsRelaxedDurability(ABC):
 
     @abstractmethod
     def without_sync(self) -> Storage:
-        """Return a storage of the same objects whose writes do not wait until they survive a power cut.
+        """Return the storage of the same objects whose writes do not wait until they survive a power cut.
 
-        That of such a storage is the storage itself.
+        The same one with each call: a `Saver` recognises by it what it has saved before. That of such a
+        storage is the storage itself.
         """
 
     @abstractmethod

@@ -157,7 +157,10 @@ class _ForwardsRelaxedDurability(SupportsRelaxedDurability):
     def without_sync(self) -> Storage:
         assert isinstance(self, StorageWrapper)
         inner = cast("SupportsRelaxedDurability", self.inner).without_sync()
-        return self if inner is self.inner else _WithoutSync(inner, self)
+        if inner is self.inner:
+            return self
+        # The same one with each call, also when two threads make the first.
+        return cast("Storage", self.__dict__.setdefault("_unsynced", _WithoutSync(inner, self)))
 
 
 class _ForwardsWriters(KnowsWriters):

@@ -71,11 +71,12 @@ class LocalStorage(
 
     def __init__(self, *, is_synced: bool = True) -> None:
         self._is_synced = is_synced
+        self._unsynced = self if not is_synced else type(self)(is_synced=False)
         if not is_synced:
             self.capabilities = replace(type(self).capabilities, durable_when_acknowledged=False)
 
     def without_sync(self) -> LocalStorage:
-        return type(self)(is_synced=False) if self._is_synced else self
+        return self._unsynced
 
     def url_of(self, key: str) -> str:
         return key or "/"

@@ -23,6 +23,7 @@ class RelaxedDurabilityContract(AbilityContract):
         unsynced = _without_sync(source)
         assert isinstance(unsynced, SupportsRelaxedDurability)
         assert unsynced.without_sync() is unsynced
+        assert _without_sync(source) is unsynced, "each call must return the same storage"
         assert unsynced.url_of(source.key) == storage.url_of(source.key)
         claimed = replace(unsynced.capabilities, durable_when_acknowledged=True)
         assert claimed == replace(storage.capabilities, durable_when_acknowledged=True)

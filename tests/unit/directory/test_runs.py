@@ -28,9 +28,11 @@ from tests.unit.directory.helpers import (
 )
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "local-without-sync", "memory"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else fresh_memory()
+    if request.param == "local-without-sync":
+        request.getfixturevalue("without_sync")
+    return fresh_memory() if request.param == "memory" else str(tmp_path)
 
 
 class TestFencing:
@@ -83,11 +85,11 @@ class TestFencing:
         class Meanwhile(StorageWrapper):
             armed = True
 
-            def upload(self, key, size_bytes=None):
-                if Meanwhile.armed:
+            def intercept(self, primitive, keys, call):
+                if Meanwhile.armed and primitive == "upload":
                     Meanwhile.armed = False
                     save_steps(first, f"{directory}/model", [1])
-                return super().upload(key, size_bytes)
+                return call()
 
         with use_wrapper(Meanwhile), pytest.raises(ck.FencedError):
             save_steps(second, f"{directory}/model", [1])
@@ -101,12 +103,12 @@ class TestFencing:
         class Freeze(StorageWrapper):
             armed = False
 
-            def put_new(self, key, data):
-                if key.endswith("model-2.index") and Freeze.armed:
+            def intercept(self, primitive, keys, call):
+                if Freeze.armed and primitive == "put_new" and keys[0].endswith("model-2.index"):
                     Freeze.armed = False
                     newer = ck.Saver(run="new")
                     newer.save(values(20), f"{directory}/model", 2)
-                return super().put_new(key, data)
+                return call()
 
         with use_wrapper(Freeze):
             old = ck.Saver(run="old")

@@ -57,6 +57,7 @@ def test_it_says_that_nothing_is_durable() -> None:
     assert storage.capabilities.durable_when_acknowledged
     assert isinstance(unsynced, SupportsRelaxedDurability)
     assert unsynced.without_sync() is unsynced
+    assert storage.without_sync() is unsynced
 
 
 def test_only_a_storage_that_waits_for_the_disk_has_it() -> None:
@@ -77,6 +78,7 @@ def test_a_wrapper_is_not_lost(tmp_path: Path, synced: list[int]) -> None:
     assert synced == []
     assert isinstance(unsynced, SupportsRelaxedDurability)
     assert unsynced.without_sync() is unsynced
+    assert wrapped.without_sync() is unsynced
 
 
 def test_a_death_in_the_storage_without_sync_is_one_everywhere(tmp_path: Path) -> None:
