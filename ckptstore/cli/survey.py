@@ -53,16 +53,13 @@ def survey(directory: Location) -> Survey:
     """
     found = list_checkpoints(directory)
     surveyed = _DirectorySurvey(directory, found)
-    items = [
-        item
-        for name in [*found, *(surveyed.listed.keys() - found)]
-        if (item := surveyed.facts(name)) is not None
-    ]
+    names = [*found, *(name for name in surveyed.listed if name not in found)]
+    items = [item for name in names if (item := surveyed.facts(name)) is not None]
     facts = DirectoryFacts(
         url=directory.url or ".",
         now_s=time.time(),
         record=surveyed.record,
-        checkpoints=_newest_last(items),
+        checkpoints=_in_order(items, list(surveyed.listed)),
         latest=None if surveyed.latest is None else surveyed.latest.url,
         latest_problem=surveyed.latest_problem,
     )
@@ -211,6 +208,16 @@ class _DirectorySurvey:
             ):
                 files.append(info)
         return files
+
+
+def _in_order(items: list[CheckpointFacts], recorded: list[str]) -> list[CheckpointFacts]:
+    """Return what is gone first, in the order of the record; then the checkpoints, the newest last."""
+    gone = {item.prefix: item for item in items if item.state == "gone"}
+    names = [*(name for name in recorded if name in gone), *sorted(gone.keys() - set(recorded))]
+    return [
+        *(gone[name] for name in names),
+        *_newest_last([item for item in items if item.prefix not in gone]),
+    ]
 
 
 def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:

@@ -10,7 +10,7 @@ from ckptstore.errors import UsageError
 if TYPE_CHECKING:
     from ckptstore.storage.base import Location
 
-__all__ = ["check_prefix_name", "object_name_problem"]
+__all__ = ["check_prefix_name", "names_a_bucket", "object_name_problem"]
 
 # Most disks and some object stores accept names of 255 bytes, and ".data-00000-of-00001" and the mark of an
 # unfinished file follow the prefix's own.
@@ -34,6 +34,8 @@ def check_prefix_name(location: Location) -> None:
     """
     # From the user's text: the key of "run/.." is that of another directory, which has a legal name.
     problem = _last_segment_problem(location.url.rpartition("/")[2])
+    if problem is None and names_a_bucket(location):
+        problem = "the URL names a bucket and nothing in it"
     if problem is None and location.storage.capabilities.backend != "local":
         problem = _key_problem(location.key.removeprefix("/"))
     if problem is not None:
@@ -42,6 +44,13 @@ def check_prefix_name(location: Location) -> None:
             url=ascii(location.url) if _CONTROL.search(location.url) else location.url,
             hint="Choose a prefix such as 'directory/model'.",
         )
+
+
+def names_a_bucket(location: Location) -> bool:
+    """Return whether the key is a bucket without anything in it, so that no object has a name below it."""
+    if "/" in location.key or not location.key:
+        return False
+    return location.storage.capabilities.backend in ("s3", "gcs")
 
 
 def object_name_problem(name: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from ckptstore.errors import UsageError
+from ckptstore.storage.bucket_names import split_arn, url_for_web_address
 from ckptstore.storage.redact import Redactor
 
 __all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "parse_url"]
@@ -78,7 +79,10 @@ def parse_url(path: UrlLike) -> ParsedUrl:
             hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:/",
         )
     match = _URL.fullmatch(text)
-    if _CHAINED.match(text) or (match and "::" in text):
+    arn, rest = "", match["rest"] if match else ""
+    if match and match["scheme"].lower() == "s3":
+        arn, rest = split_arn(rest, _shown(text))
+    if _CHAINED.match(text) or "::" in rest:
         raise UsageError(
             "chained URLs are not supported",
             url=_shown(text),
@@ -88,7 +92,6 @@ def parse_url(path: UrlLike) -> ParsedUrl:
         return ParsedUrl("file", _local_key(text), text)
     scheme = match["scheme"].lower()
     scheme = _ALIASES.get(scheme, scheme)
-    rest = match["rest"]
     if scheme == "file":
         if not rest.startswith("/"):
             raise UsageError(
@@ -98,7 +101,7 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     _check_no_secret(scheme, rest, text)
     if scheme not in _SCHEMES:
         _check_foreign(scheme, text)
-    name = rest.rstrip("/")
+    name = arn + rest.rstrip("/")
     if scheme == "memory":
         # As in fsspec, memory://a, memory:///a and /a are one file.
         name = name.lstrip("/")
@@ -164,8 +167,14 @@ def _check_foreign(scheme: str, text: str) -> None:
             f"unknown URL scheme {scheme!r}",
             url=_shown(text),
             expected=f"a local path or one of {', '.join(f'{known}://' for known in _SCHEMES)}",
-            hint="Write s3://." if scheme == "s3a" else None,
+            hint=_hint_for(scheme, text),
         )
+
+
+def _hint_for(scheme: str, text: str) -> str | None:
+    if scheme in ("http", "https"):
+        return _shown(url_for_web_address(text))
+    return "Write s3://." if scheme in ("s3a", "s3n") else None
 
 
 def _text_of(path: UrlLike) -> str:

@@ -230,3 +230,16 @@ def test_memory_urls(run, save):
     found = run("ls", "memory://ls-test", "--json").json
     assert (found["directory"], found["latest"]) == ("memory://ls-test", "memory://ls-test/model-1")
     assert run("ls", "memory://nothing-here").code == 3
+
+
+def test_what_is_gone_is_listed_in_the_order_of_the_record(run, save, tmp_path):
+    directory = tmp_path / "run"
+    save(directory / "model-20")
+    listed = ["zeta-3", "model-40", "model-20", "alpha-9", "model-10", "b", "c", "a"]
+    (directory / "checkpoint").write_text(
+        'model_checkpoint_path: "model-20"\n'
+        + "".join(f'all_model_checkpoint_paths: "{name}"\n' for name in listed)
+    )
+    rows = run("ls", str(directory), "--json").json["checkpoints"]
+    names = [row["prefix"] for row in rows]
+    assert names == [name for name in listed if name != "model-20"] + ["model-20"]

@@ -90,7 +90,7 @@ STORAGE_FLOORS = Floors(
     (
         Floor(
             "plain data and means",
-            ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope"),
+            ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
         ),
         Floor("checks of arguments, time", ("checks", "retry")),
         Floor("one upload", ("upload",)),

@@ -20,6 +20,7 @@ from ckptstore.errors import (
 )
 from ckptstore.format.naming import index_name, parse_file_name, parse_v1_pattern, v1_shard_name
 from ckptstore.storage.base import Location
+from ckptstore.storage.prefix_names import names_a_bucket
 
 __all__ = ["BundleReader", "StoredTensor", "open_bundle", "reopening"]
 
@@ -60,6 +61,12 @@ def open_bundle(location: Location, *, memory_budget: int | None = None) -> Bund
 
 
 def _open(location: Location) -> BundleReader:
+    if names_a_bucket(location):
+        raise NotFoundError(
+            "there is no checkpoint with this prefix: the URL names a bucket and nothing in it",
+            url=location.url,
+            hint="Pass a prefix in it; latest_checkpoint() finds the newest one in a bucket or directory.",
+        )
     try:
         return ReaderV2(location, IndexFile(location.suffixed(index_name(""))))
     except NotFoundError as error:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.gcs.client import GcsClient
 from ckptstore.storage.gcs.errors import fault_of
@@ -110,6 +111,7 @@ class GcsService:
         """Return what a refusal means; a 404 counts for the object only after the bucket answered."""
         fault = fault_of(*answer)
         if fault.kind is Kind.ABSENT:
+            check_endpoint_names_no_bucket(self.endpoint, bucket, self.endpoint)
             return self._missing(bucket, attempts) or fault
         if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE):
             self.note(bucket)

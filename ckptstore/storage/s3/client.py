@@ -12,6 +12,7 @@ from botocore.credentials import RefreshableCredentials
 from s3fs import S3FileSystem
 
 from ckptstore.errors import CkptStoreError, UsageError
+from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.event_loop import LoopThread
@@ -311,9 +312,11 @@ class S3Client:
             raise self._misfit(error) from None
         client = await fs.get_s3(bucket)
         _send_once(client)
+        endpoint = str(client.meta.endpoint_url)
+        if bucket:
+            check_endpoint_names_no_bucket(endpoint, bucket, self.redact(endpoint))
         if client in self._hooked:
             return
-        endpoint = str(client.meta.endpoint_url)
         if not self._allow_http:
             check_not_in_the_clear(endpoint, self.redact(endpoint))
         client.meta.events.register_last("before-call.s3", _drop_expect)
