@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from ckptstore.storage.values import PutOutcome
 if TYPE_CHECKING:
     from ckptstore.storage.values import Buffer
 
-__all__ = ["Upload", "removed_while_written"]
+__all__ = ["Upload", "changed_while_sent", "removed_while_written"]
 
 
 def removed_while_written(url: str) -> TransientError:
@@ -28,18 +28,28 @@ def removed_while_written(url: str) -> TransientError:
     )
 
 
+def changed_while_sent(url: str) -> UsageError:
+    """Return the error for memory that changed after its checksum was calculated."""
+    return UsageError(
+        "the arrays changed while they were being saved",
+        url=url,
+        hint="Do not change them until `save` returns; `save_async` copies them first.",
+    )
+
+
 class Upload(ABC):
     """One large object under way: invisible until `commit`, gone after `abort`.
 
     An object consists of parts, numbered from 0, all of `part_size_bytes` except the last one.
 
-    A backend implements `_send`, `_commit`, `_abort` and `_close`. Order, sizes and checksums of the parts,
+    A backend implements `_send`, `_commit`, `_abort` and `_close`, and `_send_shared` if it can do without a
+    copy. Order, sizes and checksums of the parts,
     and whether the upload is still open, are checked here.
 
     Calls
     -----
-    ``send`` once for each part, or ``write`` any number of times; then ``commit`` or ``abort``, then
-    ``close``. Leaving the ``with`` block aborts what was not committed, and closes.
+    ``send`` or ``send_shared`` once for each part, or ``write`` any number of times; then ``commit`` or
+    ``abort``, then ``close``. Leaving the ``with`` block aborts what was not committed, and closes.
 
     Until ``close`` the storage can prove that the writer of the object is alive (local disk: a lock on the
     file), so keep the upload open until the index that names the object is published.
@@ -108,6 +118,43 @@ class Upload(ABC):
         UsageError
             If it has the wrong size or number, or the upload is over; nothing was sent then.
         """
+
+        def send() -> int:
+            self._send(number, pieces, crc32c, is_last)
+            return crc32c
+
+        self._track(number, pieces, send, is_last=is_last)
+
+    def send_shared(
+        self, number: int, pieces: Sequence[memoryview], *, is_last: bool = False
+    ) -> Sequence[int]:
+        """Send a part from memory that may change meanwhile, although it should not; otherwise as `send`.
+
+        Returns
+        -------
+        sequence of int
+            The CRC32C of each piece as it was sent, unmasked. With another one the object never becomes
+            visible.
+
+        Raises
+        ------
+        UsageError
+            Also if the memory changed, where that cannot be sent.
+        """
+        crcs: Sequence[int] = ()
+
+        def send() -> int:
+            nonlocal crcs
+            crcs = self._send_shared(number, pieces, is_last)
+            return _combined(crcs, pieces)
+
+        self._track(number, pieces, send, is_last=is_last)
+        return crcs
+
+    def _track(
+        self, number: int, pieces: Sequence[memoryview], send: Callable[[], int], *, is_last: bool
+    ) -> None:
+        """Check a part, send it by `send`, which returns its checksum, and record the outcome."""
         size_bytes = sum(map(len, pieces))
         if size_bytes > self.part_size_bytes or (size_bytes < self.part_size_bytes and not is_last):
             raise UsageError(
@@ -122,7 +169,7 @@ class Upload(ABC):
         self.check_open()
         self._begun_parts.add(number)
         try:
-            self._send(number, pieces, crc32c, is_last)
+            crc = send()
         except BaseException as error:
             # How much of the part was stored is unknown, so nothing can follow.
             if self._failure is None and isinstance(error, CkptStoreError):
@@ -130,7 +177,7 @@ class Upload(ABC):
             self._is_open = False
             self._on_failed_part()
             raise
-        self._sent[number] = (crc32c, size_bytes)
+        self._sent[number] = (crc, size_bytes)
         if is_last:
             self._last_number = number
 
@@ -225,6 +272,13 @@ class Upload(ABC):
     def _send(self, number: int, pieces: Sequence[memoryview], crc32c: int, is_last: bool) -> None:
         """Send one part, as `send` promises; size and number are checked, and the upload is open."""
 
+    def _send_shared(self, number: int, pieces: Sequence[memoryview], is_last: bool) -> Sequence[int]:
+        """Send one part, as `send_shared` promises; checked as for `_send`. By default a copy of it."""
+        copies = [memoryview(bytearray(piece)) for piece in pieces]
+        crcs = [crc32c(copy) for copy in copies]
+        self._send(number, copies, _combined(crcs, copies), is_last)
+        return crcs
+
     @abstractmethod
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         """Publish the object, as `commit` promises; all parts were sent, and it has this size and checksum.
@@ -257,3 +311,10 @@ class Upload(ABC):
             error.add_note(str(failure))
         finally:
             self.close()
+
+
+def _combined(crcs: Sequence[int], pieces: Sequence[memoryview]) -> int:
+    whole = 0
+    for crc, piece in zip(crcs, pieces, strict=True):
+        whole = combine(whole, crc, len(piece))
+    return whole

@@ -237,6 +237,11 @@ class _WrappedUpload(Upload):
             "upload.send", self._keys, lambda: self._inner.send(number, pieces, crc32c, is_last=is_last)
         )
 
+    def _send_shared(self, number: int, pieces: Sequence[memoryview], is_last: bool) -> Sequence[int]:
+        return self._storage.intercept(
+            "upload.send", self._keys, lambda: self._inner.send_shared(number, pieces, is_last=is_last)
+        )
+
     def _commit(self, size_bytes: int, crc32c: int) -> PutOutcome:
         return self._storage.intercept("upload.commit", self._keys, self._inner.commit)
 

@@ -229,7 +229,8 @@ class Saver:
         Parameters
         ----------
         values : mapping
-            Name → array-like.
+            Name → array-like. The arrays must stand still until this returns: of one that another thread
+            changes meanwhile, any mixture is saved, or the save fails. `save_async` copies them.
         save_path : str or PathLike
             Prefix or URL; missing directories are made.
         global_step : int, optional
@@ -258,7 +259,8 @@ class Saver:
         Raises
         ------
         UsageError
-            A wrong argument or an array that cannot be stored; nothing was written.
+            A wrong argument or an array that cannot be stored; nothing was written. Or an array changed while
+            it was being saved; nothing of this save stays.
         TensorNotFoundError
             `var_list` asks for a name that `values` lacks; nothing was written.
         FencedError

@@ -7,7 +7,7 @@ and of whatever else the pieces belong to are combined from those.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
@@ -196,7 +196,8 @@ class PartSender:
         Parameters
         ----------
         view : memoryview
-            Flat. Its memory must not change until `detach_from_caller`, `finish` or `close` returns.
+            Flat. Its memory must not change until `detach_from_caller`, `finish` or `close` returns. If that
+            of the caller does, the checksums are those of the bytes that were sent, or sending fails.
         checksum : Checksum, optional
             Gets the checksums of the pieces into which the bytes are cut, once they are sent.
         lease : BudgetLease, optional
@@ -281,19 +282,27 @@ class PartSender:
         self._under_way[part.number] = part
         if is_last:
             self._last = part
+        is_lent = any(piece.is_lent for piece in part.pieces)
+        self._sends_lent = self._sends_lent or is_lent
 
         def send() -> None:
-            crc = 0
-            for view, checksum, piece_number, _ in part.pieces:
-                own = crc32c(view)
+            views = [piece.view for piece in part.pieces]
+            crcs: Sequence[int] = ()
+            if is_lent:
+                # The checksum of what was sent, not of a second look at memory that is not ours.
+                crcs = self._upload.send_shared(part.number, views, is_last=is_last)
+            else:
+                crcs = [crc32c(view) for view in views]
+            whole = 0
+            for (view, checksum, piece_number, _), crc in zip(part.pieces, crcs, strict=True):
                 if checksum is not None:
-                    checksum.set_piece(piece_number, own)
-                crc = combine(crc, own, len(view))
-            self._whole.set_piece(number, crc)
-            self._upload.send(part.number, [piece.view for piece in part.pieces], crc, is_last=is_last)
+                    checksum.set_piece(piece_number, crc)
+                whole = combine(whole, crc, len(view))
+            self._whole.set_piece(number, whole)
+            if not is_lent:
+                self._upload.send(part.number, views, whole, is_last=is_last)
             self._transfer.advance(part.size_bytes)
             if not is_last:
                 self._under_way.pop(part.number).release()
 
-        self._sends_lent = self._sends_lent or any(piece.is_lent for piece in part.pieces)
         self._group.submit(send)

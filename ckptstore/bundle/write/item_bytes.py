@@ -38,7 +38,7 @@ def encoded(item: WriteItem) -> tuple[bytes, int]:
 
 
 def stored_chunks(item: WriteItem, most_bytes: int) -> Iterator[npt.NDArray[Any]]:
-    """Yield the elements in their order, converted, in arrays of up to `most_bytes` or one element."""
+    """Yield copies of the elements in their order, converted, of up to `most_bytes` or one element."""
     stored = storage_dtype(item.dtype)
     pending = [item.array]
     while pending:
@@ -46,7 +46,7 @@ def stored_chunks(item: WriteItem, most_bytes: int) -> Iterator[npt.NDArray[Any]
         if not array.size:
             continue
         if array.nbytes <= most_bytes or array.ndim == 0:
-            yield np.ascontiguousarray(array, stored)
+            yield np.array(array, stored, order="C", ndmin=1)
             continue
         rows = max(1, most_bytes // array[0].nbytes)
         if rows == 1 and array[0].nbytes > most_bytes:
@@ -54,4 +54,4 @@ def stored_chunks(item: WriteItem, most_bytes: int) -> Iterator[npt.NDArray[Any]
             pending.extend(array[row] for row in reversed(range(len(array))))
             continue
         for start in range(0, len(array), rows):
-            yield np.ascontiguousarray(array[start : start + rows], stored)
+            yield np.array(array[start : start + rows], stored, order="C")

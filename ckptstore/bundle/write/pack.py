@@ -13,7 +13,7 @@ import numpy as np
 
 from ckptstore.bundle.write.plan import WriteItem
 from ckptstore.format import dtypes
-from ckptstore.format.crc32c import crc32c_of_each, mask_many
+from ckptstore.format.crc32c import crc32c_of_ranges, mask_many
 from ckptstore.format.entry import BundleEntry, name_to_key
 from ckptstore.format.slices import encode_slice_key
 
@@ -72,7 +72,10 @@ def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathere
         for item in items
     ]
     payload = b"".join(cast("list[bytes]", buffers))
-    return Gathered(payload, entries_of(items, crc32c_of_each(buffers), shard_id=shard_id, offset=offset))
+    stops = [*itertools.accumulate(item.size_bytes for item in items)]
+    # Of the copy: the arrays may change against the rules, but never the checkpoint.
+    crcs = crc32c_of_ranges(payload, [0, *stops][:-1], stops)
+    return Gathered(payload, entries_of(items, crcs, shard_id=shard_id, offset=offset))
 
 
 def entries_of(

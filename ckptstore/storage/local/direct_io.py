@@ -27,12 +27,13 @@ import logging
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ckptstore.checksums import crc32c
 from ckptstore.storage.huge_pages import allocate_pages
 from ckptstore.storage.local.mounts import file_system_type
 
@@ -44,6 +45,7 @@ __all__ = [
     "PARALLEL_WRITES",
     "DirectRules",
     "DirectWriter",
+    "copy_through",
     "direct_rules",
     "release_buffers",
     "write_all",
@@ -72,10 +74,13 @@ PARALLEL_WRITES = 4
 BUFFER_BYTES = 4 * 1024 * 1024
 """Size of the buffers for memory that is not aligned; 1 and 2 MiB are slower, 8 MiB is not faster."""
 
+# Where there is no memory for one of those.
+_SMALL_BUFFER_BYTES = 64 * 1024
+
 # New memory is expensive, so buffers are kept from file to file: one for each part in flight. A full deque
 # drops its oldest. `pop` and `append` are atomic, so there is no lock that a fork could leave locked; a
 # child has copies.
-_BUFFERS: deque[mmap.mmap] = deque(maxlen=PARALLEL_WRITES)
+_BUFFERS: deque[mmap.mmap | bytearray] = deque(maxlen=PARALLEL_WRITES)
 
 
 class DirectRules(NamedTuple):
@@ -145,6 +150,74 @@ def write_all(fd: int, offset: int, pieces: Sequence[memoryview]) -> None:
             left[0] = left[0][written:]
 
 
+def copy_through(
+    offset: int,
+    pieces: Sequence[memoryview],
+    put: Callable[[int, memoryview], object],
+    *,
+    sums: bool = True,
+) -> list[int]:
+    """Write `pieces` through a buffer of aligned memory.
+
+    What is copied and summed in the processor's cache costs little more than the sum alone.
+
+    Parameters
+    ----------
+    put : callable
+        ``put(offset, data)`` writes the buffer, or the part of it that is filled. The buffer is used again.
+    sums : bool
+        False: return nothing.
+
+    Returns
+    -------
+    list of int
+        The CRC32C of each piece, of the bytes that were written.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+    buffer = _take_buffer()
+    try:
+        room = np.frombuffer(buffer, np.uint8)
+        filled = 0
+        crcs = []
+        for piece in pieces:
+            # numpy's copy, because it releases the interpreter lock.
+            source = np.frombuffer(piece, np.uint8)
+            crc = 0
+            while len(source):
+                count = min(len(source), len(room) - filled)
+                copy = room[filled : filled + count]
+                np.copyto(copy, source[:count])
+                if sums:
+                    crc = crc32c(copy, crc)
+                source = source[count:]
+                filled += count
+                if filled == len(room):
+                    put(offset, memoryview(buffer))
+                    offset += filled
+                    filled = 0
+            crcs.append(crc)
+        put(offset, memoryview(buffer)[:filled])
+        return crcs if sums else []
+    finally:
+        if len(buffer) == BUFFER_BYTES:
+            _BUFFERS.append(buffer)
+
+
+def _take_buffer() -> mmap.mmap | bytearray:
+    try:
+        return _BUFFERS.pop()
+    except IndexError:
+        pass
+    try:
+        return allocate_pages(BUFFER_BYTES)
+    except OSError:
+        # Not aligned: direct I/O refuses it, and then the page cache is used.
+        return bytearray(_SMALL_BUFFER_BYTES)
+
+
 class DirectWriter:
     """Writes to one file directly, and through the page cache once that was refused.
 
@@ -184,7 +257,11 @@ class DirectWriter:
         elif len(pieces) == 1 and not _address(pieces[0]) % self._rules.memory_bytes:
             self._put(offset, pieces[0])
         elif pieces:
-            self._put_copies(offset, pieces)
+            copy_through(offset, pieces, self._put, sums=False)
+
+    def write_copies_at(self, offset: int, pieces: Sequence[memoryview]) -> list[int]:
+        """Write as `write_at`, a copy; return the CRC32C of each piece as it was written."""
+        return copy_through(offset, pieces, self._put)
 
     def finish(self) -> None:
         """Write the end of the file; from now on it is written through the page cache."""
@@ -194,35 +271,6 @@ class DirectWriter:
             offset, data = self._end
             write_all(self._fd, offset, (memoryview(data),))
             self._end = None
-
-    def _put_copies(self, offset: int, pieces: Sequence[memoryview]) -> None:
-        try:
-            buffer = _BUFFERS.pop()
-        except IndexError:
-            try:
-                buffer = allocate_pages(BUFFER_BYTES)
-            except OSError as error:
-                self._degrade(error)
-                write_all(self._fd, offset, pieces)
-                return
-        try:
-            room = np.frombuffer(buffer, np.uint8)
-            filled = 0
-            for piece in pieces:
-                # numpy's copy, because it releases the interpreter lock.
-                source = np.frombuffer(piece, np.uint8)
-                while len(source):
-                    count = min(len(source), BUFFER_BYTES - filled)
-                    np.copyto(room[filled : filled + count], source[:count])
-                    source = source[count:]
-                    filled += count
-                    if filled == BUFFER_BYTES:
-                        self._put(offset, memoryview(buffer))
-                        offset += filled
-                        filled = 0
-            self._put(offset, memoryview(buffer)[:filled])
-        finally:
-            _BUFFERS.append(buffer)
 
     def _put(self, offset: int, data: memoryview) -> None:
         """Write whole blocks from aligned memory, and keep the rest for `finish`."""

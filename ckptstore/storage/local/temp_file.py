@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.config import host_id
 from ckptstore.errors import TransientError, UsageError
-from ckptstore.storage.local.direct_io import DirectWriter, direct_rules, write_all
+from ckptstore.storage.local.direct_io import DirectWriter, copy_through, direct_rules, write_all
 from ckptstore.storage.local.directory import Directory, version_of
 from ckptstore.storage.local.locks import hold, lock_directory, mark_upload, release, writer_is_dead
 from ckptstore.storage.local.mounts import file_system_type
@@ -129,6 +129,12 @@ class TempFile:
             write_all(self.fd, offset, pieces)
         else:
             self._direct.write_at(offset, pieces)
+
+    def write_copies_at(self, offset: int, pieces: Sequence[memoryview]) -> list[int]:
+        """Write as `write_at`, a copy; return the CRC32C of each piece as it was written."""
+        if self._direct is None:
+            return copy_through(offset, pieces, lambda at, data: write_all(self.fd, at, (data,)))
+        return self._direct.write_copies_at(offset, pieces)
 
     def seal(self, size_bytes: int, *, replaces: os.stat_result | None = None) -> None:
         """Make the bytes durable, if the directory is synced, and fix the version.

@@ -62,6 +62,10 @@ class LocalUpload(Upload):
         with translate_errors("cannot write", self._url):
             self._temp.write_at(number * self.part_size_bytes, pieces)
 
+    def _send_shared(self, number: int, pieces: Sequence[memoryview], is_last: bool) -> Sequence[int]:
+        with translate_errors("cannot write", self._url):
+            return self._temp.write_copies_at(number * self.part_size_bytes, pieces)
+
     def _on_failed_part(self) -> None:
         self._give_up()
 

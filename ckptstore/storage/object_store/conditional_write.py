@@ -172,7 +172,7 @@ class ConditionalWrite:
                 url=self._url,
                 expected=_described(request.size_bytes, request.crc32c),
                 actual=_described(size_bytes, crc32c),
-                hint="Save again; if it stays, look at the network and the server.",
+                hint="Save again, without changing the arrays; if it stays, look at the network and server.",
             )
 
     def _withdraw(self, version: str, attempts: Attempts) -> None:

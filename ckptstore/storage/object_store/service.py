@@ -167,6 +167,10 @@ class ObjectService:
         # It was created in between, or only the HEAD is refused.
         return self.transport.head(object_name, attempts)
 
+    def proves_checksums(self, target: ObjectName) -> bool:
+        """Return whether the server refuses bytes that do not have the checksum sent with them."""
+        return capabilities_of(self.transport.nominal, self.verdicts(target)).checksum_proved_by_store
+
     def is_honoured(self, request: PutRequest) -> bool:
         """Return whether the server keeps the condition of `request`; the first call for a bucket asks it."""
         verdicts = self.verdicts(request.target)

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from ckptstore.errors import CkptStoreError
+from ckptstore.checksums import combine, crc32c
+from ckptstore.errors import ChecksumError, CkptStoreError
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
 from ckptstore.storage.object_store.conditional_write import new_write_id
 from ckptstore.storage.object_store.errors import error_of
@@ -22,7 +23,7 @@ from ckptstore.storage.object_store.transport import (
     Transport,
     UploadSession,
 )
-from ckptstore.storage.upload import Upload
+from ckptstore.storage.upload import Upload, changed_while_sent
 from ckptstore.storage.values import Ambiguous, Committed, PutOutcome
 
 __all__ = ["ObjectUpload"]
@@ -73,6 +74,8 @@ class ObjectUpload(Upload):
         self._request = PutRequest(target, new_write_id(), Precondition(None), size_bytes)
         self._session: UploadSession | None = None
         self._last: Sequence[memoryview] = ()
+        # The last part, if it lies in memory of the caller, and the checksums of its pieces.
+        self._shared_last: tuple[Sequence[memoryview], Sequence[int]] = (), ()
         self._lock = threading.Lock()
         # Asks the server, and may fail.
         self.parallel = self._parallel_parts(size_bytes)
@@ -107,6 +110,29 @@ class ObjectUpload(Upload):
                 return
         self._last = pieces
 
+    def _send_shared(self, number: int, pieces: Sequence[memoryview], is_last: bool) -> Sequence[int]:
+        if not self._service.proves_checksums(self.target):
+            return super()._send_shared(number, pieces, is_last)
+        crcs = [crc32c(piece) for piece in pieces]
+        whole = 0
+        for crc, piece in zip(crcs, pieces, strict=True):
+            whole = combine(whole, crc, len(piece))
+        try:
+            self._send(number, pieces, whole, is_last)
+        except CkptStoreError as error:
+            self._check_unchanged(pieces, crcs, error)
+            raise
+        if is_last:
+            self._shared_last = pieces, crcs
+        return crcs
+
+    def _check_unchanged(
+        self, pieces: Sequence[memoryview], crcs: Sequence[int], error: CkptStoreError
+    ) -> None:
+        """Raise `UsageError` if `error` comes from memory that changed after its checksum was taken."""
+        if isinstance(error, ChecksumError) and [crc32c(piece) for piece in pieces] != list(crcs):
+            raise changed_while_sent(self._url) from error
+
     def _begin_once(self) -> UploadSession:
         with self._lock:
             if self._session is None:
@@ -135,8 +161,10 @@ class ObjectUpload(Upload):
                 outcome = self._service.write(
                     request, lambda _, attempts: complete(attempts), doubts_repeats=True
                 )
-        except BaseException:
+        except BaseException as error:
             self._give_up()
+            if isinstance(error, CkptStoreError):
+                self._check_unchanged(*self._shared_last, error)
             raise
         self._when_over(self)
         if isinstance(outcome, Committed | Ambiguous):
@@ -167,6 +195,7 @@ class ObjectUpload(Upload):
     def _close(self) -> None:
         self._when_over(self)
         self._last = ()
+        self._shared_last = (), ()
 
     def _give_up(self) -> None:
         self._when_over(self)

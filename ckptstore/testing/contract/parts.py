@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from functools import partial
 
 import numpy as np
 import pytest
 
 from ckptstore.checksums import crc32c
-from ckptstore.errors import NotFoundError, UsageError
+from ckptstore.errors import ChecksumError, NotFoundError, UsageError
 from ckptstore.storage.base import Location
+from ckptstore.storage.checks import byte_view
 from ckptstore.storage.upload import Upload
 from ckptstore.testing.contract.base import ContractBase, at_once, committed
 
@@ -63,6 +65,45 @@ class PartContract(ContractBase):
         assert self.get_raw(shard) == whole
         info = shard.storage.head(shard.key)
         assert (info.size_bytes, info.version) == (len(whole), version)
+
+    def test_the_checksums_are_those_of_the_bytes_that_were_stored(self, shard: Location) -> None:
+        """Memory that changes while it is sent is stored with its checksum, or refused."""
+        memory = np.zeros(_LARGE_BYTES, np.uint8)
+        is_over = threading.Event()
+
+        def change() -> None:
+            while not is_over.is_set():
+                np.add(memory, 1, out=memory)
+
+        def send() -> list[tuple[int, int]]:
+            checksums = []
+            with shard.storage.upload(shard.key, len(memory)) as upload:
+                size = upload.part_size_bytes
+                for number, start in enumerate(range(0, len(memory), size)):
+                    part = byte_view(memory)[start : start + size]
+                    pieces = [part[: size // 3], part[size // 3 :]]
+                    sent = upload.send_shared(number, pieces, is_last=start + size >= len(memory))
+                    checksums += list(zip(sent, map(len, pieces), strict=True))
+                committed(upload.commit())
+            return checksums
+
+        changing = threading.Thread(target=change)
+        changing.start()
+        checksums: list[tuple[int, int]] = []
+        try:
+            checksums = send()
+        except (UsageError, ChecksumError):
+            pass
+        finally:
+            is_over.set()
+            changing.join()
+        stored = self.get_raw(shard)
+        assert (stored is None) == (not checksums)
+        start = 0
+        for checksum, size_bytes in checksums:
+            assert stored is not None
+            assert crc32c(stored[start : start + size_bytes]) == checksum
+            start += size_bytes
 
     @pytest.mark.parametrize("size_bytes", [0, 1, 4097])
     def test_one_part_may_be_all_of_it(self, shard: Location, size_bytes: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ckptstore.checksums import crc32c
 from ckptstore.errors import (
     AccessError,
     ChecksumError,
@@ -332,3 +333,39 @@ def test_a_conflict_at_the_end_is_tried_as_often_as_the_rule_says(transport: Scr
         _upload(storage, LARGE)
     assert len(transport.asked("complete")) == RULES[Kind.CONFLICT].tries
     assert not transport.sessions[0].is_open
+
+
+@pytest.mark.parametrize(("size_bytes", "call"), [(20 * MIB, "send"), (3 * MIB, "put")])
+def test_memory_that_changed_is_what_the_error_names(size_bytes: int, call: str) -> None:
+    memory = bytearray(size_bytes)
+
+    def change() -> None:
+        memory[7] += 1
+
+    # The server counts each time, and refuses. Without a change it is its own fault, or the network's.
+    for effect, error in [(change, UsageError), (None, ChecksumError)]:
+        transport = ScriptedTransport()
+        transport.script(call, *[before(Kind.BAD_CHECKSUM, effect)] * 10)
+        with (
+            pytest.raises(error, match="the arrays changed" if effect else "another checksum"),
+            storage_of(transport).upload(KEY, size_bytes) as upload,
+        ):
+            part = memoryview(memory)[: upload.part_size_bytes]
+            upload.send_shared(0, (part,), is_last=len(part) == size_bytes)
+            upload.commit()
+        assert not transport.objects
+
+
+def test_a_server_that_proves_no_checksum_gets_a_copy() -> None:
+    transport = ScriptedTransport(returns_checksum=False)
+    memory = bytearray(3 * MIB)
+
+    def change() -> None:
+        memory[7] += 1
+
+    transport.script("put", before(Kind.CUT, change), after(Kind.CUT, change))
+    with storage_of(transport).upload(KEY, len(memory)) as upload:
+        (sent,) = upload.send_shared(0, (memoryview(memory),), is_last=True)
+        assert isinstance(upload.commit(), Committed)
+    assert memory[7]
+    assert crc32c(transport.objects[NAME].data) == sent
