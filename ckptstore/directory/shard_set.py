@@ -11,6 +11,7 @@ from ckptstore.bundle.write.plan import SavePlan, ShardPlan
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
+from ckptstore.directory.proved_file import proved_version
 from ckptstore.directory.publish import publish_index, put_graph
 from ckptstore.directory.published_index import (
     PublishedIndex,
@@ -153,18 +154,14 @@ class ShardSet:
         if source is None or not isinstance(storage, SupportsCopies):
             return None
         source_key = self.directory.child(source.name).key
+        target = self.directory.child(data_name(self.prefix, number, count))
         self._name = (number, count)
         try:
-            version = source.version
+            version = source.version or proved_version(self.directory, shard, self._transfer.scope.check)
             if version is None:
-                info = storage.head(source_key)
-                if info.size_bytes != source.size_bytes:
-                    return None
-                version = info.version
+                return None
             self._in_doubt = self._name
-            outcome = storage.copy_from(
-                source_key, self.directory.child(data_name(self.prefix, number, count)).key, version
-            )
+            outcome = storage.copy_from(source_key, target.key, version)
         except (NotFoundError, AccessError):
             # Deleted by retention or another program, or written by another user. Both are certain refusals.
             outcome = None

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ckptstore.bundle.write.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, StoredShard, WriteItem
-from ckptstore.format.crc32c import crc32c, mask
+from ckptstore.format.crc32c import combine, crc32c, mask, unmask
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, decode_entry, decode_header, name_to_key
 from ckptstore.format.naming import data_name
 from ckptstore.format.table import Table
 
-__all__ = ["MOST_SHARDS", "split_unchanged", "stored_shards"]
+__all__ = ["MOST_SHARDS", "split_unchanged", "stored_crc32c", "stored_shards"]
 
 # More reusable files than this are joined to one: each costs a request, now and at every restore.
 MOST_SHARDS = 8
@@ -100,6 +100,17 @@ def split_unchanged(plan: SavePlan, previous: Sequence[StoredShard]) -> SavePlan
         shards.append(ShardPlan(shard.label, shard.items, shard.size_bytes, stored))
     new = tuple(item for key, item in items.items() if key in same and key not in in_reused)
     return SavePlan((*shards, _shard("", new)) if new else tuple(shards))
+
+
+def stored_crc32c(shard: ShardPlan) -> int:
+    """Return the unmasked checksum that the data file `shard.source` must have, by its index."""
+    assert shard.source is not None
+    whole = 0
+    for item, (_, entry) in zip(shard.items, shard.source.entries, strict=True):
+        # The checksum of strings in an index is not that of their bytes.
+        crc = crc32c(encoded(item)[0]) if item.array.dtype.hasobject else unmask(entry.masked_crc32c)
+        whole = combine(whole, crc, entry.size_bytes)
+    return whole
 
 
 def _reusable(previous: Sequence[StoredShard], same: set[bytes]) -> list[StoredShard]:
