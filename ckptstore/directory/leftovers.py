@@ -37,11 +37,17 @@ def remove_leftovers(
         What it names in pending and superseded lines is not a leftover.
     """
     names: list[str] = []
+    needed: list[str] = []
     for item in found.values():
-        # An index with one set of data files: they belong together, no need to open the index.
-        if item.index is None or len({count for _, count in item.data}) > 1:
+        if item.index is not None and len({count for _, count in item.data}) <= 1:
+            # They belong together, no need to open the index.
+            needed += [info.key for info in item.data.values()]
+        else:
             names += _leftovers_of(directory, item, content)
     try:
+        if needed and isinstance(directory.storage, KnowsWriters):
+            # Those of a save that died right after the index, or of an older version, are not marked yet.
+            directory.storage.mark_needed(needed)
         if names:
             drop_leftovers(directory, names)
         for place in (directory.child(basename), record):
@@ -73,4 +79,5 @@ def _leftovers_of(directory: Location, item: PrefixFiles, record: Record) -> lis
     if not published.shards:
         # An index that cannot be read: the files it names are not known.
         return []
+    storage.mark_needed([info.key for shard, info in item.data.items() if shard in published.shards])
     return [data_name(item.prefix, *shard) for shard in dead if shard not in published.shards]

@@ -284,12 +284,16 @@ class ShardSet:
             If the answer was lost: the index may be there.
         """
         location = self.directory.child(index_name(self.prefix))
+        replaced = () if published is None else published.shards
+        # Before: a save that dies right after the index leaves them behind.
+        self._mark(replaced, is_needed=False)
         # Until the answer is known an index may name the files: an error on the way must not delete them.
         self.may_be_published = True
         try:
             outcome = publish_index(location, self.index, None if published is None else published.version)
         except CkptStoreError:
             self.may_be_published = False
+            self._mark(replaced, is_needed=True)
             raise
         if isinstance(outcome, Ambiguous):
             raise AmbiguousOutcomeError(
@@ -299,7 +303,16 @@ class ShardSet:
                 hint="Nothing was cleaned up; check whether the checkpoint is there before saving it again.",
             )
         self.may_be_published = isinstance(outcome, Committed)
+        self._mark(self._committed if self.may_be_published else replaced, is_needed=True)
         return outcome
+
+    def _mark(self, shards: Collection[ShardName], *, is_needed: bool) -> None:
+        storage = self.directory.storage
+        if shards and isinstance(storage, KnowsWriters):
+            keys = [self.directory.child(data_name(self.prefix, *shard)).key for shard in shards]
+            # The outcome of the save does not depend on it.
+            with suppress(CkptStoreError):
+                (storage.mark_needed if is_needed else storage.mark_unneeded)(keys)
 
     def drop(self, *, fenced: bool = False) -> None:
         """Delete what was written so far.
@@ -356,7 +369,10 @@ class ShardSet:
             collect_shards(self.directory, self.prefix, unnamed)
         if published is None and self._graph is not None and len(abandoned) == len(shards):
             self._drop_graph(*self._graph)
-        return bool(shards) and set(shards) <= set(named)
+        is_published = bool(shards) and set(shards) <= set(named)
+        if is_published:
+            self._mark(shards, is_needed=True)
+        return is_published
 
     def _drop_graph(self, location: Location, data: bytes) -> None:
         try:

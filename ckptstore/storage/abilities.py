@@ -109,11 +109,26 @@ class KnowsWriters(ABC):
 
     @abstractmethod
     def is_abandoned(self, key: str) -> bool:
-        """Return whether the writer of `key` is provably dead; False where that cannot be proved."""
+        """Return whether an upload whose writer is provably dead made `key`, and nobody else needs it.
+
+        False where that cannot be proved, and for what is marked as needed.
+        """
 
     @abstractmethod
     def is_in_use(self, key: str) -> bool:
         """Return whether the upload that made `key` is still open; False where that is not known."""
+
+    @abstractmethod
+    def mark_needed(self, keys: Sequence[str]) -> None:
+        """Mark what a published index names, as far as possible: `is_abandoned` answers False for good.
+
+        So nothing is lost when the index is away for a moment, or a directory is moved file by file. Missing
+        objects are left out.
+        """
+
+    @abstractmethod
+    def mark_unneeded(self, keys: Sequence[str]) -> None:
+        """Undo `mark_needed` for what another index is about to replace, unless it has other names."""
 
 
 class KnowsServerTime(ABC):

@@ -51,12 +51,13 @@ class _Seen:
 
 @dataclass(slots=True, eq=False)
 class _Unfinished:
-    """What an upload has so far; alive until its handle is closed."""
+    """What an upload has so far; alive until its handle is closed, needed while an index names it."""
 
     key: str
     data: bytearray
     started_s: float
     is_alive: bool = True
+    is_needed: bool = False
 
 
 # Like fsspec's store, all of these belong to the process and not to an instance.
@@ -183,13 +184,27 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
         with _LOCKS[0]:
             file = self._files.get(key)
             writer = None if file is None else _WRITERS.get(file)
-            return writer is not None and not writer.is_alive
+            return writer is not None and not writer.is_alive and not writer.is_needed
 
     def is_in_use(self, key: str) -> bool:
         with _LOCKS[0]:
             file = self._files.get(key)
             writer = None if file is None else _WRITERS.get(file)
             return writer is not None and writer.is_alive
+
+    def mark_needed(self, keys: Sequence[str]) -> None:
+        self._mark(keys, is_needed=True)
+
+    def mark_unneeded(self, keys: Sequence[str]) -> None:
+        self._mark(keys, is_needed=False)
+
+    def _mark(self, keys: Sequence[str], *, is_needed: bool) -> None:
+        with _LOCKS[0]:
+            for key in keys:
+                file = self._files.get(key)
+                writer = None if file is None else _WRITERS.get(file)
+                if writer is not None:
+                    writer.is_needed = is_needed
 
     def create(self, key: str, data: bytes, writer: _Unfinished | None = None) -> PutOutcome:
         """Create a file if nothing is there; `writer` is the upload that it comes from."""

@@ -166,6 +166,9 @@ class _ForwardsRelaxedDurability(SupportsRelaxedDurability):
 class _ForwardsWriters(KnowsWriters):
     is_abandoned = _intercepted(KnowsWriters.is_abandoned)
     is_in_use = _intercepted(KnowsWriters.is_in_use)
+    # No requests: they belong to the call before or after.
+    mark_needed = _forwarded(KnowsWriters.mark_needed)
+    mark_unneeded = _forwarded(KnowsWriters.mark_unneeded)
 
 
 class _ForwardsServerTime(KnowsServerTime):

@@ -9,8 +9,7 @@ which
 * a delete removes one name, a replacement gives one name to another file, and a published file is never
 changed in
   place: the other name keeps its bytes. (Another program that changes one in place changes both);
-* the mark of the upload is removed first. With it the new name would look like that of a writer that died
-before
+* the mark of the upload is replaced first. With it the new name could look like that of a writer that died before
   publishing, and be removed before the index that names it exists.
 """
 
@@ -21,7 +20,7 @@ import fcntl
 import os
 
 from ckptstore.storage.local.directory import Directory, version_of
-from ckptstore.storage.local.locks import is_held, is_shared, mark_shared, upload_mark
+from ckptstore.storage.local.locks import is_held, is_shared, mark_shared
 from ckptstore.storage.local.mounts import has_one_kernel
 from ckptstore.storage.local.temp_file import TempFile
 from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
@@ -58,9 +57,8 @@ def age_stamp_s(path: str, status: os.stat_result) -> float:
 
 def copy_file(fd: int, status: os.stat_result, directory: Directory, name: str) -> PutOutcome | None:
     """Do what `SupportsCopies.copy_from` says, from an open file to `name` in `directory`."""
-    if is_held(fd) or upload_mark(fd) == "":
-        # Still being written, or unknown: where files cannot be marked, every unlocked one looks like that
-        # of a dead writer.
+    if is_held(fd):
+        # Still being written.
         return None
     if directory.is_synced:
         # It may have been written without waiting for the disk.

@@ -26,6 +26,7 @@ __all__ = [
     "is_held",
     "is_shared",
     "lock_directory",
+    "mark_needed",
     "mark_shared",
     "mark_upload",
     "release",
@@ -40,7 +41,8 @@ LOCK_NAME = ".ckptstore.lock"
 # locks, so a free lock does not prove that it is dead. The inode is included because some copies keep the
 # attributes.
 _MARK = "user.ckptstore.upload"
-_SHARED = b"shared"  # its other value: several checkpoints have a name of this file
+_SHARED = b"shared"  # another value: several checkpoints have a name of this file
+_NEEDED = b"needed:"  # before the first value: a published index names the file
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -173,17 +175,28 @@ def mark_upload(fd: int) -> None:
 
 
 def upload_mark(fd: int) -> str | None:
-    """Return the id of the host that made this file by an upload, None if no upload made it.
+    """Return the id of the host that made this file by an upload; None if none did, or an index names it.
 
-    Where files cannot be marked at all, return "": perhaps an upload, of an unknown host.
+    Also None where files cannot be marked at all.
     """
-    if not hasattr(os, "getxattr"):
-        return ""
-    try:
-        host, _, inode = os.getxattr(fd, _MARK).decode("ascii", "replace").partition(":")
-    except OSError as error:
-        return "" if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP) else None
+    host, _, inode = _mark_of(fd).decode("ascii", "replace").partition(":")
     return host if inode == str(os.fstat(fd).st_ino) else None
+
+
+def _mark_of(file: int | str) -> bytes:
+    try:
+        return os.getxattr(file, _MARK)
+    except (OSError, AttributeError):
+        return b""
+
+
+def mark_needed(path: str, *, is_needed: bool) -> None:
+    """Mark the file of an upload as one that a published index names, or undo that; best effort."""
+    mark = _mark_of(path)
+    if not mark or mark == _SHARED or mark.startswith(_NEEDED) == is_needed:
+        return
+    with suppress(OSError):
+        os.setxattr(path, _MARK, _NEEDED + mark if is_needed else mark.removeprefix(_NEEDED))
 
 
 def mark_shared(fd: int) -> None:
@@ -201,10 +214,7 @@ def mark_shared(fd: int) -> None:
 
 def is_shared(path: str) -> bool:
     """Return whether `mark_shared` was called for the file."""
-    try:
-        return os.getxattr(path, _MARK) == _SHARED
-    except (OSError, AttributeError):
-        return False
+    return _mark_of(path) == _SHARED
 
 
 @contextmanager

@@ -33,7 +33,14 @@ from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolv
 from ckptstore.storage.local.clone import age_stamp_s, copy_file
 from ckptstore.storage.local.diagnosis import diagnose_directory, scratch_directory
 from ckptstore.storage.local.directory import Directory, check_regular, translate_errors, version_of
-from ckptstore.storage.local.locks import LOCK_NAME, is_held, lock_directory, upload_mark, writer_is_dead
+from ckptstore.storage.local.locks import (
+    LOCK_NAME,
+    is_held,
+    lock_directory,
+    mark_needed,
+    upload_mark,
+    writer_is_dead,
+)
 from ckptstore.storage.local.mapping import map_file
 from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name
 from ckptstore.storage.local.upload import LocalUpload
@@ -252,8 +259,8 @@ class LocalStorage(
         """Return whether an upload made this file and its writer is provably dead.
 
         That is: its lock is free, and it was made on this machine since the last boot, or lies on a file
-        system that only this machine can have mounted. False for files that no upload made: their writers
-        take no locks.
+        system that only this machine can have mounted. False for files that no upload made, whose writers take
+        no locks, for those that an index names, and where files cannot be marked.
         """
         _split(key)
         try:
@@ -268,6 +275,14 @@ class LocalStorage(
                 return dead
         finally:
             os.close(fd)
+
+    def mark_needed(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            mark_needed(key, is_needed=True)
+
+    def mark_unneeded(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            mark_needed(key, is_needed=False)
 
     def diagnose(self, directory_key: str) -> Sequence[Finding]:
         return list(diagnose_directory(directory_key))

@@ -48,3 +48,25 @@ class WriterContract(AbilityContract):
         committed(storage.put_new(key, b"x"))
         assert not storage.is_in_use(key)
         assert not storage.is_abandoned(key)
+
+    def test_what_an_index_names_is_not_abandoned(self, shard: Location) -> None:
+        storage = shard.storage
+        assert isinstance(storage, KnowsWriters)
+        with storage.upload(shard.key) as upload:
+            upload.write(b"x")
+            committed(upload.commit())
+        is_known = storage.is_abandoned(shard.key)
+        for _ in range(2):
+            storage.mark_needed([shard.key, shard.key + "0"])
+            assert not storage.is_abandoned(shard.key)
+        for _ in range(2):
+            storage.mark_unneeded([shard.key, shard.key + "0"])
+            assert storage.is_abandoned(shard.key) == is_known
+
+    def test_what_no_upload_made_is_never_abandoned(self, directory: Location) -> None:
+        storage, key = directory.storage, directory.child("foreign").key
+        assert isinstance(storage, KnowsWriters)
+        committed(storage.put_new(key, b"x"))
+        storage.mark_needed([key])
+        storage.mark_unneeded([key])
+        assert not storage.is_abandoned(key)
