@@ -1,7 +1,7 @@
 """Whether a data file that an earlier process wrote still has the bytes that its index says.
 
-Only such a file is linked or copied into another checkpoint: damage would go along, and the checkpoint that was
-whole before would be deleted some day.
+Only such a file is linked or copied into another checkpoint: damage would go along, and the checkpoint that
+was whole before would be deleted some day.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["proved_version"]
 
 _WINDOW_SIZE_BYTES = 8 * 1024 * 1024
 
-# Files that were read in this process, by backend and version, with their checksum. Not by name: the version of
-# a local file holds for all links to it.
+# Files that were read in this process, by backend and version, with their checksum. Not by name: the version
+# of a local file holds for all links to it.
 _READ: OrderedDict[tuple[str, str], int] = OrderedDict()
 _MOST_READ = 1024
 _LOCKS = ForkSafeLocks()
@@ -82,9 +82,7 @@ def _crc32c_of(location: Location, info: ObjectInfo, check: Callable[[], object]
         stop = min(start + _WINDOW_SIZE_BYTES, info.size_bytes)
         part = window[: stop - start]
         try:
-            location.storage.read_into(
-                location.key, [ByteRange(start, stop)], [part], version=info.version
-            )
+            location.storage.read_into(location.key, [ByteRange(start, stop)], [part], version=info.version)
         except CkptStoreError:
             return None
         crc = crc32c(part, crc)

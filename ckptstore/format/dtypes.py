@@ -261,7 +261,8 @@ def to_storage_array(
     Raises
     ------
     UsageError
-        If numpy cannot make an array of it, TensorFlow has no such type, or `dtype` does not fit.
+        If numpy cannot make an array of it, it is masked, TensorFlow has no such type, or `dtype` does not
+        fit.
     """
     wanted = by_name(dtype) if isinstance(dtype, str) else dtype
     array = _as_array(value, tensor)
@@ -293,6 +294,12 @@ def to_storage_array(
 
 
 def _as_array(value: npt.ArrayLike, tensor: str | None) -> npt.NDArray[Any]:
+    if isinstance(value, np.ma.MaskedArray) or (isinstance(value, list | tuple) and _has_masked(value)):
+        raise UsageError(
+            "a masked array would lose its mask",
+            tensor=tensor,
+            hint="Save x.filled(value), and np.ma.getmaskarray(x) under a name of its own.",
+        )
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     try:
@@ -312,6 +319,13 @@ def _as_array(value: npt.ArrayLike, tensor: str | None) -> npt.NDArray[Any]:
     except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"numpy cannot make an array of this value: {error}", tensor=tensor) from error
     return array
+
+
+def _has_masked(values: list[Any] | tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(value, np.ma.MaskedArray) or (isinstance(value, list | tuple) and _has_masked(value))
+        for value in values
+    )
 
 
 def _convert_python_numbers(array: npt.NDArray[Any], wanted: DType, tensor: str | None) -> npt.NDArray[Any]:

@@ -185,8 +185,8 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         TensorNotFoundError
             If a wanted name is missing; the hint lists close ones. Nothing was changed.
         UsageError
-            If shape or type of an array differ from the checkpoint's, an array is read-only, or tensors are
-            unexpected. Nothing was changed.
+            If shape or type of an array differ from the checkpoint's, an array is read-only or masked, arrays
+            share memory, or tensors are unexpected. Nothing was changed.
         FormatError, UnsupportedError, TruncatedFileError, IncompleteBundleError
             If the index contradicts itself, or a data file is missing or too short. Nothing was changed.
         ChecksumError

@@ -1,8 +1,8 @@
-"""Replace what cannot be filled in place: Python numbers, numpy scalars, text, arrays of other libraries."""
+"""Replace what cannot be filled in place: Python numbers, numpy scalars, text."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ckptstore.format.dtypes import STRING
 from ckptstore.trackable.tree import TreeNode
 from ckptstore.types import DType
 
-__all__ = ["check_replaceable", "convert_like", "replace_value"]
+__all__ = ["check_replaceable", "check_restorable", "convert_like", "replace_value"]
 
 # Python's type → the beginnings of the names of the element types that it can hold. bool comes first: it is
 # an int, too.
@@ -23,6 +23,36 @@ _NUMBERS: tuple[tuple[type, tuple[str, ...]], ...] = (
     (float, ("float", "bfloat")),
     (complex, ("complex",)),
 )
+
+
+def check_restorable(node: TreeNode, path: Callable[[], str]) -> None:
+    """Raise `UsageError` if no restore could put a value into the place of this one.
+
+    Parameters
+    ----------
+    node : TreeNode
+        With a value.
+    path : callable
+        Returns that of the node, for messages.
+    """
+    value = node.value
+    if isinstance(value, np.ndarray):
+        if not value.flags.writeable:
+            raise UsageError(
+                "the array is read-only, so a restore could not fill it",
+                tensor=path(),
+                hint="Use a writable one: np.array(x) copies it.",
+            )
+        return
+    for holder, _ in node.refs:
+        if not isinstance(holder, MutableMapping | list):
+            raise UsageError(
+                f"a value of type {type(value).__name__} cannot be filled in place, and its container cannot "
+                "be changed",
+                tensor=path(),
+                actual=f"an element of a {type(holder).__name__}",
+                hint="Use a 0-d array, e.g. np.array(5), or a list.",
+            )
 
 
 def check_replaceable(node: TreeNode, dtype: DType, shape: tuple[int, ...], *, path: str, url: str) -> None:
@@ -50,27 +80,15 @@ def check_replaceable(node: TreeNode, dtype: DType, shape: tuple[int, ...], *, p
             expected=f"{dtype.name} {list(shape)}",
             actual=f"{kind} {list(found_shape)}",
         )
-    for holder, _ in node.refs:
-        if not isinstance(holder, MutableMapping | list):
-            raise UsageError(
-                f"a value of type {type(value).__name__} cannot be filled in place, and its container cannot "
-                "be changed",
-                url=url,
-                tensor=path,
-                actual=f"an element of a {type(holder).__name__}",
-                hint="Use a 0-d array, e.g. np.array(5), or a list.",
-            )
 
 
 def _has_type(value: Any, dtype: DType) -> bool:
     if isinstance(value, str | bytes):
         return dtype == STRING
-    if not isinstance(value, np.generic):
-        for kind, names in _NUMBERS:
-            if isinstance(value, kind):
-                return dtype.name.startswith(names)
-        value = np.asarray(value)
-    return value.dtype.newbyteorder("=") == dtype.dtype  # type: ignore[no-any-return]
+    if isinstance(value, np.generic):
+        return value.dtype.newbyteorder("=") == dtype.dtype
+    names = next(names for kind, names in _NUMBERS if isinstance(value, kind))
+    return dtype.name.startswith(names)
 
 
 def convert_like(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str) -> Any:
@@ -103,10 +121,7 @@ def convert_like(node: TreeNode, value: npt.NDArray[Any], *, path: str, url: str
             ) from error
     if isinstance(old, np.generic):
         return value[()]
-    for kind, _ in _NUMBERS:
-        if isinstance(old, kind):
-            return kind(value[()])
-    return value
+    return next(kind for kind, _ in _NUMBERS if isinstance(old, kind))(value[()])
 
 
 def replace_value(node: TreeNode, value: Any) -> None:

@@ -196,17 +196,14 @@ _UNKNOWN = _Sentinel()
 def _identity(value: Any, spot: Hashable) -> Hashable:
     """Return the key under which `value` is one object; `spot` identifies the place in which it occurs."""
     if isinstance(value, np.ndarray | Optimizer):
-        return id(value)
+        return _UNKNOWN if isinstance(value, np.ma.MaskedArray) else id(value)
     if isinstance(value, _PLAIN_VALUES):
         return spot
     if isinstance(value, Mapping | list):
         return spot
     if isinstance(value, tuple):
         return spot if _holds_something(value) else _ABSENT
-    if value is None:
-        return _ABSENT
-    # Arrays of other libraries.
-    return id(value) if hasattr(type(value), "__array__") else _UNKNOWN
+    return _ABSENT if value is None else _UNKNOWN
 
 
 def _has_value(value: Any) -> bool:
@@ -260,6 +257,21 @@ def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
 
 
 def _not_saveable(value: Any, path: str) -> UsageError:
+    if isinstance(value, np.ma.MaskedArray):
+        return UsageError(
+            "a masked array would lose its mask",
+            tensor=path,
+            hint="Put x.filled(value) and np.ma.getmaskarray(x) into the tree.",
+        )
+    if hasattr(type(value), "__array__"):
+        # A framework's variable could be read, but not be filled by a restore.
+        return UsageError(
+            "this value is neither an array nor a number",
+            tensor=path,
+            expected="a numpy array, a number or text",
+            actual=type(value).__name__,
+            hint="Put np.array(x) into the tree before a save, and copy it back after a restore.",
+        )
     return UsageError(
         "a checkpoint cannot hold this",
         tensor=path,

@@ -65,7 +65,8 @@ class Checkpoint:
     Notes
     -----
     Restoring fills arrays in place. Python numbers, numpy scalars and text cannot be filled: the dictionary,
-    list or attribute that holds them gets the restored value instead, so they must not stand in a tuple. A
+    list or attribute that holds them gets the restored value instead, so they must not stand in a tuple. What
+    could not be restored is not saved either: read-only and masked arrays, the variables of a framework. A
     number takes a value of its kind (an int any integer type), an array only one of its own shape and type.
 
     Threads

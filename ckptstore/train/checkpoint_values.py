@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ckptstore.bundle.read.destinations import Destination, check_destinations
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
 from ckptstore.bundle.read.reader import StoredTensor
 from ckptstore.bundle.read.restore import restore_into
@@ -19,7 +21,12 @@ from ckptstore.reading.options import ReadOptions
 from ckptstore.storage.base import Location
 from ckptstore.trackable.describe import describe
 from ckptstore.trackable.match import Match, match_graph, match_names
-from ckptstore.trackable.replacement import check_replaceable, convert_like, replace_value
+from ckptstore.trackable.replacement import (
+    check_replaceable,
+    check_restorable,
+    convert_like,
+    replace_value,
+)
 from ckptstore.trackable.status import RestoreStatus
 from ckptstore.trackable.tree import Tree, TreeNode
 from ckptstore.transfer.transfer import Transfer
@@ -29,6 +36,7 @@ __all__ = ["plan_tree", "restore_tree"]
 
 def plan_tree(tree: Tree, full_names: Mapping[str, str] | None = None) -> SavePlan:
     """Return what a save of `tree` writes, its object graph included; as `Checkpoint.plan`."""
+    _check_restorable(tree)
     described = describe(tree, full_names)
     items = [
         write_item(attribute.checkpoint_key, node.value)
@@ -36,6 +44,19 @@ def plan_tree(tree: Tree, full_names: Mapping[str, str] | None = None) -> SavePl
         for attribute in stored.attributes
     ]
     return plan_save([*items, write_item(OBJECT_GRAPH_KEY, encode(described))])
+
+
+def _check_restorable(tree: Tree) -> None:
+    """Raise `UsageError` for what could be saved, but not restored into the same tree."""
+    arrays = []
+    for node_id, node in enumerate(tree.nodes):
+        if node.has_value:
+            path = partial(tree.path, node_id)
+            check_restorable(node, path)
+            if isinstance(node.value, np.ndarray):
+                # Only the very same memory is sure to hold the same.
+                arrays.append(Destination(path, node.value, None))
+    check_destinations(arrays)
 
 
 def restore_tree(
@@ -98,6 +119,7 @@ def _fill(tree: Tree, reader: BundleReader, optional: tuple[str, ...], transfer:
                 wanted[path] = key
                 continue
             stored = reader.stored(key)
+            check_restorable(node, partial(tree.path, node_id))
             check_replaceable(node, stored.dtype, stored.shape, path=path, url=reader.url)
             plain.append((node, path, stored))
         # Before the arrays are filled, because a value may turn out not to be text.

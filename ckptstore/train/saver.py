@@ -390,7 +390,8 @@ class Saver:
         Raises
         ------
         UsageError
-            A shape (without ``reshape=True``) or type that differs, or `save_path` None.
+            A shape (without ``reshape=True``) or type that differs, arrays that share memory, or `save_path`
+            None.
         TensorNotFoundError
             The file lacks a name of `values` or `var_list`.
         NotFoundError

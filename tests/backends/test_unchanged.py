@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.values import Committed
 from ckptstore.testing import CountingStorage
 from tests.backends.conftest import names_in
+from tests.own_warnings import own_warnings
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -65,8 +64,7 @@ def test_a_new_process_takes_only_what_it_has_proved(is_damaged: bool, backend: 
         got = location.storage.get(location.key)
         data = got.data[:5000] + bytes([got.data[5000] ^ 1]) + got.data[5001:]
         assert isinstance(location.storage.put_if(location.key, data, got.version), Committed)
-    with use_wrapper(wrap), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with use_wrapper(wrap), own_warnings() as caught:
         second = ck.Saver(reuse_unchanged=True, run="second")
         for step in (3, 4):
             second.save(more(step), f"{run_url}/m", step)

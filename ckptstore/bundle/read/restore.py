@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.read.bulk_lookup import BulkRestore
+from ckptstore.bundle.read.destinations import Destination, check_destinations
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
@@ -90,7 +91,8 @@ def restore_into(
     TensorNotFoundError
         If the checkpoint lacks a name; nothing was changed.
     UsageError
-        If shape or type of an array differ, or it is read-only; nothing was changed.
+        If shape or type of an array differ, it is read-only or masked, or two elements, or tensors that
+        differ, would go into the same memory; nothing was changed.
     FormatError, UnsupportedError, TruncatedFileError, IncompleteBundleError
         If the index contradicts itself or a data file is missing or too short; nothing was changed.
     ChecksumError
@@ -166,11 +168,31 @@ def _plan_restore(
         if bulk and not reader.bulk_is_there(bulk.batch, [placement.tensor for placement in placements]):
             # Looked up one by one, the tensors raise the errors in the order wanted.
             bulk, placements = None, _place(reader, values, wanted, reshape)
+        check_destinations(_destinations(bulk, placements))
     except UsageError as error:
         error.url = error.url or reader.url
         raise
     new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
     return _RestorePlan(bulk, placements, _in_order([*bulk.new(), *new], wanted) if bulk else new)
+
+
+def _destinations(bulk: BulkRestore | None, placements: list[_Placement]) -> list[Destination]:
+    """Return the arrays that are filled, each with what tells its tensor from others."""
+    found = []
+    for placement in placements:
+        array = placement.receiver if placement.existing is None else placement.existing
+        if array is not None:
+            tensor = placement.tensor
+            pieces = tuple([(entry.size_bytes, entry.masked_crc32c) for entry in tensor.entries])
+            found.append(Destination(placement.target, array, (tensor.dtype.name, tensor.shape, pieces)))
+    if bulk:
+        batch = bulk.batch
+        for row, (target, array) in enumerate(zip(bulk.targets, batch.targets, strict=False)):
+            if array is not None:
+                pieces = ((batch.sizes_bytes[row], batch.masked_crc32cs[row]),)
+                content = (batch.dtypes[row].name, batch.shapes[row], pieces)
+                found.append(Destination(target, array, content))
+    return found
 
 
 def _read(
@@ -233,6 +255,12 @@ def _placement(target: str, tensor: StoredTensor, existing: object, reshape: boo
     if not isinstance(existing, np.ndarray):
         _check_value(target, tensor, existing)
         return _Placement(target, tensor)
+    if isinstance(existing, np.ma.MaskedArray):
+        raise UsageError(
+            "a masked array cannot be filled: a checkpoint has no mask",
+            tensor=target,
+            hint="Nothing was changed. Give its `data`, and set the mask yourself.",
+        )
     existing = np.asarray(existing)  # of a subclass only the memory matters
     if existing.shape != tensor.shape and not (reshape and existing.size == element_count(tensor.shape)):
         raise _misfit(

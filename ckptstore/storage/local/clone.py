@@ -9,8 +9,8 @@ which
 * a delete removes one name, a replacement gives one name to another file, and a published file is never
 changed in
   place: the other name keeps its bytes. (Another program that changes one in place changes both);
-* the mark of the upload is replaced first. With it the new name could look like that of a writer that died before
-  publishing, and be removed before the index that names it exists.
+* the mark of the upload is replaced first. With it the new name could look like that of a writer that died
+  before publishing, and be removed before the index that names it exists.
 """
 
 from __future__ import annotations

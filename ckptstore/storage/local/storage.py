@@ -259,8 +259,8 @@ class LocalStorage(
         """Return whether an upload made this file and its writer is provably dead.
 
         That is: its lock is free, and it was made on this machine since the last boot, or lies on a file
-        system that only this machine can have mounted. False for files that no upload made, whose writers take
-        no locks, for those that an index names, and where files cannot be marked.
+        system that only this machine can have mounted. False for files that no upload made, whose writers
+        take no locks, for those that an index names, and where files cannot be marked.
         """
         _split(key)
         try:

@@ -6,12 +6,14 @@ import collections
 import copy
 import pickle
 import uuid
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import as_strided
 
 import ckptstore
 from ckptstore.bundle.read.open_bundle import open_bundle
@@ -135,13 +137,57 @@ def test_python_numbers_are_saved_as_numpy_takes_them(url):
     assert found == {"i": "int64", "f": "float64", "b": "bool", "s": "string", "y": "string"}
 
 
+class Foreign:
+    """A framework's variable: it can be read, but nobody knows how to fill it."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(3, np.float32)
+
+
+READ_ONLY = np.ones(3)
+READ_ONLY.flags.writeable = False
+WHOLE = np.ones(9)
+Pair = collections.namedtuple("Pair", "p q")
+
+
+@pytest.mark.parametrize(
+    ("value", "path", "message"),
+    [
+        ((5, 6), "t/0", "0-d array"),
+        ([{"x": (np.ones(1), "text")}], "t/0/x/1", "0-d array"),
+        (Pair(np.ones(1), 2.0), "t/q", "0-d array"),
+        (MappingProxyType({"n": np.int64(5)}), "t/n", "0-d array"),
+        (Optimizer(MappingProxyType({"n": 5})), "t/n", "0-d array"),
+        ([np.ones(1), READ_ONLY], "t/1", "read-only"),
+        ([Foreign()], "t/0", "neither an array nor a number"),
+        ({"all": WHOLE, "part": WHOLE[:3]}, "t/all", "the same memory"),
+        ([as_strided(WHOLE, (9, 9), (0, 8))], "t/0", "share memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_could_not_be_restored_is_not_saved(url, value, path, message):
+    for write in (Checkpoint(t=value).write, Checkpoint(t=value).save):
+        with pytest.raises(UsageError, match=message) as info:
+            write(url)
+        assert info.value.tensor == path
+    assert ckptstore.latest_checkpoint(url.rpartition("/")[0]) is None
+
+
 def test_a_number_in_a_tuple_cannot_be_restored_and_nothing_changes(url):
-    Checkpoint(t=(5, 6), w=np.ones(1)).write(url)
+    Checkpoint(t=[5, 6], w=np.ones(1)).write(url)
     weights = np.zeros(1)
     with pytest.raises(UsageError, match="0-d array") as info:
         Checkpoint(t=(0, 0), w=weights).read(url)
     assert info.value.tensor == "t/0"
     assert weights == 0
+
+
+def test_two_names_of_one_array_are_restored(url):
+    tied = np.arange(3.0)
+    Checkpoint(a=tied, b=tied[:]).write(url)
+    into = np.zeros(3)
+    Checkpoint(a=into, b=into[:]).read(url).assert_consumed()
+    assert into.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

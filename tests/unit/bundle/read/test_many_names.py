@@ -80,7 +80,6 @@ def test_many_items_are_those_of_single_calls():
         "plain": np.arange(6.0).reshape(2, 3),
         "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "turned": np.arange(3).astype(">i4"),
-        "masked": np.ma.array([1, 2], mask=[False, True]),
         "half": np.ones(2, ml_dtypes.bfloat16),
         "record": np.zeros(2, [("qint8", "i1")]),
         "scalar": np.float32(2),

@@ -216,7 +216,7 @@ def test_a_shard_whose_writer_lives_is_not_shared(storage: LocalStorage, tmp_pat
     assert isinstance(storage.copy_from(key, target, outcome.version), Committed)
 
 
-@pytest.mark.usefixtures("either")
+@pytest.mark.usefixtures("linking")
 def test_without_marks_nothing_is_shared(storage: LocalStorage, source: str, target: str) -> None:
     with replace_calls(getxattr=refuse(errno.ENOTSUP), setxattr=refuse(errno.ENOTSUP)):
         assert storage.copy_from(source, target, storage.head(source).version) is None

@@ -345,15 +345,18 @@ def test_memory_that_changed_is_what_the_error_names(size_bytes: int, call: str)
     # The server counts each time, and refuses. Without a change it is its own fault, or the network's.
     for effect, error in [(change, UsageError), (None, ChecksumError)]:
         transport = ScriptedTransport()
+        storage = storage_of(transport)
         transport.script(call, *[before(Kind.BAD_CHECKSUM, effect)] * 10)
-        with (
-            pytest.raises(error, match="the arrays changed" if effect else "another checksum"),
-            storage_of(transport).upload(KEY, size_bytes) as upload,
-        ):
-            part = memoryview(memory)[: upload.part_size_bytes]
-            upload.send_shared(0, (part,), is_last=len(part) == size_bytes)
-            upload.commit()
+        with pytest.raises(error, match="the arrays changed" if effect else "bytes changed on their way"):
+            _send_shared(storage, memory)
         assert not transport.objects
+
+
+def _send_shared(storage: ObjectStorage, memory: bytearray) -> None:
+    with storage.upload(KEY, len(memory)) as upload:
+        part = memoryview(memory)[: upload.part_size_bytes]
+        upload.send_shared(0, (part,), is_last=len(part) == len(memory))
+        upload.commit()
 
 
 def test_a_server_that_proves_no_checksum_gets_a_copy() -> None:
