@@ -7,7 +7,7 @@ complete new checkpoint, and the next save repairs what is left (docs/design/001
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.graph_keeper import GraphKeeper
@@ -152,11 +152,10 @@ class CheckpointWriter:
                 hint="Do not save in a report of progress.",
             )
         with self._locks[0]:
-            token = _SAVING.set((*_SAVING.get(), self))
-            try:
-                self._save(request, running)
-            finally:
-                _SAVING.reset(token)
+            # In a context of its own: Ctrl-C leaves nothing set, whatever it interrupts.
+            context = copy_context()
+            context.run(_SAVING.set, (*_SAVING.get(), self))
+            context.run(self._save, request, running)
 
     def _save(self, request: SaveRequest, running: RunningSave) -> None:
         if request.run != self._ownership.run:

@@ -190,10 +190,8 @@ class SaveQueue:
             self.wait()
         self.raise_failure()
         save = QueuedSave(task, self)
-        if not snapshot:
-            self._append(save)
-            return save
-        task.begin_snapshot()
+        if snapshot:
+            task.begin_snapshot()
         try:
             if not task.is_staged_whole:
                 self.check_may_wait(task.url)
@@ -218,15 +216,16 @@ class SaveQueue:
     def _append(self, save: QueuedSave) -> None:
         skipped: list[QueuedSave] = []
         with self._changed:
-            if self._running is None and not self._waiting:
-                # In flight from now on, not only when the thread reaches it: nothing takes its place.
-                self._running = save
-            else:
-                if self._policy == "skip":
-                    skipped = list(self._waiting)
-                    self._waiting.clear()
-                self._waiting.append(save)
+            waiting = list(self._waiting)
             try:
+                if self._running is None and not waiting:
+                    # In flight from now on, not only when the thread reaches it: nothing takes its place.
+                    self._running = save
+                else:
+                    if self._policy == "skip":
+                        skipped = waiting
+                        self._waiting.clear()
+                    self._waiting.append(save)
                 at_exit.enter(save)
                 if self._worker is None:
                     self._begin_work()
@@ -234,9 +233,7 @@ class SaveQueue:
                 # Ctrl-C: a save that no thread will run must not be waited for.
                 if self._running is save:
                     self._running = None
-                else:
-                    self._waiting.remove(save)
-                    self._waiting.extend(skipped)
+                self._waiting = deque(waiting)
                 at_exit.leave(save)
                 raise
         for older in skipped:
@@ -247,10 +244,11 @@ class SaveQueue:
             self._work(self._worker)
 
     def _begin_work(self) -> None:
-        self._worker = worker = object()
-        self._thread = threading.Thread(target=self._work, args=(worker,), name="ckptstore-save", daemon=True)
         try:
-            self._thread.start()
+            self._worker = worker = object()
+            thread = threading.Thread(target=self._work, args=(worker,), name="ckptstore-save", daemon=True)
+            thread.start()
+            self._thread = thread
         except RuntimeError:
             # The interpreter starts no new thread while it ends: run in this one.
             self._thread = None

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TypeVar
 
@@ -102,7 +102,7 @@ class Scope:
         self._ends_s = math.inf if deadline_s is None else time.monotonic() + deadline_s
         self._outer: Scope | None = None
         self._lock = threading.Lock()
-        self._token: Token[Scope | None] | None = None
+        self._before: Scope | None = None
 
     def branch(self) -> Scope:
         """Return a scope that ends and is cancelled with this one, or by itself; see `detach`."""
@@ -153,23 +153,30 @@ class Scope:
 
     def run(self, call: Callable[[], _T]) -> _T:
         """Return what `call` returns, with this scope current; several threads may do so."""
-        token = _CURRENT.set(self)
+        # Not by a token: an interrupt between `set` and `try` would leave the scope current.
+        before = _CURRENT.get()
         try:
+            _CURRENT.set(self)
             return call()
         finally:
-            _CURRENT.reset(token)
+            _CURRENT.set(before)
 
     def __enter__(self) -> Scope:
+        self._before = before = _CURRENT.get()
         if self._outer is None:
-            self._outer = _CURRENT.get()
-        self._token = _CURRENT.set(self)
+            self._outer = before
+        try:
+            _CURRENT.set(self)
+        except BaseException:
+            # Ctrl-C, right after it: there is no `__exit__` then.
+            _CURRENT.set(before)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._token is not None
-        _CURRENT.reset(self._token)
+        _CURRENT.set(self._before)
 
 
 _CURRENT: ContextVar[Scope | None] = ContextVar("ckptstore_scope", default=None)

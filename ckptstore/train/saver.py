@@ -276,7 +276,9 @@ class Saver:
         Guarantees
         ----------
         Durable when it returns. A crash at any point leaves the complete old or the complete new checkpoint.
-        Ctrl-C cancels the save: nothing of it stays, unless it was being published.
+        Ctrl-C cancels the save: nothing of it stays, unless it was being published. On an object store a
+        request that was under way may still arrive: no reader sees what it leaves, and ``ckptstore gc``
+        removes it.
         """
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)

@@ -155,7 +155,7 @@ class TaskGroup(Generic[_T]):
             # The threads stayed in the parent, and one of them may have held the lock.
             return
         self.scope.cancellation.cancel()
-        interrupt: KeyboardInterrupt | None = None
+        interrupt: BaseException | None = None
         while True:
             try:
                 with self._lock:
@@ -163,7 +163,7 @@ class TaskGroup(Generic[_T]):
                     while self._under_way:
                         self._changed.wait()
                 break
-            except KeyboardInterrupt as error:
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C, or sys.exit in a signal handler
                 # Still not: a task that runs on would work on memory that is the caller's again.
                 interrupt = error
         self._leave()
