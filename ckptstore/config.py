@@ -7,9 +7,18 @@ import hashlib
 import os
 import uuid
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["GcsEnvironment", "client_environment", "gcs_environment", "host_id", "host_name", "process_run"]
+__all__ = [
+    "GcsEnvironment",
+    "client_environment",
+    "completion_request",
+    "gcs_environment",
+    "host_id",
+    "host_name",
+    "process_run",
+    "terminal_style",
+]
 
 
 def host_name() -> str:
@@ -76,6 +85,22 @@ _CLIENT_VARIABLES = (
     "HTTP_PROXY",
     "HTTPS_PROXY",
 )
+
+
+def terminal_style() -> Literal["colour", "plain", "dumb"]:
+    """Return what the terminal may be sent, by the environment.
+
+    ``"plain"``: no colours, because ``NO_COLOR`` is set and not empty (https://no-color.org). ``"dumb"``:
+    no control codes at all, because ``TERM`` says so.
+    """
+    if os.environ.get("TERM") == "dumb":
+        return "dumb"
+    return "plain" if os.environ.get("NO_COLOR") else "colour"
+
+
+def completion_request() -> str:
+    """Return what a shell asks the command to complete, in click's form; empty if it does not."""
+    return os.environ.get("_CKPTSTORE_COMPLETE", "")
 
 
 def client_environment() -> str:

@@ -11,6 +11,7 @@ import click
 
 from ckptstore.cli.output import Output
 from ckptstore.cli.progress_display import progress_display
+from ckptstore.config import terminal_style
 from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_lines, diagnosis_table
 from ckptstore.view.directory_listing import DirectoryFacts, checkpoint_table, directory_summary
 from ckptstore.view.garbage_report import collection_lines, garbage_table
@@ -52,7 +53,10 @@ _STYLES: dict[Tone, dict[str, Any]] = {
 
 
 class ConsoleOutput(Output):
-    """For people: colours and folded columns on a terminal; elsewhere one line per row, for grep and awk."""
+    """For people: colours and folded columns on a terminal; elsewhere one line per row, for grep and awk.
+
+    No colours with ``NO_COLOR``, and no control codes with ``TERM=dumb``.
+    """
 
     def inspection(self, inspection: Inspection) -> None:
         _print(heading_line(inspection))
@@ -98,7 +102,7 @@ class ConsoleOutput(Output):
             _print(line, tone)
 
     def garbage(self, garbage: Garbage) -> None:
-        if garbage.files:
+        if garbage.files or garbage.uploads:
             _show_table(garbage_table(garbage))
 
     def collection(self, report: GarbageReport, *, dry_run: bool) -> None:
@@ -132,8 +136,7 @@ def _print(text: str, tone: Tone = "plain", stream: TextIO | None = None) -> Non
     """Print a sentence; on a terminal in its tone, and broken between words."""
     stream = stream or sys.stdout
     if stream.isatty():
-        lines = wrapped(text, _width_of(stream))
-        text = "\n".join(click.style(line, **_STYLES[tone]) if _STYLES[tone] else line for line in lines)
+        text = "\n".join(_styled(line, tone) for line in wrapped(text, _width_of(stream)))
     print(text, file=stream)
 
 
@@ -143,8 +146,13 @@ def _show_table(table: TextTable) -> None:
             print(line)
         return
     for line, tone in table_lines(table, _width_of(sys.stdout)):
-        print(click.style(line, **_STYLES[tone]) if _STYLES[tone] else line)
+        print(_styled(line, tone))
     print()
+
+
+def _styled(line: str, tone: Tone) -> str:
+    style = _STYLES[tone]
+    return click.style(line, **style) if style and terminal_style() == "colour" else line
 
 
 def _width_of(stream: TextIO) -> int:

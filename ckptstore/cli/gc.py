@@ -9,19 +9,19 @@ import click
 
 from ckptstore.cli.exit_codes import OK, exit_code_of
 from ckptstore.cli.output import Output
-from ckptstore.cli.parameters import parse_age
+from ckptstore.cli.parameters import complete_path, parse_age
 from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from ckptstore.directory.garbage import GarbageReport
+    from ckptstore.directory.garbage import Garbage
     from ckptstore.storage.base import Location
 
 __all__ = ["gc_command"]
 
 
 @shell_command("gc")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", shell_complete=complete_path)
 @click.option(
     "--min-age",
     metavar="AGE",
@@ -66,17 +66,15 @@ def gc_command(
 
     place = at_directory(locate(directory, storage_options))
     records = _records(place, record_names)
-    report = _only_uploads(place, min_age, dry_run=dry_run)
-    if report is not None:
-        output.collection(report, dry_run=dry_run)
-        return OK
-    garbage = find_garbage(place, records, min_age_s=min_age)
+    garbage = _only_uploads(place, min_age)
+    if garbage is None:
+        garbage = find_garbage(place, records, min_age_s=min_age)
     output.garbage(garbage)
     if dry_run:
         output.collection(GarbageReport(garbage, (), 0), dry_run=True)
     else:
-        if garbage.files and not yes and _is_interactive():
-            question = f"Remove {garbage_total(garbage.files)}, from {escaped(garbage.url)}?"
+        if (garbage.files or garbage.uploads) and not yes and _is_interactive():
+            question = f"Remove {garbage_total(garbage)}, from {escaped(garbage.url)}?"
             if not _ask(question):
                 output.note("nothing was removed")
                 return OK
@@ -114,8 +112,8 @@ def _records(directory: Location, names: tuple[str, ...]) -> list[Location]:
     return [usual, *(record for record in records.values() if record.name != usual.name)]
 
 
-def _only_uploads(directory: Location, min_age_s: float, *, dry_run: bool) -> GarbageReport | None:
-    """Drop the unfinished uploads of a directory that holds nothing else; None if it has files.
+def _only_uploads(directory: Location, min_age_s: float) -> Garbage | None:
+    """Return the unfinished uploads of a directory that holds nothing else; None if it has files.
 
     Raises
     ------
@@ -123,18 +121,17 @@ def _only_uploads(directory: Location, min_age_s: float, *, dry_run: bool) -> Ga
         If the directory does not exist and has no unfinished uploads.
     """
     from ckptstore.cli.targets import require_directory
-    from ckptstore.directory.garbage import Garbage, collect_garbage
+    from ckptstore.directory.garbage import Garbage, stale_uploads
+    from ckptstore.storage.abilities import now_s
 
     try:
         require_directory(directory)
     except NotFoundError:
         # An object store has no directories: a first save that died leaves no other trace.
-        if dry_run:
+        uploads = stale_uploads(directory, min_age_s)
+        if not uploads:
             raise
-        report = collect_garbage(directory, Garbage(directory.url, 0.0, min_age_s, ()))
-        if report.error is not None or not report.uploads_dropped:
-            raise
-        return report
+        return Garbage(directory.url, now_s(directory.storage), min_age_s, (), uploads=uploads)
     return None
 
 

@@ -11,7 +11,7 @@ import click
 
 from ckptstore.cli.exit_codes import CORRUPT, OK
 from ckptstore.cli.output import Output
-from ckptstore.cli.parameters import parse_printoption
+from ckptstore.cli.parameters import complete_path, parse_printoption
 from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import CorruptError, UnsupportedError
 
@@ -40,7 +40,7 @@ def _print_options(
 
 
 @shell_command("inspect")
-@click.argument("target", metavar="PREFIX|DIR|FILE")
+@click.argument("target", metavar="PREFIX|DIR|FILE", shell_complete=complete_path)
 @click.option("--tensor-name", metavar="NAME", help="Show this tensor with its value.")
 @click.option("--all-tensors", is_flag=True, help="Show every tensor with its value.")
 @click.option(

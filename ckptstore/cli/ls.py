@@ -6,13 +6,14 @@ import click
 
 from ckptstore.cli.exit_codes import OK, exit_code_of
 from ckptstore.cli.output import Output
+from ckptstore.cli.parameters import complete_path
 from ckptstore.cli.shell_command import Options, shell_command
 
 __all__ = ["ls_command"]
 
 
 @shell_command("ls")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", shell_complete=complete_path)
 def ls_command(output: Output, storage_options: Options, *, directory: str) -> int:
     """List the checkpoints of the directory DIR, the newest last.
 
@@ -26,7 +27,7 @@ def ls_command(output: Output, storage_options: Options, *, directory: str) -> i
 
     place = at_directory(locate(directory, storage_options))
     require_directory(place)
-    result = survey(place)
+    result = survey(place, with_uploads=True)
     output.directory(result.facts)
     if result.failure is not None:
         output.error(result.failure)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
 from ckptstore import __version__
 from ckptstore.cli.doctor import doctor_command
@@ -16,8 +17,12 @@ from ckptstore.cli.ls import ls_command
 from ckptstore.cli.repair import repair_command
 from ckptstore.cli.run_guarded import run_guarded
 from ckptstore.cli.verify import verify_command
+from ckptstore.config import completion_request
 
 __all__ = ["main"]
+
+# The script that click makes for a shell sets it; `completion_request` reads it.
+_COMPLETE_VARIABLE = "_CKPTSTORE_COMPLETE"
 
 
 @click.group("ckptstore", context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,6 +38,10 @@ def _group() -> None:
       1  not used                5  no access, or no space left
       2  usage                   6  transient failure: try again later
       3  not found               7  conflict with another writer
+
+    \b
+    Completion in bash, zsh or fish (here bash):
+      eval "$(_CKPTSTORE_COMPLETE=bash_source ckptstore)"
     """
 
 
@@ -48,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Without the program's name; those of the process by default.
     """
+    request = completion_request()
+    if request and arguments is None:
+        return run_guarded(lambda: shell_complete(_group, {}, "ckptstore", _COMPLETE_VARIABLE, request))
     words = sys.argv[1:] if arguments is None else list(arguments)
     return run_guarded(lambda: _run(words))
 

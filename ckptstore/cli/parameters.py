@@ -6,14 +6,22 @@ import re
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-__all__ = ["parse_age", "parse_printoption"]
+__all__ = ["complete_path", "parse_age", "parse_printoption"]
 
 _AGE = re.compile(r"([0-9]{1,9})([smhd])")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _TRUE = ("true", "t", "1")
 _FALSE = ("false", "f", "0")
+
+
+def complete_path(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Let the shell complete files and directories; of a URL it completes nothing."""
+    return [] if "://" in incomplete else [CompletionItem(incomplete, type="file")]
 
 
 def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> float:

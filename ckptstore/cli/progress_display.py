@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import time
 
+from ckptstore.config import terminal_style
 from ckptstore.transfer.progress import Event, Report, reporter
 from ckptstore.view.text import escaped, human_size
 
@@ -17,8 +18,11 @@ _EVERY_S = 0.1
 
 
 def progress_display() -> Report | None:
-    """Return a function that shows the events of one transfer; None unless standard error is a terminal."""
-    if not sys.stderr.isatty():
+    """Return a function that shows the events of one transfer.
+
+    None unless standard error is a terminal that can rewrite a line.
+    """
+    if not sys.stderr.isatty() or terminal_style() == "dumb":
         return None
     show = reporter("rich") if importlib.util.find_spec("rich") is not None else _Line()
     assert show is not None

@@ -6,13 +6,14 @@ import click
 
 from ckptstore.cli.exit_codes import OK
 from ckptstore.cli.output import Output
+from ckptstore.cli.parameters import complete_path
 from ckptstore.cli.shell_command import Options, shell_command
 
 __all__ = ["repair_command"]
 
 
 @shell_command("repair")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", shell_complete=complete_path)
 @click.option("--dry-run", is_flag=True, help="Show what would be written; change nothing.")
 @click.option(
     "--record", "record_name", metavar="NAME", help="The record to repair, if it is not 'checkpoint'."

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
 from ckptstore.directory.paths import owner_of, resolve
+from ckptstore.directory.published_index import read_published_index
 from ckptstore.directory.record_update import RecordSnapshot, read_record
 from ckptstore.errors import (
     AccessError,
@@ -22,8 +25,8 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.naming import parse_file_name, split_step
-from ckptstore.storage.abilities import KnowsWriters
+from ckptstore.format.naming import data_name, index_name, meta_name, parse_file_name, split_step
+from ckptstore.storage.abilities import KnowsWriters, ListsUploads
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.directory_listing import CheckpointFacts, DirectoryFacts, RecordFacts, State
@@ -43,16 +46,30 @@ class Survey:
     failure: CkptStoreError | None
 
 
-def survey(directory: Location) -> Survey:
+def survey(directory: Location, *, with_uploads: bool = False) -> Survey:
     """Check the record and every checkpoint of `directory`: index, and presence and size of its shards.
+
+    Parameters
+    ----------
+    directory : Location
+    with_uploads : bool
+        Look for unfinished uploads, too.
 
     Raises
     ------
     AccessError, TransientError, UsageError
-        If the directory itself cannot be listed.
+        If the directory itself cannot be listed. Who may read its record sees what that lists.
     """
-    found = list_checkpoints(directory)
+    problem = None
+    found: dict[str, PrefixFiles] | None = None
+    try:
+        found = list_checkpoints(directory)
+    except AccessError as error:
+        problem = error
     surveyed = _DirectorySurvey(directory, found)
+    if problem is not None and surveyed.record.state != "present":
+        raise problem
+    found = found or {}
     names = [*found, *(name for name in surveyed.listed if name not in found)]
     items = [item for name in names if (item := surveyed.facts(name)) is not None]
     facts = DirectoryFacts(
@@ -62,6 +79,8 @@ def survey(directory: Location) -> Survey:
         checkpoints=_in_order(items, list(surveyed.listed)),
         latest=None if surveyed.latest is None else surveyed.latest.url,
         latest_problem=surveyed.latest_problem,
+        listing_problem=None if problem is None else Problem.of_error(problem),
+        unfinished=_unfinished(directory) if with_uploads else (),
     )
     return Survey(facts, surveyed.failure)
 
@@ -69,10 +88,11 @@ def survey(directory: Location) -> Survey:
 class _DirectorySurvey:
     """The survey of one directory; a file that cannot be read does not hide the others."""
 
-    def __init__(self, directory: Location, found: dict[str, PrefixFiles]) -> None:
+    def __init__(self, directory: Location, found: dict[str, PrefixFiles] | None) -> None:
         self.failure: CkptStoreError | None = None
         self._directory = directory
-        self._found = found
+        self._found = found or {}
+        self._is_listed = found is not None
         self.listed: dict[str, Location] = {}
         self._being_deleted: set[str] = set()
         self.latest_problem: Problem | None = None
@@ -142,7 +162,8 @@ class _DirectorySurvey:
             if name not in self.listed and state != "complete":
                 # Other files are named like the shards of V1, TFRecords for example.
                 return None
-            files += self._v1_files(name)
+            if self._is_listed:
+                files += self._v1_files(name)
             version = 2 if state == "gone" else 1
         newest = found.index or max(files, key=lambda info: info.mtime_s, default=None)
         return CheckpointFacts(
@@ -161,8 +182,10 @@ class _DirectorySurvey:
         )
 
     def _found_below(self, place: Location) -> PrefixFiles | None:
-        """Return the files of a prefix that the record lists in another directory."""
+        """Return the files of a prefix that the record lists in another directory, or without a listing."""
         parent = place.parent
+        if not self._is_listed:
+            return _asked_for(place)
         if parent.key == self._directory.key:
             return None
         return list_checkpoints(parent, owner_of(place.name)).get(place.name)
@@ -208,6 +231,35 @@ class _DirectorySurvey:
             ):
                 files.append(info)
         return files
+
+
+def _unfinished(directory: Location) -> Sequence[ObjectInfo]:
+    """Return the unfinished uploads in the directory; none where they cannot be listed."""
+    if isinstance(directory.storage, ListsUploads):
+        with suppress(CkptStoreError):
+            return directory.storage.stale_uploads(directory.child("").key, 0.0)
+    return ()
+
+
+def _asked_for(place: Location) -> PrefixFiles:
+    """Return the files of a checkpoint in a directory that cannot be listed, each asked for by its name."""
+    found = PrefixFiles(place.name, index=_info(place.suffixed(index_name(""))))
+    if found.index is not None:
+        published = read_published_index(place.parent, place.name)
+        for shard in published.shards if published is not None else ():
+            info = _info(place.suffixed(data_name("", *shard)))
+            if info is not None:
+                found.data[shard] = info
+        found.meta = _info(place.suffixed(meta_name("")))
+    return found
+
+
+def _info(place: Location) -> ObjectInfo | None:
+    try:
+        return place.storage.head(place.key)
+    except (NotFoundError, AccessError):
+        # Who may not list is refused what is missing.
+        return None
 
 
 def _in_order(items: list[CheckpointFacts], recorded: list[str]) -> list[CheckpointFacts]:

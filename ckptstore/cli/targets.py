@@ -10,12 +10,19 @@ from ckptstore.cli.output import Output
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.latest import find_latest
 from ckptstore.directory.record_update import RECORD_NAME
-from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, TensorNotFoundError, UsageError
+from ckptstore.errors import (
+    AccessError,
+    CkptStoreError,
+    CorruptError,
+    NotFoundError,
+    TensorNotFoundError,
+    UsageError,
+)
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.storage.base import Location
 from ckptstore.suggest import close_names
 
-__all__ = ["at_checkpoint", "at_directory", "latest_in", "require_directory"]
+__all__ = ["at_checkpoint", "at_directory", "latest_in", "refuse_prefix", "require_directory"]
 
 _T = TypeVar("_T")
 
@@ -42,13 +49,14 @@ def at_checkpoint(location: Location, action: Callable[[Location], _T], output: 
     parsed = parse_file_name(location.name)
     # Opened as V1 checkpoints these two would give misleading errors: a text file, and a part of one.
     misleading = location.name == RECORD_NAME or (parsed is not None and parsed.kind == "v1-shard")
-    missing: NotFoundError | None = None
+    missing: NotFoundError | AccessError | None = None
     if not misleading or _is_file(location.suffixed(index_name(""))):
         try:
             return action(location)
         except TensorNotFoundError:
             raise
-        except NotFoundError as error:
+        except (NotFoundError, AccessError) as error:
+            # Who may not list a bucket is refused what is missing.
             missing = error
     if parsed is not None:
         name = parsed.prefix
@@ -59,15 +67,18 @@ def at_checkpoint(location: Location, action: Callable[[Location], _T], output: 
             result = action(prefix)
         except TensorNotFoundError:
             raise
-        except NotFoundError as error:
-            missing = error
+        except (NotFoundError, AccessError) as error:
+            missing = missing if isinstance(missing, AccessError) else error
         else:
             output.note(f"{location.url} names a file of the checkpoint {prefix.url}")
             return result
-    if _is_directory(location):
-        return None
-    if location.name == RECORD_NAME and _is_file(location):
-        return None
+    try:
+        if _is_directory(location) or (location.name == RECORD_NAME and _is_file(location)):
+            return None
+    except AccessError as error:
+        raise missing if isinstance(missing, AccessError) else error from None
+    if isinstance(missing, AccessError):
+        raise missing
     raise _not_found(location) from missing
 
 
@@ -97,12 +108,26 @@ def require_directory(location: Location) -> None:
             hint="ckptstore inspect shows one checkpoint.",
         )
     if location.key and not location.url.endswith("/") and _is_file(location.suffixed(index_name(""))):
-        raise UsageError(
-            "this is the prefix of a checkpoint, not a directory",
-            url=location.url,
-            hint="ckptstore inspect and ckptstore verify take it.",
-        )
+        raise _prefix_instead(location)
     raise NotFoundError("there is no such directory", url=location.url, hint=_did_you_mean(location, set()))
+
+
+def refuse_prefix(location: Location) -> None:
+    """Raise `UsageError` if `location` is the prefix of a checkpoint, and no directory."""
+    try:
+        is_prefix = _is_file(location.suffixed(index_name(""))) and not _is_directory(location)
+    except CkptStoreError:
+        return
+    if is_prefix:
+        raise _prefix_instead(location)
+
+
+def _prefix_instead(location: Location) -> UsageError:
+    return UsageError(
+        "this is the prefix of a checkpoint, not a directory",
+        url=location.url,
+        hint="ckptstore inspect and ckptstore verify take it.",
+    )
 
 
 def latest_in(directory: Location, output: Output) -> Location:
@@ -135,7 +160,7 @@ def latest_in(directory: Location, output: Output) -> Location:
 def _is_file(location: Location) -> bool:
     try:
         location.storage.head(location.key)
-    except (NotFoundError, UsageError):
+    except (NotFoundError, UsageError, AccessError):
         return False
     return True
 
@@ -144,6 +169,16 @@ def _is_directory(location: Location) -> bool:
     """Whether `location` is a directory; on an object store, whether there are objects below it."""
     if not location.key:
         return True
+    try:
+        return _holds_files(location)
+    except AccessError:
+        # The record is enough for who may read and not list.
+        if _is_file(location.child(RECORD_NAME)):
+            return True
+        raise
+
+
+def _holds_files(location: Location) -> bool:
     try:
         location.storage.head(location.key)
     except NotFoundError:

@@ -8,6 +8,7 @@ import click
 
 from ckptstore.cli.exit_codes import CORRUPT, OK, exit_code_of
 from ckptstore.cli.output import Output
+from ckptstore.cli.parameters import complete_path
 from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TransientError, UnsupportedError
 
@@ -20,7 +21,7 @@ __all__ = ["verify_command"]
 
 
 @shell_command("verify")
-@click.argument("target", metavar="PREFIX|DIR|FILE")
+@click.argument("target", metavar="PREFIX|DIR|FILE", shell_complete=complete_path)
 @click.option("--quick", is_flag=True, help="Check only the index and the sizes of the data files.")
 def verify_command(output: Output, storage_options: Options, *, target: str, quick: bool) -> int:
     """Check every checksum of a checkpoint, or of every checkpoint in a directory.
@@ -70,7 +71,10 @@ def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]
     from ckptstore.cli.survey import survey
 
     found = []
-    for facts in survey(directory).facts.checkpoints:
+    surveyed = survey(directory).facts
+    if surveyed.listing_problem is not None:
+        output.warning(f"only what the record lists is checked: {surveyed.listing_problem.message}")
+    for facts in surveyed.checkpoints:
         if facts.state == "graph only":
             continue
         if facts.published:

@@ -8,15 +8,24 @@ from typing import Literal, TypeAlias
 from ckptstore.directory.collect import collect_graph, drop_leftovers, drop_stale_uploads
 from ckptstore.errors import AccessError, CkptStoreError, TransientError
 from ckptstore.format.naming import parse_file_name
-from ckptstore.storage.abilities import KnowsWriters
-from ckptstore.storage.base import Location
+from ckptstore.storage.abilities import KnowsWriters, ListsUploads
+from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.values import ObjectInfo
 
-__all__ = ["Garbage", "GarbageFile", "GarbageReport", "Reason", "collect_garbage"]
+__all__ = [
+    "Garbage",
+    "GarbageFile",
+    "GarbageReport",
+    "Reason",
+    "collect_garbage",
+    "stale_uploads",
+    "upload_age_s",
+]
 
-Reason: TypeAlias = Literal["unpublished", "replaced", "graph alone", "temporary"]
+Reason: TypeAlias = Literal["unpublished", "replaced", "graph alone", "temporary", "unfinished"]
 """``unpublished``: no index ever named it, or it is gone. ``replaced``: the prefix was saved again since.
-``graph alone``: its checkpoint is gone. ``temporary``: left by TensorFlow, or by a question to the server."""
+``graph alone``: its checkpoint is gone. ``temporary``: left by TensorFlow, or by a question to the server.
+``unfinished``: an upload that was never completed."""
 
 # Where the storage knows which writers live, unfinished uploads of dead ones go at once. Those of writers of
 # which it knows nothing, on another host for example, wait for so long at least.
@@ -60,6 +69,8 @@ class Garbage:
         Graphs without a checkpoint that are left alone.
     unreadable : tuple of (str, CkptStoreError)
         Prefixes whose index does not show which files it needs; their files are left alone.
+    uploads : tuple of GarbageFile
+        Unfinished uploads to be dropped, where the storage can list them.
     """
 
     url: str
@@ -71,6 +82,7 @@ class Garbage:
     pending: tuple[str, ...] = ()
     graphs: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, CkptStoreError], ...] = ()
+    uploads: tuple[GarbageFile, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -107,6 +119,20 @@ class GarbageReport:
     error: CkptStoreError | None = None
 
 
+def upload_age_s(storage: Storage, min_age_s: float) -> float:
+    """Return from which age on unfinished uploads are dropped, for garbage of this age."""
+    return max(min_age_s, _UPLOAD_AGE_S) if isinstance(storage, KnowsWriters) else min_age_s
+
+
+def stale_uploads(directory: Location, min_age_s: float) -> tuple[GarbageFile, ...]:
+    """Return the unfinished uploads that a collection drops; none where they cannot be listed."""
+    if not isinstance(directory.storage, ListsUploads):
+        return ()
+    age_s = upload_age_s(directory.storage, min_age_s)
+    found = directory.storage.stale_uploads(directory.child("").key, age_s)
+    return tuple(GarbageFile(info.key.rpartition("/")[2], info, "unfinished") for info in found)
+
+
 def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
     """Remove what was found, and drop unfinished uploads of the same age.
 
@@ -133,9 +159,7 @@ def collect_garbage(directory: Location, garbage: Garbage) -> GarbageReport:
         error = failure
     removed: tuple[GarbageFile, ...] = ()
     uploads = 0
-    min_age_s = garbage.min_age_s
-    if isinstance(directory.storage, KnowsWriters):
-        min_age_s = max(min_age_s, _UPLOAD_AGE_S)
+    min_age_s = upload_age_s(directory.storage, garbage.min_age_s)
     try:
         if garbage.files:
             left = {info.key: info.version for info in directory.storage.list(directory.child("").key)}

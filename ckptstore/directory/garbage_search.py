@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ckptstore.directory.catalog import PrefixFiles, sorted_by_prefix
-from ckptstore.directory.garbage import Garbage, GarbageFile, Reason
+from ckptstore.directory.garbage import Garbage, GarbageFile, Reason, stale_uploads
 from ckptstore.directory.paths import owner_of, relative_prefix
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_entries import listed_paths
@@ -114,7 +114,15 @@ class _GarbageSearch:
             pending=tuple(self.waiting),
             graphs=tuple(self.graphs),
             unreadable=tuple(self.unreadable),
+            uploads=self._uploads(),
         )
+
+    def _uploads(self) -> tuple[GarbageFile, ...]:
+        try:
+            return stale_uploads(self.directory, self.min_age_s)
+        except (AccessError, TransientError):
+            # The collection tries to drop them, and reports why that fails.
+            return ()
 
     def _list(self) -> dict[str, ObjectInfo]:
         return {info.key: info for info in self.directory.storage.list(self.directory.child("").key)}

@@ -27,6 +27,8 @@ def relative_prefix(directory: Location, path: str) -> str | None:
     path : str
         As written in the record: relative to its directory, absolute, or a URL.
     """
+    if "/" not in path and path not in ("", ".", ".."):
+        return path  # nearly all of them, of which a record may list ten thousand
     if "://" in path:
         key = _key_of_url(directory, path)
         if key is None:

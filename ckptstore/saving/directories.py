@@ -11,6 +11,7 @@ from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
+from ckptstore.types import Options
 
 __all__ = ["SaverDirectories"]
 
@@ -26,16 +27,25 @@ class SaverDirectories:
         Seconds since 1970.
     run : str or None
         As for `Saver`.
+    storage_options : mapping, optional
+        For the paths that the user set.
 
     Threads
     -------
     One thread at a time; `paths` also while the writers save.
     """
 
-    def __init__(self, retention: Retention, clock: Callable[[], float], run: str | None) -> None:
+    def __init__(
+        self,
+        retention: Retention,
+        clock: Callable[[], float],
+        run: str | None,
+        storage_options: Options = None,
+    ) -> None:
         self._retention = retention
         self._clock = clock
         self._run = run
+        self._storage_options = storage_options
         self._writers: dict[_Key, CheckpointWriter] = {}
         self._pid = os.getpid()
         # What the user set and no writer has taken over yet, and the writers that have taken over their part;
@@ -56,7 +66,7 @@ class SaverDirectories:
             self._writers[key] = writer
         if self._taken_over is not None and key not in self._taken_over:
             self._taken_over.add(key)
-            places = [(locate(path), time_s) for path, time_s in self._set]
+            places = [(locate(path, self._storage_options), time_s) for path, time_s in self._set]
             here = [(place.name, time_s) for place, time_s in places if place.parent.key == prefix.parent.key]
             writer.set_window(tuple(Entry(name, time_s) for name, time_s in here))
             names = {name for name, _ in here}

@@ -9,6 +9,7 @@ A backend derives from the types whose promises it keeps, and a caller asks by t
 `SupportsRelaxedDurability`   ``durability="cache"`` saves no time.
 `KnowsWriters`                Only its age shows that a file is left over: what a dead save has left behind
                               stays until it is old enough to be collected.
+`ListsUploads`                Unfinished uploads are dropped by ``ckptstore gc`` without being shown before.
 `KnowsServerTime`             Ages are judged by the clock of this machine.
 `ProbesCapabilities`          `Storage.capabilities` has to be true everywhere; nothing is tried.
 `Diagnosable`                 ``ckptstore doctor`` tries the primitives and knows nothing about the backend.
@@ -28,12 +29,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ckptstore.storage.base import Storage
     from ckptstore.storage.finding import Finding
-    from ckptstore.storage.values import Capabilities, PutOutcome
+    from ckptstore.storage.values import Capabilities, ObjectInfo, PutOutcome
 
 __all__ = [
     "Diagnosable",
     "KnowsServerTime",
     "KnowsWriters",
+    "ListsUploads",
     "ProbesCapabilities",
     "SupportsCopies",
     "SupportsRelaxedDurability",
@@ -131,6 +133,18 @@ class KnowsWriters(ABC):
         """Undo `mark_needed` for what another index is about to replace, unless it has other names."""
 
 
+class ListsUploads(ABC):
+    """Unfinished uploads can be looked at, those of other processes included."""
+
+    @abstractmethod
+    def stale_uploads(self, prefix: str, min_age_s: float) -> Sequence[ObjectInfo]:
+        """Return what `Storage.abort_stale_uploads` would drop now.
+
+        The key is that of the object that the upload would have made, or of the unfinished file; the size is
+        that of what has arrived.
+        """
+
+
 class KnowsServerTime(ABC):
     """The clock that sets `ObjectInfo.mtime_s` is another machine's, and its time is known."""
 
@@ -151,8 +165,8 @@ class Diagnosable(ABC):
     """The backend can explain itself to somebody who has trouble with it."""
 
     @abstractmethod
-    def diagnose(self, directory_key: str) -> Sequence[Finding]:
-        """Return what this backend knows about itself and a directory.
+    def diagnose(self, directory_key: str, *, read_only: bool = False) -> Sequence[Finding]:
+        """Return what this backend knows about itself and a directory; `read_only`: without any write.
 
         What prevents every save is a finding with the state ``"failed"``; nothing is raised.
         """

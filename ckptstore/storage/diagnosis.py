@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import islice
 
 from ckptstore.errors import (
+    AccessError,
     AmbiguousOutcomeError,
     ChecksumError,
     CkptStoreError,
     ConflictError,
     NotFoundError,
     UnsupportedError,
+    UsageError,
 )
 from ckptstore.storage.abilities import Diagnosable, now_s
 from ckptstore.storage.base import Storage
@@ -32,19 +35,38 @@ _SKEW_S = 60.0
 # A listing gives whole seconds on some servers.
 _CLOCK_NOISE_S = 2.0
 
+# The checks that fail where nothing may be written.
+_WRITING = frozenset({"write", "conditions", "directory"})
+
+# Of a directory that is only read.
+_SAMPLES = 20
+_SAMPLE_BYTES = 4096
+
+# What listing and reading are called where they are granted.
+_PERMISSIONS = {
+    "s3": ("s3:ListBucket", "s3:GetObject"),
+    "gcs": ("storage.objects.list", "storage.objects.get"),
+}
+
 # Different bytes: on some servers equal bytes have the same version.
 _FIRST = b"ckptstore doctor: the first of two\n"
 _SECOND = b"ckptstore doctor: the second of two\n"
 
 
-def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
+def diagnose(
+    storage: Storage, directory_key: str, *, record_name: str = "checkpoint", read_only: bool = False
+) -> list[Finding]:
     """Return what works in the directory `directory_key`, in the order in which it was tried.
 
     Parameters
     ----------
     storage : Storage
     directory_key : str
-        Need not exist.
+        Need not exist, unless only reading is tried.
+    record_name : str
+        Of the file that every save replaces.
+    read_only : bool
+        Try what a reader needs, and write nothing.
 
     Guarantees
     ----------
@@ -54,19 +76,107 @@ def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
     findings: list[Finding] = []
     scratch: AbstractContextManager[str] = nullcontext(directory_key)
     if isinstance(storage, Diagnosable):
-        findings += storage.diagnose(directory_key)
+        findings += storage.diagnose(directory_key, read_only=read_only)
         scratch = storage.scratch(directory_key)
-    if any(finding.state == "failed" for finding in findings):
-        # The rest would only say the same in other words.
+    # After a failure the rest would only say the same in other words.
+    if not read_only and not _has_failed(findings):
+        findings += _record_place(storage, f"{directory_key}/{record_name}")
+    if not read_only and not _has_failed(findings):
+        try:
+            with scratch as place:
+                findings += _Trial(storage, place).findings()
+        except CkptStoreError as error:
+            findings.append(failed("write", error))
+        if not _has_failed(findings):
+            # What the backend has looked at stands in place of what it states.
+            known = {finding.check: finding for finding in findings if finding.check == "durable"}
+            findings = [finding for finding in findings if finding.check not in known]
+            findings += [known.get(each.check, each) for each in _promises(storage.capabilities)]
+    if read_only and _has_failed(findings):
         return findings
-    try:
-        with scratch as place:
-            findings += _Trial(storage, place).findings()
-    except CkptStoreError as error:
-        findings.append(failed("write", error))
-    if not any(finding.state == "failed" for finding in findings):
-        findings += _promises(storage.capabilities)
+    if read_only or any(isinstance(f.error, AccessError) and f.check in _WRITING for f in findings):
+        findings += _reading(storage, directory_key, record_name)
     return findings
+
+
+def _has_failed(findings: Sequence[Finding]) -> bool:
+    return any(finding.state == "failed" for finding in findings)
+
+
+def _record_place(storage: Storage, key: str) -> Iterator[Finding]:
+    """Yield what is wrong with the place of the record, if a directory is there."""
+    hint = "Move it away, or choose another directory: every save writes the record there."
+    try:
+        storage.head(key)
+    except UsageError as error:
+        error.hint = hint
+        yield failed("record", error)
+    except NotFoundError:
+        with suppress(CkptStoreError):
+            if next(iter(storage.list(f"{key}/")), None) is not None:
+                detail = f"objects lie below its name, {storage.url_of(key)}/"
+                yield Finding("record", "degraded", detail, hint=hint)
+    except CkptStoreError:
+        pass  # the trial shows what it means
+
+
+def _reading(storage: Storage, directory_key: str, record_name: str) -> Iterator[Finding]:
+    """Yield what a reader may do, tried with what is there: the record, or the first file."""
+    keys = [f"{directory_key}/{record_name}"]
+    granted: dict[str, str] = {}
+    try:
+        listed = [info.key for info in islice(storage.list(f"{directory_key}/"), _SAMPLES) if info.size_bytes]
+    except AccessError as error:
+        granted["list"] = "refused"
+        hint = "What the record names, and exact prefixes, can be read; there is no search for anything else."
+        yield Finding("list", "degraded", str(error), hint=hint)
+    except CkptStoreError as error:
+        yield failed("list", error)
+        return
+    else:
+        granted["list"] = "granted"
+        yield Finding("list", "ok", "files are there" if listed else "nothing is there")
+        keys += listed
+    finding = _read_one(storage, keys)
+    granted["read"] = {"ok": "granted", "failed": "refused"}.get(finding.state, "not tried")
+    yield finding
+    names = _PERMISSIONS.get(storage.capabilities.backend, ("list", "read"))
+    texts = [f"{name} {granted[kind]}" for kind, name in zip(("list", "read"), names, strict=True)]
+    yield Finding("permissions", "ok", ", ".join(texts))
+
+
+def _read_one(storage: Storage, keys: Sequence[str]) -> Finding:
+    """Return whether the first of `keys` that is there can be read, as a whole and by a range."""
+    refusal: CkptStoreError | None = None
+    for key in keys:
+        try:
+            size_bytes = storage.head(key).size_bytes
+            part = ByteRange(0, min(size_bytes, _SAMPLE_BYTES))
+            if not size_bytes:
+                continue
+            data = storage.get(key, part).data
+            buffer = bytearray(part.stop)
+            storage.read_into(key, [part], [memoryview(buffer)])
+        except NotFoundError:
+            continue
+        except CkptStoreError as error:
+            # Who may not list is refused what is missing: perhaps the next one is there.
+            refusal = refusal or error
+            continue
+        if buffer != data:
+            return failed("read", _other_bytes(storage.url_of(key)))
+        return Finding("read", "ok", f"{len(data)} bytes of {storage.url_of(key)}")
+    if refusal is not None:
+        return failed("read", refusal)
+    return Finding("read", "degraded", "not tried: there is nothing to read")
+
+
+def _other_bytes(url: str) -> ChecksumError:
+    return ChecksumError(
+        "a range of the object holds other bytes than the whole",
+        url=url,
+        hint="Look for a proxy or a cache between here and the storage.",
+    )
 
 
 class _Trial:
@@ -136,12 +246,7 @@ class _Trial:
             yield failed("read", error)
             return
         if buffer != whole[part.start : part.stop]:
-            wrong = ChecksumError(
-                "a range of the object holds other bytes than the whole",
-                url=url,
-                hint="Look for a proxy or a cache between here and the storage.",
-            )
-            yield failed("read", wrong)
+            yield failed("read", _other_bytes(url))
             return
         yield Finding("read", "ok", "the whole and a range of it")
 
@@ -307,7 +412,7 @@ def _promises(has: Capabilities) -> Iterator[Finding]:
             hint="Do not let two jobs save under one name.",
         )
     if has.durable_when_acknowledged:
-        yield Finding("durable", "ok", "what was acknowledged survives a power cut")
+        yield Finding("durable", "ok", "the storage promises it for what it acknowledges; not tried")
     elif has.backend == "memory":
         yield Finding("durable", "degraded", "nothing here outlives this process")
     else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import NotFoundError, UsageError
-from ckptstore.storage.abilities import KnowsWriters, SupportsCopies
+from ckptstore.storage.abilities import KnowsWriters, ListsUploads, SupportsCopies
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
@@ -68,7 +68,7 @@ _WRITERS: weakref.WeakKeyDictionary[MemoryFile, _Unfinished] = weakref.WeakKeyDi
 _UNFINISHED: set[_Unfinished] = set()
 
 
-class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
+class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads):
     """The files of fsspec's memory file system; keys are ``/bucket/name`` for ``memory://bucket/name``."""
 
     capabilities = Capabilities(
@@ -166,18 +166,18 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters):
             return iter(sorted((_info(key, _state(file)) for key, file in files), key=lambda info: info.key))
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
-        oldest_s = time.monotonic() - min_age_s
-        directory = prefix.rpartition("/")[0]
         with _LOCKS[0]:
-            stale = [
-                unfinished
-                for unfinished in tuple(_UNFINISHED)
-                if unfinished.key.startswith(prefix)
-                and unfinished.key.rpartition("/")[0] == directory
-                and (unfinished.started_s <= oldest_s or not unfinished.is_alive)
-            ]
+            stale = _stale(prefix, min_age_s)
             _UNFINISHED.difference_update(stale)
         return len(stale)
+
+    def stale_uploads(self, prefix: str, min_age_s: float) -> Sequence[ObjectInfo]:
+        since_s = time.time() - time.monotonic()
+        with _LOCKS[0]:
+            return [
+                ObjectInfo(upload.key, len(upload.data), "", since_s + upload.started_s)
+                for upload in _stale(prefix, min_age_s)
+            ]
 
     def is_abandoned(self, key: str) -> bool:
         """Return whether an upload made this file and was closed since."""
@@ -299,6 +299,18 @@ class _MemoryUpload(Upload):
 def unfinished_uploads() -> list[str]:
     """Return the keys of the uploads in this process that are neither committed nor aborted; for tests."""
     return [unfinished.key for unfinished in tuple(_UNFINISHED)]
+
+
+def _stale(prefix: str, min_age_s: float) -> list[_Unfinished]:
+    oldest_s = time.monotonic() - min_age_s
+    directory = prefix.rpartition("/")[0]
+    return [
+        unfinished
+        for unfinished in tuple(_UNFINISHED)
+        if unfinished.key.startswith(prefix)
+        and unfinished.key.rpartition("/")[0] == directory
+        and (unfinished.started_s <= oldest_s or not unfinished.is_alive)
+    ]
 
 
 def _state(file: MemoryFile) -> _Seen:

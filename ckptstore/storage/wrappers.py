@@ -12,6 +12,7 @@ from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsServerTime,
     KnowsWriters,
+    ListsUploads,
     ProbesCapabilities,
     SupportsCopies,
     SupportsRelaxedDurability,
@@ -171,6 +172,10 @@ class _ForwardsWriters(KnowsWriters):
     mark_unneeded = _forwarded(KnowsWriters.mark_unneeded)
 
 
+class _ForwardsUploads(ListsUploads):
+    stale_uploads = _intercepted(ListsUploads.stale_uploads)
+
+
 class _ForwardsServerTime(KnowsServerTime):
     now_s = _forwarded(KnowsServerTime.now_s)
 
@@ -189,6 +194,7 @@ _FORWARDERS: dict[type, type] = {
     SupportsCopies: _ForwardsCopies,
     SupportsRelaxedDurability: _ForwardsRelaxedDurability,
     KnowsWriters: _ForwardsWriters,
+    ListsUploads: _ForwardsUploads,
     KnowsServerTime: _ForwardsServerTime,
     ProbesCapabilities: _ForwardsProbes,
     Diagnosable: _ForwardsDiagnosis,

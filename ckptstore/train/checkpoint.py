@@ -197,7 +197,10 @@ class Checkpoint:
             Prefix or URL; missing directories are made.
         storage_options : mapping, optional
             Goes to the backend as it is.
-        deadline_s, memory_budget, durability, progress :
+        durability : {"disk", "cache"}
+            ``"disk"``: it outlives a power failure once this returns. ``"cache"``: the local disk is not
+            waited for, so it outlives the end of the process only. No difference elsewhere.
+        deadline_s, memory_budget, progress :
             How it is saved; as for `Saver`. Options of each call, because those of the constructor are
             children.
 

@@ -55,10 +55,14 @@ class CheckpointManager:
     clock : callable
         Seconds since 1970; for tests.
     run : str, optional
-        Identity for fencing. By default one for each process; hosts of one job pass the same.
+        Identity for fencing: when another run takes over the basename, saves of the present one raise
+        `FencedError`. By default one for each process. Several processes that save as one pass the same text.
     storage_options : mapping, optional
         Goes to the backend as it is.
-    deadline_s, memory_budget, durability, progress, reuse_unchanged :
+    durability : {"disk", "cache"}
+        ``"disk"``: a save outlives a power failure once it returns. ``"cache"``: the local disk is not waited
+        for, so it outlives the end of the process only; for scratch directories. No difference elsewhere.
+    deadline_s, memory_budget, progress, reuse_unchanged :
         How each save is made; as for `Saver`.
 
     Raises

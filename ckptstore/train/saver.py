@@ -83,7 +83,8 @@ class Saver:
     clock : callable
         Seconds since 1970; for tests.
     run : str, optional
-        Identity for fencing. By default one for each process; hosts of one job pass the same.
+        Identity for fencing: when another run takes over a basename, saves of the present one raise
+        `FencedError`. By default one for each process. Several processes that save as one pass the same text.
     graph : Graph, optional
         The network that goes into ``.meta``. Without it one is made from the arrays.
     deadline_s : float, optional
@@ -105,6 +106,8 @@ class Saver:
         those before it. ``"skip"``: so it does, unless a newer one takes its place while it waits, and its
         handle raises `SaveCancelledError`. ``"refuse"``: it raises `ConflictError` at once. `save` always
         waits.
+    storage_options : mapping, optional
+        For every call that gets none of its own.
 
     Attributes
     ----------
@@ -160,6 +163,7 @@ class Saver:
         progress: Progress = None,
         reuse_unchanged: bool = False,
         queue: QueuePolicy = "wait",
+        storage_options: Options = None,
     ) -> None:
         check_supported(
             builder=builder, write_version=write_version, defer_build=defer_build, var_list=var_list
@@ -175,7 +179,8 @@ class Saver:
         self._reshape = reshape
         self._built = not defer_build
         self._pad_step_number = pad_step_number
-        self._directories = SaverDirectories(self._settings.retention(clock), clock, run)
+        self._storage_options = storage_options
+        self._directories = SaverDirectories(self._settings.retention(clock), clock, run, storage_options)
         self._graph = SaverGraph(graph, self._settings)
         self._preparation = SavePreparation(
             self._names, self._settings, self._options, self._graph, self._directories, allow_empty
@@ -201,11 +206,18 @@ class Saver:
         if not self._built:
             raise UsageError("`build()` should be called before save if defer_build==True")
 
+    def _options_of(self, storage_options: Options) -> Options:
+        return self._storage_options if storage_options is None else storage_options
+
     def _target(
         self, save_path: PathText, global_step: Any, latest_filename: str | None, storage_options: Options
     ) -> SaveTarget:
         return target_of(
-            save_path, global_step, latest_filename, storage_options, pad_step_number=self._pad_step_number
+            save_path,
+            global_step,
+            latest_filename,
+            self._options_of(storage_options),
+            pad_step_number=self._pad_step_number,
         )
 
     def save(
@@ -249,7 +261,7 @@ class Saver:
         save_debug_info : bool
             Must be False: there is no debug information without TensorFlow.
         storage_options : mapping, optional
-            Goes to the backend as it is.
+            Goes to the backend as it is. By default those of the Saver.
 
         Returns
         -------
@@ -407,7 +419,7 @@ class Saver:
                 "Can't load save_path when it is None",
                 hint="latest_checkpoint returns None when there is no checkpoint yet.",
             )
-        place = locate(save_path, storage_options)
+        place = locate(save_path, self._options_of(storage_options))
         options = ReadOptions(self._options.memory_budget, self._options.progress)
         with options.transfer(place.url) as transfer:
             restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
@@ -443,7 +455,7 @@ class Saver:
         check_list(checkpoint_paths)
         dated = []
         for path in checkpoint_paths:
-            times = get_checkpoint_mtimes([path], storage_options=storage_options)
+            times = get_checkpoint_mtimes([path], storage_options=self._options_of(storage_options))
             dated += [(path, time_s) for time_s in times]
         self.set_last_checkpoints_with_time(dated)
 
@@ -493,5 +505,5 @@ class Saver:
             clear_extraneous_savers=clear_extraneous_savers,
             strip_default_attrs=strip_default_attrs,
             save_debug_info=save_debug_info,
-            storage_options=storage_options,
+            storage_options=self._options_of(storage_options),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,8 +66,8 @@ def reporter(progress: Progress) -> Report | None:
     Parameters
     ----------
     progress : {"rich", "tqdm", "log"} or callable or None
-        A bar on a terminal, and nothing where standard error is not a terminal (the transfer writes its line
-        to the log in any case); a line in the log every ten seconds; or the caller's own function.
+        A bar on a terminal or in a notebook, elsewhere a line in the log that says so (the transfer writes
+        its line to the log in any case); a line in the log every ten seconds; or the caller's own function.
 
     Raises
     ------
@@ -91,6 +92,19 @@ def reporter(progress: Progress) -> Report | None:
             actual=repr(progress),
         )
     return progress
+
+
+def _is_notebook() -> bool:
+    """Return whether this is a kernel of a notebook, whose streams call themselves no terminals."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _say_hidden() -> None:
+    _LOG.info(
+        "no progress bar, because standard error is not a terminal; progress='log' writes lines to the log"
+    )
 
 
 def _title(event: Event) -> str:
@@ -149,8 +163,9 @@ class _RichReport:
         )
 
         console = Console(stderr=True)
-        if not console.is_terminal:
+        if not console.is_terminal and not console.is_jupyter:
             self._is_hidden = True
+            _say_hidden()
             return
         bar = Progress(
             TextColumn("{task.description}"),
@@ -180,7 +195,11 @@ class _TqdmReport:
 
     def __call__(self, event: Event) -> None:
         if self._bar is None:
-            from tqdm import tqdm
+            is_notebook = _is_notebook()
+            if is_notebook:
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
 
             # disable=None: nothing where standard error is not a terminal.
             self._bar = tqdm(
@@ -191,8 +210,10 @@ class _TqdmReport:
                 unit_divisor=1024,
                 mininterval=_EVERY_S,
                 leave=False,
-                disable=None,
+                disable=False if is_notebook else None,
             )
+            if self._bar.disable:
+                _say_hidden()
         if event.total_bytes is not None:
             self._bar.total = event.total_bytes
         self._bar.update(event.done_bytes - self._bar.n)

@@ -25,6 +25,13 @@ class DiagnosisFacts:
     url: str
     backend: str
     findings: Sequence[Finding]
+    read_only: bool = False
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether reading by itself was tried, and works."""
+        states = {finding.check: finding.state for finding in self.findings}
+        return "permissions" in states and states["read"] == "ok"
 
     @property
     def failures(self) -> list[Finding]:
@@ -53,14 +60,16 @@ def diagnosis_lines(facts: DiagnosisFacts) -> Iterator[tuple[str, Tone]]:
         # The text of an error ends with its hint.
         if finding.hint is not None and finding.state != "ok":
             yield f"{finding.check}: {escaped(finding.hint)}", "plain"
+    usable = "readable" if facts.read_only else "usable"
     if facts.failures:
-        verdict = f"not usable: {', '.join(finding.check for finding in facts.failures)}"
+        checks = ", ".join(finding.check for finding in facts.failures)
+        verdict = f"readable, not writable: {checks}" if facts.is_readable else f"not usable: {checks}"
         yield f"{escaped(facts.url)}: {verdict}", "bad"
     elif facts.degraded:
         limits = plural(len(facts.degraded), "limit")
-        yield f"{escaped(facts.url)}: usable, with {limits}", "plain"
+        yield f"{escaped(facts.url)}: {usable}, with {limits}", "plain"
     else:
-        yield f"{escaped(facts.url)}: usable, all checks passed", "good"
+        yield f"{escaped(facts.url)}: {usable}, all checks passed", "good"
 
 
 def diagnosis_object(facts: DiagnosisFacts) -> dict[str, Any]:
@@ -69,6 +78,8 @@ def diagnosis_object(facts: DiagnosisFacts) -> dict[str, Any]:
         "url": facts.url,
         "backend": facts.backend,
         "usable": not facts.failures,
+        "readable": facts.is_readable,
+        "read_only": facts.read_only,
         "checks": [
             {
                 "check": finding.check,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.problems import Problem, problem_line, problem_object
 from ckptstore.view.text import count, escaped, human_age, human_size, plural
 from ckptstore.view.text_table import Column, Row, TextTable, Tone
@@ -110,6 +111,10 @@ class DirectoryFacts:
         URL of the newest checkpoint that can be restored.
     latest_problem : Problem or None
         Why it could not be determined.
+    listing_problem : Problem or None
+        Why the directory could not be listed: only what the record lists is known.
+    unfinished : sequence of ObjectInfo
+        Uploads that are not complete, as the storage lists them.
     """
 
     url: str
@@ -118,19 +123,21 @@ class DirectoryFacts:
     checkpoints: Sequence[CheckpointFacts]
     latest: str | None
     latest_problem: Problem | None = None
+    listing_problem: Problem | None = None
+    unfinished: Sequence[ObjectInfo] = ()
 
 
 def checkpoint_table(facts: DirectoryFacts) -> TextTable:
     """Return one row per checkpoint, the newest last, next to the prompt."""
     columns = (
         Column(""),
-        Column("STEP", right=True),
+        Column("STEP", right=True, dropped=3),  # it is in the name, too
         Column("CHECKPOINT", flexible=True),
         Column("STATE"),
-        Column("SIZE", right=True),
-        Column("AGE", right=True),
-        Column("GRAPH"),
-        Column("RECORD"),
+        Column("SIZE", right=True, dropped=5),
+        Column("AGE", right=True, dropped=4),
+        Column("GRAPH", dropped=1),
+        Column("RECORD", dropped=2),
     )
     rows = [
         Row(
@@ -164,8 +171,12 @@ def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
         if item.problem is not None
     ]
     record = facts.record
+    if facts.listing_problem is not None:
+        reason = f"the directory cannot be listed: {problem_line(facts.listing_problem)}"
+        lines.append((f"only what the record lists is shown, as {reason}", "bad"))
     if record.problem is not None:
         lines.append((f"record: {problem_line(record.problem)}", "bad"))
+    lines += _unfinished_lines(facts)
     if not any(item.state != "graph only" for item in facts.checkpoints):
         lines.append((f"no checkpoints in {escaped(facts.url)}", "plain"))
         return lines
@@ -187,6 +198,22 @@ def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
     return lines
 
 
+def _unfinished_lines(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
+    shown = facts.unfinished[-_MAX_PROBLEMS:]
+    lines: list[tuple[str, Tone]] = [
+        (
+            f"unfinished upload: {escaped(info.key.rpartition('/')[2])}, {human_size(info.size_bytes)},"
+            f" {human_age(facts.now_s - info.mtime_s)} old: a save is running, or died",
+            "muted",
+        )
+        for info in shown
+    ]
+    rest = len(facts.unfinished) - len(shown)
+    if rest:
+        lines.insert(0, (f"{count(rest)} more unfinished uploads; --json lists all", "muted"))
+    return lines
+
+
 def _total(checkpoints: Sequence[CheckpointFacts]) -> str:
     real = [item for item in checkpoints if item.state != "graph only"]
     counts = [
@@ -205,6 +232,7 @@ def directory_object(facts: DirectoryFacts) -> dict[str, Any]:
     return {
         "directory": facts.url,
         "latest": facts.latest,
+        "listing_problem": None if facts.listing_problem is None else problem_object(facts.listing_problem),
         "record": {
             "url": record.url,
             "state": record.state,
@@ -227,5 +255,13 @@ def directory_object(facts: DirectoryFacts) -> dict[str, Any]:
                 "latest": item.latest,
             }
             for item in facts.checkpoints
+        ],
+        "unfinished_uploads": [
+            {
+                "name": info.key.rpartition("/")[2],
+                "size_bytes": info.size_bytes,
+                "age_s": round(facts.now_s - info.mtime_s, 3),
+            }
+            for info in facts.unfinished
         ],
     }

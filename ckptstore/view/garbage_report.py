@@ -18,7 +18,7 @@ _MOST_SHOWN = 20
 
 
 def garbage_table(garbage: Garbage) -> TextTable:
-    """Return one row per file that is to be removed."""
+    """Return one row per file that is to be removed, and per unfinished upload that is to be dropped."""
     columns = (
         Column("FILE", flexible=True),
         Column("WHY"),
@@ -34,15 +34,24 @@ def garbage_table(garbage: Garbage) -> TextTable:
                 human_age(garbage.now_s - file.info.mtime_s),
             )
         )
-        for file in garbage.files
+        for file in (*garbage.files, *garbage.uploads)
     ]
     return TextTable(columns, rows)
 
 
-def garbage_total(files: Iterable[GarbageFile]) -> str:
-    """Return number and size of files: ``"2 files, 1.5 MiB"``."""
+def garbage_total(garbage: Garbage) -> str:
+    """Return what is to be removed: ``"2 files, 1.5 MiB, and 1 unfinished upload, 40 B"``."""
+    parts = [
+        _total(files, thing)
+        for files, thing in ((garbage.files, "file"), (garbage.uploads, "unfinished upload"))
+        if files
+    ]
+    return ", and ".join(parts) or "nothing"
+
+
+def _total(files: Iterable[GarbageFile], thing: str = "file") -> str:
     found = list(files)
-    return f"{plural(len(found), 'file')}, {human_size(sum(file.info.size_bytes for file in found))}"
+    return f"{plural(len(found), thing)}, {human_size(sum(file.info.size_bytes for file in found))}"
 
 
 def collection_lines(report: GarbageReport, *, dry_run: bool) -> Iterator[tuple[str, Tone]]:
@@ -51,13 +60,12 @@ def collection_lines(report: GarbageReport, *, dry_run: bool) -> Iterator[tuple[
     yield from _kept_lines(garbage)
     uploads = plural(report.uploads_dropped, "unfinished upload")
     if dry_run:
-        total = garbage_total(garbage.files) if garbage.files else "nothing"
-        yield f"would remove {total} (dry run: unfinished uploads are not counted)", "plain"
+        yield f"would remove {garbage_total(garbage)} (dry run)", "plain"
         return
     done = []
     if report.removed:
-        done.append(f"removed {garbage_total(report.removed)}")
-    elif not garbage.files:
+        done.append(f"removed {_total(report.removed)}")
+    elif not garbage.files and not report.uploads_dropped:
         done.append(f"nothing to remove in {escaped(garbage.url)}")
     if report.uploads_dropped:
         done.append(f"dropped {uploads}")
@@ -87,7 +95,7 @@ def _kept_lines(garbage: Garbage) -> Iterator[tuple[str, Tone]]:
         yield f"marked for deletion in the record; the next save removes: {number}", "muted"
     if garbage.young:
         age = human_age(garbage.min_age_s)
-        yield f"kept, because younger than {age}: {garbage_total(garbage.young)}", "muted"
+        yield f"kept, because younger than {age}: {_total(garbage.young)}", "muted"
 
 
 def collection_object(report: GarbageReport, *, dry_run: bool) -> dict[str, Any]:
@@ -101,6 +109,7 @@ def collection_object(report: GarbageReport, *, dry_run: bool) -> dict[str, Any]
         "files": [_file_object(file, garbage) | {"removed": file in removed} for file in garbage.files],
         "files_removed": len(report.removed),
         "bytes_removed": sum(file.info.size_bytes for file in report.removed),
+        "uploads": [_file_object(file, garbage) for file in garbage.uploads],
         "uploads_dropped": None if dry_run else report.uploads_dropped,
         "young": [_file_object(file, garbage) for file in garbage.young],
         "pending": list(garbage.pending),

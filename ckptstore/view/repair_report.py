@@ -85,6 +85,7 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, 
             f"kept: {plural(kept, 'checkpoint')} without a known owner; retention never deletes them",
             "plain",
         )
+        yield "to let it count them again, pass them to Saver.recover_last_checkpoints", "muted"
     if not report.is_changed:
         yield "the record is in order; nothing to repair", "plain"
     else:

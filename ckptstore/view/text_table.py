@@ -31,12 +31,16 @@ class Column:
         May be folded if the terminal is too narrow; at most one column.
     prose : bool
         Folded between words; names are folded after a slash.
+    dropped : int
+        On a terminal that is too narrow although the flexible column is folded, columns with a number are
+        left out, 1 first. 0: it always stays.
     """
 
     title: str
     right: bool = False
     flexible: bool = False
     prose: bool = False
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,18 @@ def table_lines(table: TextTable, width: int | None = None) -> Iterator[tuple[st
     ----------
     table : TextTable
     width : int, optional
-        Columns of the terminal. The flexible column is folded to fit, but stays readable. None: one line per
-        row, of any length, for grep and awk.
+        Columns of the terminal. The flexible column is folded to fit, but stays readable; then columns are
+        left out. None: one line per row, of any length, for grep and awk.
     """
-    widths = [
-        max(display_width(text) for text in (column.title, *(row.cells[number] for row in table.rows)))
-        for number, column in enumerate(table.columns)
-    ]
+    widths = _widths(table)
     if width is not None:
         _shrink(table.columns, widths, width)
+        while sum(widths) + len(_GAP) * (len(widths) - 1) > width:
+            narrower = _without_one(table)
+            if narrower is None:
+                break
+            table, widths = narrower, _widths(narrower)
+            _shrink(table.columns, widths, width)
     yield _line(table.columns, widths, [column.title for column in table.columns]), "title"
     for row in table.rows:
         parts = [
@@ -80,6 +87,23 @@ def table_lines(table: TextTable, width: int | None = None) -> Iterator[tuple[st
         for line in range(max(len(part) for part in parts)):
             cells = [part[line] if line < len(part) else "" for part in parts]
             yield _line(table.columns, widths, cells), row.tone
+
+
+def _widths(table: TextTable) -> list[int]:
+    return [
+        max(display_width(text) for text in (column.title, *(row.cells[number] for row in table.rows)))
+        for number, column in enumerate(table.columns)
+    ]
+
+
+def _without_one(table: TextTable) -> TextTable | None:
+    """Return the table without the column that is dropped first; None if all have to stay."""
+    droppable = [(column.dropped, number) for number, column in enumerate(table.columns) if column.dropped]
+    if not droppable:
+        return None
+    _, gone = min(droppable)
+    rows = [Row((*row.cells[:gone], *row.cells[gone + 1 :]), row.tone) for row in table.rows]
+    return TextTable((*table.columns[:gone], *table.columns[gone + 1 :]), rows)
 
 
 def _folded(cell: str, width: int, *, prose: bool) -> list[str]:

@@ -57,6 +57,7 @@ def test_golden(run, directory, data, said):
     assert rest == [
         "* latest: model-2",
         "kept: 3 checkpoints without a known owner; retention never deletes them",
+        "to let it count them again, pass them to Saver.recover_last_checkpoints",
         "wrote run/checkpoint: 3 checkpoints",
     ]
     after = contents(directory)

@@ -115,7 +115,10 @@ SIGNATURES = {
             ("save_relative_paths", False),
             ("filename", None),
         ],
-        {"clock": time.time, "run": None, **EACH_SAVE, "reuse_unchanged": False, "queue": "wait"},
+        {
+            **{"clock": time.time, "run": None, **EACH_SAVE, "reuse_unchanged": False, "queue": "wait"},
+            "storage_options": None,
+        },
     ),
     "Saver.save": (
         [

@@ -87,12 +87,14 @@ def unfinished_uploads(
     directory = start[: start.rfind("/") + 1]
     root = f"{bucket}/{directory}{_PARTS}/"
     last_s: dict[tuple[str, str], float] = {}
+    sizes_bytes: dict[tuple[str, str], int] = {}
     for info in objects:
         tail = _TAIL.fullmatch(info.key.removeprefix(root))
         if tail is not None:
             upload = directory + tail[1], tail[2]
             last_s[upload] = max(info.mtime_s, last_s.get(upload, info.mtime_s))
-    return [StaleUpload(name, upload_id, now_s - seen_s) for (name, upload_id), seen_s in last_s.items()]
+            sizes_bytes[upload] = sizes_bytes.get(upload, 0) + info.size_bytes
+    return [StaleUpload(*upload, now_s - seen_s, sizes_bytes[upload]) for upload, seen_s in last_s.items()]
 
 
 def delete_names(

@@ -15,11 +15,10 @@ changed in
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 
-from ckptstore.storage.local.directory import Directory, version_of
+from ckptstore.storage.local.directory import NO_ROOM, Directory, version_of
 from ckptstore.storage.local.locks import is_held, is_shared, mark_shared
 from ckptstore.storage.local.mounts import has_one_kernel
 from ckptstore.storage.local.temp_file import TempFile
@@ -28,23 +27,6 @@ from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 __all__ = ["age_stamp_s", "copy_file"]
 
 _FICLONE = 0x40049409  # linux/fs.h
-
-# Not possible on this file system, between these two directories or for this user; or there is no /proc.
-_CANNOT = frozenset(
-    {
-        errno.EPERM,
-        errno.ENOTSUP,
-        errno.EOPNOTSUPP,
-        errno.ENOSYS,
-        errno.ENOTTY,
-        errno.EINVAL,
-        errno.EXDEV,
-        errno.EMLINK,
-        errno.ENOENT,
-        errno.EACCES,
-        errno.ETXTBSY,
-    }
-)
 
 
 def age_stamp_s(path: str, status: os.stat_result) -> float:
@@ -57,12 +39,16 @@ def age_stamp_s(path: str, status: os.stat_result) -> float:
 
 def copy_file(fd: int, status: os.stat_result, directory: Directory, name: str) -> PutOutcome | None:
     """Do what `SupportsCopies.copy_from` says, from an open file to `name` in `directory`."""
-    if is_held(fd):
-        # Still being written.
+    try:
+        if is_held(fd):
+            # Still being written.
+            return None
+        if directory.is_synced:
+            # It may have been written without waiting for the disk.
+            os.fsync(fd)
+    except OSError as error:
+        _raise_if_full(error)
         return None
-    if directory.is_synced:
-        # It may have been written without waiting for the disk.
-        os.fsync(fd)
     outcome = _clone(fd, status.st_size, directory, name)
     return _link(fd, status, directory, name) if outcome is None else outcome
 
@@ -72,11 +58,16 @@ def _clone(fd: int, size_bytes: int, directory: Directory, name: str) -> PutOutc
         try:
             fcntl.ioctl(temp.fd, _FICLONE, fd)
         except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
+            _raise_if_full(error)
             return None
         temp.seal(size_bytes)
         return temp.publish()
+
+
+def _raise_if_full(error: OSError) -> None:
+    """Raise an error that says more than that a file cannot be copied here."""
+    if error.errno in NO_ROOM:
+        raise error
 
 
 def _link(fd: int, status: os.stat_result, directory: Directory, name: str) -> PutOutcome | None:
@@ -86,18 +77,21 @@ def _link(fd: int, status: os.stat_result, directory: Directory, name: str) -> P
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory.fd, follow_symlinks=True)
     except FileExistsError:
         found = directory.status(name)
-        is_same = found is not None and os.path.samestat(found, status)
-        if is_same and not has_one_kernel(fd):
-            return Ambiguous("a link to the file exists, perhaps our own whose answer was lost")
-        return Lost(None if found is None else version_of(found))
-    except OSError as error:
-        if error.errno in _CANNOT:
+        if found is None:
             return None
+        if os.path.samestat(found, status) and not has_one_kernel(fd):
+            return Ambiguous("a link to the file exists, perhaps our own whose answer was lost")
+        return Lost(version_of(found))
+    except OSError as error:
         # The link may exist all the same, and a false error would make the caller delete what needs it.
-        found = directory.status(name)
+        try:
+            found = directory.status(name)
+        except OSError as second:
+            return Ambiguous(f"{error.strerror}; whether the link is in place: {second.strerror}")
         if found is not None and os.path.samestat(found, status):
             return Ambiguous(f"a link to the file exists, in spite of an error: {error.strerror}")
-        raise
+        _raise_if_full(error)
+        return None
     try:
         # Read again: an overlay that had to copy the file up may show another one from now on.
         found_version = version_of(os.lstat(name, dir_fd=directory.fd))

@@ -10,12 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ckptstore.errors import CkptStoreError, StorageFullError, UnsupportedError, UsageError, from_os_error
+from ckptstore.errors import (
+    CkptStoreError,
+    NotFoundError,
+    StorageFullError,
+    UnsupportedError,
+    UsageError,
+    from_os_error,
+)
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.local.direct_io import DirectWriter, direct_rules
 from ckptstore.storage.local.directory import Directory, translate_errors
 from ckptstore.storage.local.locks import hold, is_held, mark_upload, release, upload_mark
-from ckptstore.storage.local.mounts import mount_of
+from ckptstore.storage.local.mounts import Mount, mount_of
 
 __all__ = ["diagnose_directory", "scratch_directory"]
 
@@ -42,6 +49,7 @@ _SHARED = frozenset(
 )
 
 _LOW_BYTES = 1 << 30
+_FEW_INODES = 1000
 
 _SCRATCH = re.compile(r"\.ckptstore-doctor-[0-9a-f]{12}")
 _STALE_S = 3600.0
@@ -92,13 +100,13 @@ def _nearest_existing(path: str) -> str:
     return current
 
 
-def diagnose_directory(path: str) -> Iterator[Finding]:
+def diagnose_directory(path: str, *, read_only: bool = False) -> Iterator[Finding]:
     """Yield what `Diagnosable.diagnose` asks for.
 
     Parameters
     ----------
     path : str
-        Absolute; need not exist.
+        Absolute; need not exist, unless it is only read.
     """
     path = path or "/"
     existing = _nearest_existing(path)
@@ -112,25 +120,48 @@ def diagnose_directory(path: str) -> Iterator[Finding]:
         return
     if existing == path:
         yield Finding("directory", "ok", "exists")
+    elif read_only:
+        missing = NotFoundError("there is no such directory", url=path, hint="Check the path.")
+        yield failed("directory", missing)
+        return
     else:
         yield Finding("directory", "ok", f"does not exist yet; the first save makes it in {existing}")
-    yield _file_system(existing)
+    mount = _mount_at(existing)
+    yield _file_system(mount)
+    if read_only:
+        return
     yield from _space(existing)
     try:
         with scratch_directory(path) as scratch, Directory(scratch) as directory:
             yield from _probe_abilities(directory)
+        yield _durable(mount)
     except CkptStoreError as error:
         yield failed("write", error)
     except OSError as error:
         yield failed("write", from_os_error(error, "cannot write", existing))
 
 
-def _file_system(path: str) -> Finding:
+def _mount_at(path: str) -> Mount | None:
     try:
         with Directory(path) as directory:
-            mount = mount_of(directory.fd)
+            return mount_of(directory.fd)
     except OSError:
-        mount = None
+        return None
+
+
+def _durable(mount: Mount | None) -> Finding:
+    """Return what is known of the bytes after fsync, which was called and succeeded."""
+    kind = "" if mount is None else mount.type
+    if kind in _IN_MEMORY:
+        return Finding("durable", "degraded", "nothing here survives a power cut: it is in memory")
+    if not kind or kind.startswith("fuse"):
+        detail = "not known: fsync succeeds, and what is behind the mount may keep the bytes in a cache"
+        return Finding("durable", "degraded", detail)
+    behind = "the server" if kind in _SHARED else "the disk"
+    return Finding("durable", "ok", f"fsync succeeds; {behind} has the bytes then. A power cut was not tried")
+
+
+def _file_system(mount: Mount | None) -> Finding:
     if mount is None:
         return Finding("file system", "ok", "of unknown type")
     scheme = _MOUNTED_BUCKETS.get(mount.type)
@@ -164,14 +195,23 @@ def _space(path: str) -> Iterator[Finding]:
     if not total:
         return
     detail = f"{free / (1 << 30):.1f} GiB of {total / (1 << 30):.1f} GiB"
-    if not free or (status.f_files and not status.f_favail):
-        what = "no room is left" if not free else "no further file can be made: all inodes are in use"
-        yield failed("free space", StorageFullError(what, url=path, hint="Make room, then save again."))
+    if not free:
+        full = StorageFullError("no room is left", url=path, hint="Make room, then save again.")
+        yield failed("free space", full)
     elif free < _LOW_BYTES:
         hint = "A save needs the size of a whole checkpoint on top of those that it keeps."
         yield Finding("free space", "degraded", detail, hint=hint)
     else:
         yield Finding("free space", "ok", detail)
+    if not status.f_files:
+        return  # made as they are needed, or not counted
+    detail = f"{status.f_favail:,} of {status.f_files:,} are free"
+    if status.f_favail < _FEW_INODES:
+        # Not a failure yet: some mounts report none, and the trial makes files.
+        hint = "Each file of a checkpoint takes one: remove files, or choose another file system."
+        yield Finding("inodes", "degraded", detail, hint=hint)
+    else:
+        yield Finding("inodes", "ok", detail)
 
 
 def _probe_abilities(directory: Directory) -> Iterator[Finding]:

@@ -35,6 +35,7 @@ import numpy as np
 
 from ckptstore.checksums import crc32c
 from ckptstore.storage.huge_pages import allocate_pages
+from ckptstore.storage.local.directory import NO_ROOM
 from ckptstore.storage.local.mounts import file_system_type
 
 if TYPE_CHECKING:
@@ -56,12 +57,6 @@ _LOG = logging.getLogger("ckptstore")
 # Not btrfs: it keeps checksums of its own, and memory that changes while it is written leaves a file that
 # cannot be read any more. Not network file systems: not measured. Not tmpfs: it is the page cache.
 _TAKES_DIRECT = frozenset({"ext2", "ext3", "ext4", "f2fs", "overlay", "xfs"})
-
-# Answers of a file system that has no direct I/O after all. EFAULT: memory of a device, which has to be
-# copied first; ENOMEM: no room to pin the pages.
-_REFUSED = frozenset(
-    {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOMEM, errno.ENOSYS}
-)
 
 _PAGE_BYTES = 4096
 
@@ -244,7 +239,7 @@ class DirectWriter:
         try:
             self._switch(on=True)
         except OSError as error:
-            self._degrade(error)
+            self._log(error)
 
     def write_at(self, offset: int, pieces: Sequence[memoryview]) -> None:
         """Write all of `pieces` from byte `offset` on, which is the beginning of a block.
@@ -282,7 +277,8 @@ class DirectWriter:
             try:
                 count = os.pwrite(self._fd, data[done:stop], offset + done)
             except OSError as error:
-                if not is_direct or error.errno not in _REFUSED:
+                # Also EFAULT: memory of a device, which has to be copied first; ENOMEM: no room to pin pages.
+                if not is_direct or error.errno in NO_ROOM:
                     raise
                 self._degrade(error)
                 continue
@@ -297,10 +293,13 @@ class DirectWriter:
                 write_all(self._fd, offset + stop, (data[stop:],))
 
     def _degrade(self, error: OSError) -> None:
+        self._log(error)
+        self._switch(on=False)
+
+    def _log(self, error: OSError) -> None:
         _LOG.debug(
             "%s: direct I/O was refused (%s): written through the page cache", self._name, error.strerror
         )
-        self._switch(on=False)
 
     def _switch(self, *, on: bool) -> None:
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)

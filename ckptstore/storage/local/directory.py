@@ -10,10 +10,17 @@ from types import TracebackType
 
 from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 
-__all__ = ["Directory", "check_regular", "translate_errors", "version_of"]
+__all__ = ["NO_ROOM", "Directory", "check_regular", "translate_errors", "version_of"]
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The answers of a call that works and finds the disk full.
+
+Where a call is only one way of several, every other answer leads to the next way: mounts of FUSE and of the
+network refuse what they do not have with whatever error they like, EIO and EACCES included.
+"""
 
 # Answers of file systems that cannot sync a directory.
-_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def version_of(status: os.stat_result) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -46,6 +47,8 @@ _NEEDED = b"needed:"  # before the first value: a published index names the file
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
+_OPEN_S = 0.2
+
 # No progress for so long means that the holder is frozen.
 _GIVE_UP_S = 60.0
 
@@ -80,8 +83,15 @@ def _acquire(directory_fd: int, path: str) -> FileIO:
     # By polling, because flock takes no deadline and the holder may be frozen. The pauses are short: the
     # lock is held for a rename.
     backoff = Backoff(_GIVE_UP_S, shortest_s=0.001, longest_s=0.05)
+    opening = Backoff(_OPEN_S, shortest_s=0.001, longest_s=0.05)
     while True:
-        lock = _open_lock_file(directory_fd)
+        try:
+            lock = _open_lock_file(directory_fd)
+        except PermissionError:
+            # Another user may have made it a moment ago, and open it to the other writers in the next one.
+            if opening.wait():
+                continue
+            raise
         try:
             if _try_lock(lock.fileno(), directory_fd):
                 return lock
@@ -115,7 +125,7 @@ def _try_lock(fd: int, directory_fd: int) -> bool:
 def _open_lock_file(directory_fd: int) -> FileIO:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return FileIO(os.open(LOCK_NAME, flags | os.O_RDWR | os.O_CREAT, 0o666, dir_fd=directory_fd))
+        lock = FileIO(os.open(LOCK_NAME, flags | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=directory_fd))
     except PermissionError:
         # Made by another user, or in a sticky directory, where Linux refuses O_CREAT on another user's file
         # (fs.protected_regular). Locking needs only read access.
@@ -124,6 +134,31 @@ def _open_lock_file(directory_fd: int) -> FileIO:
         except FileNotFoundError:
             pass
         raise
+    try:
+        _open_to_writers(lock.fileno(), directory_fd)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _open_to_writers(fd: int, directory_fd: int) -> None:
+    """Let those lock the file who may write to the directory, and nobody else.
+
+    Who may open a file may lock it, and keep it locked: with the usual mode any reader could stop all saves.
+    """
+    status, directory = os.fstat(fd), os.fstat(directory_fd)
+    if status.st_uid != os.geteuid():
+        return
+    mode = 0o600 | (0o060 if directory.st_mode & stat.S_IWGRP else 0)
+    mode |= 0o006 if directory.st_mode & stat.S_IWOTH else 0
+    # Best effort: some file systems have no modes.
+    with suppress(OSError):
+        if mode & 0o060 and status.st_gid != directory.st_gid:
+            os.fchown(fd, -1, directory.st_gid)
+    with suppress(OSError):
+        if stat.S_IMODE(status.st_mode) != mode:
+            os.fchmod(fd, mode)
 
 
 def hold(fd: int) -> bool:
@@ -138,10 +173,9 @@ def hold(fd: int) -> bool:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:
+    except OSError:
         # Writing works without it, but the death of the writer cannot be proved.
-        if error.errno not in _NO_LOCKS:
-            raise
+        pass
     return True
 
 

@@ -12,8 +12,6 @@ than is needed.
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, cast
@@ -29,11 +27,6 @@ def map_file(fd: int, size_bytes: int) -> memoryview | None:
     """Return the first `size_bytes` of a file as read-only memory; None where that is not possible or safe.
 
     The descriptor may be closed afterwards.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
     """
     if not size_bytes:
         return memoryview(b"")
@@ -89,9 +82,6 @@ def _system() -> tuple[Callable[[int, int], int | None], Callable[[int, int], No
         address: int | None = call(None, size_bytes, prot_read, map_shared, fd, 0)
         if address != failed:
             return address
-        number = ctypes.get_errno()
-        if number == errno.EIO:
-            raise OSError(number, os.strerror(number))
         # Too many maps, a full address space, or a file that cannot be mapped: it can still be read.
         return None
 

@@ -24,6 +24,7 @@ from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsWriters,
+    ListsUploads,
     SupportsCopies,
     SupportsRelaxedDurability,
     SupportsViews,
@@ -42,7 +43,7 @@ from ckptstore.storage.local.locks import (
     writer_is_dead,
 )
 from ckptstore.storage.local.mapping import map_file
-from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name
+from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name, stale_status
 from ckptstore.storage.local.upload import LocalUpload
 from ckptstore.storage.values import Capabilities, GetResult, Lost, ObjectInfo, PutOutcome, SuffixRange
 
@@ -61,7 +62,7 @@ _LARGE_READ_BYTES = 1 << 20
 
 
 class LocalStorage(
-    Storage, SupportsViews, SupportsCopies, SupportsRelaxedDurability, KnowsWriters, Diagnosable
+    Storage, SupportsViews, SupportsCopies, SupportsRelaxedDurability, KnowsWriters, ListsUploads, Diagnosable
 ):
     """The file system of this machine; keys are absolute POSIX paths."""
 
@@ -255,6 +256,27 @@ class LocalStorage(
                         dropped += drop_if_stale(directory, name, parsed[1], min_age_s)
             return dropped
 
+    def stale_uploads(self, prefix: str, min_age_s: float) -> Sequence[ObjectInfo]:
+        path, start = _split(prefix, is_prefix=True)
+        found: list[ObjectInfo] = []
+        with translate_errors("cannot look at unfinished uploads", path):
+            try:
+                directory = Directory(path)
+            except FileNotFoundError:
+                return found
+            with directory:
+                for name in sorted(os.listdir(directory.fd)):
+                    parsed = parse_temp_name(name) if name.startswith(start) else None
+                    if parsed is None or not parsed[0].startswith(start):
+                        continue
+                    status = stale_status(directory, name, parsed[1], min_age_s)
+                    if status is not None:
+                        key = prefix[: len(prefix) - len(start)] + name
+                        found.append(
+                            ObjectInfo(key, status.st_size, version_of(status), status.st_mtime_ns / 1e9)
+                        )
+        return found
+
     def is_abandoned(self, key: str) -> bool:
         """Return whether an upload made this file and its writer is provably dead.
 
@@ -284,8 +306,8 @@ class LocalStorage(
         for key in keys:
             mark_needed(key, is_needed=False)
 
-    def diagnose(self, directory_key: str) -> Sequence[Finding]:
-        return list(diagnose_directory(directory_key))
+    def diagnose(self, directory_key: str, *, read_only: bool = False) -> Sequence[Finding]:
+        return list(diagnose_directory(directory_key, read_only=read_only))
 
     def scratch(self, directory_key: str) -> AbstractContextManager[str]:
         return scratch_directory(directory_key)

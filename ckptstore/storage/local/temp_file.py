@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ckptstore.config import host_id
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.storage.local.direct_io import DirectWriter, copy_through, direct_rules, write_all
-from ckptstore.storage.local.directory import Directory, version_of
+from ckptstore.storage.local.directory import NO_ROOM, Directory, version_of
 from ckptstore.storage.local.locks import hold, lock_directory, mark_upload, release, writer_is_dead
 from ckptstore.storage.local.mounts import file_system_type
 from ckptstore.storage.values import Ambiguous, Committed, Lost
@@ -23,11 +23,9 @@ from ckptstore.storage.values import Ambiguous, Committed, Lost
 if TYPE_CHECKING:
     from ckptstore.storage.values import PutOutcome
 
-__all__ = ["TempFile", "drop_if_stale", "parse_temp_name"]
+__all__ = ["TempFile", "drop_if_stale", "parse_temp_name", "stale_status"]
 
 _TEMP_NAME = re.compile(r"(?P<final>.+)\.tmp-(?P<host>[0-9a-f]{8})-[0-9a-f]{16}", re.DOTALL)
-
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS})
 
 _RESERVES = frozenset({"btrfs", "ext4", "f2fs", "tmpfs", "xfs"})
 _WORTH_RESERVING_BYTES = 1 << 20
@@ -80,7 +78,11 @@ class TempFile:
         # Before the file exists, so that an interrupt between the two lines leaves nothing behind.
         self._name = f"{self._final}.tmp-{host_id()}-{os.urandom(8).hex()}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self.fd = os.open(self._name, flags, 0o666, dir_fd=self._directory.fd)
+        try:
+            self.fd = os.open(self._name, flags, 0o666, dir_fd=self._directory.fd)
+        except OSError as error:
+            # Nothing is read from it. rclone without a cache and Mountpoint for S3 refuse to open for both.
+            self._create_for_writing(flags & ~os.O_RDWR | os.O_WRONLY, error)
         if not hold(self.fd):
             self.discard()
             self.close()
@@ -90,6 +92,17 @@ class TempFile:
         except FileNotFoundError:
             # Removed as a leftover before it was locked.
             self.close()
+
+    def _create_for_writing(self, flags: int, refusal: OSError) -> None:
+        if refusal.errno in (errno.ENOENT, errno.ENOTDIR, *NO_ROOM):
+            raise refusal
+        with suppress(OSError):
+            self.discard()
+        self._name = f"{self._final}.tmp-{host_id()}-{os.urandom(8).hex()}"
+        try:
+            self.fd = os.open(self._name, flags, 0o666, dir_fd=self._directory.fd)
+        except OSError:
+            raise refusal from None
 
     @property
     def is_ours(self) -> bool:
@@ -104,8 +117,13 @@ class TempFile:
         """
         # On other file systems the C library writes into every block instead.
         if size_bytes >= _WORTH_RESERVING_BYTES and file_system_type(self.fd) in _RESERVES:
-            os.posix_fallocate(self.fd, 0, size_bytes)
+            # Before the call: it may have made the file longer, and fail all the same.
             self._reserved_bytes = size_bytes
+            try:
+                os.posix_fallocate(self.fd, 0, size_bytes)
+            except OSError as error:
+                if error.errno in NO_ROOM:
+                    raise
 
     def use_direct_io(self) -> str | None:
         """Let `write_at` write past the page cache from now on; return the reason if that is not possible.
@@ -156,7 +174,9 @@ class TempFile:
         if replaces is not None:
             mode = stat.S_IMODE(replaces.st_mode)
             if mode != stat.S_IMODE(os.fstat(self.fd).st_mode):
-                os.fchmod(self.fd, mode)
+                # A mount that refuses it gives all its files one mode.
+                with suppress(OSError):
+                    os.fchmod(self.fd, mode)
             stamp_ns = max(stamp_ns, replaces.st_mtime_ns + 1)
         # The system's own stamps may repeat within a timer tick (Linux before 6.13: 1 to 10 ms), and inodes
         # are reused: if A, B and C are written within a tick, C could get the version of A, and a swap that
@@ -171,28 +191,32 @@ class TempFile:
         """Give the sealed file its final name if that is free; durable when the answer is `Committed`."""
         # Not rename, which replaces an existing file.
         problem = self._give_name(os.link)
-        if isinstance(problem, FileExistsError):
+        if isinstance(problem, FileExistsError) and self._exists(self._final):
             return self._lost_to()
-        if isinstance(problem, FileNotFoundError):
+        if isinstance(problem, FileNotFoundError) and not self._exists(str(self._name)):
             raise TransientError(
                 "the unfinished file was removed while it was written",
                 url=f"{self._directory.path}/{self._final}",
                 hint="A clean-up took it for a leftover: raise its minimum age above the longest save.",
             ) from problem
         if isinstance(problem, OSError):
-            if problem.errno not in _NO_LINKS:
+            if problem.errno in NO_ROOM:
                 raise problem
             return self._publish_without_link()
         return problem or self._sync_directory()
 
+    def _exists(self, name: str) -> bool:
+        try:
+            os.lstat(name, dir_fd=self._directory.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
     def _publish_without_link(self) -> PutOutcome:
         with lock_directory(self._directory.fd, self._directory.path):
-            try:
-                os.lstat(self._final, dir_fd=self._directory.fd)
-            except FileNotFoundError:
-                unknown = self._rename()
-            else:
+            if self._exists(self._final):
                 return self._lost_to()
+            unknown = self._rename()
         return unknown or self._sync_directory()
 
     def replace(self, version: str) -> PutOutcome:
@@ -296,6 +320,24 @@ class TempFile:
             error.add_note(f"the unfinished file {self._name} could not be removed: {failure.strerror}")
         finally:
             self.close()
+
+
+def stale_status(directory: Directory, name: str, host: str, min_age_s: float) -> os.stat_result | None:
+    """Return the status of an unfinished file that `drop_if_stale` would remove; None of any other."""
+    try:
+        status = os.lstat(name, dir_fd=directory.fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        if time.time() - status.st_mtime >= min_age_s:
+            return status
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
+    except FileNotFoundError:
+        return None
+    try:
+        with writer_is_dead(fd, host) as dead:
+            return status if dead else None
+    finally:
+        os.close(fd)
 
 
 def drop_if_stale(directory: Directory, name: str, host: str, min_age_s: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,8 +11,9 @@ from ckptstore.errors import AccessError, CkptStoreError, NotFoundError
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.service import ObjectService
-from ckptstore.storage.object_store.transport import ObjectName
+from ckptstore.storage.object_store.transport import ObjectName, StaleUpload
 from ckptstore.storage.object_store.upload import ObjectUpload
+from ckptstore.storage.values import ObjectInfo
 
 __all__ = ["ObjectDeleter"]
 
@@ -129,7 +131,7 @@ class ObjectDeleter:
         bucket, _, start = prefix.partition("/")
         directory = start.rpartition("/")[0]
         dropped = 0
-        known = set()
+        known: set[str] = set()
         for upload in own:
             if upload.upload_id is not None:
                 known.add(upload.upload_id)
@@ -138,18 +140,8 @@ class ObjectDeleter:
             if is_here and upload.age_s >= min_age_s:
                 upload.drop_as_stale()
                 dropped += 1
-        listed = service.run(
-            partial(service.transport.list_uploads, bucket, start),
-            "cannot list unfinished uploads",
-            service.url_of(prefix),
-        )
-        for stale in listed:
-            if (
-                stale.upload_id in known
-                # Dates have whole seconds: the age of an upload begun just now may be negative.
-                or max(stale.age_s, 0.0) < min_age_s
-                or not _lies_in(stale.name, start, directory)
-            ):
+        for stale in self._listed(prefix, min_age_s):
+            if stale.upload_id in known:
                 continue
             object_name = ObjectName(bucket, stale.name)
             service.run(
@@ -159,6 +151,44 @@ class ObjectDeleter:
             )
             dropped += 1
         return dropped
+
+    def stale_uploads(self, prefix: str, min_age_s: float) -> list[ObjectInfo]:
+        """See `ListsUploads.stale_uploads`."""
+        if min_age_s == float("inf"):
+            return []
+        service = self._service
+        bucket = prefix.partition("/")[0]
+        now_s = time.time() + service.transport.skew_s
+        found = []
+        for stale in self._listed(prefix, min_age_s):
+            object_name = ObjectName(bucket, stale.name)
+            size_bytes = stale.size_bytes
+            if size_bytes is None:
+                size_bytes = service.run(
+                    partial(service.transport.upload_size, object_name, stale.upload_id),
+                    "cannot look at the unfinished upload",
+                    service.url_of(object_name.key),
+                )
+            mtime_s = now_s - max(stale.age_s, 0.0)
+            found.append(ObjectInfo(object_name.key, size_bytes, stale.upload_id, mtime_s))
+        return found
+
+    def _listed(self, prefix: str, min_age_s: float) -> list[StaleUpload]:
+        """Return the unfinished uploads in the directory that are so old."""
+        service = self._service
+        bucket, _, start = prefix.partition("/")
+        directory = start.rpartition("/")[0]
+        listed = service.run(
+            partial(service.transport.list_uploads, bucket, start),
+            "cannot list unfinished uploads",
+            service.url_of(prefix),
+        )
+        return [
+            stale
+            for stale in listed
+            # Dates have whole seconds: the age of an upload begun just now may be negative.
+            if max(stale.age_s, 0.0) >= min_age_s and _lies_in(stale.name, start, directory)
+        ]
 
 
 def _lies_in(name: str, start: str, directory: str) -> bool:

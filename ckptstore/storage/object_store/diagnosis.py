@@ -15,11 +15,23 @@ from ckptstore.storage.object_store.transport import ObjectName
 
 __all__ = ["diagnose_objects"]
 
+# Nothing came back, or not from an object store.
+_NO_ANSWER = frozenset({Kind.NOT_SENT, Kind.CUT, Kind.STALLED, Kind.UNTRUSTED, Kind.GARBLED})
+
+# Codes of FORBIDDEN that say who is asking, and not what.
+_UNKNOWN_USER = frozenset(
+    {
+        *("DefaultCredentialsError", "RefreshError"),
+        *("401", "ExpiredToken", "InvalidAccessKeyId", "InvalidSecurity", "InvalidToken"),
+        *("RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired", "XAdminUserNotFound"),
+    }
+)
+
 # Larger than what goes in one stream anywhere.
 _LARGE_BYTES = 1 << 40
 
 
-def diagnose_objects(service: ObjectService, directory_key: str) -> Iterator[Finding]:
+def diagnose_objects(service: ObjectService, directory_key: str, *, read_only: bool) -> Iterator[Finding]:
     """Yield what `Diagnosable.diagnose` asks for.
 
     Parameters
@@ -37,12 +49,15 @@ def diagnose_objects(service: ObjectService, directory_key: str) -> Iterator[Fin
     except CkptStoreError as error:
         yield failed("endpoint", error)
         return
-    yield Finding("endpoint", "ok", endpoint)
     finding = _answers(service, directory_key, url)
+    if finding.check != "endpoint":
+        yield Finding("endpoint", "ok", endpoint)
     yield finding
     if finding.state == "failed":
         return
     yield from _data_path(service, directory_key.partition("/")[0])
+    if read_only:
+        return
     try:
         object_name = service.object_name(f"{directory_key}/.ckptstore-doctor")
         verdicts = service.verdicts(object_name, url)
@@ -54,24 +69,29 @@ def diagnose_objects(service: ObjectService, directory_key: str) -> Iterator[Fin
 
 
 def _answers(service: ObjectService, directory_key: str, url: str) -> Finding:
-    """Return whether the bucket exists and can be listed."""
+    """Return whether a server answers, takes the credentials, and lists the directory."""
     bucket, _, name = directory_key.partition("/")
     attempts = service.new_attempts()
     try:
         attempts.run(partial(service.transport.list_page, bucket, f"{name}/" if name else "", None))
     except Fault as fault:
         error = error_of(fault, "cannot list the directory", url, attempts)
+        if fault.kind in _NO_ANSWER:
+            return failed("endpoint", error)
         if fault.kind is Kind.NO_BUCKET:
             # Elsewhere not a NotFoundError, which readers take for "no checkpoint". Here it is the answer.
             missing = NotFoundError(f"the bucket does not exist: {fault}", url=url, hint=error.hint)
             return failed("bucket", missing)
         if fault.kind is Kind.FORBIDDEN:
-            # Writing may still be allowed.
-            return Finding("bucket", "degraded", str(error))
+            # Who is known and may not list may still read and write. Others may do nothing.
+            # Without a code nothing was sent: the client has no credentials.
+            has_credentials = bool(fault.code) or fault.hint is None
+            is_known = fault.code not in _UNKNOWN_USER and has_credentials
+            return Finding("bucket", "degraded", str(error)) if is_known else failed("credentials", error)
         return failed("bucket", error)
     except CkptStoreError as error:
         return failed("bucket", error)
-    return Finding("bucket", "ok", "is there, and the credentials are accepted")
+    return Finding("bucket", "ok", "is there, and can be listed with these credentials")
 
 
 def _data_path(service: ObjectService, bucket: str) -> Iterator[Finding]:

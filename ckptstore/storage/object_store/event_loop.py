@@ -12,6 +12,7 @@ import selectors
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ckptstore.errors import TransientError
@@ -71,6 +72,8 @@ class LoopThread:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        # Its descriptors go with the thread, and not when the loop is collected.
+        self.loop.close()
 
     def call(self, start: Callable[[], Coroutine[Any, Any, _T]], attempts: Attempts) -> _T:
         """Run the coroutine that `start` makes, as one attempt of `attempts`, and return its result.
@@ -100,9 +103,9 @@ class LoopThread:
     def close(self) -> None:
         """Stop the loop and wait for its thread; nothing in a forked child."""
         if self.pid == os.getpid() and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            with suppress(RuntimeError):  # closed in between
+                self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(_STOP_TIMEOUT_S)
-            self.loop.close()
 
 
 def _no_room(error: Exception) -> TransientError:

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import UsageError
-from ckptstore.storage.abilities import Diagnosable, KnowsServerTime, ProbesCapabilities, SupportsCopies
+from ckptstore.storage.abilities import (
+    Diagnosable,
+    KnowsServerTime,
+    ListsUploads,
+    ProbesCapabilities,
+    SupportsCopies,
+)
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
@@ -49,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["ObjectStorage"]
 
 
-class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities, Diagnosable):
+class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, ProbesCapabilities, Diagnosable):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
     Parameters
@@ -168,8 +174,11 @@ class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
         return self._deleter.abort_stale_uploads(prefix, min_age_s, list(self._uploads))
 
-    def diagnose(self, directory_key: str) -> Sequence[Finding]:
-        return list(diagnose_objects(self.service, directory_key))
+    def stale_uploads(self, prefix: str, min_age_s: float) -> Sequence[ObjectInfo]:
+        return self._deleter.stale_uploads(prefix, min_age_s)
+
+    def diagnose(self, directory_key: str, *, read_only: bool = False) -> Sequence[Finding]:
+        return list(diagnose_objects(self.service, directory_key, read_only=read_only))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         bucket, start = self.service.split(prefix)

@@ -197,11 +197,12 @@ class Page(NamedTuple):
 
 
 class StaleUpload(NamedTuple):
-    """An unfinished upload that the server lists."""
+    """An unfinished upload that the server lists; without a size, `Transport.upload_size` finds it."""
 
     name: str
     upload_id: str
     age_s: float
+    size_bytes: int | None = None
 
 
 class UploadSession(ABC):
@@ -386,6 +387,10 @@ class Transport(ABC):
     @abstractmethod
     def list_uploads(self, bucket: str, prefix: str, attempts: Attempts) -> list[StaleUpload]:
         """Return unfinished uploads of names that begin with `prefix`; empty where they cannot be listed."""
+
+    def upload_size(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> int:
+        """Return how many bytes of a listed upload have arrived; 0 if it is gone."""
+        return 0
 
     @abstractmethod
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:

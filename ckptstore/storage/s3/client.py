@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Sized
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
@@ -347,7 +348,8 @@ def _close(fs: _S3FileSystem, thread: LoopThread) -> None:
         thread.loop.stop()
 
     # The garbage collector may run in the thread of the loop, so do not wait for anything.
-    thread.loop.call_soon_threadsafe(lambda: thread.loop.create_task(close()))
+    with suppress(RuntimeError):  # closed in between
+        thread.loop.call_soon_threadsafe(lambda: thread.loop.create_task(close()))
 
 
 def _drop_expect(params: dict[str, Any], model: Any = None, **_: Any) -> None:

@@ -148,7 +148,7 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
         return None
     # botocore's message about a connection is always the same; the reason is in the error below.
     reason = getattr(error, "kwargs", {}).get("error") or error
-    hint = _NO_CREDENTIALS if isinstance(error, boto.NoCredentialsError) else scarcity_hint(reason)
+    hint = _NO_CREDENTIALS if kind is Kind.FORBIDDEN else scarcity_hint(reason)
     return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
 
 

@@ -251,5 +251,22 @@ class S3Transport(Transport):
                 "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
             }
 
+    def upload_size(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> int:
+        total = 0
+        marker: dict[str, Any] = {}
+        while True:
+            names = {"Bucket": object_name.bucket, "Key": object_name.name, "UploadId": upload_id}
+            try:
+                answer = self._client.request("list_parts", attempts, **names, **marker)
+            except Fault as fault:
+                if fault.kind in (Kind.UPLOAD_GONE, Kind.ABSENT):
+                    return total
+                raise
+            total += sum(int(part["Size"]) for part in answer.get("Parts", ()))
+            following = answer.get("NextPartNumberMarker")
+            if not answer.get("IsTruncated") or marker.get("PartNumberMarker") == following:
+                return total
+            marker = {"PartNumberMarker": following}
+
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)

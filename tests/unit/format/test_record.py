@@ -178,3 +178,33 @@ def test_garbage_is_a_format_error(data):
 def test_a_path_that_is_no_text_is_refused():
     with pytest.raises(UsageError, match="UTF-8"):
         format_state(CheckpointState("caf\udce9"))
+
+
+_PATHS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+_TIMES = st.floats(allow_nan=False)
+
+
+@given(_PATHS, st.lists(_PATHS, max_size=4), st.lists(_TIMES, max_size=4), _TIMES)
+def test_the_fast_way_and_protobuf_read_the_same(latest, paths, times, preserved):
+    from google.protobuf import text_format
+
+    data = b"# ckptstore 1\n" + format_state(CheckpointState(latest, tuple(paths), tuple(times), preserved))
+    message = message_class("CheckpointState")()
+    text_format.Merge(data.decode(), message)
+    found = parse(data)
+    assert found.model_checkpoint_path == message.model_checkpoint_path
+    assert list(found.all_model_checkpoint_paths) == list(message.all_model_checkpoint_paths)
+    assert list(found.all_model_checkpoint_timestamps) == list(message.all_model_checkpoint_timestamps)
+    assert found.last_preserved_timestamp == message.last_preserved_timestamp
+
+
+def test_a_plain_record_is_read_without_protobuf(monkeypatch):
+    names = [f"model-{step}" for step in range(10_000)]
+    state = CheckpointState(names[-1], tuple(names), tuple(map(float, range(10_000))), 12.5)
+    data = format_state(state)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    monkeypatch.setattr("ckptstore.format.record.message_class", refuse)
+    assert parse(b"# ckptstore 1\n" + data) == state

@@ -93,7 +93,8 @@ class TestTrial:
         finding = of(findings, check)
         assert finding.state == "failed"
         assert isinstance(finding.error, error)
-        assert [name for name, state in states(findings).items() if state == "failed"] == [check]
+        # After a refusal to write, reading is tried, too.
+        assert next(name for name, state in states(findings).items() if state == "failed") == check
         assert "several writers" not in states(findings)
 
     def test_no_listing_is_a_limit(self) -> None:
@@ -310,23 +311,29 @@ class TestObjectStores:
     def test_a_bucket_that_does_not_answer(self, kind: Kind, error: type[errors.CkptStoreError]) -> None:
         fake, storage = self.storage()
         fake.script("list_page", *[before(kind)] * 20)
-        (_, finding) = diagnose(storage, "bucket/run")
-        assert (finding.check, finding.state) == ("bucket", "failed")
+        *rest, finding = diagnose(storage, "bucket/run")
+        # An endpoint that does not answer is not called "ok".
+        is_silent = kind in (Kind.UNTRUSTED, Kind.NOT_SENT)
+        assert [each.check for each in rest] == ([] if is_silent else ["endpoint"])
+        assert (finding.check, finding.state) == ("endpoint" if is_silent else "bucket", "failed")
         assert isinstance(finding.error, error)
         assert finding.error.hint
 
     def test_listing_denied_and_writing_allowed(self) -> None:
         fake, storage = self.storage()
-        fake.script("list_page", *[before(Kind.FORBIDDEN)] * 2)
+        fake.script("list_page", *[before(Kind.FORBIDDEN)] * 3)
         found = states(diagnose(storage, "bucket/run"))
         assert (found["bucket"], found["list"], found["upload"]) == ("degraded", "degraded", "ok")
 
     def test_writing_denied(self) -> None:
         fake, storage = self.storage()
         fake.script("put", before(Kind.FORBIDDEN))
-        finding = diagnose(storage, "bucket/run")[-1]
-        assert (finding.check, finding.state) == ("conditions", "failed")
+        findings = diagnose(storage, "bucket/run")
+        finding = of(findings, "conditions")
+        assert finding.state == "failed"
         assert isinstance(finding.error, errors.AccessError)
+        # Reading is tried all the same.
+        assert of(findings, "list").state == "ok"
 
 
 class TestLocal:
@@ -344,6 +351,7 @@ class TestLocal:
             "directory",
             "file system",
             "free space",
+            *(["inodes"] if os.statvfs(tmp_path).f_files else []),
             "fsync",
             "locks",
             "hard links",
@@ -373,9 +381,26 @@ class TestLocal:
             raise PermissionError(errno.EACCES, "Permission denied", path)
 
         monkeypatch.setattr(os, "mkdir", denied)
-        finding = self.run(tmp_path)[-1]
-        assert (finding.check, finding.state) == ("write", "failed")
+        finding = of(self.run(tmp_path), "write")
+        assert finding.state == "failed"
         assert isinstance(finding.error, errors.AccessError)
+
+    @pytest.mark.parametrize(
+        ("kind", "state", "said"),
+        [
+            ("tmpfs", "degraded", "in memory"),
+            ("fuse.rclone", "degraded", "not known"),
+            ("fuse", "degraded", "not known"),
+            ("nfs4", "ok", "the server has the bytes"),
+            ("ext4", "ok", "A power cut was not tried"),
+        ],
+    )
+    def test_durability_is_said_by_file_system(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, state: str, said: str
+    ) -> None:
+        self.mounted(monkeypatch, kind)
+        finding = of(self.run(tmp_path), "durable")
+        assert (finding.state, said in finding.detail) == (state, True)
 
     def mounted(self, monkeypatch: pytest.MonkeyPatch, kind: str, source: str = "x") -> None:
         mount = Mount("/mnt with space", kind, source)
@@ -417,7 +442,7 @@ class TestLocal:
 
     @pytest.mark.parametrize(
         ("free", "inodes", "state"),
-        [(0, 9, "failed"), (9, 0, "failed"), (9, 9, "degraded"), (1 << 20, 9, "ok")],
+        [(0, 9, "failed"), (9, 9, "degraded"), (1 << 20, 9, "ok"), (1 << 20, 0, "ok")],
     )
     def test_free_space(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, inodes: int, state: str
@@ -428,9 +453,13 @@ class TestLocal:
             )
 
         monkeypatch.setattr(os, "statvfs", status)
-        finding = of(self.run(tmp_path), "free space")
+        findings = self.run(tmp_path)
+        finding = of(findings, "free space")
         assert finding.state == state
         assert isinstance(finding.error, errors.StorageFullError) == (state == "failed")
+        # Some mounts report none, and files can be made: that is what was looked at.
+        assert of(findings, "inodes").state == "degraded"
+        assert f"{inodes} of 99" in of(findings, "inodes").detail
 
     def test_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(fd: int, operation: int) -> None:

@@ -374,3 +374,26 @@ def test_a_lower_step_in_a_directory_of_our_own_has_tensorflows_names(tmp_path: 
     other = ck.Saver(run="another")
     other.save({"w": np.zeros(2)}, tmp_path / "m", 8)
     assert not (tmp_path / "m-8.data-00000-of-00001").exists()
+
+
+class TestStorageOptions:
+    def test_those_of_the_saver_hold_for_calls_without_any(self, monkeypatch):
+        given = []
+        from ckptstore.saving import arguments
+        from ckptstore.storage import registry
+        from ckptstore.train import saver as module
+
+        def locate(url, options=None):
+            given.append(options)
+            return registry.locate(url)
+
+        for room in (arguments, module):
+            monkeypatch.setattr(room, "locate", locate)
+        saver = ck.Saver(storage_options={"anon": True})
+        prefix = saver.save({"w": np.ones(2)}, "memory://saver-options/model")
+        saver.restore({"w": np.zeros(2)}, prefix)
+        assert given
+        assert all(options == {"anon": True} for options in given)
+        given.clear()
+        saver.restore({"w": np.zeros(2)}, prefix, storage_options={})
+        assert given == [{}]

@@ -119,9 +119,10 @@ def test_the_log_says_how_far_it_is_now_and_then(
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("rich")
+    caplog.set_level(logging.INFO, "ckptstore")
     for is_terminal in (False, True):
         monkeypatch.setenv("FORCE_COLOR", "1") if is_terminal else monkeypatch.delenv(
             "FORCE_COLOR", raising=False
@@ -131,6 +132,8 @@ def test_a_bar_is_drawn_on_a_terminal_only(
             transfer.advance(50)
         drawn = capfd.readouterr().err
         assert ("model-[3]" in drawn) == is_terminal
+        assert any("not a terminal" in message for message in caplog.messages) != is_terminal
+        caplog.clear()
 
 
 def test_a_name_that_a_terminal_would_obey_is_shown_as_an_escape(
@@ -145,9 +148,11 @@ def test_a_name_that_a_terminal_would_obey_is_shown_as_an_escape(
     assert "model\\x1b]0;title\\x07-ä" in drawn
 
 
-def test_tqdm_gets_the_bytes_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_notebook", [False, True])
+def test_tqdm_gets_the_bytes_and_is_closed(monkeypatch: pytest.MonkeyPatch, is_notebook: bool) -> None:
     class Bar:
         def __init__(self, **options: Any) -> None:
+            self.disable = options["disable"]
             self.n = 0
             self.total = options["total"]
             self.is_closed = False
@@ -163,9 +168,15 @@ def test_tqdm_gets_the_bytes_and_is_closed(monkeypatch: pytest.MonkeyPatch) -> N
     fake = types.ModuleType("tqdm")
     fake.tqdm = Bar  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tqdm", fake)
+    if is_notebook:
+        # A kernel's streams are no terminals; tqdm.auto draws with widgets there.
+        monkeypatch.setitem(sys.modules, "tqdm.auto", fake)
+        shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
     with Transfer("save", "x", report=reporter("tqdm")) as transfer:
         transfer.expect(100)
         transfer.advance(100)
     (bar,) = bars
     assert (bar.n, bar.total, bar.is_closed) == (100, 100, True)
+    assert bar.disable is (False if is_notebook else None)

@@ -119,11 +119,11 @@ def test_an_upload_is_as_old_as_its_youngest_part_and_what_is_no_part_is_none() 
         info(f"shard/{WRITE_ID[:-1]}G/000000", 1.0),
     ]
     assert unfinished_uploads(listed, "b", "run/sh", 100.0) == [
-        StaleUpload("run/shard", WRITE_ID, 30.0),
-        StaleUpload("run/shard", other, 90.0),
+        StaleUpload("run/shard", WRITE_ID, 30.0, 3),
+        StaleUpload("run/shard", other, 90.0, 1),
     ]
     root = [ObjectInfo(f"b/.ckptstore-parts/shard/{WRITE_ID}/000000", 1, "1", 5.0)]
-    assert unfinished_uploads(root, "b", "", 6.0) == [StaleUpload("shard", WRITE_ID, 1.0)]
+    assert unfinished_uploads(root, "b", "", 6.0) == [StaleUpload("shard", WRITE_ID, 1.0, 1)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9, 10, 26, 27, 28, 29, 81, 82, 100])

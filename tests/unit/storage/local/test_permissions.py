@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -136,14 +137,13 @@ print(outcome_of(lambda: storage.get(place + "/checkpoint")), storage.head(place
 @pytest.mark.skipif(os.getuid() != 0, reason="needs files of two users")
 @pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["shared", "sticky"])
 def test_two_users_share_the_lock_of_a_directory(place: Path, mode: int) -> None:
-    # Root's lock file has mode 0644, and in a sticky directory Linux refuses to open it for creation.
+    # In a sticky directory Linux refuses to open the lock file of another user for creation.
     directory = place / "run"
     storage = LocalStorage()
     outcome = storage.put_new(str(directory / "checkpoint"), b"one")
     assert isinstance(outcome, Committed)
-    assert isinstance(storage.put_if(str(directory / "checkpoint"), b"two", outcome.version), Committed)
-    assert (directory / LOCK_NAME).stat().st_mode & 0o777 == 0o644
     directory.chmod(mode)
+    assert isinstance(storage.put_if(str(directory / "checkpoint"), b"two", outcome.version), Committed)
     script = """
 key = place + "/run/theirs"
 print(outcome_of(lambda: storage.put_new(key, b"one")))
@@ -151,3 +151,45 @@ print(outcome_of(lambda: storage.put_if(key, b"two", storage.head(key).version))
 print(outcome_of(lambda: storage.delete_if(key, storage.head(key).version)))
 """
     assert as_nobody(place, script) == ["done", "done", "True"]
+
+
+@pytest.mark.parametrize(
+    ("directory_mode", "lock_mode"),
+    [(0o755, 0o600), (0o700, 0o600), (0o775, 0o660), (0o777, 0o666), (0o1777, 0o666), (0o757, 0o606)],
+)
+def test_only_who_may_write_to_the_directory_may_lock_it(
+    place: Path, directory_mode: int, lock_mode: int
+) -> None:
+    directory = place / "run"
+    directory.mkdir()
+    directory.chmod(directory_mode)
+    storage = LocalStorage()
+    # One that an earlier release has made is corrected.
+    (directory / LOCK_NAME).touch(0o644)
+    first = storage.put_new(str(directory / "f"), b"1")
+    assert isinstance(first, Committed)
+    assert isinstance(storage.put_if(str(directory / "f"), b"2", first.version), Committed)
+    assert stat.S_IMODE((directory / LOCK_NAME).stat().st_mode) == lock_mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_reader_cannot_stop_the_savers(place: Path) -> None:
+    directory = place / "run"
+    directory.mkdir()
+    directory.chmod(0o755)
+    storage = LocalStorage()
+    first = storage.put_new(str(directory / "f"), b"1")
+    assert isinstance(first, Committed)
+    second = storage.put_if(str(directory / "f"), b"2", first.version)
+    assert isinstance(second, Committed)
+    lines = as_nobody(
+        place,
+        f"""
+try:
+    os.open(place + "/run/{LOCK_NAME}", os.O_RDONLY)
+except PermissionError:
+    print("refused")
+print(storage.get(place + "/run/f").data)
+""",
+    )
+    assert lines == ["refused", "b'2'"]
