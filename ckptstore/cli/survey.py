@@ -188,7 +188,7 @@ class _DirectorySurvey:
             return _asked_for(place)
         if parent.key == self._directory.key:
             return None
-        return list_checkpoints(parent, owner_of(place.name)).get(place.name)
+        return list_checkpoints(parent, place.name).get(place.name)
 
     def _state(self, place: Location) -> tuple[State, Problem | None]:
         try:

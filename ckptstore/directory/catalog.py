@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ckptstore.bundle.verify.verify import BundleFault, verify_bundle
@@ -49,25 +49,31 @@ class PrefixFiles:
         return max(info.mtime_s for info in files)
 
 
-def list_checkpoints(directory: Location, basename: str = "") -> dict[str, PrefixFiles]:
+def list_checkpoints(
+    directory: Location, start: str = "", is_wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, PrefixFiles]:
     """List `directory` once and sort its files by prefix.
 
     Parameters
     ----------
     directory : Location
-    basename : str, optional
-        Only prefixes that this basename owns.
+    start : str, optional
+        Only files whose names begin with it.
+    is_wanted : callable, optional
+        Only prefixes for which it is true.
     """
-    return sorted_by_prefix(directory.storage.list(directory.child(basename).key), basename)
+    return sorted_by_prefix(directory.storage.list(directory.child(start).key), is_wanted)
 
 
-def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[str, PrefixFiles]:
+def sorted_by_prefix(
+    files: Iterable[ObjectInfo], is_wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, PrefixFiles]:
     """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`."""
     found: dict[str, PrefixFiles] = {}
     for info in files:
         parsed = parse_file_name(info.key.rpartition("/")[2])
         # A V1 shard may be any file of that name; such checkpoints are found through the record.
-        if parsed is None or parsed.kind == "v1-shard" or (basename and owner_of(parsed.prefix) != basename):
+        if parsed is None or parsed.kind == "v1-shard" or not is_wanted(parsed.prefix):
             continue
         item = found.setdefault(parsed.prefix, PrefixFiles(parsed.prefix))
         if parsed.kind == "index":

@@ -108,7 +108,7 @@ def update_record(
     *,
     first: RecordSnapshot | None = None,
     timeout_s: float,
-) -> Record:
+) -> RecordSnapshot:
     """Replace the record by what `change` makes of it; repeat while other writers change it meanwhile.
 
     Parameters
@@ -124,8 +124,8 @@ def update_record(
 
     Returns
     -------
-    Record
-        The one that was written.
+    RecordSnapshot
+        What was written.
 
     Raises
     ------
@@ -144,13 +144,13 @@ def update_record(
         record = change(snapshot)
         data = format_record(record)
         storage = location.storage
-        # COMMIT POINT: the record names the checkpoint as the latest.
+        # COMMIT POINT: the record names the checkpoint as the latest, or as about to be published.
         if snapshot.version is None:
             outcome = storage.put_new(location.key, data)
         else:
             outcome = storage.put_if(location.key, data, snapshot.version)
         if isinstance(outcome, Committed):
-            return record
+            return RecordSnapshot(record, outcome.version)
         if isinstance(outcome, Ambiguous):
             raise AmbiguousOutcomeError(
                 "the record may or may not have been written",

@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias
 
 from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, newest_first
+from ckptstore.directory.intents import may_be_adopted, was_published
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.format.naming import split_step
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Record
 from ckptstore.format.record_salvage import salvage_record
@@ -168,6 +168,7 @@ class _RepairPlan:
         # The list itself only as the reader of every day sees it: half of one may name anything.
         self._state = snapshot.record.state and self._salvage.record.state
         self._pending = self._salvage.record.pending
+        self._intents = self._salvage.record.intents
         self._found = list_checkpoints(directory)
         self._now_s = now_s(directory.storage)
         self._items: dict[str, RepairItem] = {}
@@ -211,7 +212,14 @@ class _RepairPlan:
             name: replace(owner, write_id=new_write_id())
             for name, owner in salvaged.record.owners.items()
         }
-        repaired = Record(self._restated(latest), owners, self._pending, salvaged.record.superseded, kept)
+        repaired = replace(
+            salvaged.record,
+            state=self._restated(latest),
+            owners=owners,
+            pending=self._pending,
+            kept=kept,
+            intents=self._intents,
+        )
         return RepairReport(
             url=self._directory.url or ".",
             record_url=self._record.url,
@@ -252,26 +260,17 @@ class _RepairPlan:
             self._times_s[name] = time_s
 
     def _adopt(self) -> list[str]:
-        """Take in complete checkpoints of saves that died between index and record."""
-        record = self._salvage.record
-        steps = {name: owner.highest_step for name, owner in record.owners.items()}
-        highest = {name: step for name, step in steps.items() if step is not None}
+        """Take in the checkpoints of saves that died between index and record."""
+        record = replace(self._salvage.record, state=self._state)
         listed = {self._name(item) for item in self._items.values()}
-        for prefix in listed:
-            basename, step = split_step(prefix)
-            if step is not None:
-                highest[basename] = max(step, highest.get(basename, step))
-        newer = [
-            item
-            for item in self._found.values()
-            if item.index is not None
-            and item.step is not None
-            and item.step > highest.get(owner_of(item.prefix), item.step)
-            and item.prefix not in listed
-            and not self._is_leaving(item)
-        ]
-        newer.sort(key=lambda item: (owner_of(item.prefix), item.step or 0))
-        return [item.prefix for item in newer if self._take_in(item, is_kept=False)]
+        adopted = []
+        for intent in record.intents:
+            is_free = may_be_adopted(record, intent, listed) and intent.prefix in self._found
+            if is_free and intent.prefix not in adopted and was_published(self._directory, intent):
+                self._take_in(self._found[intent.prefix], is_kept=False)
+                adopted.append(intent.prefix)
+        self._intents = tuple(each for each in record.intents if each.prefix not in adopted)
+        return adopted
 
     def _latest(self, state: CheckpointState, adopted: list[str]) -> str | None:
         listed = {self._name(item): item for item in self._listed() if not item.is_elsewhere}

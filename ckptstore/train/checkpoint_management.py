@@ -193,7 +193,8 @@ def update_checkpoint_state(
             tuple(times),
             last if last_preserved_timestamp is None else last_preserved_timestamp,
         )
-        return replace(present, state=state)
+        # What was announced came before this.
+        return replace(present, state=state, intents=())
 
     update_record(record, change, timeout_s=_RECORD_TIMEOUT_S)
 
