@@ -248,7 +248,7 @@ class Run:
             with history.noting:
                 assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):
-                self._check_finality(saver, run, basename)
+                self._check_finality(saver, run, basename, _STEPS - 1 if with_step else None)
             return False
         save.is_acknowledged = True
         self.scheduler.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
@@ -258,11 +258,11 @@ class Run:
         values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
         saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs)
 
-    def _check_finality(self, saver: Saver, run: str, basename: str) -> None:
+    def _check_finality(self, saver: Saver, run: str, basename: str, step: int | None) -> None:
         """FENCE: a fenced run stays fenced, without a request."""
         before = len(self.scheduler.trace)
         try:
-            self._call_save(saver, 0, basename, _STEPS - 1)
+            self._call_save(saver, 0, basename, step)
         except FencedError:
             if len(self.scheduler.trace) == before:
                 return
