@@ -31,7 +31,6 @@ from tests.own_warnings import own_warnings
 from tests.servers.fault_proxy import FaultProxy
 
 # The watchdog: what does not come to an end fails.
-pytestmark = pytest.mark.timeout(60)
 
 _ON_EACH = [
     pytest.param(case, scheme, id=f"{case.name}-{scheme}") for case in FAULT_CASES for scheme in case.schemes

@@ -16,8 +16,6 @@ from tests.servers.fixtures import need
 from tests.servers.s3 import S3Server, minio
 from tests.small_disk import fill, small_disk
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:

@@ -67,7 +67,7 @@ def test_writers_killed_at_random_moments(run_url: str) -> None:
         writer = start_writer(run_url, first)
         time.sleep(chance.uniform(0.02, 0.4))
         writer.send_signal(signal.SIGKILL)
-        said, _ = writer.communicate(timeout=30)
+        said, _ = writer.communicate(timeout=120)
         acknowledged = max([acknowledged, *(int(line) for line in said.split())])
         found = step_restored(run_url)
         assert (found or 0) >= acknowledged
@@ -106,7 +106,7 @@ def test_a_server_killed_under_a_writer(
             server.process.start()
             time.sleep(0.5)
             writer.send_signal(signal.SIGKILL)
-            said, _ = writer.communicate(timeout=30)
+            said, _ = writer.communicate(timeout=120)
             acknowledged = max([acknowledged, *(int(line) for line in said.split())])
             found = step_restored(url)
             assert (found or 0) >= acknowledged, round_number

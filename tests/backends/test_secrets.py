@@ -20,8 +20,6 @@ from tests.servers.gcs import GcsServer
 from tests.servers.process import free_port
 from tests.servers.s3 import S3Server
 
-pytestmark = pytest.mark.timeout(120)
-
 SECRET = "s3cret-4b1d"
 LONG = SECRET + "x" * 600
 

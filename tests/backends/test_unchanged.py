@@ -10,8 +10,6 @@ from ckptstore.storage.registry import use_wrapper
 from ckptstore.testing import CountingStorage
 from tests.backends.conftest import names_in
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def values(step: int) -> dict[str, np.ndarray]:
     return {"frozen": np.arange(200_000.0), "w": np.full(10, float(step))}

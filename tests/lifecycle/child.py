@@ -10,7 +10,7 @@ import textwrap
 import threading
 from pathlib import Path
 
-WATCHDOG_S = 30.0
+WATCHDOG_S = 240.0
 
 # What each program begins with. `stuck` calls never come back, `slow` ones take a moment.
 PRELUDE = """
@@ -42,19 +42,50 @@ def wrap(storage):
 def hold(primitive, seconds=None):
     wrap(lambda inner: Held(inner, primitive, seconds))
 
+interrupted = threading.Event()
+
+def on_signal(number, frame):
+    interrupted.set()
+    raise KeyboardInterrupt
+
+class HeldForSignal(Held):
+    def intercept(self, primitive, keys, call):
+        if primitive == self.primitive:
+            reached.set()
+            interrupted.wait(60)
+        return super().intercept(primitive, keys, call)
+
+def hold_for_signal(primitive, seconds):
+    # It takes its seconds after the signal has come, however late that is.
+    signal.signal(signal.SIGINT, on_signal)
+    wrap(lambda inner: HeldForSignal(inner, primitive, seconds))
+
 def ready():
     print("READY", flush=True)
 
+def waits_in_ckptstore():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    files = [frame.f_code.co_filename]
+    while frame := frame.f_back:
+        files.append(frame.f_code.co_filename)
+    return files[0] == threading.__file__ and any(f"{os.sep}ckptstore{os.sep}" in file for file in files)
+
 def soon_ready(after=lambda: None):
     # Not in the thread that is to be interrupted while it waits.
-    threading.Thread(target=lambda: (after(), threading.Event().wait(0.1), ready()), daemon=True).start()
+    def look():
+        after()
+        ends = time.monotonic() + 2
+        while not waits_in_ckptstore() and time.monotonic() < ends:
+            threading.Event().wait(0.01)
+        ready()
+    threading.Thread(target=look, daemon=True).start()
 
 def left(directory):
     return sorted(set(os.listdir(directory)) - {".ckptstore.lock"}) if os.path.isdir(directory) else []
 
 def quiet():
     # Threads that are lent out end a moment after their last task.
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + 60
     while threading.active_count() > 1 and time.monotonic() < ends:
         threading.Event().wait(0.01)
     return [one.name for one in threading.enumerate() if one is not threading.main_thread()]

@@ -9,8 +9,6 @@ import pytest
 import ckptstore as ck
 from tests.lifecycle.child import Child
 
-pytestmark = pytest.mark.timeout(90)
-
 
 def names_in(directory: Path) -> list[str]:
     if not directory.exists():
@@ -33,7 +31,7 @@ BIG = "{f'w{number}': np.full(1 << 20, float(number)) for number in range(40)}"
 def test_in_a_save_nothing_stays_and_nothing_runs(primitive: str, tmp_path: Path) -> None:
     interrupted(
         f"""
-        hold({primitive!r}, 0.5)
+        hold_for_signal({primitive!r}, 0.5)
         big = {BIG}
         saver = ck.Saver()
         soon_ready(reached.wait)
@@ -57,7 +55,7 @@ def test_in_a_save_nothing_stays_and_nothing_runs(primitive: str, tmp_path: Path
 def test_in_result_the_save_goes_on(tmp_path: Path) -> None:
     interrupted(
         """
-        hold("upload", 1.0)
+        hold_for_signal("upload", 1.0)
         saver = ck.Saver()
         handle = saver.save_async(W, sys.argv[1] + "/m", 1)
         soon_ready()
@@ -79,7 +77,7 @@ def test_in_result_the_save_goes_on(tmp_path: Path) -> None:
 def test_in_a_save_that_waits_for_another_the_other_goes_on(tmp_path: Path) -> None:
     interrupted(
         """
-        hold("upload", 1.0)
+        hold_for_signal("upload", 1.0)
         saver = ck.Saver()
         handle = saver.save_async(W, sys.argv[1] + "/m", 1)
         soon_ready()
@@ -100,7 +98,7 @@ def test_in_a_save_that_waits_for_another_the_other_goes_on(tmp_path: Path) -> N
 def test_while_the_arrays_are_copied_nothing_stays(tmp_path: Path) -> None:
     interrupted(
         f"""
-        hold("upload.send", 0.5)
+        hold_for_signal("upload.send", 0.5)
         big = {BIG}
         saver = ck.Saver(memory_budget=16 << 20)
         soon_ready(reached.wait)
@@ -122,7 +120,7 @@ def test_in_a_save_to_minio_no_upload_stays(minio: object) -> None:
     bucket = minio.make_bucket()  # type: ignore[attr-defined]
     interrupted(
         f"""
-        hold("upload.send", 0.5)
+        hold_for_signal("upload.send", 0.5)
         big = {BIG}
         saver = ck.Saver()
         soon_ready(reached.wait)
@@ -146,7 +144,7 @@ def test_in_a_restore_nothing_runs_and_nothing_is_written_into_the_arrays(tmp_pa
         f"""
         big = {BIG}
         ck.Saver().save(big, sys.argv[1] + "/run/m", 1)
-        hold("read_into", 0.5)
+        hold_for_signal("read_into", 0.5)
         soon_ready(reached.wait)
         try:
             ck.Saver().restore(big, sys.argv[1] + "/run/m-1")
@@ -172,7 +170,7 @@ def test_in_a_restore_from_minio_nothing_runs(minio: object) -> None:
         f"""
         big = {BIG}
         ck.Saver().save(big, sys.argv[1], 1)
-        hold("read_into", 0.5)
+        hold_for_signal("read_into", 0.5)
         soon_ready(reached.wait)
         try:
             ck.Saver().restore({{}}, sys.argv[1] + "-1")

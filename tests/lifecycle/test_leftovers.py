@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.lifecycle.child import run
-
-pytestmark = pytest.mark.timeout(120)
 
 # Saves that end well, are cancelled, skipped and fail; once to warm up, and then again and again.
 ROUNDS = """
@@ -19,7 +15,7 @@ class Door(StorageWrapper):
         if primitive in doors:
             reached.set()
             door, error = doors[primitive]
-            door.wait(10)
+            door.wait(60)
             if error is not None:
                 raise error
         return call()
@@ -40,7 +36,7 @@ def one_round(url, number):
         cancelled = saver.save_async({"w": np.ones(4 << 20)}, url, 10 * number + 2)
         skipped = saver.save_async(W, url, 10 * number + 3)
         last = saver.save_async(W, url, 10 * number + 4)
-        assert reached.wait(10)
+        assert reached.wait(60)
         assert cancelled.cancel()
         doors.clear()
         door.set()

@@ -6,7 +6,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.meta.source import ROOT
+
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_demo_comes_out_as_it_claims(tmp_path):
@@ -18,7 +22,6 @@ def test_demo_comes_out_as_it_claims(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
-        timeout=120,
     )
     assert done.returncode == 0, done.stdout
     assert "Everything came out as claimed" in done.stdout
@@ -36,7 +39,6 @@ def test_demo_leaves_a_directory_alone_that_it_did_not_make(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
     )
     assert done.returncode != 0
     assert "move it away" in done.stderr

@@ -12,7 +12,7 @@ from ckptstore.storage.registry import locate
 from tests.lifecycle.child import run
 from tests.unit.bundle.helpers import save
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 BUDGET = 16 * MIB

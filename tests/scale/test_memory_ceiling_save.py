@@ -10,7 +10,7 @@ import pytest
 import ckptstore as ck
 from tests.lifecycle.child import run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 BUDGET = 32 * MIB

@@ -14,7 +14,7 @@ from ckptstore.storage.wrappers import StorageWrapper
 _T = TypeVar("_T")
 
 # A test waits as long as this only if it fails.
-WATCHDOG_S = 10.0
+WATCHDOG_S = 60.0
 
 
 class Gate:

@@ -143,12 +143,12 @@ def test_a_key_that_is_no_text_is_refused():
 def test_many_arrays_take_linear_time():
     def seconds(count):
         specs = [(f"layer_{number // 10}/w_{number % 10}", FLOAT, (3, number % 7)) for number in range(count)]
-        start = time.perf_counter()
+        start = time.process_time()
         graph = meta_graph_for_arrays(specs)
-        elapsed = time.perf_counter() - start
+        elapsed = time.process_time() - start
         assert len(file_of(graph).data) > 250 * count
         return elapsed
 
     seconds(10)
     # 100 000 take 0.6 s on two cores; the limit catches a square, not a slow machine.
-    assert seconds(30_000) < 6
+    assert seconds(30_000) < 10

@@ -168,10 +168,10 @@ def test_many_nodes_are_indexed_in_linear_time():
     for number in range(50_000):
         meta.graph_def.node.add(name=f"scope_{number % 100}/node_{number}", op="NoOp")
     graph = Graph(meta.SerializeToString(), source="x")
-    start = time.perf_counter()
+    start = time.process_time()
     assert graph.get_operation_by_name("scope_99/node_49999").type == "NoOp"
     assert len(graph.get_operations()) == 50_000
     with pytest.raises(TensorNotFoundError, match="scope_7/node_"):
         graph.get_tensor_by_name("scope_7/node_77:0")
     # A hundred times of what it takes: catches a square, not a slow machine.
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

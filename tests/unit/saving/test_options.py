@@ -26,7 +26,6 @@ from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_o
 
 _T = TypeVar("_T")
 
-pytestmark = pytest.mark.timeout(60)
 
 WRONG = [
     {"deadline_s": 0},

@@ -19,8 +19,6 @@ from tests.own_warnings import own_warnings
 from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import fresh_memory, listed, names_in, stamp_of, values
 
-pytestmark = pytest.mark.timeout(60)
-
 
 @pytest.fixture(params=["memory", "local"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> str:

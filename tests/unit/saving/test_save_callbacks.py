@@ -18,8 +18,6 @@ from tests.own_warnings import own_warnings
 from tests.unit.blocking_storage import WATCHDOG_S, blocking
 from tests.unit.directory.helpers import stamp_of, values
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def caught_in(call: Callable[[], object], errors: list[BaseException]) -> None:
     try:

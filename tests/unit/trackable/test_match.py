@@ -109,9 +109,9 @@ def test_a_hostile_graph_takes_no_longer_than_its_size():
     many = tuple(Child(1, str(number)) for number in range(100_000))
     nodes = [Node(many), Node(many)]
     tree = walk([[[1.0] for _ in range(50)] for _ in range(50)])
-    start_s = time.monotonic()
+    start_s = time.process_time()
     assert len(match_graph(tree, nodes).unmatched) == 2500
-    assert time.monotonic() - start_s < 10
+    assert time.process_time() - start_s < 10
 
 
 def test_names_match_without_a_graph():

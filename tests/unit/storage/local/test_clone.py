@@ -20,6 +20,7 @@ from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.values import Ambiguous, Committed, Lost
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
+from tests.open_files import open_files
 from tests.unit.storage.local.syscalls import each_call_failing, record_calls, refuse, replace_calls
 
 NEVER = float("inf")
@@ -307,10 +308,9 @@ def test_a_directory_is_not_copied(storage: LocalStorage, tmp_path: Path, target
         storage.copy_from(str(tmp_path / "directory"), target, "1:2:3:4")
 
 
-def test_no_descriptor_is_left_open(storage: LocalStorage, source: str, target: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_no_descriptor_is_left_open(storage: LocalStorage, source: str, target: str, tmp_path: Path) -> None:
     copy(storage, source, target)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(tmp_path) == []
 
 
 @pytest.mark.usefixtures("linking")

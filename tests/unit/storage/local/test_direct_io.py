@@ -30,6 +30,7 @@ from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.local.upload import LocalUpload
 from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Committed
+from tests.open_files import open_files
 from tests.small_disk import small_disk
 from tests.unit.storage.local.syscalls import each_call_failing, record_calls, refuse, replace_calls
 
@@ -549,11 +550,11 @@ def test_no_descriptor_is_needed_beyond_those_of_a_small_file(
 ) -> None:
     counts: list[int] = []
     with LocalStorage().upload(str(direct), 10) as small:
-        counts.append(len(os.listdir("/proc/self/fd")))
+        counts.append(len(open_files(direct.parent)))
         small.abort()
     with LocalStorage().upload(str(direct), LARGE) as large:
         send_all(large, content[:LARGE])
-        counts.append(len(os.listdir("/proc/self/fd")))
+        counts.append(len(open_files(direct.parent)))
     assert counts[0] == counts[1]
 
 

@@ -21,6 +21,7 @@ from ckptstore.storage.local import mapping, mounts
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.values import Committed
 from ckptstore.testing import CountingStorage
+from tests.open_files import open_files
 
 DATA = bytes(range(256)) * 100
 
@@ -82,10 +83,10 @@ def test_an_empty_file_is_an_empty_view(key: str) -> None:
 def test_no_descriptor_stays_open_and_the_map_goes_with_the_last_that_uses_it(key: str, version: str) -> None:
     storage = LocalStorage()
     view_of(storage, key, version)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files(os.path.dirname(key))
     view = view_of(storage, key, version)
     array = np.frombuffer(view[100:], "<u2")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(os.path.dirname(key)) == before
     assert maps_of(key) == 1
     del view
     gc.collect()

@@ -20,6 +20,7 @@ from ckptstore.storage.local.locks import LOCK_NAME
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.values import Committed, Lost
 from ckptstore.types import ByteRange
+from tests.open_files import open_files
 
 ANY_VERSION = "1:2:3:4"
 
@@ -329,10 +330,6 @@ def test_a_directory_moved_during_an_upload_takes_it_along(storage: LocalStorage
 
 
 def test_no_descriptor_is_left_open(storage: LocalStorage, tmp_path: Path) -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    before = open_files()
     key = str(tmp_path / "a" / "checkpoint")
     version = version_of(storage.put_new(key, b"one"))
     storage.put_new(key, b"one")
@@ -355,7 +352,7 @@ def test_no_descriptor_is_left_open(storage: LocalStorage, tmp_path: Path) -> No
     ]:
         with pytest.raises((NotFoundError, UsageError)):
             call()
-    assert open_files() == before
+    assert open_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("hint", [0, 10, 1 << 20, 3 << 20, (3 << 20) + 7, 8 << 20])

@@ -23,6 +23,7 @@ from ckptstore.storage.local.locks import LOCK_NAME
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.local.temp_file import TempFile
 from ckptstore.storage.values import Committed
+from tests.open_files import open_files
 from tests.unit.storage.local.writer_process import kill, leftovers, process
 
 NEVER = float("inf")
@@ -415,13 +416,12 @@ def test_a_deleted_lock_file_excludes_nobody_and_is_replaced(
 
 def test_a_committed_upload_keeps_one_descriptor(tmp_path: Path) -> None:
     storage = LocalStorage()
-    before = len(os.listdir("/proc/self/fd"))
     uploads = [storage.upload(f"{tmp_path}/data-{number}") for number in range(20)]
     for upload in uploads:
         upload.write(b"x")
         assert isinstance(upload.commit(), Committed)
-    assert len(os.listdir("/proc/self/fd")) == before + 20
+    assert len(open_files(tmp_path)) == 20
     assert not any(storage.is_abandoned(f"{tmp_path}/data-{number}") for number in range(20))
     for upload in uploads:
         upload.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files(tmp_path) == []
