@@ -22,6 +22,7 @@ from ckptstore.errors import (
 from ckptstore.storage.abilities import Diagnosable, now_s
 from ckptstore.storage.base import Storage
 from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.races import race_findings
 from ckptstore.storage.values import Ambiguous, Capabilities, Committed, PutOutcome
 from ckptstore.types import ByteRange
 
@@ -37,7 +38,7 @@ _FIRST = b"ckptstore doctor: the first of two\n"
 _SECOND = b"ckptstore doctor: the second of two\n"
 
 
-def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
+def diagnose(storage: Storage, directory_key: str, *, races: bool = False) -> list[Finding]:
     """Return what works in the directory `directory_key`, in the order in which it was tried.
 
     Parameters
@@ -45,6 +46,8 @@ def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
     storage : Storage
     directory_key : str
         Need not exist.
+    races : bool
+        Whether to try two requests at the same moment, too, several times over.
 
     Guarantees
     ----------
@@ -62,6 +65,8 @@ def diagnose(storage: Storage, directory_key: str) -> list[Finding]:
     try:
         with scratch as place:
             findings += _Trial(storage, place).findings()
+            if races and not any(finding.state == "failed" for finding in findings):
+                findings += race_findings(storage, place)
     except CkptStoreError as error:
         findings.append(failed("write", error))
     if not any(finding.state == "failed" for finding in findings):
