@@ -17,7 +17,7 @@ from ckptstore.errors import UsageError
 from ckptstore.storage.bucket_names import split_arn, url_for_web_address
 from ckptstore.storage.redact import Redactor
 
-__all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "parse_url"]
+__all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "host_of", "is_within", "parse_url"]
 
 UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -30,6 +30,9 @@ _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|s
 
 # Removes secrets from a URL that is refused, before it is shown.
 _shown = Redactor({})
+
+# The regions of these services are hosts of one domain, and send requests to one another.
+_SERVICE_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".googleapis.com")
 
 _ALIASES = {"gcs": "gs"}
 _SCHEMES = ("file", "memory", "s3", "gs")
@@ -131,6 +134,31 @@ def check_not_in_the_clear(endpoint: str, shown: str) -> None:
             expected="https, or an endpoint on this machine",
             hint="Use https, or pass allow_http=True in the storage options.",
         )
+
+
+def host_of(url: str) -> str:
+    """Return the host that a URL leads to, for messages."""
+    try:
+        return urlsplit(url).hostname or "nowhere"
+    except ValueError:
+        return "nowhere"
+
+
+def is_within(url: str, endpoint: str) -> bool:
+    """Whether `url` may get what is meant for `endpoint`.
+
+    Its host is the endpoint, one below it, or another one of the same service, and not reached with less
+    protection.
+    """
+    try:
+        target, home = urlsplit(url), urlsplit(endpoint)
+    except ValueError:
+        return False
+    host, home_host = target.hostname or "", home.hostname or ""
+    if target.scheme not in ("https", home.scheme) or not host:
+        return False
+    domains = [f".{home_host}", *(domain for domain in _SERVICE_DOMAINS if home_host.endswith(domain))]
+    return host == home_host or host.endswith(tuple(domains))
 
 
 def _is_loopback(host: str) -> bool:

@@ -98,7 +98,7 @@ STORAGE_FLOORS = Floors(
         Floor("optional abilities; names", ("abilities", "prefix_names")),
         Floor(
             "backends, and what works with any backend",
-            ("wrappers", "diagnosis", "local", "memory", "generic", "object_store"),
+            ("wrappers", "races", "diagnosis", "local", "memory", "generic", "object_store"),
         ),
         Floor("URLs; bulk bytes over connections of our own", ("url", "wire")),
         Floor("services", ("s3", "gcs")),

@@ -34,11 +34,13 @@ from ckptstore.storage.object_store.deletes import ObjectDeleter
 from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.listing import all_pages
 from ckptstore.storage.object_store.probe import capabilities_of
 from ckptstore.storage.object_store.reads import ObjectReader
 from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.transport import (
     ObjectName,
+    Page,
     Precondition,
     PutRequest,
     PutResult,
@@ -200,12 +202,15 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
     def _listed(self, bucket: str, start: str) -> Iterator[ObjectInfo]:
         """Yield the objects whose name begins with `start` and has no slash after it."""
         url = self.url_of(f"{bucket}/{start}")
-        token: str | None = ""
-        while token is not None:
-            request = partial(self.transport.list_page, bucket, start, token or None)
-            page = self.service.run(request, "cannot list the directory", url)
-            token = page.token
-            yield from page.objects
+        what = "cannot list the directory"
+
+        def ask(token: str | None) -> Page:
+            return self.service.run(partial(self.transport.list_page, bucket, start, token), what, url)
+
+        try:
+            yield from all_pages(ask)
+        except Fault as fault:
+            raise error_of(fault, what, url) from None
 
     def _check_directory(self, directory: ObjectName) -> None:
         """Raise if an object of the directory's own name may be the reason for an empty listing."""
