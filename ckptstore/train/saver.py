@@ -291,6 +291,11 @@ class Saver:
         Ctrl-C cancels the save: nothing of it stays, unless it was being published. On an object store a
         request that was under way may still arrive: no reader sees what it leaves, and ``ckptstore gc``
         removes it.
+
+        Threads
+        -------
+        One thread at a time. A signal handler that interrupts a save or a request in its own thread cannot
+        save or read: that raises `UsageError`. Let it set a flag, or cancel a background save.
         """
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)

@@ -90,7 +90,11 @@ STORAGE_FLOORS = Floors(
     (
         Floor(
             "plain data and means",
-            ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
+            (
+                *("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
+                *("latch", "reentry"),
+            ),
+            peers=True,
         ),
         Floor("checks of arguments, time", ("checks", "retry")),
         Floor("one upload", ("upload",)),

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ckptstore.errors import TransientError
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.reentry import refuse_reentry
 
 __all__ = ["LoopThread"]
 
@@ -92,6 +93,7 @@ class LoopThread:
             operation was cancelled. In both cases, and on Ctrl-C, the coroutine has ended by then: it writes
             into no buffer any more.
         """
+        refuse_reentry()
         call = _CoroutineCall(self.loop, start)
         attempts.cancellation.watch(call.drop)
         try:

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.reentry import refuse_reentry
 
 __all__ = ["Connection", "Server", "Servers"]
 
@@ -187,6 +188,7 @@ class Server:
         ------
         Fault
         """
+        refuse_reentry()
         while (connection := self._pop()) is not None:
             if connection.pid == os.getpid() and not self._is_stale(connection):
                 return connection
