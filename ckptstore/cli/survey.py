@@ -22,7 +22,7 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.format.naming import parse_file_name, series_of, split_step
 from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
@@ -221,19 +221,17 @@ def _in_order(items: list[CheckpointFacts], recorded: list[str]) -> list[Checkpo
 
 
 def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:
-    """Return the checkpoints of each basename by step; the basename that was saved last comes last."""
-    groups: dict[str, list[CheckpointFacts]] = {}
+    """Return the checkpoints of each basename by step, in the order in which the latest is chosen."""
+    groups: dict[str, list[tuple[tuple[int, ...], CheckpointFacts]]] = {}
     for item in items:
-        groups.setdefault(owner_of(item.prefix), []).append(item)
+        series = series_of(item.prefix)
+        groups.setdefault(series.name, []).append((series.place, item))
     for group in groups.values():
-        group.sort(
-            key=lambda item: (-1 if item.step is None else item.step, item.mtime_s or 0.0, item.prefix)
-        )
-    in_order = sorted(groups.values(), key=_age_rank)
-    return [item for group in in_order for item in group]
+        group.sort(key=lambda ranked: (ranked[0], ranked[1].mtime_s or 0.0, ranked[1].prefix))
+    return [item for group in sorted(groups.values(), key=_age_rank) for _, item in group]
 
 
-def _age_rank(group: list[CheckpointFacts]) -> tuple[bool, float]:
+def _age_rank(group: list[tuple[tuple[int, ...], CheckpointFacts]]) -> tuple[bool, bool, float]:
     # Graphs without a checkpoint come first, out of the way.
-    is_checkpoint = any(item.state != "graph only" for item in group)
-    return is_checkpoint, max(item.mtime_s or 0.0 for item in group)
+    is_checkpoint = any(item.state != "graph only" for _, item in group)
+    return is_checkpoint, bool(group[-1][0]), max(item.mtime_s or 0.0 for _, item in group)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
+import posixpath
 import warnings
+from dataclasses import dataclass, field
 
-from ckptstore.directory.catalog import fault_of, list_checkpoints, newest_first
+from ckptstore.directory.catalog import (
+    Distance,
+    doubt_about,
+    fault_of,
+    list_checkpoints,
+    nearest_first,
+    newest_first,
+)
 from ckptstore.directory.paths import resolve
+from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_state
 from ckptstore.errors import CkptStoreWarning, TransientError, UsageError, abridged
 from ckptstore.format.naming import parse_file_name
+from ckptstore.format.record import CheckpointState
+from ckptstore.storage.abilities import now_s
 from ckptstore.storage.base import Location
 
 __all__ = ["find_latest", "record_location"]
 
 # A directory may hold ten thousand torn checkpoints.
 _MOST_PASSED_OVER = 5
+
+# Listed checkpoints that the listing of the directory does not show.
+_MOST_ELSEWHERE = 20
 
 # How often the search starts again because the directory changed meanwhile.
 _MOST_LOOKS = 6
@@ -80,10 +96,12 @@ def find_latest(
         # did not change is out of date.
         now = snapshot if snapshot.version is None else read_state(record)
         if now.version == snapshot.version:
-            found, passed_over = _first_complete(directory) if recover else (None, [])
-            if found is not None:
-                _warn(f"{trouble}; taking {found.url}, the newest complete checkpoint there")
-                return found
+            search = _search(directory, snapshot.record.state, allow_external_paths) if recover else _Search()
+            if search.found is not None:
+                taken = f"taking {search.found.url}, the newest complete checkpoint there"
+                _warn(f"{trouble}; {taken}{search.remark}")
+                return search.found
+            passed_over = search.passed_over
             # What the listing showed may be gone for the same reason.
             now = read_state(record) if passed_over else snapshot
             if now.version == snapshot.version:
@@ -118,16 +136,72 @@ def _named_by(
     return None, f"the record names {named}, which cannot be restored: {reason}"
 
 
-def _first_complete(directory: Location) -> tuple[Location | None, list[str]]:
-    passed_over: list[str] = []
-    for item in newest_first(list_checkpoints(directory)):
-        place = directory.child(item.prefix)
+@dataclass(slots=True)
+class _Search:
+    """The search for another checkpoint than the one that the record names.
+
+    Attributes
+    ----------
+    found : Location or None
+        The nearest complete one.
+    remark : str
+        What is to be said about it.
+    passed_over : list of str
+        Why the others were not taken, the first few.
+    """
+
+    found: Location | None = None
+    remark: str = ""
+    passed_over: list[str] = field(default_factory=list)
+
+    def try_it(self, place: Location, name: str) -> bool:
         fault = fault_of(place)
         if fault is None:
-            return place, passed_over
-        if len(passed_over) < _MOST_PASSED_OVER:
-            passed_over.append(f"{place.name}: {fault}")
-    return None, passed_over
+            self.found = place
+            return True
+        if len(self.passed_over) < _MOST_PASSED_OVER:
+            self.passed_over.append(f"{name}: {fault}")
+        return False
+
+
+def _search(directory: Location, state: CheckpointState | None, allow_external_paths: bool) -> _Search:
+    search = _Search()
+    files = list_checkpoints(directory)
+    if state is None:
+        for item in newest_first(files):
+            if search.try_it(directory.child(item.prefix), item.prefix):
+                doubt = doubt_about(files, item.prefix, now_s(directory.storage))
+                search.remark = "" if doubt is None else f"; {doubt}"
+                break
+        return search
+    named = posixpath.basename(state.model_checkpoint_path.rstrip("/"))
+    places = [resolve(directory, path, allow_external_paths=allow_external_paths) for path in _listed(state)]
+    listed = {place.key: place for place in itertools.chain.from_iterable(places)}
+    names = {place.name for place in listed.values() if place.parent.key == directory.key}
+    candidates = nearest_first(files, named, names)
+    unlisted = [item for distance, item in candidates if distance is Distance.UNLISTED]
+    for distance, item in candidates[: len(candidates) - len(unlisted)]:
+        if search.try_it(directory.child(item.prefix), item.prefix):
+            if distance is Distance.LISTED:
+                search.remark = f"; it is of another basename than {abridged(named)!r}"
+            return search
+    # Of V1, in a directory below, or wherever the caller allows.
+    seen = {directory.child(item.prefix).key for _, item in candidates}
+    elsewhere = [place for key, place in reversed(listed.items()) if key not in seen]
+    for place in elsewhere[:_MOST_ELSEWHERE]:
+        if search.try_it(place, place.name):
+            return search
+    for item in unlisted:
+        if search.try_it(directory.child(item.prefix), item.prefix):
+            search.remark = (
+                f"; it is of another basename than {abridged(named)!r}, and the record does not list it"
+            )
+            break
+    return search
+
+
+def _listed(state: CheckpointState) -> list[str]:
+    return [path for path, _ in listed_paths(state) if path != state.model_checkpoint_path]
 
 
 def _warn(text: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ckptstore.bundle.verify.verify import BundleFault
-from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, newest_first
+from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, nearest_first, newest_first
 from ckptstore.directory.paths import owner_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
@@ -281,13 +281,8 @@ class _RepairPlan:
                 # It was named on purpose, perhaps to go back to it. Only a later save comes before it.
                 newest = self._newest([name, *adopted]) if name in self._found else name
                 return item.prefix if newest in (name, None) else newest
-        basename = owner_of(posixpath.basename(state.model_checkpoint_path))
-
-        def distance(item: PrefixFiles) -> int:
-            # Another basename has other tensors, and a checkpoint that is not listed may belong to any saver.
-            return 0 if owner_of(item.prefix) == basename else 1 if item.prefix in listed else 2
-
-        for candidate in sorted(newest_first(self._found), key=distance):
+        named = posixpath.basename(state.model_checkpoint_path)
+        for _, candidate in nearest_first(self._found, named, listed):
             if candidate.prefix in listed:
                 return listed[candidate.prefix].prefix
             # It is not listed, so no saver owns it: it may have been preserved on purpose.
