@@ -16,6 +16,7 @@ from ckptstore.errors import (
     AccessError,
     CkptStoreError,
     CkptStoreWarning,
+    CorruptError,
     IncompleteBundleError,
     NotFoundError,
     TransientError,
@@ -114,6 +115,9 @@ class _DirectorySurvey:
                 # The table shows the same.
                 warnings.simplefilter("ignore", CkptStoreWarning)
                 return find_latest(self._directory)
+        except CorruptError:
+            # The table shows the state of each.
+            return None
         except (AccessError, TransientError, UsageError, UnsupportedError) as error:
             self._keep_first_failure(error)
             self.latest_problem = Problem.of_error(error)

@@ -162,7 +162,7 @@ class CheckpointWriter:
             self._begin(request.run)
         prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
         basename, step = split_step(prefix)
-        owned = self._ownership.acquire(basename, self._timeout_s)
+        owned = self._ownership.acquire(basename, self._timeout_s, fresh_start=request.fresh_start)
         if self._window.is_forced:
             for entry in self._window.entries:
                 self._ownership.acquire(owner_of(entry.prefix), self._timeout_s)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import posixpath
 import warnings
-from dataclasses import dataclass, field
 
 from ckptstore.directory.catalog import (
     Distance,
+    PrefixFiles,
     doubt_about,
     fault_of,
     list_checkpoints,
     nearest_first,
     newest_first,
 )
+from ckptstore.directory.incomplete import Incomplete
 from ckptstore.directory.paths import resolve
 from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_state
@@ -24,10 +25,7 @@ from ckptstore.format.record import CheckpointState
 from ckptstore.storage.abilities import now_s
 from ckptstore.storage.base import Location
 
-__all__ = ["find_latest", "record_location"]
-
-# A directory may hold ten thousand torn checkpoints.
-_MOST_PASSED_OVER = 5
+__all__ = ["find_latest", "look_for_latest", "record_location"]
 
 # Listed checkpoints that the listing of the directory does not show.
 _MOST_ELSEWHERE = 20
@@ -82,32 +80,57 @@ def find_latest(
 
     Raises
     ------
+    CorruptError
+        If there are checkpoints and none of them can be restored, or the record names none that can and
+        `recover` is False.
     AccessError, TransientError, UsageError
         From the storage. What cannot be reached is never "no checkpoint", nor is one that is always replaced
         before it can be checked.
     """
+    found, remark = look_for_latest(
+        directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+    )
+    if remark:
+        warnings.warn(f"{remark}; taking that", CkptStoreWarning, stacklevel=3)
+    return found
+
+
+def look_for_latest(
+    directory: Location,
+    latest_filename: str | None = None,
+    *,
+    recover: bool = True,
+    allow_external_paths: bool = False,
+) -> tuple[Location | None, str]:
+    """Find the newest checkpoint that can be restored; parameters and errors as `find_latest`.
+
+    Returns
+    -------
+    found : Location or None
+    remark : str
+        Why it is not the one that the record names; empty if it is.
+    """
     record = record_location(directory, latest_filename)
     snapshot = read_state(record)
     for _ in range(_MOST_LOOKS):
-        place, trouble = _named_by(snapshot, directory, record, allow_external_paths)
+        incomplete = Incomplete()
+        place, trouble = _named_by(snapshot, directory, record, allow_external_paths, incomplete)
         if place is not None:
-            return place
+            return place, ""
         # Retention may have taken it since the record was read: the record has moved on then. Only one that
         # did not change is out of date.
         now = snapshot if snapshot.version is None else read_state(record)
         if now.version == snapshot.version:
-            search = _search(directory, snapshot.record.state, allow_external_paths) if recover else _Search()
-            if search.found is not None:
-                taken = f"taking {search.found.url}, the newest complete checkpoint there"
-                _warn(f"{trouble}; {taken}{search.remark}")
-                return search.found
-            passed_over = search.passed_over
+            if recover:
+                place, remark = _search(directory, snapshot.record.state, allow_external_paths, incomplete)
+                if place is not None:
+                    return place, f"{trouble}; {place.url} is the newest complete checkpoint there{remark}"
             # What the listing showed may be gone for the same reason.
-            now = read_state(record) if passed_over else snapshot
+            now = read_state(record) if incomplete else snapshot
             if now.version == snapshot.version:
-                if passed_over or snapshot.version is not None:
-                    _warn("; ".join([f"{trouble}; no complete checkpoint found", *passed_over]))
-                return None
+                if incomplete:
+                    raise incomplete.error(directory)
+                return None, ""
         snapshot = now
     raise TransientError(
         f"the latest checkpoint was replaced {_MOST_LOOKS} times while it was looked for",
@@ -117,11 +140,16 @@ def find_latest(
 
 
 def _named_by(
-    snapshot: RecordSnapshot, directory: Location, record: Location, allow_external_paths: bool
+    snapshot: RecordSnapshot,
+    directory: Location,
+    record: Location,
+    allow_external_paths: bool,
+    incomplete: Incomplete,
 ) -> tuple[Location | None, str]:
     """Return the checkpoint that the record calls the latest, or why it cannot be taken."""
     state = snapshot.record.state
     if snapshot.fault is not None:
+        incomplete.add(record.name, "the record cannot be read", str(snapshot.fault))
         return None, f"the record cannot be read: {snapshot.fault}"
     if state is None:
         return None, f"there is no record {record.url}"
@@ -130,79 +158,48 @@ def _named_by(
         fault = fault_of(place)
         if fault is None:
             return place, ""
-        faults.append(str(fault))
-    reason = "; ".join(faults) or "it leads nowhere"
-    named = repr(abridged(state.model_checkpoint_path))
-    return None, f"the record names {named}, which cannot be restored: {reason}"
+        faults.append(fault)
+    reason = "; ".join(map(str, faults)) or "it leads nowhere"
+    named = f"the record names {abridged(state.model_checkpoint_path)!r}"
+    text = f"{named}, which cannot be restored: {reason}"
+    incomplete.add(record.name, f"{named}: {faults[0].what if faults else reason}", text)
+    return None, text
 
 
-@dataclass(slots=True)
-class _Search:
-    """The search for another checkpoint than the one that the record names.
-
-    Attributes
-    ----------
-    found : Location or None
-        The nearest complete one.
-    remark : str
-        What is to be said about it.
-    passed_over : list of str
-        Why the others were not taken, the first few.
-    """
-
-    found: Location | None = None
-    remark: str = ""
-    passed_over: list[str] = field(default_factory=list)
-
-    def try_it(self, place: Location, name: str) -> bool:
-        fault = fault_of(place)
-        if fault is None:
-            self.found = place
-            return True
-        if len(self.passed_over) < _MOST_PASSED_OVER:
-            self.passed_over.append(f"{name}: {fault}")
-        return False
-
-
-def _search(directory: Location, state: CheckpointState | None, allow_external_paths: bool) -> _Search:
-    search = _Search()
+def _search(
+    directory: Location, state: CheckpointState | None, allow_external_paths: bool, incomplete: Incomplete
+) -> tuple[Location | None, str]:
+    """Return another checkpoint than the one that the record names, and what is to be said about it."""
     files = list_checkpoints(directory)
-    if state is None:
-        for item in newest_first(files):
-            if search.try_it(directory.child(item.prefix), item.prefix):
-                doubt = doubt_about(files, item.prefix, now_s(directory.storage))
-                search.remark = "" if doubt is None else f"; {doubt}"
-                break
-        return search
+    candidates = (
+        ((directory.child(item.prefix), "") for item in newest_first(files))
+        if state is None
+        else _nearest(directory, files, state, allow_external_paths)
+    )
+    for place, remark in candidates:
+        if incomplete.is_restorable(place, place.name):
+            doubt = doubt_about(files, place.name, now_s(directory.storage)) if state is None else None
+            return place, remark if doubt is None else f"; {doubt}"
+    incomplete.add_unpublished(directory, files.values())
+    return None, ""
+
+
+def _nearest(
+    directory: Location, files: dict[str, PrefixFiles], state: CheckpointState, allow_external_paths: bool
+) -> list[tuple[Location, str]]:
     named = posixpath.basename(state.model_checkpoint_path.rstrip("/"))
-    places = [resolve(directory, path, allow_external_paths=allow_external_paths) for path in _listed(state)]
+    paths = [path for path, _ in listed_paths(state) if path != state.model_checkpoint_path]
+    places = [resolve(directory, path, allow_external_paths=allow_external_paths) for path in paths]
     listed = {place.key: place for place in itertools.chain.from_iterable(places)}
     names = {place.name for place in listed.values() if place.parent.key == directory.key}
-    candidates = nearest_first(files, named, names)
-    unlisted = [item for distance, item in candidates if distance is Distance.UNLISTED]
-    for distance, item in candidates[: len(candidates) - len(unlisted)]:
-        if search.try_it(directory.child(item.prefix), item.prefix):
-            if distance is Distance.LISTED:
-                search.remark = f"; it is of another basename than {abridged(named)!r}"
-            return search
+    nearest = nearest_first(files, named, names)
+    candidates: dict[Distance, list[tuple[Location, str]]] = {distance: [] for distance in Distance}
+    other = f"; it is of another basename than {abridged(named)!r}"
+    remarks = {Distance.LISTED: other, Distance.UNLISTED: f"{other}, and the record does not list it"}
+    for distance, item in nearest:
+        candidates[distance].append((directory.child(item.prefix), remarks.get(distance, "")))
     # Of V1, in a directory below, or wherever the caller allows.
-    seen = {directory.child(item.prefix).key for _, item in candidates}
-    elsewhere = [place for key, place in reversed(listed.items()) if key not in seen]
-    for place in elsewhere[:_MOST_ELSEWHERE]:
-        if search.try_it(place, place.name):
-            return search
-    for item in unlisted:
-        if search.try_it(directory.child(item.prefix), item.prefix):
-            search.remark = (
-                f"; it is of another basename than {abridged(named)!r}, and the record does not list it"
-            )
-            break
-    return search
-
-
-def _listed(state: CheckpointState) -> list[str]:
-    return [path for path, _ in listed_paths(state) if path != state.model_checkpoint_path]
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, CkptStoreWarning, stacklevel=4)
+    seen = {place.key for place, _ in itertools.chain.from_iterable(candidates.values())}
+    elsewhere = [(place, "") for key, place in reversed(listed.items()) if key not in seen]
+    candidates[Distance.LISTED] += elsewhere[:_MOST_ELSEWHERE]
+    return [*itertools.chain.from_iterable(candidates.values())]

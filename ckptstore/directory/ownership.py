@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import datetime
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from ckptstore.config import host_name
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
+from ckptstore.directory.incomplete import nothing_restorable
 from ckptstore.directory.leftovers import remove_leftovers
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
-from ckptstore.errors import AccessError, CkptStoreWarning, FencedError
+from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Owner, Record
 from ckptstore.storage.base import Location
@@ -94,11 +95,18 @@ class Ownership:
         # Set once, for good: this run writes nothing more.
         self._fenced: FencedError | None = None
 
-    def acquire(self, basename: str, timeout_s: float) -> OwnedBasename:
+    def acquire(self, basename: str, timeout_s: float, *, fresh_start: bool = False) -> OwnedBasename:
         """Take over `basename` for this run, once; adopt or clean up what dead saves left.
+
+        Parameters
+        ----------
+        fresh_start : bool
+            Do so although there are checkpoints and none of them can be restored. They are left alone.
 
         Raises
         ------
+        CorruptError
+            If there are checkpoints and none of them can be restored.
         FencedError
             If this run was fenced before.
         """
@@ -114,6 +122,11 @@ class Ownership:
                 stacklevel=5,
             )
         record = snapshot.record
+        entries = own_entries(self.directory, record.state, {basename}, {}, 0.0)
+        fault: CorruptError | None = None
+        if entries:
+            # Before the take-over: nothing is written if this raises.
+            fault = self._nothing_restorable(entries, lambda: self._list_files(basename) or {}, fresh_start)
         previous = record.owners.get(basename)
         if record.state is not None and (previous is None or previous.run != self.run):
             record = self._take_over(basename, snapshot, timeout_s)
@@ -122,6 +135,8 @@ class Ownership:
         self.last_seen = record
         listing = self._list_files(basename)
         found = listing or {}
+        if not entries:
+            self._nothing_restorable(entries, lambda: found, fresh_start)
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
         # for ever.
         now_s = self.clock()
@@ -129,7 +144,9 @@ class Ownership:
         self._mtimes_s.update(mtimes_s)
         entries = own_entries(self.directory, record.state, {basename}, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
-        if listing is not None:
+        if fault is not None:
+            self._missing |= set(entries)
+        elif listing is not None:
             self._missing |= {e for e in entries if e.prefix not in found or found[e.prefix].index is None}
         steps = [step for prefix in listed if (step := split_step(prefix)[1]) is not None]
         if owner is not None and owner.highest_step is not None:
@@ -147,6 +164,14 @@ class Ownership:
         owned.knows_all = snapshot.version is None and listing == {}
         self.owned[basename] = owned
         return owned
+
+    def _nothing_restorable(
+        self, entries: Sequence[Entry], find: Callable[[], dict[str, PrefixFiles]], fresh_start: bool
+    ) -> CorruptError | None:
+        fault = nothing_restorable(self.directory, [entry.prefix for entry in entries], find)
+        if fault is not None and not fresh_start:
+            raise fault
+        return fault
 
     def _list_files(self, basename: str) -> dict[str, PrefixFiles] | None:
         """Return the files of `basename`; None if listing is not allowed: saving works without it."""

@@ -32,6 +32,8 @@ class SaveRequest:
         Of the graph's file.
     step : int or None
         For reports of progress.
+    fresh_start : bool
+        Save although there are checkpoints of the basename and none of them can be restored.
     """
 
     prefix: Location
@@ -40,6 +42,7 @@ class SaveRequest:
     meta: bytes | None = None
     suffix: str = "meta"
     step: int | None = None
+    fresh_start: bool = False
 
     @property
     def has_tensors(self) -> bool:

@@ -9,6 +9,8 @@ A backend derives from the types whose promises it keeps, and a caller asks by t
 `SupportsRelaxedDurability`   ``durability="cache"`` saves no time.
 `KnowsWriters`                Only its age shows that a file is left over: what a dead save has left behind
                               stays until it is old enough to be collected.
+`MarksUploads`                A first save that was killed cannot be told from a checkpoint that is still
+                              being copied: the next run has to be told to begin anew.
 `KnowsServerTime`             Ages are judged by the clock of this machine.
 `ProbesCapabilities`          `Storage.capabilities` has to be true everywhere; nothing is tried.
 `Diagnosable`                 ``ckptstore doctor`` tries the primitives and knows nothing about the backend.
@@ -34,6 +36,7 @@ __all__ = [
     "Diagnosable",
     "KnowsServerTime",
     "KnowsWriters",
+    "MarksUploads",
     "ProbesCapabilities",
     "SupportsCopies",
     "SupportsRelaxedDurability",
@@ -129,6 +132,22 @@ class KnowsWriters(ABC):
     @abstractmethod
     def mark_unneeded(self, keys: Sequence[str]) -> None:
         """Undo `mark_needed` for what another index is about to replace, unless it has other names."""
+
+
+class MarksUploads(ABC):
+    """An object shows whether a save wrote it here, or another program."""
+
+    @abstractmethod
+    def is_upload(self, key: str) -> bool:
+        """Return whether an `upload` under this very key made the object; False where that is not known.
+
+        Not asked for what a published index names.
+
+        Raises
+        ------
+        NotFoundError
+            If nothing is there.
+        """
 
 
 class KnowsServerTime(ABC):

@@ -12,6 +12,7 @@ from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsServerTime,
     KnowsWriters,
+    MarksUploads,
     ProbesCapabilities,
     SupportsCopies,
     SupportsRelaxedDurability,
@@ -171,6 +172,10 @@ class _ForwardsWriters(KnowsWriters):
     mark_unneeded = _forwarded(KnowsWriters.mark_unneeded)
 
 
+class _ForwardsMarks(MarksUploads):
+    is_upload = _intercepted(MarksUploads.is_upload)
+
+
 class _ForwardsServerTime(KnowsServerTime):
     now_s = _forwarded(KnowsServerTime.now_s)
 
@@ -189,6 +194,7 @@ _FORWARDERS: dict[type, type] = {
     SupportsCopies: _ForwardsCopies,
     SupportsRelaxedDurability: _ForwardsRelaxedDurability,
     KnowsWriters: _ForwardsWriters,
+    MarksUploads: _ForwardsMarks,
     KnowsServerTime: _ForwardsServerTime,
     ProbesCapabilities: _ForwardsProbes,
     Diagnosable: _ForwardsDiagnosis,

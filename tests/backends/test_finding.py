@@ -9,6 +9,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.storage.registry import locate
+from tests.backends.conftest import names_in
 
 
 def put(url: str, name: str) -> None:
@@ -44,3 +45,103 @@ def test_stepping_back_stays_with_the_basename(run_url: str) -> None:
         ck.remove_checkpoint(f"{run_url}/{name}")
     with pytest.warns(ck.CkptStoreWarning, match="other-9.*does not list"):
         assert ck.latest_checkpoint(run_url) == f"{run_url}/other-9"
+
+
+NOT_AN_INDEX = {
+    "an HTML page": b"<!DOCTYPE html><html><body>Sign in</body></html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+}
+DATA = "model-{}.data-00000-of-00001"
+
+
+def copy_run(url: str, damage: str) -> dict[str, bytes]:
+    """Copy a run of two steps to `url` as another program would, each with the damage; return the files."""
+    source = locate(f"memory://finding/{damage.replace(' ', '-')}/run")
+    if not [*source.storage.list(f"{source.key}/")]:
+        saver = ck.Saver()
+        for step in (9, 10):
+            saver.save({"w": np.full(3, float(step))}, f"{source.url}/model", step, write_meta_graph=False)
+    files = {
+        info.key.rpartition("/")[2]: source.storage.get(info.key).data
+        for info in source.storage.list(f"{source.key}/")
+    }
+    for step in (9, 10):
+        if damage in NOT_AN_INDEX:
+            files[f"model-{step}.index"] = NOT_AN_INDEX[damage]
+        elif damage == "no data":
+            del files[DATA.format(step)]
+        elif damage == "data cut short":
+            files[DATA.format(step)] = files[DATA.format(step)][:-1]
+        elif damage == "data first":
+            del files[f"model-{step}.index"]
+        elif damage == "record first":
+            del files[f"model-{step}.index"], files[DATA.format(step)]
+    if damage != "record first":
+        del files["checkpoint"]
+    for name, data in files.items():
+        put_bytes(url, name, data)
+    return files
+
+
+def files_in(url: str) -> dict[str, bytes]:
+    directory = locate(url)
+    return {name: directory.storage.get(directory.child(name).key).data for name in names_in(url)}
+
+
+def manager_of(url: str, **options: bool) -> ck.CheckpointManager:
+    checkpoint = ck.Checkpoint(w=np.zeros(3))
+    return ck.CheckpointManager(
+        checkpoint, url, 2, checkpoint_name="model", init_fn=checkpoint.__repr__, **options
+    )
+
+
+@pytest.mark.parametrize("damage", [*NOT_AN_INDEX, "no data", "data cut short", "data first", "record first"])
+def test_incomplete_is_not_nothing(run_url: str, damage: str) -> None:
+    files = copy_run(run_url, damage)
+    with pytest.raises(ck.CorruptError, match="model-10") as raised:
+        ck.latest_checkpoint(run_url)
+    assert damage not in NOT_AN_INDEX or damage in str(raised.value)
+    if damage != "record first":
+        with pytest.raises(ck.CorruptError, match="model-9"):
+            ck.get_checkpoint_state(run_url)
+    manager = manager_of(run_url)
+    with pytest.raises(ck.CorruptError, match="model-10"):
+        manager.restore_or_initialize()
+    with pytest.raises(ck.CorruptError, match="model-10"):
+        _ = manager.latest_checkpoint
+    saves = [
+        lambda: ck.Saver().save({"w": np.zeros(3)}, f"{run_url}/model", 1),
+        manager.save,
+        lambda: ck.Checkpoint(w=np.zeros(3)).save(f"{run_url}/model"),
+    ]
+    for save in saves:
+        with pytest.raises(ck.CorruptError, match="fresh_start"):
+            save()
+    assert files_in(run_url) == files
+
+
+@pytest.mark.parametrize("damage", ["a Git LFS pointer", "data first", "record first"])
+def test_a_fresh_start_leaves_the_old_files_alone(run_url: str, damage: str) -> None:
+    old = copy_run(run_url, damage)
+    with pytest.warns(ck.CkptStoreWarning, match="fresh_start"):
+        manager = manager_of(run_url, fresh_start=True)
+    assert manager.restore_or_initialize() is None
+    saver = ck.Saver(max_to_keep=1, fresh_start=True)
+    for step in (1, 2, 3):
+        saver.save({"w": np.full(3, float(step))}, f"{run_url}/model", step, write_meta_graph=False)
+        assert ck.latest_checkpoint(run_url) == f"{run_url}/model-{step}"
+    new = files_in(run_url)
+    assert {name: new.get(name) for name in old if name != "checkpoint"} == {
+        name: data for name, data in old.items() if name != "checkpoint"
+    }
+    assert sorted(new.keys() - old.keys() - {"checkpoint"}) == [DATA.format(3), "model-3.index"]
+
+
+def test_one_of_several_that_is_incomplete_is_stepped_over(run_url: str) -> None:
+    copy_run(run_url, "none")
+    put_bytes(run_url, "model-10.index", NOT_AN_INDEX["an HTML page"])
+    with pytest.warns(ck.CkptStoreWarning, match="model-9"):
+        assert ck.latest_checkpoint(run_url) == f"{run_url}/model-9"
+    with pytest.warns(ck.CkptStoreWarning, match="model-9"):
+        assert manager_of(run_url).restore_or_initialize() == f"{run_url}/model-9"
+    assert ck.Saver().save({"w": np.zeros(3)}, f"{run_url}/model", 11) == f"{run_url}/model-11"

@@ -24,6 +24,7 @@ from ckptstore.errors import CkptStoreError, UsageError, from_os_error
 from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsWriters,
+    MarksUploads,
     SupportsCopies,
     SupportsRelaxedDurability,
     SupportsViews,
@@ -61,7 +62,13 @@ _LARGE_READ_BYTES = 1 << 20
 
 
 class LocalStorage(
-    Storage, SupportsViews, SupportsCopies, SupportsRelaxedDurability, KnowsWriters, Diagnosable
+    Storage,
+    SupportsViews,
+    SupportsCopies,
+    SupportsRelaxedDurability,
+    KnowsWriters,
+    MarksUploads,
+    Diagnosable,
 ):
     """The file system of this machine; keys are absolute POSIX paths."""
 
@@ -283,6 +290,22 @@ class LocalStorage(
     def mark_unneeded(self, keys: Sequence[str]) -> None:
         for key in keys:
             mark_needed(key, is_needed=False)
+
+    def is_upload(self, key: str) -> bool:
+        """Return whether an upload made this file; where files cannot be marked, whether it is open still."""
+        _split(key)
+        try:
+            fd = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                # A symbolic link, such as git-annex makes.
+                return False
+            raise from_os_error(error, "cannot see who wrote the file", key) from error
+        try:
+            with translate_errors("cannot see who wrote the file", key):
+                return bool(upload_mark(fd)) or is_held(fd)
+        finally:
+            os.close(fd)
 
     def diagnose(self, directory_key: str) -> Sequence[Finding]:
         return list(diagnose_directory(directory_key))

@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ckptstore.checksums import crc32c
 from ckptstore.errors import UsageError
-from ckptstore.storage.abilities import Diagnosable, KnowsServerTime, ProbesCapabilities, SupportsCopies
+from ckptstore.storage.abilities import (
+    Diagnosable,
+    KnowsServerTime,
+    MarksUploads,
+    ProbesCapabilities,
+    SupportsCopies,
+)
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import new_write_id
+from ckptstore.storage.object_store.conditional_write import is_of_upload, new_upload_id, new_write_id
 from ckptstore.storage.object_store.deletes import ObjectDeleter
 from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.errors import error_of
@@ -49,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["ObjectStorage"]
 
 
-class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities, Diagnosable):
+class ObjectStorage(Storage, SupportsCopies, MarksUploads, KnowsServerTime, ProbesCapabilities, Diagnosable):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
     Parameters
@@ -138,7 +144,9 @@ class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities
         target = self.service.object_name(target_key)
         found = self.head(source_key)
         check_pin(version, found.version, self.url_of(source_key))
-        request = PutRequest(target, new_write_id(), Precondition(None), found.size_bytes, found.crc32c)
+        request = PutRequest(
+            target, new_upload_id(target), Precondition(None), found.size_bytes, found.crc32c
+        )
 
         def send(request: PutRequest, attempts: Attempts) -> PutResult:
             try:
@@ -158,6 +166,9 @@ class ObjectStorage(Storage, SupportsCopies, KnowsServerTime, ProbesCapabilities
         upload = ObjectUpload(self.service, target, size_bytes, when_over=self._uploads.discard)
         self._uploads.add(upload)
         return upload
+
+    def is_upload(self, key: str) -> bool:
+        return is_of_upload(self.head(key).write_id, self.service.object_name(key))
 
     def delete_if(self, key: str, version: str) -> bool:
         return self._deleter.delete_if(key, version)
