@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
-from ckptstore.directory.paths import owner_of, resolve
+from ckptstore.directory.paths import UNNAMED, owner_of, resolve
 from ckptstore.directory.record_update import RecordSnapshot, read_record
 from ckptstore.errors import (
     AccessError,
@@ -94,16 +94,21 @@ class _DirectorySurvey:
         state = snapshot.record.state
         if state is None:
             return RecordFacts(location.url, "missing")
-        places = resolve(self._directory, state.model_checkpoint_path)
-        prefix = self._name_of(places[0]) if places else None
+        place = self._place_of(state.model_checkpoint_path)
+        prefix = None if place is None else self._name_of(place) or UNNAMED
         return RecordFacts(location.url, "present", latest=state.model_checkpoint_path, latest_prefix=prefix)
 
     def _add_paths(self, snapshot: RecordSnapshot) -> None:
         state = snapshot.record.state
         for path in (*state.all_model_checkpoint_paths, state.model_checkpoint_path) if state else ():
-            places = resolve(self._directory, path)
-            if places:
-                self.listed[self._name_of(places[0])] = places[0]
+            place = self._place_of(path)
+            if place is not None:
+                self.listed[self._name_of(place)] = place
+
+    def _place_of(self, path: str) -> Location | None:
+        """Return the place that a path of the record means, the first one where files are."""
+        places = resolve(self._directory, path)
+        return next((place for place in places if self._name_of(place) in self._found), [*places, None][0])
 
     def _name_of(self, place: Location) -> str:
         """Return the prefix relative to the directory, as the listing has it."""
@@ -150,7 +155,7 @@ class _DirectorySurvey:
             version = 2 if state == "gone" else 1
         newest = found.index or max(files, key=lambda info: info.mtime_s, default=None)
         return CheckpointFacts(
-            prefix=name,
+            prefix=name or UNNAMED,
             url=place.url,
             step=split_step(name)[1],
             version=version,

@@ -104,6 +104,10 @@ def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[st
             item.data[parsed.shard, parsed.num_shards] = info
         elif parsed.kind == "meta":
             item.meta = info
+    unnamed = found.get("")
+    if unnamed is not None and (unnamed.index is None or not unnamed.data):
+        # Hidden files of other programs have such names.
+        del found[""]
     return found
 
 

@@ -11,6 +11,7 @@ from contextvars import ContextVar, copy_context
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.graph_keeper import GraphKeeper
+from ckptstore.directory.moved import moved_here
 from ckptstore.directory.ownership import OwnedBasename, Ownership
 from ckptstore.directory.paths import inside, owner_of
 from ckptstore.directory.pending_deletes import PendingDeletes
@@ -118,7 +119,8 @@ class CheckpointWriter:
     def peek(self, basename: str) -> None:
         """Set `window` to what the record lists for `basename`, without taking anything over."""
         record = read_record(self._record).record
-        entries = own_entries(self.directory, record.state, {basename}, {}, self._clock(), kept=record.kept)
+        state = record.state and moved_here(self.directory, record.state)
+        entries = own_entries(self.directory, state, {basename}, {}, self._clock(), kept=record.kept)
         self._window = Window(tuple(entries))
 
     def save(self, request: SaveRequest, running: RunningSave) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import posixpath
 import warnings
+from urllib.parse import unquote
 
 from ckptstore.directory.catalog import (
     Distance,
@@ -16,16 +16,23 @@ from ckptstore.directory.catalog import (
     newest_first,
 )
 from ckptstore.directory.incomplete import Incomplete
-from ckptstore.directory.paths import resolve
+from ckptstore.directory.paths import basename_of, resolve
 from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_state
-from ckptstore.errors import CkptStoreWarning, TransientError, UsageError, abridged
-from ckptstore.format.naming import parse_file_name
+from ckptstore.errors import (
+    AccessError,
+    CkptStoreWarning,
+    NotFoundError,
+    TransientError,
+    UsageError,
+    abridged,
+)
+from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.format.record import CheckpointState
 from ckptstore.storage.abilities import now_s
-from ckptstore.storage.base import Location
+from ckptstore.storage.base import Location, Storage
 
-__all__ = ["find_latest", "look_for_latest", "record_location"]
+__all__ = ["check_is_directory", "find_latest", "look_for_latest", "record_location"]
 
 # Listed checkpoints that the listing of the directory does not show.
 _MOST_ELSEWHERE = 20
@@ -139,6 +146,48 @@ def look_for_latest(
     )
 
 
+def check_is_directory(directory: Location) -> None:
+    """Raise if `directory`, in which nothing was found, is the name of something else.
+
+    Raises
+    ------
+    UsageError
+        If it is a prefix, a file of a checkpoint, a record, or percent-encoded.
+    """
+    parsed = parse_file_name(directory.name)
+    parent = directory.parent.url or "."
+    what = None
+    if directory.name == RECORD_NAME:
+        what = "the record of a directory"
+    elif parsed is not None and parsed.kind != "v1-shard":
+        what = f"a file of checkpoint {parsed.prefix!r}"
+    if what is not None and _is_file(directory.storage, directory.key):
+        raise UsageError(
+            f"this is {what}, not a directory", url=directory.url, hint=f"Pass the directory: {parent}"
+        )
+    if _is_file(directory.storage, index_name(directory.key)):
+        raise UsageError(
+            "this is the prefix of a checkpoint, not a directory",
+            url=directory.url,
+            hint=f"It can be restored as it is. The latest one is found in the directory: {parent}",
+        )
+    plain = unquote(directory.key)
+    if plain != directory.key and next(iter(directory.storage.list(f"{plain}/")), None) is not None:
+        raise UsageError(
+            "names in URLs are taken as they are, percent signs included, and this directory is empty",
+            url=directory.url,
+            hint=f"Pass {unquote(directory.url)}",
+        )
+
+
+def _is_file(storage: Storage, key: str) -> bool:
+    try:
+        storage.head(key)
+    except (NotFoundError, UsageError, AccessError):
+        return False
+    return True
+
+
 def _named_by(
     snapshot: RecordSnapshot,
     directory: Location,
@@ -187,7 +236,7 @@ def _search(
 def _nearest(
     directory: Location, files: dict[str, PrefixFiles], state: CheckpointState, allow_external_paths: bool
 ) -> list[tuple[Location, str]]:
-    named = posixpath.basename(state.model_checkpoint_path.rstrip("/"))
+    named = basename_of(state.model_checkpoint_path)
     paths = [path for path, _ in listed_paths(state) if path != state.model_checkpoint_path]
     places = [resolve(directory, path, allow_external_paths=allow_external_paths) for path in paths]
     listed = {place.key: place for place in itertools.chain.from_iterable(places)}

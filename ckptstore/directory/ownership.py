@@ -20,6 +20,7 @@ from ckptstore.config import host_name
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.incomplete import nothing_restorable
 from ckptstore.directory.leftovers import remove_leftovers
+from ckptstore.directory.moved import moved_here
 from ckptstore.directory.record_entries import own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
@@ -122,7 +123,8 @@ class Ownership:
                 stacklevel=5,
             )
         record = snapshot.record
-        entries = own_entries(self.directory, record.state, {basename}, {}, 0.0)
+        state = record.state and moved_here(self.directory, record.state)
+        entries = own_entries(self.directory, state, {basename}, {}, 0.0)
         fault: CorruptError | None = None
         if entries:
             # Before the take-over: nothing is written if this raises.
@@ -191,7 +193,8 @@ class Ownership:
                 raise _RecordGoneError
             owner = now.record.owners.get(basename)
             epoch = 1 if owner is None else owner.epoch + 1
-            return now.record.with_owner(self._owner_line(basename, epoch, owner))
+            record = replace(now.record, state=moved_here(self.directory, now.record.state))
+            return record.with_owner(self._owner_line(basename, epoch, owner))
 
         try:
             return update_record(self.record, raise_epoch, first=snapshot, timeout_s=timeout_s)

@@ -33,7 +33,7 @@ __all__ = [
 
 # Five digits, or more without leading zeros: exactly what %05d gives.
 _SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"
-_DATA = re.compile(rf"(.+)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
+_DATA = re.compile(rf"(.*)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_SHARD = re.compile(rf"(.+)(?<!\.data)-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_PATTERN = re.compile(r"(.+)-\?{5}-of-([0-9]{5})", re.DOTALL)
 # Not greedy, so that "model--1" is step -1 of "model" and not step 1 of "model-". Twenty places hold every
@@ -104,12 +104,13 @@ def parse_file_name(basename: str) -> ParsedName | None:
     Parameters
     ----------
     basename : str
-        Without directory. A graph file is only known by the usual suffix ``meta``.
+        Without directory. A graph file is only known by the usual suffix ``meta``. ``.index`` and the like
+        have an empty prefix: TensorFlow's ``saver.save(sess, "dir/")`` writes them.
     """
     if "/" in basename:
         return None
     for kind, ending in (("index", ".index"), ("meta", ".meta")):
-        if basename.endswith(ending) and len(basename) > len(ending):
+        if basename.endswith(ending):
             return ParsedName("index" if kind == "index" else "meta", basename[: -len(ending)])
     match = _DATA.fullmatch(basename)
     if match is not None:

@@ -252,7 +252,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, MarksUploads):
             raise UsageError(
                 "a directory stands where a file should be",
                 url=self.url_of(key),
-                hint="Remove it or choose another path.",
+                hint="Choose another path.",
             )
 
     def _check_parents(self, key: str) -> None:
@@ -266,7 +266,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, MarksUploads):
                 raise UsageError(
                     "a file stands where a directory should be",
                     url=self.url_of(parent),
-                    hint="Remove it or choose another path.",
+                    hint="Choose another path.",
                 )
             parent = parent.rpartition("/")[0]
 

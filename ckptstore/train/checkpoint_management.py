@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
-from ckptstore.directory.latest import find_latest, look_for_latest, record_location
-from ckptstore.directory.paths import relative_prefix
+from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
+from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
 from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
@@ -79,10 +79,17 @@ def latest_checkpoint(
         If the directory cannot be read. That is never reported as "no checkpoint".
     """
     directory = locate(checkpoint_dir, storage_options)
-    found = find_latest(
-        directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
-    )
-    return None if found is None else found.url
+    try:
+        found = find_latest(
+            directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+        )
+    except UsageError:
+        check_is_directory(directory)
+        raise
+    if found is None:
+        check_is_directory(directory)
+        return None
+    return found.url
 
 
 def get_checkpoint_state(
@@ -114,9 +121,16 @@ def get_checkpoint_state(
         If the record cannot be reached.
     """
     directory = locate(checkpoint_dir, storage_options)
-    state = read_state(record_location(directory, latest_filename)).record.state
+    record = record_location(directory, latest_filename)
+    try:
+        state = read_state(record).record.state
+    except UsageError:
+        check_is_directory(directory)
+        raise
     if state is None:
-        _, remark = look_for_latest(directory, latest_filename)
+        found, remark = look_for_latest(directory, latest_filename)
+        if found is None:
+            check_is_directory(directory)
         if remark:
             warnings.warn(remark, CkptStoreWarning, stacklevel=2)
         return None
@@ -218,7 +232,8 @@ def _to_relative(directory: Location, path: str) -> str:
         return posixpath.relpath(path, directory.key)
     if directory.url.startswith("/") or "://" in directory.url:
         return path
-    return posixpath.relpath(path, directory.url or ".")
+    relative = posixpath.relpath(path, directory.url or ".")
+    return UNNAMED if relative == "." and path.endswith("/") else relative
 
 
 def checkpoint_exists(checkpoint_prefix: PathText, *, storage_options: Options = None) -> bool:
@@ -271,7 +286,10 @@ def get_checkpoint_mtimes(
 
 
 def _mtime_s(prefix: Location) -> float | None:
-    for place in (prefix.parent.child(index_name(prefix.name)), prefix):
+    places = [prefix.suffixed(index_name("")), prefix]
+    if prefix.url.endswith("/"):
+        places.insert(0, Location(prefix.storage, f"{prefix.key}/", prefix.url).suffixed(index_name("")))
+    for place in places:
         try:
             return place.storage.head(place.key).mtime_s
         except NotFoundError:
@@ -312,6 +330,9 @@ def remove_checkpoint(
     prefix = locate(checkpoint_prefix, storage_options)
     if checkpoint_format_version == 1:
         remove_v1_files(prefix.parent, prefix.name, meta_graph_suffix)
+    elif prefix.url.endswith("/"):
+        # An empty basename, as in TensorFlow. What has the name without the slash is not meant.
+        remove_checkpoint_files(prefix, "", meta_graph_suffix)
     else:
         remove_checkpoint_files(prefix.parent, prefix.name, meta_graph_suffix)
 

@@ -121,16 +121,19 @@ class CheckpointManager:
         # Why there is no latest one, although there are checkpoints.
         self._fault: CorruptError | None = None
         self._look_for_latest()
+        if self._fault is not None:
+            warnings.warn(f"nothing is restored: {self._fault}", CkptStoreWarning, stacklevel=2)
 
     def _look_for_latest(self) -> None:
         try:
             found = find_latest(self._directory)
         except CorruptError as error:
-            if not self._options.fresh_start:
+            if self._options.fresh_start:
+                text = f"beginning anew, as fresh_start says: {error}"
+                warnings.warn(text, CkptStoreWarning, stacklevel=3)
+            else:
                 self._fault = error
-                return
-            warnings.warn(f"beginning anew, as fresh_start says: {error}", CkptStoreWarning, stacklevel=3)
-            found = None
+            return
         self._latest = None if found is None else found.url
         self._fault = None
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.directory.record_update import read_record
+from ckptstore.directory.repair import repair_record
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 
@@ -134,7 +136,10 @@ def test_a_fresh_start_leaves_the_old_files_alone(run_url: str, damage: str) -> 
     assert {name: new.get(name) for name in old if name != "checkpoint"} == {
         name: data for name, data in old.items() if name != "checkpoint"
     }
-    assert sorted(new.keys() - old.keys() - {"checkpoint"}) == [DATA.format(3), "model-3.index"]
+    assert {name.partition(".")[0] for name in new.keys() - old.keys()} == {
+        "checkpoint",
+        "model-3",
+    } - old.keys()
 
 
 def test_one_of_several_that_is_incomplete_is_stepped_over(run_url: str) -> None:
@@ -145,3 +150,110 @@ def test_one_of_several_that_is_incomplete_is_stepped_over(run_url: str) -> None
     with pytest.warns(ck.CkptStoreWarning, match="model-9"):
         assert manager_of(run_url).restore_or_initialize() == f"{run_url}/model-9"
     assert ck.Saver().save({"w": np.zeros(3)}, f"{run_url}/model", 11) == f"{run_url}/model-11"
+
+
+def test_the_checkpoint_with_an_empty_basename(run_url: str) -> None:
+    # What saver.save(sess, "dir/") of TensorFlow writes.
+    put(run_url, "model")
+    for ending in ("index", "data-00000-of-00001"):
+        place = locate(run_url).child(f"model.{ending}")
+        put_bytes(run_url, f".{ending}", place.storage.get(place.key).data)
+    ck.remove_checkpoint(f"{run_url}/model")
+    prefix = f"{run_url}/"
+    assert ck.checkpoint_exists(prefix)
+    assert ck.list_variables(prefix) == [("w", [3])]
+    assert ck.load_checkpoint(run_url).get_tensor("w").tolist() == [0.0] * 3
+    restored: dict[str, np.ndarray] = {}
+    ck.Saver().restore(restored, prefix)
+    assert restored["w"].tolist() == [0.0] * 3
+    with pytest.warns(ck.CkptStoreWarning, match="no record"):
+        assert ck.latest_checkpoint(run_url) == prefix
+    named = locate(run_url).key if "://" not in run_url else run_url
+    for path in ("./", f"{named}/", "/elsewhere/before/the/move/", "s3://elsewhere/run/"):
+        put_bytes(run_url, "checkpoint", f'model_checkpoint_path: "{path}"\n'.encode())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ck.CkptStoreWarning)
+            assert ck.latest_checkpoint(run_url) == prefix, path
+    assert len(ck.get_checkpoint_mtimes([prefix])) == 1
+    ck.remove_checkpoint(prefix)
+    assert names_in(run_url) == ["checkpoint"]
+
+
+WINDOWS = {
+    "drive": r"C:\runs\old\model-9",
+    "drive with slashes": "C:/runs/old/model-9",
+    "share": r"\\server\runs\model-9",
+    "relative": r"runs\model-9",
+    "index": "model-9.index",
+    "graph, moved": "/old/run/model-9.meta",
+    "index on a drive": r"C:\runs\model-9.index",
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_paths_of_other_systems_and_names_of_files_in_a_record(run_url: str, name: str) -> None:
+    for step in (9, 10):
+        put(run_url, f"model-{step}")
+    path = WINDOWS[name].replace("\\", "\\\\")
+    put_bytes(run_url, "checkpoint", f'model_checkpoint_path: "{path}"\n'.encode())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ck.CkptStoreWarning)
+        assert ck.latest_checkpoint(run_url) == f"{run_url}/model-9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_record_that_an_editor_of_windows_saved(run_url: str, encoding: str) -> None:
+    for step in (9, 10):
+        put(run_url, f"model-{step}")
+    put_bytes(run_url, "checkpoint", 'model_checkpoint_path: "model-9"\r\n'.encode(encoding))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ck.CkptStoreWarning)
+        assert ck.latest_checkpoint(run_url) == f"{run_url}/model-9"
+
+
+def test_what_is_no_directory_is_said(run_url: str) -> None:
+    ck.Saver().save({"w": np.zeros(3)}, f"{run_url}/my model", 1)
+    cases = {
+        f"{run_url}/my model-1": "prefix of a checkpoint",
+        f"{run_url}/my model-1.index": "file of checkpoint 'my model-1'",
+        f"{run_url}/my model-1.meta": "file of checkpoint 'my model-1'",
+        f"{run_url}/checkpoint": "the record of a directory",
+    }
+    for function in (ck.latest_checkpoint, ck.get_checkpoint_state):
+        for url, what in cases.items():
+            with pytest.raises(ck.UsageError, match=what) as raised:
+                function(url)
+            assert run_url in str(raised.value.hint)
+    assert ck.latest_checkpoint(f"{run_url}/nothing") is None
+    if "://" in run_url:
+        with pytest.raises(ck.NotFoundError, match="percent signs") as missing:
+            ck.load_checkpoint(f"{run_url}/my%20model-1")
+        assert f"{run_url}/my model-1" in str(missing.value)
+        ck.Saver().save({"w": np.zeros(3)}, f"{run_url}/a b/model", 1)
+        with pytest.raises(ck.UsageError, match="percent signs") as raised:
+            ck.latest_checkpoint(f"{run_url}/a%20b")
+        assert f"{run_url}/a b" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("home", ["/old/run/", "s3://old/run/", "C:\\\\old\\\\run\\\\"])
+def test_a_moved_run_of_tensorflow_is_gone_on_with(run_url: str, home: str) -> None:
+    for step in range(1, 6):
+        put(run_url, f"model-{step}")
+    ck.remove_checkpoint(f"{run_url}/model-2")
+    lines = [f'model_checkpoint_path: "{home}model-5"']
+    lines += [f'all_model_checkpoint_paths: "{home}model-{step}"' for step in range(1, 6)]
+    lines += ['all_model_checkpoint_paths: "/elsewhere/model-7"']
+    put_bytes(run_url, "checkpoint", "\n".join(lines).encode())
+    ck.Saver(max_to_keep=3).save({"w": np.zeros(3)}, f"{run_url}/model", 6, write_meta_graph=False)
+    directory = locate(run_url)
+    record = directory.child("checkpoint")
+    state = read_record(record).record.state
+    assert state is not None
+    assert state.all_model_checkpoint_paths == ("/elsewhere/model-7", "model-4", "model-5", "model-6")
+    assert {name.partition(".")[0] for name in names_in(run_url)} == {
+        "checkpoint",
+        "model-4",
+        "model-5",
+        "model-6",
+    }
+    assert not repair_record(directory, record, dry_run=True).is_changed

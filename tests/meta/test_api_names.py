@@ -115,7 +115,14 @@ SIGNATURES = {
             ("save_relative_paths", False),
             ("filename", None),
         ],
-        {"clock": time.time, "run": None, **EACH_SAVE, "reuse_unchanged": False, "queue": "wait"},
+        {
+            "clock": time.time,
+            "run": None,
+            **EACH_SAVE,
+            "reuse_unchanged": False,
+            "queue": "wait",
+            "fresh_start": False,
+        },
     ),
     "Saver.save": (
         [
@@ -169,13 +176,13 @@ SIGNATURES = {
             ("init_fn", None),
             ("last_checkpoint_step", None),
         ],
-        {"clock": time.time, "run": None, **URL, **EACH_SAVE, "reuse_unchanged": False},
+        {"clock": time.time, "run": None, **URL, **EACH_SAVE, "reuse_unchanged": False, "fresh_start": False},
     ),
     "CheckpointManager.save": ([("checkpoint_number", None), ("check_interval", True), ...], {}),
     "CheckpointManager.restore_or_initialize": ([], {}),
     "Checkpoint": ([("root", None)], {}),
     "Checkpoint.write": ([("prefix", REQUIRED), ...], URL | EACH_SAVE),
-    "Checkpoint.save": ([("prefix", REQUIRED), ...], URL | EACH_SAVE),
+    "Checkpoint.save": ([("prefix", REQUIRED), ...], URL | EACH_SAVE | {"fresh_start": False}),
     "Checkpoint.read": ([("prefix", REQUIRED), ...], URL),
     "Checkpoint.restore": ([("prefix", REQUIRED), ...], URL),
     "import_meta_graph": (

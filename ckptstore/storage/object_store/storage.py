@@ -223,7 +223,7 @@ class ObjectStorage(Storage, SupportsCopies, MarksUploads, KnowsServerTime, Prob
         raise UsageError(
             "an object has the directory's own name, and some servers then list nothing below it",
             url=url,
-            hint="Remove that object, or choose another directory.",
+            hint="Choose another directory.",
         )
 
     def now_s(self) -> float:

@@ -72,6 +72,7 @@ class WriterContract(AbilityContract):
         storage.mark_unneeded([key])
         assert not storage.is_abandoned(key)
 
+
 class MarkContract(AbilityContract):
     """Marks: what an upload made here is known from what another program put there."""
 

@@ -50,9 +50,6 @@ def test_good_names_are_parsed_back(prefix, shard, more):
     [
         "",
         "checkpoint",
-        ".index",
-        ".meta",
-        ".data-00000-of-00001",
         "m.index.tempstate123",
         "m.data-00000-of-00001.tempstate123",
         "m.data-0000-of-0001",
