@@ -90,6 +90,6 @@ def test_whatever_there_is_no_room_for_the_old_one_restores(scenario: str, tmp_p
                 path.unlink()
         else:
             pytest.fail("there was never enough room")
-    # Each of these was the one for which there was no room. The graph takes that of the record before, which the
-    # announcement replaced.
+    # Each of these was the one for which there was no room. The graph takes that of the record before, which
+    # the announcement replaced.
     assert refused == {"checkpoint", "data", "index"}
