@@ -11,6 +11,7 @@ from contextvars import ContextVar, copy_context
 
 from ckptstore.checksums import crc32c
 from ckptstore.directory.graph_keeper import GraphKeeper
+from ckptstore.directory.moved import moved_here
 from ckptstore.directory.owner_names import owner_of_step
 from ckptstore.directory.ownership import Owned, Ownership
 from ckptstore.directory.paths import inside
@@ -136,13 +137,14 @@ class CheckpointWriter:
     def peek(self, basename: str) -> None:
         """Set `window` to the steps of `basename` that the record lists, without taking anything over."""
         record = read_record(self._record).record
+        state = record.state and moved_here(self.directory, record.state)
         kept = frozenset(record.kept)
 
         def is_own(prefix: str) -> bool:
             is_alone = OwnerName(prefix, "exact") in record.owners
             return prefix not in kept and not is_alone and owner_of_step(prefix) == (basename, "steps")
 
-        entries = own_entries(self.directory, record.state, is_own, {}, self._clock())
+        entries = own_entries(self.directory, state, is_own, {}, self._clock())
         self._window = Window(tuple(entries))
 
     def save(self, request: SaveRequest, running: RunningSave) -> None:
@@ -185,7 +187,7 @@ class CheckpointWriter:
         if request.run != self._ownership.run:
             self._begin(request.run)
         prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
-        owned = self._acquire(request.owner, prefix)
+        owned = self._acquire(request)
         replaced = adopt_unrecorded(self._unrecorded, prefix, self._ownership)
         step = request.step
         fresh = (
@@ -250,17 +252,18 @@ class CheckpointWriter:
             self._deletes.known.pop(gone, None)
             self._graphs.forget(gone, suffix)
 
-    def _acquire(self, name: OwnerName, prefix: str) -> Owned:
+    def _acquire(self, request: SaveRequest) -> Owned:
         """Become the owner of what is saved, and of what the user told us to count."""
-        owned = self._ownership.acquire(name, self._timeout_s)
+        prefix = request.prefix.name
+        owned = self._ownership.acquire(request.owner, self._timeout_s, fresh_start=request.fresh_start)
         prefixes = [prefix, *(entry.prefix for entry in self._window.entries if self._window.is_forced)]
         for each in prefixes:
             # Saved without a step before: the run that did it is told.
             exact = OwnerName(each, "exact")
             if exact in self._ownership.last_seen.owners:
-                self._ownership.acquire(exact, self._timeout_s)
+                self._ownership.acquire(exact, self._timeout_s, check=False)
             elif each != prefix:
-                self._ownership.acquire(owner_of_step(each) or exact, self._timeout_s)
+                self._ownership.acquire(owner_of_step(each) or exact, self._timeout_s, check=False)
         return owned
 
     def _write(self, files: ShardSet, request: SaveRequest, taken: set[int] | None) -> RecordSnapshot:

@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Owner, OwnerName, Record
 
-__all__ = ["highest_step", "line_of", "may_have_saved", "owner_of_save", "owner_of_step", "start_of"]
+__all__ = [
+    "common_basename",
+    "highest_step",
+    "is_beside",
+    "line_of",
+    "may_have_saved",
+    "owner_of_save",
+    "owner_of_step",
+    "start_of",
+]
 
 # Greedy, unlike `split_step`: what is saved with a step that is not negative ends in exactly these digits.
 _NUMBERED = re.compile(r"(.+)-[0-9]{1,20}", re.DOTALL)
@@ -43,6 +52,20 @@ def may_have_saved(name: OwnerName, prefix: str) -> bool:
 def start_of(name: OwnerName) -> str:
     """Return how the names of all its files begin."""
     return f"{name.basename}-" if name.form == "steps" else name.basename
+
+
+def common_basename(name: OwnerName) -> str:
+    """Return the basename that `name` has in common with others.
+
+    It is ``model`` for the steps of ``model`` and for ``model-7`` alone. Who owns what is never decided by
+    this, only whether a program that saves one of them begins from nothing.
+    """
+    return name.basename if name.form == "steps" else split_step(name.basename)[0]
+
+
+def is_beside(name: OwnerName, prefix: str) -> bool:
+    """Return whether `prefix` has the basename of `name`, whoever owns it."""
+    return may_have_saved(name, prefix) or split_step(prefix)[0] == common_basename(name)
 
 
 def line_of(record: Record, name: OwnerName) -> Owner | None:

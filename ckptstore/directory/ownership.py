@@ -13,26 +13,40 @@ fail to restore (docs/design/002-acquire-without-a-record.md).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ckptstore.config import host_name
 from ckptstore.directory.catalog import PrefixFiles, list_checkpoints
 from ckptstore.directory.fencing import fenced_by, fenced_by_unknown
+from ckptstore.directory.incomplete import nothing_restorable
 from ckptstore.directory.intents import Announcements, is_set_back, may_be_adopted, was_published
 from ckptstore.directory.leftovers import remove_leftovers
-from ckptstore.directory.owner_names import highest_step, line_of, may_have_saved, owner_of_step, start_of
+from ckptstore.directory.moved import moved_here
+from ckptstore.directory.owner_names import (
+    common_basename,
+    highest_step,
+    is_beside,
+    line_of,
+    may_have_saved,
+    owner_of_step,
+    start_of,
+)
 from ckptstore.directory.paths import inside
 from ckptstore.directory.record_entries import listed_paths, newest_own, own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.torn_entries import TornEntries
-from ckptstore.errors import AccessError, CkptStoreWarning, FencedError
+from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
 
 __all__ = ["Owned", "Ownership"]
+
+# How often a starting run looks again because another one saves meanwhile.
+_MOST_LOOKS = 6
 
 
 class _RecordGoneError(Exception):
@@ -177,11 +191,22 @@ class Ownership:
                 counted[prefix] = self._keep
         return counted
 
-    def acquire(self, name: OwnerName, timeout_s: float) -> Owned:
+    def acquire(
+        self, name: OwnerName, timeout_s: float, *, fresh_start: bool = False, check: bool = True
+    ) -> Owned:
         """Become the owner `name` for this run, once; adopt or clean up what dead saves left.
+
+        Parameters
+        ----------
+        fresh_start : bool
+            Do so although there are checkpoints and none of them can be restored. They are left alone.
+        check : bool
+            Look whether there are such. Not where this run has saved a checkpoint of the basename.
 
         Raises
         ------
+        CorruptError
+            If there are checkpoints of the basename and none of them can be restored.
         FencedError
             If this run was fenced before.
         """
@@ -196,26 +221,91 @@ class Ownership:
                 CkptStoreWarning,
                 stacklevel=5,
             )
+        check = check and not self._has_saved_beside(name)
+        listed: list[str] = []
+        fault: CorruptError | None = None
+        if check:
+            # Before the take-over: nothing is written if this raises.
+            snapshot, listed, fault = self._check_listed(name, snapshot, fresh_start)
         record = snapshot.record
         previous = line_of(record, name)
         # The owner of a single prefix that is new gets its line together with its checkpoint.
         is_new = previous is None and name.form == "exact"
         if record.state is not None and not is_new and (previous is None or previous.run != self.run):
             snapshot = self._take_over(name, snapshot, timeout_s)
+        looks_beside = check and not listed
+        listing = self._list_files(name, beside=looks_beside)
+        if looks_beside and not fresh_start:
+            fault = nothing_restorable(self.directory, [], lambda: listing or {})
+            if fault is not None and read_record(self.record).version == snapshot.version:
+                raise fault
+            fault = None
         owner = snapshot.record.owners.get(name)
         owned = Owned(1 if owner is None else owner.epoch, owner is not None)
         self.owned[name] = owned
         self.snapshot = snapshot
-        self._look_around(name, owned, snapshot.record)
+        self._look_around(name, owned, snapshot.record, listing, is_anew=fault is not None)
         owned.knows_all = snapshot.version is None and not owned.seen and owned.is_listed
         return owned
 
-    def _look_around(self, name: OwnerName, owned: Owned, record: Record) -> None:
-        """Find out what is there of this owner, adopt saves that died, and remove what dead writers left."""
+    def _has_saved_beside(self, name: OwnerName) -> bool:
+        """Return whether this run has saved a checkpoint of the same basename."""
+        basename = common_basename(name)
+        return any(
+            owned.has_saved and common_basename(each) == basename for each, owned in self.owned.items()
+        )
+
+    def _check_listed(
+        self, name: OwnerName, snapshot: RecordSnapshot, fresh_start: bool
+    ) -> tuple[RecordSnapshot, list[str], CorruptError | None]:
+        """Raise if the record lists checkpoints of the same basename, and none of them can be restored.
+
+        Returns
+        -------
+        snapshot : RecordSnapshot
+            The record by then.
+        listed : list of str
+            What it lists of the same basename, whoever owns it, the newest last.
+        fault : CorruptError or None
+            With `fresh_start`, what is not raised.
+        """
+        is_listed = partial(is_beside, name)
+        listed: list[str] = []
+        for _ in range(_MOST_LOOKS):
+            state = snapshot.record.state and moved_here(self.directory, snapshot.record.state)
+            listed = [entry.prefix for entry in own_entries(self.directory, state, is_listed, {}, 0.0)]
+            if not listed:
+                break
+            fault = nothing_restorable(
+                self.directory, listed, lambda: self._list_files(name, beside=True) or {}
+            )
+            if fault is None:
+                break
+            # Retention of a run that still saves may have taken them: the record has moved on then.
+            now = read_record(self.record)
+            if now.version == snapshot.version:
+                if not fresh_start:
+                    raise fault
+                return snapshot, listed, fault
+            snapshot = now
+        return snapshot, listed, None
+
+    def _look_around(
+        self,
+        name: OwnerName,
+        owned: Owned,
+        record: Record,
+        listing: Mapping[str, PrefixFiles] | None,
+        *,
+        is_anew: bool,
+    ) -> None:
+        """Find out what is there of this owner, adopt saves that died, and remove what dead writers left.
+
+        With `is_anew` nothing that is listed can be restored: all of it leaves the list.
+        """
         owner = record.owners.get(name)
-        listing = self._list_files(name)
         owned.is_listed = listing is not None
-        found = listing or {}
+        found = {prefix: item for prefix, item in (listing or {}).items() if may_have_saved(name, prefix)}
         owned.seen = set(found)
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
         # for ever.
@@ -225,7 +315,9 @@ class Ownership:
         is_own = self._filter_of(record, name)
         entries = own_entries(self.directory, record.state, is_own, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
-        if listing is not None:
+        if is_anew:
+            self.torn.missing.update(entries)
+        elif listing is not None:
             self.torn.add(entries, found)
         adopted = self._adopt(name, record, listed, now_s)
         if name.form == "steps":
@@ -236,17 +328,20 @@ class Ownership:
         if listing is not None:
             remove_leftovers(self.directory, self.record, start_of(name), found, record)
 
-    def _list_files(self, name: OwnerName) -> dict[str, PrefixFiles] | None:
-        """Return the files of `name`; None if listing is not allowed: saving works without it."""
+    def _list_files(self, name: OwnerName, *, beside: bool) -> dict[str, PrefixFiles] | None:
+        """Return the files of `name`, with those of the same basename if these are `beside` it.
+
+        None if listing is not allowed: saving works without it.
+        """
         try:
-            return list_checkpoints(
-                self.directory, start_of(name), lambda prefix: may_have_saved(name, prefix)
-            )
+            if beside:
+                return list_checkpoints(self.directory, common_basename(name), partial(is_beside, name))
+            return list_checkpoints(self.directory, start_of(name), partial(may_have_saved, name))
         except AccessError as error:
             warnings.warn(
                 f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}",
                 CkptStoreWarning,
-                stacklevel=7,
+                stacklevel=6,
             )
             return None
 
@@ -256,7 +351,8 @@ class Ownership:
                 raise _RecordGoneError
             owner = line_of(now.record, name)
             epoch = 1 if owner is None else owner.epoch + 1
-            record = now.record.with_owner(self._owner_line(name, epoch, owner))
+            record = replace(now.record, state=moved_here(self.directory, now.record.state))
+            record = record.with_owner(self._owner_line(name, epoch, owner))
             # What the Savers of the run before saved, this one counts.
             counted = {
                 prefix: keep for prefix, keep in record.counted.items() if not may_have_saved(name, prefix)
@@ -285,6 +381,9 @@ class Ownership:
         Our line is written with it: the bytes of each record are unique, and a new owner gets its line here.
         """
         name = intent.owner
+        if not self.owned[name].in_record:
+            # A new owner of a single prefix has taken nothing over.
+            record = replace(record, state=record.state and moved_here(self.directory, record.state))
         line = self._owner_line(name, self._epoch(record, name), self._last_line(record, name))
         newest = newest_own(self.directory, record.state, self._filter_of(record, name))
         intents = self._announcements.announce(

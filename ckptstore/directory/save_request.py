@@ -34,6 +34,8 @@ class SaveRequest:
         Of the graph's file.
     step : int or None
         That the user gave; it is at the end of the prefix then.
+    fresh_start : bool
+        Save although there are checkpoints of the basename and none of them can be restored.
     """
 
     prefix: Location
@@ -42,6 +44,7 @@ class SaveRequest:
     meta: bytes | None = None
     suffix: str = "meta"
     step: int | None = None
+    fresh_start: bool = False
 
     @property
     def owner(self) -> OwnerName:

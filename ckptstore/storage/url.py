@@ -23,7 +23,7 @@ UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
-_SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):/(?!/)", re.IGNORECASE)
+_SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):(?!//|:)", re.IGNORECASE)
 
 # The query parameters of signed URLs: of the services, and of servers compatible with them.
 _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
@@ -76,10 +76,10 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     if squashed:
         scheme = squashed["scheme"]
         raise UsageError(
-            "this is a URL that lost a slash, as in a pathlib.Path",
+            "this is a URL without its two slashes, which a pathlib.Path loses",
             url=_shown(text),
             expected=f"{scheme}://…",
-            hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:/",
+            hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:",
         )
     match = _URL.fullmatch(text)
     arn, rest = "", match["rest"] if match else ""

@@ -22,6 +22,7 @@ from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsServerTime,
     ListsUploads,
+    MarksUploads,
     ProbesCapabilities,
     SupportsCopies,
 )
@@ -29,7 +30,7 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import new_write_id
+from ckptstore.storage.object_store.conditional_write import is_of_upload, new_upload_id, new_write_id
 from ckptstore.storage.object_store.deletes import ObjectDeleter
 from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.errors import error_of
@@ -57,7 +58,9 @@ if TYPE_CHECKING:
 __all__ = ["ObjectStorage"]
 
 
-class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, ProbesCapabilities, Diagnosable):
+class ObjectStorage(
+    Storage, SupportsCopies, ListsUploads, MarksUploads, KnowsServerTime, ProbesCapabilities, Diagnosable
+):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
     Parameters
@@ -146,7 +149,9 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         target = self.service.object_name(target_key)
         found = self.head(source_key)
         check_pin(version, found.version, self.url_of(source_key))
-        request = PutRequest(target, new_write_id(), Precondition(None), found.size_bytes, found.crc32c)
+        request = PutRequest(
+            target, new_upload_id(target), Precondition(None), found.size_bytes, found.crc32c
+        )
 
         def send(request: PutRequest, attempts: Attempts) -> PutResult:
             try:
@@ -166,6 +171,9 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         upload = ObjectUpload(self.service, target, size_bytes, when_over=self._uploads.discard)
         self._uploads.add(upload)
         return upload
+
+    def is_upload(self, key: str) -> bool:
+        return is_of_upload(self.head(key).write_id, self.service.object_name(key))
 
     def delete_if(self, key: str, version: str) -> bool:
         return self._deleter.delete_if(key, version)
@@ -226,7 +234,7 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         raise UsageError(
             "an object has the directory's own name, and some servers then list nothing below it",
             url=url,
-            hint="Remove that object, or choose another directory.",
+            hint="Choose another directory.",
         )
 
     def now_s(self) -> float:
