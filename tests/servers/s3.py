@@ -204,27 +204,11 @@ def versitygw(directory: Path) -> S3Server | None:
     return _server(ServerProcess(command, port, "/health", directory / "log"))
 
 
-# moto looks at a condition and acts in two steps, in a thread for each request.
-_MOTO = """
-import sys, threading
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-
-moto, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def one_at_a_time(environ, start_response):
-    with turn:
-        return [b"".join(moto(environ, start_response))]
-
-run_simple("127.0.0.1", int(sys.argv[1]), one_at_a_time, threaded=True)
-"""
-
-
 def moto(directory: Path) -> S3Server | None:
     """Return moto, not started; None if it is not installed. It verifies no checksum and no credentials.
 
-    It does one request at a time. It has an environment of its own, because it asks for another botocore than
-    s3fs does.
+    It looks at a condition and acts in two steps. In an environment of its own, because it asks for another
+    botocore than s3fs does.
     """
     places = (
         ROOT / ".cache" / "venv-moto" / "bin" / "moto_server",
@@ -235,5 +219,6 @@ def moto(directory: Path) -> S3Server | None:
         return None
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    command = [str(path.with_name("python")), "-c", _MOTO, str(port)]
-    return _server(ServerProcess(command, port, "/moto-api/", directory / "log"))
+    return _server(
+        ServerProcess([str(path), "-H", "127.0.0.1", "-p", str(port)], port, "/moto-api/", directory / "log")
+    )
