@@ -36,23 +36,27 @@ def _loops():
     return [thread for thread in threading.enumerate() if thread.name == "ckptstore-requests"]
 
 
-def _settled(most):
-    """Return how many event loops are left once no more than `most` are, or after a minute."""
+def _descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _settle(loops, descriptors):
+    """Wait until no more than these are left, or for a minute."""
     deadline_s = time.monotonic() + 60
-    while len(_loops()) > most and time.monotonic() < deadline_s:
+    while (len(_loops()) > loops or _descriptors() > descriptors) and time.monotonic() < deadline_s:
         gc.collect()
         time.sleep(0.01)
-    return len(_loops())
 
 
 def test_threads_and_descriptors_of_sets_that_nobody_uses_go(server, url):
     ck.latest_checkpoint(url, storage_options=_options(server, 0))
     gc.collect()
-    before, descriptors = len(_loops()), len(os.listdir("/proc/self/fd"))
+    loops, descriptors = len(_loops()) + 2, _descriptors() + 30
     for number in range(1, _SETS + 1):
         assert ck.latest_checkpoint(url, storage_options=_options(server, number)) is None
-    assert _settled(before + 2) <= before + 2
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 30
+    _settle(loops, descriptors)
+    assert len(_loops()) <= loops
+    assert _descriptors() <= descriptors
 
 
 def test_a_storage_that_is_in_use_stays_the_same_one(server, url):

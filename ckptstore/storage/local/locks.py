@@ -150,7 +150,7 @@ def _open_to_writers(fd: int, directory_fd: int) -> None:
     Who may open a file may lock it, and keep it locked: with the usual mode any reader could stop all saves.
     """
     status, directory = os.fstat(fd), os.fstat(directory_fd)
-    if status.st_uid != os.geteuid():
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return
     mode = 0o600 | (0o060 if directory.st_mode & stat.S_IWGRP else 0)
     mode |= 0o006 if directory.st_mode & stat.S_IWOTH else 0
