@@ -304,7 +304,10 @@ def test_a_signature_that_is_not_known_is_left_to_the_client(
     minio: S3Server, proxy: FaultProxy, bucket: str, options: dict[str, Any], reason: str
 ) -> None:
     storage = storage_for(minio.through(proxy.url).options | options)
-    assert reason in _reason(storage, bucket)
+    assert reason in storage.transport.data_path(bucket, storage.service.new_attempts()).reason
+    if "signature_version" not in options["config_kwargs"]:
+        # With signatures of version 2 this server lists nothing; `doctor` says that first, and no more.
+        assert reason in _reason(storage, bucket)
     assert isinstance(save(storage, f"{bucket}/run/y"), Committed)
     assert storage.get(f"{bucket}/run/x").data == _DATA
     assert not any(is_direct(request) for request in proxy.requests)

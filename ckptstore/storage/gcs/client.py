@@ -11,9 +11,10 @@ import inspect
 import math
 import os
 import ssl
+import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC
@@ -275,7 +276,10 @@ class GcsClient:
             if connector is not None:
                 connector._closed = True
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the very end of a process the names of modules are gone, and nothing can be closed any more.
+        if is_finalizing():
+            return
         # The garbage collector may run in the thread of the requests, so do not wait for anything.
         loop, session = self._thread.loop, self._session
         if self._thread.pid != os.getpid() or loop.is_closed():
