@@ -8,6 +8,7 @@ import os
 import uuid
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 __all__ = [
     "GcsEnvironment",
@@ -17,6 +18,7 @@ __all__ = [
     "host_id",
     "host_name",
     "process_run",
+    "proxy_for",
     "terminal_style",
 ]
 
@@ -84,7 +86,18 @@ _CLIENT_VARIABLES = (
     "STORAGE_EMULATOR_HOST",
     "HTTP_PROXY",
     "HTTPS_PROXY",
+    "NO_PROXY",
 )
+
+
+def proxy_for(url: str) -> str | None:
+    """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for `url`, or None."""
+    # As botocore does for s3://.
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    found = getproxies().get(parts.scheme)
+    return None if not found or proxy_bypass(parts.netloc.rpartition("@")[2]) else found
 
 
 def terminal_style() -> Literal["colour", "plain", "dumb"]:

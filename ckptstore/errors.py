@@ -288,8 +288,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _ABSENT = {errno.ENOENT, errno.ESTALE}
 _MISPLACED = {
-    errno.ENOTDIR: "A file stands where a directory should be; remove it or choose another path.",
-    errno.EISDIR: "A directory stands where a file should be; remove it or choose another path.",
+    errno.ENOTDIR: "A file stands where a directory should be; choose another path.",
+    errno.EISDIR: "A directory stands where a file should be; choose another path.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ELOOP: "The path leads through a loop of symbolic links; choose another path.",
 }

@@ -17,11 +17,14 @@ __all__ = ["doctor_command"]
 @click.option(
     "--read-only", is_flag=True, help="Write nothing: try what a reader needs, and list the permissions."
 )
-def doctor_command(output: Output, storage_options: Options, *, url: str, read_only: bool) -> int:
+@click.option("--race", is_flag=True, help="Try two requests at the same moment, too, 20 times over.")
+def doctor_command(output: Output, storage_options: Options, *, url: str, read_only: bool, race: bool) -> int:
     """Test whether saving and restoring work in the directory URL, and say what to do if not.
 
     Small objects with random names are written there, read, replaced, listed and deleted again. On an object
-    store conditional requests are tested too. Existing files do not change; the directory need not exist.
+    store conditional requests are tested too, one after the other; what the server does with two at the same
+    moment is inferred from that, and tried with --race. Existing files do not change; the directory need not
+    exist.
 
     "degraded" means that it works, but lacks a guarantee. Exit code 0 if the directory can be used. Where
     nothing may be written, reading is tried alone, and the last line says "readable, not writable".
@@ -34,7 +37,7 @@ def doctor_command(output: Output, storage_options: Options, *, url: str, read_o
 
     place = at_directory(locate(url, storage_options))
     refuse_prefix(place)
-    findings = diagnose(place.storage, place.key, record_name=RECORD_NAME, read_only=read_only)
+    findings = diagnose(place.storage, place.key, record_name=RECORD_NAME, read_only=read_only, races=race)
     backend = place.storage.capabilities.backend
     facts = DiagnosisFacts(place.url or ".", backend, findings, read_only=read_only)
     output.diagnosis(facts)

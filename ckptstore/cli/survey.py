@@ -12,20 +12,21 @@ from dataclasses import dataclass
 from ckptstore.bundle.verify.verify import BundleFault
 from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
 from ckptstore.directory.latest import find_latest, record_location
-from ckptstore.directory.paths import owner_of, resolve
+from ckptstore.directory.paths import UNNAMED, resolve
 from ckptstore.directory.published_index import read_published_index
 from ckptstore.directory.record_update import RecordSnapshot, read_record
 from ckptstore.errors import (
     AccessError,
     CkptStoreError,
     CkptStoreWarning,
+    CorruptError,
     IncompleteBundleError,
     NotFoundError,
     TransientError,
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.naming import data_name, index_name, meta_name, parse_file_name, split_step
+from ckptstore.format.naming import data_name, index_name, meta_name, parse_file_name, series_of, split_step
 from ckptstore.storage.abilities import KnowsWriters, ListsUploads
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
@@ -113,16 +114,21 @@ class _DirectorySurvey:
         state = snapshot.record.state
         if state is None:
             return RecordFacts(location.url, "missing")
-        places = resolve(self._directory, state.model_checkpoint_path)
-        prefix = self._name_of(places[0]) if places else None
+        place = self._place_of(state.model_checkpoint_path)
+        prefix = None if place is None else self._name_of(place) or UNNAMED
         return RecordFacts(location.url, "present", latest=state.model_checkpoint_path, latest_prefix=prefix)
 
     def _add_paths(self, snapshot: RecordSnapshot) -> None:
         state = snapshot.record.state
         for path in (*state.all_model_checkpoint_paths, state.model_checkpoint_path) if state else ():
-            places = resolve(self._directory, path)
-            if places:
-                self.listed[self._name_of(places[0])] = places[0]
+            place = self._place_of(path)
+            if place is not None:
+                self.listed[self._name_of(place)] = place
+
+    def _place_of(self, path: str) -> Location | None:
+        """Return the place that a path of the record means, the first one where files are."""
+        places = resolve(self._directory, path)
+        return next((place for place in places if self._name_of(place) in self._found), [*places, None][0])
 
     def _name_of(self, place: Location) -> str:
         """Return the prefix relative to the directory, as the listing has it."""
@@ -134,6 +140,9 @@ class _DirectorySurvey:
                 # The table shows the same.
                 warnings.simplefilter("ignore", CkptStoreWarning)
                 return find_latest(self._directory)
+        except CorruptError:
+            # The table shows the state of each.
+            return None
         except (AccessError, TransientError, UsageError, UnsupportedError) as error:
             self._keep_first_failure(error)
             self.latest_problem = Problem.of_error(error)
@@ -167,7 +176,7 @@ class _DirectorySurvey:
             version = 2 if state == "gone" else 1
         newest = found.index or max(files, key=lambda info: info.mtime_s, default=None)
         return CheckpointFacts(
-            prefix=name,
+            prefix=name or UNNAMED,
             url=place.url,
             step=split_step(name)[1],
             version=version,
@@ -188,7 +197,7 @@ class _DirectorySurvey:
             return _asked_for(place)
         if parent.key == self._directory.key:
             return None
-        return list_checkpoints(parent, owner_of(place.name)).get(place.name)
+        return list_checkpoints(parent, place.name).get(place.name)
 
     def _state(self, place: Location) -> tuple[State, Problem | None]:
         try:
@@ -273,19 +282,17 @@ def _in_order(items: list[CheckpointFacts], recorded: list[str]) -> list[Checkpo
 
 
 def _newest_last(items: list[CheckpointFacts]) -> list[CheckpointFacts]:
-    """Return the checkpoints of each basename by step; the basename that was saved last comes last."""
-    groups: dict[str, list[CheckpointFacts]] = {}
+    """Return the checkpoints of each basename by step, in the order in which the latest is chosen."""
+    groups: dict[str, list[tuple[tuple[int, ...], CheckpointFacts]]] = {}
     for item in items:
-        groups.setdefault(owner_of(item.prefix), []).append(item)
+        series = series_of(item.prefix)
+        groups.setdefault(series.name, []).append((series.place, item))
     for group in groups.values():
-        group.sort(
-            key=lambda item: (-1 if item.step is None else item.step, item.mtime_s or 0.0, item.prefix)
-        )
-    in_order = sorted(groups.values(), key=_age_rank)
-    return [item for group in in_order for item in group]
+        group.sort(key=lambda ranked: (ranked[0], ranked[1].mtime_s or 0.0, ranked[1].prefix))
+    return [item for group in sorted(groups.values(), key=_age_rank) for _, item in group]
 
 
-def _age_rank(group: list[CheckpointFacts]) -> tuple[bool, float]:
+def _age_rank(group: list[tuple[tuple[int, ...], CheckpointFacts]]) -> tuple[bool, bool, float]:
     # Graphs without a checkpoint come first, out of the way.
-    is_checkpoint = any(item.state != "graph only" for item in group)
-    return is_checkpoint, max(item.mtime_s or 0.0 for item in group)
+    is_checkpoint = any(item.state != "graph only" for _, item in group)
+    return is_checkpoint, bool(group[-1][0]), max(item.mtime_s or 0.0 for _, item in group)

@@ -10,14 +10,7 @@ from ckptstore.cli.output import Output
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.latest import find_latest
 from ckptstore.directory.record_update import RECORD_NAME
-from ckptstore.errors import (
-    AccessError,
-    CkptStoreError,
-    CorruptError,
-    NotFoundError,
-    TensorNotFoundError,
-    UsageError,
-)
+from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TensorNotFoundError, UsageError
 from ckptstore.format.naming import index_name, parse_file_name
 from ckptstore.storage.base import Location
 from ckptstore.suggest import close_names
@@ -142,12 +135,6 @@ def latest_in(directory: Location, output: Output) -> Location:
     """
     found = find_latest(directory)
     if found is None:
-        if any(item.index is not None for item in list_checkpoints(directory).values()):
-            raise CorruptError(
-                "no checkpoint of this directory can be restored",
-                url=directory.url,
-                hint="ckptstore verify shows what is wrong with each.",
-            )
         raise NotFoundError(
             "there is no checkpoint in this directory",
             url=directory.url,

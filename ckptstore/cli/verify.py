@@ -69,6 +69,7 @@ def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]
         If there are none: a script that verifies a backup must not take this for success.
     """
     from ckptstore.cli.survey import survey
+    from ckptstore.directory.paths import UNNAMED
 
     found = []
     surveyed = survey(directory).facts
@@ -78,7 +79,7 @@ def _prefixes(directory: Location, output: Output) -> list[tuple[str, Location]]
         if facts.state == "graph only":
             continue
         if facts.published:
-            found.append((facts.prefix, directory.child(facts.prefix)))
+            found.append((facts.prefix, directory.child("" if facts.prefix == UNNAMED else facts.prefix)))
         elif facts.problem is not None:
             output.warning(f"skipped {facts.prefix}: {facts.problem.message}")
     if not found:

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import enum
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from ckptstore.bundle.verify.verify import BundleFault, verify_bundle
-from ckptstore.directory.paths import owner_of
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
-from ckptstore.format.naming import parse_file_name, split_step
+from ckptstore.format.naming import parse_file_name, series_of, split_step
 from ckptstore.format.record_protocol import ShardName
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 
-__all__ = ["PrefixFiles", "fault_of", "list_checkpoints", "newest_first", "sorted_by_prefix"]
+__all__ = [
+    "Distance",
+    "PrefixFiles",
+    "doubt_about",
+    "fault_of",
+    "list_checkpoints",
+    "nearest_first",
+    "newest_first",
+    "sorted_by_prefix",
+]
+
+# Some object stores round times to seconds.
+_SAME_TIME_S = 1.0
+
+# November 2015, the first release of TensorFlow. An unpacked archive may say 1980.
+_EARLIEST_S = 1_446_336_000.0
+
+_CLOCKS_DIFFER_S = 24 * 3600.0
+
+
+class Distance(enum.IntEnum):
+    """How far a checkpoint is from the one that the record names."""
+
+    SAME_BASENAME = 0
+    LISTED = 1
+    UNLISTED = 2
 
 
 @dataclass(slots=True)
@@ -49,25 +74,31 @@ class PrefixFiles:
         return max(info.mtime_s for info in files)
 
 
-def list_checkpoints(directory: Location, basename: str = "") -> dict[str, PrefixFiles]:
+def list_checkpoints(
+    directory: Location, start: str = "", is_wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, PrefixFiles]:
     """List `directory` once and sort its files by prefix.
 
     Parameters
     ----------
     directory : Location
-    basename : str, optional
-        Only prefixes that this basename owns.
+    start : str, optional
+        Only files whose names begin with it.
+    is_wanted : callable, optional
+        Only prefixes for which it is true.
     """
-    return sorted_by_prefix(directory.storage.list(directory.child(basename).key), basename)
+    return sorted_by_prefix(directory.storage.list(directory.child(start).key), is_wanted)
 
 
-def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[str, PrefixFiles]:
+def sorted_by_prefix(
+    files: Iterable[ObjectInfo], is_wanted: Callable[[str], bool] = lambda _: True
+) -> dict[str, PrefixFiles]:
     """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`."""
     found: dict[str, PrefixFiles] = {}
     for info in files:
         parsed = parse_file_name(info.key.rpartition("/")[2])
         # A V1 shard may be any file of that name; such checkpoints are found through the record.
-        if parsed is None or parsed.kind == "v1-shard" or (basename and owner_of(parsed.prefix) != basename):
+        if parsed is None or parsed.kind == "v1-shard" or not is_wanted(parsed.prefix):
             continue
         item = found.setdefault(parsed.prefix, PrefixFiles(parsed.prefix))
         if parsed.kind == "index":
@@ -78,6 +109,10 @@ def sorted_by_prefix(files: Iterable[ObjectInfo], basename: str = "") -> dict[st
             item.data[parsed.shard, parsed.num_shards] = info
         elif parsed.kind == "meta":
             item.meta = info
+    unnamed = found.get("")
+    if unnamed is not None and (unnamed.index is None or not unnamed.data):
+        # Hidden files of other programs have such names.
+        del found[""]
     return found
 
 
@@ -103,14 +138,72 @@ def fault_of(prefix: Location) -> BundleFault | CkptStoreError | None:
 def newest_first(found: dict[str, PrefixFiles]) -> Iterator[PrefixFiles]:
     """Yield the prefixes that have an index, the newest first.
 
-    Within one basename the step decides, because times do not survive a copy of the directory; between
-    basenames the time of the newest one.
+    Among prefixes that differ in their step only, the step decides, because times do not survive a copy of
+    the directory. Prefixes without a step come last. Otherwise the time of the newest decides.
     """
-    groups: dict[str, list[PrefixFiles]] = {}
+    groups: dict[str, list[tuple[tuple[int, ...], float, PrefixFiles]]] = {}
     for item in found.values():
         if item.index is not None:
-            groups.setdefault(owner_of(item.prefix), []).append(item)
+            series = series_of(item.prefix)
+            groups.setdefault(series.name, []).append((series.place, item.index.mtime_s, item))
     for group in groups.values():
-        group.sort(key=lambda item: (-1 if item.step is None else item.step, item.mtime_s), reverse=True)
-    for group in sorted(groups.values(), key=lambda group: group[0].mtime_s, reverse=True):
-        yield from group
+        group.sort(key=lambda ranked: (*ranked[:2], ranked[2].prefix), reverse=True)
+
+    def rank(group: list[tuple[tuple[int, ...], float, PrefixFiles]]) -> tuple[bool, float, str]:
+        place, mtime_s, item = group[0]
+        return bool(place), mtime_s, item.prefix
+
+    for group in sorted(groups.values(), key=rank, reverse=True):
+        for _, _, item in group:
+            yield item
+
+
+def nearest_first(
+    found: dict[str, PrefixFiles], named: str, listed: Collection[str]
+) -> list[tuple[Distance, PrefixFiles]]:
+    """Return the prefixes that have an index in the order in which they may take the place of `named`.
+
+    Another basename has other tensors, and one that is not listed may belong to any program.
+
+    Parameters
+    ----------
+    named : str
+        The prefix that the record names as the latest, without its directory.
+    listed : collection of str
+        Prefixes that the record lists, relative to the directory.
+    """
+    name = series_of(named).name
+
+    def distance(item: PrefixFiles) -> Distance:
+        if series_of(item.prefix).name == name:
+            return Distance.SAME_BASENAME
+        return Distance.LISTED if item.prefix in listed else Distance.UNLISTED
+
+    return sorted(((distance(item), item) for item in newest_first(found)), key=lambda pair: pair[0])
+
+
+def doubt_about(found: dict[str, PrefixFiles], chosen: str, now_s: float) -> str | None:
+    """Return why it is not certain that `chosen` is the newest of `found`; None if it is.
+
+    Parameters
+    ----------
+    now_s : float
+        Present time of the storage, seconds since 1970.
+    """
+    item = found[chosen]
+    series = series_of(chosen)
+    newest: dict[str, PrefixFiles] = {}
+    for other in newest_first(found):
+        other_series = series_of(other.prefix)
+        if other_series.name != series.name and bool(other_series.place) == bool(series.place):
+            newest.setdefault(other_series.name, other)
+        elif other is not item and other_series == series:
+            newest.setdefault(other.prefix, other)
+    for other in newest.values():
+        if abs(other.mtime_s - item.mtime_s) < _SAME_TIME_S:
+            return f"{other.prefix} was written at the same time, so it may be the newer one"
+        for one in (item, other):
+            if not _EARLIEST_S <= one.mtime_s <= now_s + _CLOCKS_DIFFER_S:
+                when = "in the future" if one.mtime_s > now_s else "before there were such checkpoints"
+                return f"the time of {one.prefix} lies {when}, so {other.prefix} may be the newer one"
+    return None

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 
-from ckptstore.bundle.write.plan import SavePlan
+from ckptstore.checksums import crc32c
 from ckptstore.directory.graph_keeper import GraphKeeper
-from ckptstore.directory.ownership import OwnedBasename, Ownership
-from ckptstore.directory.paths import inside, owner_of
+from ckptstore.directory.moved import moved_here
+from ckptstore.directory.owner_names import owner_of_step
+from ckptstore.directory.ownership import Owned, Ownership
+from ckptstore.directory.paths import inside
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_change import RecordChange, Window
@@ -30,14 +32,31 @@ from ckptstore.errors import (
     NotFoundError,
     UsageError,
 )
-from ckptstore.format.naming import index_name, split_step
-from ckptstore.format.record_protocol import Record, Superseded
+from ckptstore.format.naming import index_name
+from ckptstore.format.record_protocol import Intent, OwnerName, Record, Superseded
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff
 from ckptstore.storage.values import Committed
 
 __all__ = ["CheckpointWriter"]
+
+
+class _NamesTakenError(Exception):
+    """Deletes that are not done name files of these counts."""
+
+    def __init__(self, counts: set[int]) -> None:
+        super().__init__()
+        self.counts = counts
+
+
+class _NotOursError(Exception):
+    """There is no record, or one without our lines: nothing is announced there."""
+
+    def __init__(self, snapshot: RecordSnapshot) -> None:
+        super().__init__()
+        self.snapshot = snapshot
+
 
 # The writers whose saves run in this context, which their worker threads share.
 _SAVING: ContextVar[tuple[CheckpointWriter, ...]] = ContextVar("ckptstore_saving", default=())
@@ -83,7 +102,7 @@ class CheckpointWriter:
 
     def _begin(self, run: str) -> None:
         """Start anew for `run`: a forked child is another run than its parent."""
-        self._ownership = Ownership(self.directory, self._record, run, self._clock)
+        self._ownership = Ownership(self.directory, self._record, run, self._clock, self._retention.keep)
         self._graphs = GraphKeeper(self.directory)
         self._deletes = PendingDeletes(self.directory, self._ownership)
         self._unrecorded: dict[str, Unrecorded] = {}
@@ -116,9 +135,16 @@ class CheckpointWriter:
         self._window = Window(window, is_forced=True)
 
     def peek(self, basename: str) -> None:
-        """Set `window` to what the record lists for `basename`, without taking anything over."""
+        """Set `window` to the steps of `basename` that the record lists, without taking anything over."""
         record = read_record(self._record).record
-        entries = own_entries(self.directory, record.state, {basename}, {}, self._clock(), kept=record.kept)
+        state = record.state and moved_here(self.directory, record.state)
+        kept = frozenset(record.kept)
+
+        def is_own(prefix: str) -> bool:
+            is_alone = OwnerName(prefix, "exact") in record.owners
+            return prefix not in kept and not is_alone and owner_of_step(prefix) == (basename, "steps")
+
+        entries = own_entries(self.directory, state, is_own, {}, self._clock())
         self._window = Window(tuple(entries))
 
     def save(self, request: SaveRequest, running: RunningSave) -> None:
@@ -161,22 +187,22 @@ class CheckpointWriter:
         if request.run != self._ownership.run:
             self._begin(request.run)
         prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
-        basename, step = split_step(prefix)
-        owned = self._ownership.acquire(basename, self._timeout_s)
-        if self._window.is_forced:
-            for entry in self._window.entries:
-                self._ownership.acquire(owner_of(entry.prefix), self._timeout_s)
+        owned = self._acquire(request)
         replaced = adopt_unrecorded(self._unrecorded, prefix, self._ownership)
+        step = request.step
         fresh = (
-            step is not None
+            request.owner.form == "steps"
+            and step is not None
             and prefix not in owned.seen
             and (owned.highest_step is None or step > owned.highest_step)
         )
         published = None if fresh else read_published_index(self.directory, prefix)
         with ShardSet(self.directory, prefix, transfer=running.transfer, stage=running.stage) as files:
             before = self._write(
-                files, request.plan, None if fresh else self._taken(prefix, published, owned)
+                files, request, None if fresh else self._taken(prefix, step, published, owned)
             )
+            if owned.in_record and request.owner not in before.record.owners:
+                self._refuse_unknown(request.owner, prefix, owned)
             change = RecordChange(
                 request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
@@ -204,47 +230,109 @@ class CheckpointWriter:
             running.before_commit()
             self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
             try:
-                self._publish(unrecorded, published, claim)
+                self._publish(unrecorded, published, request.owner, claim)
             finally:
                 if not files.may_be_published:
                     del self._unrecorded[prefix]
+        self._deletes.collect_earlier(before.record, prefix)
         try:
-            record = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
+            after = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
         except (AmbiguousOutcomeError, FencedError):
             raise
         except CkptStoreError as error:
             explain_unrecorded(error, request.prefix, self._record)
             raise
-        self._ownership.record_saved(record, prefix)
+        self._ownership.record_saved(after, request.owner, prefix, change.left)
         self._unrecorded.clear()
         self._deletes.done.clear()
         self._window = Window(change.window)
         self._last = LastSaved(prefix, files.index, files.versions)
-        self._deletes.collect(record, before.record, prefix)
+        self._deletes.collect_pending(after.record)
+        for gone in change.left:
+            self._deletes.known.pop(gone, None)
+            self._graphs.forget(gone, suffix)
 
-    def _write(self, files: ShardSet, plan: SavePlan, taken: set[int] | None) -> RecordSnapshot:
-        """Write the data files under names that no pending delete has; return the record."""
+    def _acquire(self, request: SaveRequest) -> Owned:
+        """Become the owner of what is saved, and of what the user told us to count."""
+        prefix = request.prefix.name
+        owned = self._ownership.acquire(request.owner, self._timeout_s, fresh_start=request.fresh_start)
+        prefixes = [prefix, *(entry.prefix for entry in self._window.entries if self._window.is_forced)]
+        for each in prefixes:
+            # Saved without a step before: the run that did it is told.
+            exact = OwnerName(each, "exact")
+            if exact in self._ownership.last_seen.owners:
+                self._ownership.acquire(exact, self._timeout_s, check=False)
+            elif each != prefix:
+                self._ownership.acquire(owner_of_step(each) or exact, self._timeout_s, check=False)
+        return owned
+
+    def _write(self, files: ShardSet, request: SaveRequest, taken: set[int] | None) -> RecordSnapshot:
+        """Write the data files under names that no pending delete has, and announce the index in the record.
+
+        Returns
+        -------
+        RecordSnapshot
+            The record by then. It has no announcement where there was no record of ours to write it into.
+        """
         while True:
-            files.write(plan, taken)
-            snapshot = read_record(self._record)
+            files.write(request.plan, taken)
+            try:
+                return self._announce(files, request)
+            except _NamesTakenError as error:
+                files.drop()
+                taken = error.counts
+
+    def _announce(self, files: ShardSet, request: SaveRequest) -> RecordSnapshot:
+        name = request.owner
+        intent = Intent(files.prefix, name.form, request.run, crc32c(files.index))
+
+        def change(snapshot: RecordSnapshot) -> Record:
             # Another Saver of this run may have saved the prefix meanwhile: its files are then pending
             # deletes.
             named = {count for _, count in snapshot.record.shards_named(files.prefix)}
-            if named.isdisjoint(count for _, count in files.shards):
-                return snapshot
-            files.drop()
-            taken = named
+            if not named.isdisjoint(count for _, count in files.shards):
+                raise _NamesTakenError(named)
+            foreign = self._ownership.check(snapshot, name)
+            if foreign or snapshot.fault is not None or snapshot.record.state is None:
+                raise _NotOursError(snapshot)
+            return self._ownership.announce(self._deletes.without_done(snapshot.record), intent)
 
-    def _taken(self, prefix: str, published: PublishedIndex | None, owned: OwnedBasename) -> set[int] | None:
+        # What this writer saw last costs no request; if it is not the present record, the write is lost.
+        known = self._ownership.snapshot
+        first = None if known.record.state is None or known.fault is not None else known
+        try:
+            snapshot = update_record(self._record, change, first=first, timeout_s=self._timeout_s)
+        except _NotOursError as error:
+            return error.snapshot
+        self._ownership.record_announced(snapshot, name)
+        self._deletes.done.clear()
+        return snapshot
+
+    def _refuse_unknown(self, name: OwnerName, prefix: str, owned: Owned) -> None:
+        """Raise if the record lost our lines, and another run has saved `prefix` since."""
+        there = read_published_index(self.directory, prefix)
+        known = self._deletes.known.get(prefix)
+        is_known = prefix in owned.seen and (known is None or there is None or known == there)
+        if there is not None and not is_known:
+            raise self._ownership.fence_unknown(name, prefix)
+
+    def _taken(
+        self, prefix: str, step: int | None, published: PublishedIndex | None, owned: Owned
+    ) -> set[int] | None:
         """Return the shard counts that a save of `prefix` must not use; None if it was never listed."""
         named = {count for _, count in self._ownership.last_seen.shards_named(prefix)}
-        never_listed = owned.knows_all or split_step(prefix)[1] is None
-        if published is None and not named and prefix not in owned.seen and never_listed:
+        is_alone = OwnerName(prefix, "exact") in self._ownership.owned and prefix not in owned.seen
+        never_listed = is_alone or owned.never_listed(prefix, step)
+        if published is None and not named and never_listed:
             return None
         return named | (published.counts if published is not None else set())
 
     def _publish(
-        self, unrecorded: Unrecorded, published: PublishedIndex | None, claim: Callable[[], object]
+        self,
+        unrecorded: Unrecorded,
+        published: PublishedIndex | None,
+        name: OwnerName,
+        claim: Callable[[], object],
     ) -> None:
         """Publish the index, and add the data files that it replaced to `unrecorded`."""
         files = unrecorded.files
@@ -270,6 +358,6 @@ class CheckpointWriter:
             # this version.
             published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
-            self._ownership.check(snapshot)
+            self._ownership.check(snapshot, name)
             if published is not None and snapshot.version is None:
                 claim()

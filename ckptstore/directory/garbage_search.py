@@ -131,7 +131,7 @@ class _GarbageSearch:
         for lines, named in ((record.pending, self.pending), (record.superseded, self.superseded)):
             for line in lines:
                 named.setdefault(line.prefix, set()).update(line.shards)
-        self.known |= set(record.owners)
+        self.known |= {name.basename for name in record.owners}
         for path, _ in listed_paths(record.state):
             name = relative_prefix(self.directory, path)
             if name is not None:

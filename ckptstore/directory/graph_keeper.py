@@ -46,6 +46,10 @@ class GraphKeeper:
         else:
             self._has_graph.pop(name, None)
 
+    def forget(self, prefix: str, suffix: str) -> None:
+        """Forget a checkpoint that is not listed any more."""
+        self._has_graph.pop(meta_name(prefix, suffix), None)
+
     def carry_over(self, victims: Sequence[str], survivors: Sequence[str], suffix: str) -> None:
         """Put the newest graph of `victims` beside the oldest of `survivors`, if none of those has one."""
         if not victims or not survivors:

@@ -1,8 +1,9 @@
 """What one run owns in one record: acquire it, detect another run that took over, write the owner lines.
 
-Epochs belong to an owner, which is a basename: two models in one directory do not fence each other, two runs
-that save the same basename do, and the newer one wins. A fenced run never comes back by itself: two runs that
-did would fence each other for ever.
+Epochs belong to an owner: a basename that is saved with steps, or one prefix that is saved without
+(docs/design/018-who-owns-what.md). Two models in one directory do not fence each other, two runs that save
+the same one do, and the newer one wins. A fenced run never comes back by itself: two runs that did would
+fence each other for ever.
 
 In a directory without a record, acquiring writes nothing; the first save's record does both. A record that
 names no checkpoint makes TensorFlow raise, and one that names a checkpoint still being written makes it
@@ -11,23 +12,41 @@ fail to restore (docs/design/002-acquire-without-a-record.md).
 
 from __future__ import annotations
 
-import datetime
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ckptstore.config import host_name
-from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints
+from ckptstore.directory.catalog import PrefixFiles, list_checkpoints
+from ckptstore.directory.fencing import fenced_by, fenced_by_unknown
+from ckptstore.directory.incomplete import nothing_restorable
+from ckptstore.directory.intents import Announcements, is_set_back, may_be_adopted, was_published
 from ckptstore.directory.leftovers import remove_leftovers
-from ckptstore.directory.record_entries import own_entries
+from ckptstore.directory.moved import moved_here
+from ckptstore.directory.owner_names import (
+    common_basename,
+    highest_step,
+    is_beside,
+    line_of,
+    may_have_saved,
+    owner_of_step,
+    start_of,
+)
+from ckptstore.directory.paths import inside
+from ckptstore.directory.record_entries import listed_paths, newest_own, own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
-from ckptstore.errors import AccessError, CkptStoreWarning, FencedError
+from ckptstore.directory.torn_entries import TornEntries
+from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
 from ckptstore.format.naming import split_step
-from ckptstore.format.record_protocol import Owner, Record
+from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
 
-__all__ = ["OwnedBasename", "Ownership"]
+__all__ = ["Owned", "Ownership"]
+
+# How often a starting run looks again because another one saves meanwhile.
+_MOST_LOOKS = 6
 
 
 class _RecordGoneError(Exception):
@@ -35,27 +54,46 @@ class _RecordGoneError(Exception):
 
 
 @dataclass(slots=True)
-class OwnedBasename:
-    """One basename that this run owns.
+class Owned:
+    """What this run knows of one owner that it is.
 
     Attributes
     ----------
     in_record : bool
         Whether the record is known to carry our owner line.
     seen : set of str
-        Prefixes that had files when the run started; their canonical data names may be taken.
+        Prefixes that had files when the run started, or that it saved and that are still listed; their
+        canonical data names may be taken.
+    highest_gone : int or None
+        The highest step of those that left `seen`.
     has_saved : bool
         Whether the record holds a save of this run.
+    is_listed : bool
+        Whether the directory could be listed.
     knows_all : bool
-        Whether there was neither record nor file when the run started: every prefix ever listed is in `seen`.
+        Whether there was neither record nor file when the run started: every prefix ever listed is in
+        `seen`, or its step is at most `highest_gone`.
     """
 
     epoch: int
     in_record: bool
-    highest_step: int | None
-    seen: set[str]
+    highest_step: int | None = None
+    seen: set[str] = field(default_factory=set)
+    highest_gone: int | None = None
     has_saved: bool = False
+    is_listed: bool = False
     knows_all: bool = False
+
+    def forget(self, prefix: str, step: int | None) -> None:
+        """Note that `prefix` is not listed any more."""
+        if prefix in self.seen:
+            self.seen.discard(prefix)
+            self.highest_gone = max(-1 if self.highest_gone is None else self.highest_gone, step or 0)
+
+    def never_listed(self, prefix: str, step: int | None) -> bool:
+        """Return whether `prefix` certainly never was in the list."""
+        is_above = self.highest_gone is None or (step is not None and step > self.highest_gone)
+        return self.knows_all and prefix not in self.seen and is_above
 
 
 class Ownership:
@@ -69,43 +107,113 @@ class Ownership:
         Identity for fencing.
     clock : callable
         Seconds since 1970.
+    keep : int
+        Of the retention, by which the Savers of one run are told apart.
 
     Threads
     -------
     One thread.
     """
 
-    def __init__(self, directory: Location, record: Location, run: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, directory: Location, record: Location, run: str, clock: Callable[[], float], keep: int
+    ) -> None:
         self.directory = directory
         self.record = record
         self.run = run
         self.clock = clock
-        # Grows by `acquire`; nothing leaves it.
-        self.owned: dict[str, OwnedBasename] = {}
+        self._keep = keep
+        # Grows by `acquire`. The owner of a single prefix leaves it when nothing in the record names that,
+        # and any owner when another run took over.
+        self.owned: dict[OwnerName, Owned] = {}
         # Complete checkpoints of dead saves that the record does not list; emptied when a record lists them.
         self.adopted: list[Entry] = []
         # As read by `acquire` or written by the last save. Only its owner writes a prefix's pending and
         # superseded lines, so these are the present ones.
-        self.last_seen = Record()
+        self.snapshot = RecordSnapshot(Record(), None)
+        self._announcements = Announcements(run, self.owned.keys())
         # Prefix → time of its index when it was acquired.
         self._mtimes_s: dict[str, float] = {}
-        # Listed, but without an index when acquired; saving such a prefix removes it from here.
-        self._missing: set[Entry] = set()
-        # Set once, for good: this run writes nothing more.
-        self._fenced: FencedError | None = None
+        self.torn = TornEntries(directory)
+        # For good: this run saves nothing more as one of these.
+        self._fenced: dict[OwnerName, FencedError] = {}
 
-    def acquire(self, basename: str, timeout_s: float) -> OwnedBasename:
-        """Take over `basename` for this run, once; adopt or clean up what dead saves left.
+    @property
+    def last_seen(self) -> Record:
+        """The record as this run saw it last."""
+        return self.snapshot.record
+
+    def own_filter(self, record: Record) -> Callable[[str], bool]:
+        """Return a function that tells which of the listed prefixes of `record` are this run's."""
+        kept, owners, owned = frozenset(record.kept), record.owners, self.owned
+
+        def is_own(prefix: str) -> bool:
+            exact = OwnerName(prefix, "exact")
+            if prefix in kept:
+                return False
+            return exact in owned or (exact not in owners and owner_of_step(prefix) in owned)
+
+        return is_own
+
+    def _filter_of(self, record: Record, name: OwnerName) -> Callable[[str], bool]:
+        """Return a function that tells which of the listed prefixes are this run's as `name`."""
+        is_own = self.own_filter(record)
+        return lambda prefix: may_have_saved(name, prefix) and is_own(prefix)
+
+    def counts_filter(self, record: Record) -> Callable[[str], bool]:
+        """Return a function that tells which of the listed prefixes of `record` retention counts.
+
+        Those of `own_filter` but for what another Saver of this run has saved, and for torn ones.
+        """
+        is_own, counted, owners = self.own_filter(record), record.counted, record.owners
+        torn = self.torn.torn
+
+        def is_counted(prefix: str) -> bool:
+            if not is_own(prefix) or prefix in torn:
+                return False
+            name = owner_of_step(prefix)
+            line = None if name is None else owners.get(name)
+            if line is None or line.keep is None or OwnerName(prefix, "exact") in self.owned:
+                return True
+            return counted.get(prefix, line.keep) == self._keep
+
+        return is_counted
+
+    def counted_in(self, record: Record, window: Collection[str]) -> dict[str, int]:
+        """Return the `counted` lines of `record`, which lists `window` and has our owner lines."""
+        listed = frozenset(() if record.state is None else record.state.all_model_checkpoint_paths)
+        counted = {prefix: keep for prefix, keep in record.counted.items() if prefix in listed}
+        for prefix in window:
+            name = owner_of_step(prefix)
+            line = record.owners.get(name) if name in self.owned else None
+            counted.pop(prefix, None)
+            if line is not None and line.keep not in (None, self._keep):
+                counted[prefix] = self._keep
+        return counted
+
+    def acquire(
+        self, name: OwnerName, timeout_s: float, *, fresh_start: bool = False, check: bool = True
+    ) -> Owned:
+        """Become the owner `name` for this run, once; adopt or clean up what dead saves left.
+
+        Parameters
+        ----------
+        fresh_start : bool
+            Do so although there are checkpoints and none of them can be restored. They are left alone.
+        check : bool
+            Look whether there are such. Not where this run has saved a checkpoint of the basename.
 
         Raises
         ------
+        CorruptError
+            If there are checkpoints of the basename and none of them can be restored.
         FencedError
             If this run was fenced before.
         """
-        if self._fenced is not None:
-            raise self._fenced
-        if basename in self.owned:
-            return self.owned[basename]
+        if name in self._fenced:
+            raise self._fenced[name]
+        if name in self.owned:
+            return self.owned[name]
         snapshot = read_record(self.record)
         if snapshot.fault is not None:
             warnings.warn(
@@ -113,45 +221,122 @@ class Ownership:
                 CkptStoreWarning,
                 stacklevel=5,
             )
+        check = check and not self._has_saved_beside(name)
+        listed: list[str] = []
+        fault: CorruptError | None = None
+        if check:
+            # Before the take-over: nothing is written if this raises.
+            snapshot, listed, fault = self._check_listed(name, snapshot, fresh_start)
         record = snapshot.record
-        previous = record.owners.get(basename)
-        if record.state is not None and (previous is None or previous.run != self.run):
-            record = self._take_over(basename, snapshot, timeout_s)
-        owner = record.owners.get(basename)
-        known = record.state is not None
-        self.last_seen = record
-        listing = self._list_files(basename)
-        found = listing or {}
+        previous = line_of(record, name)
+        # The owner of a single prefix that is new gets its line together with its checkpoint.
+        is_new = previous is None and name.form == "exact"
+        if record.state is not None and not is_new and (previous is None or previous.run != self.run):
+            snapshot = self._take_over(name, snapshot, timeout_s)
+        looks_beside = check and not listed
+        listing = self._list_files(name, beside=looks_beside)
+        if looks_beside and not fresh_start:
+            fault = nothing_restorable(self.directory, [], lambda: listing or {})
+            if fault is not None and read_record(self.record).version == snapshot.version:
+                raise fault
+            fault = None
+        owner = snapshot.record.owners.get(name)
+        owned = Owned(1 if owner is None else owner.epoch, owner is not None)
+        self.owned[name] = owned
+        self.snapshot = snapshot
+        self._look_around(name, owned, snapshot.record, listing, is_anew=fault is not None)
+        owned.knows_all = snapshot.version is None and not owned.seen and owned.is_listed
+        return owned
+
+    def _has_saved_beside(self, name: OwnerName) -> bool:
+        """Return whether this run has saved a checkpoint of the same basename."""
+        basename = common_basename(name)
+        return any(
+            owned.has_saved and common_basename(each) == basename for each, owned in self.owned.items()
+        )
+
+    def _check_listed(
+        self, name: OwnerName, snapshot: RecordSnapshot, fresh_start: bool
+    ) -> tuple[RecordSnapshot, list[str], CorruptError | None]:
+        """Raise if the record lists checkpoints of the same basename, and none of them can be restored.
+
+        Returns
+        -------
+        snapshot : RecordSnapshot
+            The record by then.
+        listed : list of str
+            What it lists of the same basename, whoever owns it, the newest last.
+        fault : CorruptError or None
+            With `fresh_start`, what is not raised.
+        """
+        is_listed = partial(is_beside, name)
+        listed: list[str] = []
+        for _ in range(_MOST_LOOKS):
+            state = snapshot.record.state and moved_here(self.directory, snapshot.record.state)
+            listed = [entry.prefix for entry in own_entries(self.directory, state, is_listed, {}, 0.0)]
+            if not listed:
+                break
+            fault = nothing_restorable(
+                self.directory, listed, lambda: self._list_files(name, beside=True) or {}
+            )
+            if fault is None:
+                break
+            # Retention of a run that still saves may have taken them: the record has moved on then.
+            now = read_record(self.record)
+            if now.version == snapshot.version:
+                if not fresh_start:
+                    raise fault
+                return snapshot, listed, fault
+            snapshot = now
+        return snapshot, listed, None
+
+    def _look_around(
+        self,
+        name: OwnerName,
+        owned: Owned,
+        record: Record,
+        listing: Mapping[str, PrefixFiles] | None,
+        *,
+        is_anew: bool,
+    ) -> None:
+        """Find out what is there of this owner, adopt saves that died, and remove what dead writers left.
+
+        With `is_anew` nothing that is listed can be restored: all of it leaves the list.
+        """
+        owner = record.owners.get(name)
+        owned.is_listed = listing is not None
+        found = {prefix: item for prefix, item in (listing or {}).items() if may_have_saved(name, prefix)}
+        owned.seen = set(found)
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
         # for ever.
         now_s = self.clock()
         mtimes_s = {item.prefix: min(item.index.mtime_s, now_s) for item in found.values() if item.index}
         self._mtimes_s.update(mtimes_s)
-        entries = own_entries(self.directory, record.state, {basename}, self._mtimes_s, 0.0)
+        is_own = self._filter_of(record, name)
+        entries = own_entries(self.directory, record.state, is_own, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
+        if is_anew:
+            self.torn.missing.update(entries)
+        elif listing is not None:
+            self.torn.add(entries, found)
+        adopted = self._adopt(name, record, listed, now_s)
+        if name.form == "steps":
+            owned.highest_step = highest_step(owner, [*listed, *adopted])
+            if owned.highest_step is None:
+                # Without one, nothing tells which names an earlier run had.
+                owned.highest_step = highest_step(None, [p for p, i in found.items() if i.index])
         if listing is not None:
-            self._missing |= {e for e in entries if e.prefix not in found or found[e.prefix].index is None}
-        steps = [step for prefix in listed if (step := split_step(prefix)[1]) is not None]
-        if owner is not None and owner.highest_step is not None:
-            steps.append(owner.highest_step)
-        highest = max(steps, default=None)
-        if known and highest is not None:
-            highest = self._adopt(found, listed, highest)
-        else:
-            # A record without a step of this basename cannot distinguish a save that died from checkpoints
-            # kept on purpose: leave them all.
-            highest = max((i.step for i in found.values() if i.index and i.step is not None), default=highest)
-        if listing is not None:
-            remove_leftovers(self.directory, self.record, basename, found, record)
-        owned = OwnedBasename(1 if owner is None else owner.epoch, owner is not None, highest, set(found))
-        owned.knows_all = snapshot.version is None and listing == {}
-        self.owned[basename] = owned
-        return owned
+            remove_leftovers(self.directory, self.record, start_of(name), found, record)
 
-    def _list_files(self, basename: str) -> dict[str, PrefixFiles] | None:
-        """Return the files of `basename`; None if listing is not allowed: saving works without it."""
+    def _list_files(self, name: OwnerName, *, beside: bool) -> dict[str, PrefixFiles] | None:
+        """Return the files of `name`, with those of the same basename if these are `beside` it.
+
+        None if listing is not allowed: saving works without it.
+        """
         try:
-            return list_checkpoints(self.directory, basename)
+            if beside:
+                return list_checkpoints(self.directory, common_basename(name), partial(is_beside, name))
+            return list_checkpoints(self.directory, start_of(name), partial(may_have_saved, name))
         except AccessError as error:
             warnings.warn(
                 f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}",
@@ -160,71 +345,100 @@ class Ownership:
             )
             return None
 
-    def _take_over(self, basename: str, snapshot: RecordSnapshot, timeout_s: float) -> Record:
+    def _take_over(self, name: OwnerName, snapshot: RecordSnapshot, timeout_s: float) -> RecordSnapshot:
         def raise_epoch(now: RecordSnapshot) -> Record:
             if now.record.state is None:
                 raise _RecordGoneError
-            owner = now.record.owners.get(basename)
+            owner = line_of(now.record, name)
             epoch = 1 if owner is None else owner.epoch + 1
-            return now.record.with_owner(self._owner_line(basename, epoch, owner))
+            record = replace(now.record, state=moved_here(self.directory, now.record.state))
+            record = record.with_owner(self._owner_line(name, epoch, owner))
+            # What the Savers of the run before saved, this one counts.
+            counted = {
+                prefix: keep for prefix, keep in record.counted.items() if not may_have_saved(name, prefix)
+            }
+            return replace(record, counted=counted)
 
         try:
             return update_record(self.record, raise_epoch, first=snapshot, timeout_s=timeout_s)
         except _RecordGoneError:
-            return Record()
+            return RecordSnapshot(Record(), None)
 
-    def _adopt(self, found: dict[str, PrefixFiles], listed: Collection[str], highest: int) -> int:
-        """Adopt complete checkpoints of saves that died between index and record."""
-        newer = [
-            item
-            for item in found.values()
-            if item.index is not None and item.step is not None and item.step > highest
-        ]
-        for item in sorted(newer, key=lambda item: item.step or 0):
-            if item.prefix not in listed and fault_of(self.directory.child(item.prefix)) is None:
-                self.adopted.append(Entry(item.prefix, self._mtimes_s[item.prefix]))
-                highest = max(highest, item.step or 0)
-        return highest
+    def _adopt(self, name: OwnerName, record: Record, listed: Collection[str], now_s: float) -> list[str]:
+        """Adopt the checkpoints of saves that died between index and record; return their prefixes."""
+        adopted = []
+        for intent in record.intents:
+            if intent.owner != name or not may_be_adopted(record, intent, listed):
+                continue
+            if intent.prefix not in adopted and was_published(self.directory, intent):
+                self.adopted.append(Entry(intent.prefix, self._mtimes_s.get(intent.prefix, now_s)))
+                adopted.append(intent.prefix)
+        return adopted
 
-    def check(self, snapshot: RecordSnapshot) -> bool:
-        """Raise if another run took over; return whether a foreign writer replaced our record.
+    def announce(self, record: Record, intent: Intent) -> Record:
+        """Return `record` with `intent`, and without those that are settled.
+
+        Our line is written with it: the bytes of each record are unique, and a new owner gets its line here.
+        """
+        name = intent.owner
+        if not self.owned[name].in_record:
+            # A new owner of a single prefix has taken nothing over.
+            record = replace(record, state=record.state and moved_here(self.directory, record.state))
+        line = self._owner_line(name, self._epoch(record, name), self._last_line(record, name))
+        newest = newest_own(self.directory, record.state, self._filter_of(record, name))
+        intents = self._announcements.announce(
+            record, replace(intent, after=newest or ""), {entry.prefix for entry in self.adopted}
+        )
+        return replace(record.with_owner(line), intents=intents)
+
+    def open_intents(self, record: Record, window: Collection[str]) -> tuple[Intent, ...]:
+        """Return what stays announced when the checkpoints of `window` are listed."""
+        return self._announcements.left_open(record, window)
+
+    def check(self, snapshot: RecordSnapshot, name: OwnerName) -> bool:
+        """Raise if another run took over as `name`; return whether a foreign writer replaced our record.
+
+        What else another run has taken over is not this run's any more.
 
         Raises
         ------
         FencedError
         """
         foreign = False
-        for basename, owned in self.owned.items():
-            owner = snapshot.record.owners.get(basename)
+        for each, owned in list(self.owned.items()):
+            owner = snapshot.record.owners.get(each)
             if owner is None:
                 foreign = foreign or owned.in_record
             elif owner.run != self.run:
-                raise self._fence(owner, owned.epoch)
+                self._fenced[each] = fenced_by(owner, owned.epoch, self.record)
+                del self.owned[each]
+        if name in self._fenced:
+            raise self._fenced[name]
+        if foreign and self.owned[name].in_record:
+            self._refuse_unknown(snapshot.record, name)
         return foreign
 
-    def _fence(self, owner: Owner, epoch: int) -> FencedError:
-        try:
-            when = datetime.datetime.fromtimestamp(owner.time_s, datetime.UTC).isoformat(timespec="seconds")
-        except (ValueError, OverflowError, OSError):
-            # Outside of the calendar: the clock of that machine is wrong, or the line was forged.
-            when = f"{owner.time_s!r} s"
-        self._fenced = FencedError(
-            f"another run took over the checkpoints of {owner.basename!r}:"
-            f" run {owner.run} on host {owner.host} since {when}",
-            url=self.record.url,
-            expected=f"epoch {epoch}",
-            actual=f"epoch {owner.epoch}",
-            hint="This run saves nothing more here. To continue it, stop the other run and restart this one.",
-        )
-        return self._fenced
+    def _refuse_unknown(self, record: Record, name: OwnerName) -> None:
+        """Raise if a rewritten record lists what this run never saw: another run saved in between."""
+        listed = listed_paths(self.last_seen.state)
+        known = self.owned[name].seen | {inside(self.directory, path) for path, _ in listed}
+        is_own = self._filter_of(record, name)
+        for entry in own_entries(self.directory, record.state, is_own, {}, 0.0):
+            if entry.prefix not in known:
+                raise self.fence_unknown(name, entry.prefix)
+
+    def fence_unknown(self, name: OwnerName, prefix: str) -> FencedError:
+        """Give up `name`, because `prefix` was saved by somebody else; return the error to raise."""
+        self._fenced[name] = fenced_by_unknown(prefix, self.record)
+        del self.owned[name]
+        return self._fenced[name]
 
     def window(self, record: Record, *, foreign: bool, known: tuple[Entry, ...], now_s: float) -> list[Entry]:
         """Return the entries that this run owns, oldest first."""
-        listed_entries = own_entries(
-            self.directory, record.state, self.owned, self._mtimes_s, now_s, kept=record.kept
-        )
+        is_counted = self.counts_filter(record)
+        listed_entries = own_entries(self.directory, record.state, is_counted, self._mtimes_s, now_s)
         # Listed checkpoints that were gone when the run started take no place in the window.
-        entries = [entry for entry in listed_entries if entry not in self._missing]
+        entries = [entry for entry in listed_entries if entry not in self.torn.missing]
         listed = {entry.prefix for entry in entries}
         extra = [entry for entry in self.adopted if entry.prefix not in listed]
         if foreign:
@@ -234,45 +448,53 @@ class Ownership:
             entries = [ours.pop(entry.prefix, entry) for entry in entries]
             extra = [entry for entry in extra if entry.prefix not in ours]
             return sorted([*entries, *extra, *ours.values()], key=lambda entry: entry.time_s)
+        if record.state is not None and is_set_back(record.state):
+            # What somebody went back to counts as the newest.
+            latest = inside(self.directory, record.state.model_checkpoint_path)
+            entries.sort(key=lambda entry: entry.prefix == latest)
         return entries + extra
 
     def clock_s(
         self, record: Record, clock_name: ClockName, resume: Callable[[float], float]
     ) -> float | None:
-        """Return the retention clock, one for all basenames that this run holds; None if it never ran."""
+        """Return the retention clock, one for all that this run owns; None if it never ran."""
         clocks = []
-        for basename, owned in self.owned.items():
-            owner = self._last_line(record, basename)
+        for name, owned in self.owned.items():
+            owner = self._last_line(record, name)
             clock_s: float | None = None if owner is None else getattr(owner, clock_name)
             if clock_s is not None:
                 clocks.append(clock_s if owned.has_saved else resume(clock_s))
         return max(clocks, default=None)
 
-    def _last_line(self, record: Record, basename: str) -> Owner | None:
+    def _epoch(self, record: Record, name: OwnerName) -> int:
+        owned, present = self.owned[name], record.owners.get(name)
+        # One higher where our line was dropped: another run may have taken that for a free place.
+        return owned.epoch + owned.in_record if present is None else max(owned.epoch, present.epoch)
+
+    def _last_line(self, record: Record, name: OwnerName) -> Owner | None:
         # A program that rewrote the record dropped our line.
-        return record.owners.get(basename) or self.last_seen.owners.get(basename)
+        return record.owners.get(name) or self.last_seen.owners.get(name)
 
     def restate_owner(
         self,
         record: Record,
-        basename: str,
+        name: OwnerName,
         step: int | None,
         clock_name: ClockName,
         clock_s: float | None,
     ) -> Record:
-        """Return `record` with our owner line for `basename` up to date, retention clock included.
+        """Return `record` with our owner line for `name` up to date, retention clock included.
 
-        Lines of other basenames that this run holds come back if they were dropped. Nothing else changes
-        before `record_saved`: the record may still be lost to another writer.
+        Lines of others that this run is come back if they were dropped. Nothing else changes before
+        `record_saved`: the record may still be lost to another writer.
         """
-        for name, owned in self.owned.items():
-            present = record.owners.get(name)
+        for each, owned in self.owned.items():
+            present = record.owners.get(each)
             dropped = present is None and owned.in_record
-            if name != basename and not dropped:
+            if each != name and not dropped:
                 continue
-            epoch = owned.epoch + dropped if present is None else max(owned.epoch, present.epoch)
-            line = self._owner_line(name, epoch, self._last_line(record, name))
-            if name == basename:
+            line = self._owner_line(each, self._epoch(record, each), self._last_line(record, each))
+            if each == name:
                 steps = [number for number in (owned.highest_step, step) if number is not None]
                 line = replace(line, highest_step=max(steps, default=None))
                 if clock_name == "next_keep_s":
@@ -282,31 +504,61 @@ class Ownership:
             record = record.with_owner(line)
         return record
 
-    def record_saved(self, record: Record, prefix: str) -> None:
-        """Update this from `record`, just written, which lists `prefix` as the latest."""
-        for basename, owned in self.owned.items():
-            owner = record.owners.get(basename)
+    def record_announced(self, snapshot: RecordSnapshot, name: OwnerName) -> None:
+        """Update this from the record, just written, with an announcement of `name`."""
+        owned = self.owned[name]
+        owned.epoch, owned.in_record = snapshot.record.owners[name].epoch, True
+        self._announcements.settle(snapshot.record)
+        self.snapshot = snapshot
+
+    def record_saved(
+        self, snapshot: RecordSnapshot, name: OwnerName, prefix: str, left: Iterable[str]
+    ) -> None:
+        """Update this from the record, just written.
+
+        Parameters
+        ----------
+        prefix : str
+            Of `name`; it is the latest now.
+        left : iterable of str
+            Prefixes that left the list.
+        """
+        record = snapshot.record
+        for each, owned in list(self.owned.items()):
+            owner = record.owners.get(each)
             if owner is not None:
                 owned.epoch, owned.in_record = owner.epoch, True
                 steps = [step for step in (owned.highest_step, owner.highest_step) if step is not None]
                 owned.highest_step = max(steps, default=None)
-        saved = self.owned[split_step(prefix)[0]]
+            elif each.form == "exact":
+                del self.owned[each]
+                self._mtimes_s.pop(each.basename, None)
+        for gone in left:
+            step = owner_of_step(gone)
+            if step in self.owned:
+                self.owned[step].forget(gone, split_step(gone)[1])
+            self._mtimes_s.pop(gone, None)
+        saved = self.owned[name]
         saved.seen.add(prefix)
         saved.has_saved = True
-        self._missing = {entry for entry in self._missing if entry.prefix != prefix}
+        self.torn.discard(prefix)
         self.adopted.clear()
-        self.last_seen = record
+        self._announcements.settle(record)
+        self.snapshot = snapshot
 
-    def _owner_line(self, basename: str, epoch: int, previous: Owner | None) -> Owner:
-        keep = previous is not None and previous.run == self.run
+    def _owner_line(self, name: OwnerName, epoch: int, previous: Owner | None) -> Owner:
+        same = previous is not None and previous.run == self.run
+        keep = self._keep if previous is None or not same or previous.keep is None else previous.keep
         return Owner(
-            basename,
+            name.basename,
             epoch,
             self.run,
             host_name(),
-            previous.time_s if keep and previous is not None else self.clock(),
+            previous.time_s if same and previous is not None else self.clock(),
             new_write_id(),
             None if previous is None else previous.highest_step,
             None if previous is None else previous.next_keep_s,
             None if previous is None else previous.last_preserved_s,
+            name.form,
+            keep if name.form == "steps" else None,
         )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ntpath
 import posixpath
+import re
 
 from ckptstore.errors import UsageError
-from ckptstore.format.naming import split_step
+from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.storage.base import Location
 from ckptstore.storage.url import parse_url
 
-__all__ = ["inside", "owner_of", "relative_prefix", "resolve"]
+__all__ = ["UNNAMED", "basename_of", "inside", "is_of_windows", "owner_of", "relative_prefix", "resolve"]
+
+UNNAMED = "./"
+"""How a record names the checkpoint with an empty basename: TensorFlow, too, finds ``./.index`` by it."""
+
+
+# An absolute path of Windows; the one of a share begins with two backslashes.
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def owner_of(prefix: str) -> str:
@@ -26,6 +35,11 @@ def relative_prefix(directory: Location, path: str) -> str | None:
         Of the record.
     path : str
         As written in the record: relative to its directory, absolute, or a URL.
+
+    Returns
+    -------
+    str or None
+        `UNNAMED` if it is the directory itself, with a slash at its end.
     """
     if "/" not in path and path not in ("", ".", ".."):
         return path  # nearly all of them, of which a record may list ten thousand
@@ -41,6 +55,8 @@ def relative_prefix(directory: Location, path: str) -> str | None:
     # through.
     key = posixpath.normpath(key)
     root = posixpath.normpath(directory.key or "/").rstrip("/") + "/"
+    if f"{key}/" == root and path.endswith("/"):
+        return UNNAMED
     return key[len(root) :] if key.startswith(root) else None
 
 
@@ -50,18 +66,44 @@ def inside(directory: Location, path: str) -> str | None:
     return relative if relative and "/" not in relative else None
 
 
+def is_of_windows(path: str) -> bool:
+    """Return whether `path` looks like one of Windows."""
+    return "\\" in path or _DRIVE.match(path) is not None
+
+
+def basename_of(path: str) -> str:
+    """Return the last part of a path in a record, of any system; a file stands for its prefix."""
+    is_foreign = is_of_windows(path)
+    name = ntpath.basename(path.rstrip("\\/")) if is_foreign else posixpath.basename(path.rstrip("/"))
+    return (_readings(name) or [name])[-1]
+
+
 def resolve(directory: Location, path: str, *, allow_external_paths: bool = False) -> list[Location]:
     """Return the places where the checkpoint `path` of a record may lie, best first.
 
     A path outside the directory means that the directory was moved: the same basename beside the record is
-    tried, and the outside place only when that was allowed.
+    tried, and the outside place only when that was allowed. A path may be one of another system, or name a
+    file of the checkpoint.
     """
     relative = relative_prefix(directory, path)
-    if relative is not None:
-        return [directory.child(relative)] if relative else []
-    beside = posixpath.basename(path.rstrip("/"))
-    places = [directory.child(beside)] if beside not in ("", ".", "..") else []
-    if allow_external_paths:
+    names: list[str] = []
+    if relative == UNNAMED:
+        names.append("")
+    elif relative is not None:
+        names += _readings(relative)
+        if path.endswith("/"):
+            names.append(f"{relative}/")
+    else:
+        beside = posixpath.basename(path.rstrip("/"))
+        names += _readings(beside)
+        if names and path.endswith("/"):
+            names.append("")
+    if is_of_windows(path):
+        below = relative_prefix(directory, path.replace("\\", "/"))
+        names += _readings(below) if below is not None else []
+        names += _readings(ntpath.basename(path.rstrip("\\/")))
+    places = [directory.child(name) for name in names]
+    if relative is None and allow_external_paths:
         if "://" in path:
             key = _key_of_url(directory, path)
             if key is not None:
@@ -71,7 +113,18 @@ def resolve(directory: Location, path: str, *, allow_external_paths: bool = Fals
         else:
             joined = directory.child(path)
             places.insert(0, Location(directory.storage, posixpath.normpath(joined.key), joined.url))
-    return places
+    return list({place.key: place for place in places}.values())
+
+
+def _readings(name: str) -> list[str]:
+    """Return the prefixes that `name` may mean: itself, or that of the file with this name."""
+    if name in ("", ".", ".."):
+        return []
+    head, slash, last = name.rpartition("/")
+    parsed = parse_file_name(last)
+    if parsed is None or parsed.kind == "v1-shard" or not parsed.prefix:
+        return [name]
+    return [name, f"{head}{slash}{parsed.prefix}"]
 
 
 def _key_of_url(directory: Location, url: str) -> str | None:

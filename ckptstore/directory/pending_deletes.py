@@ -1,19 +1,19 @@
-"""The deletes that the record asks for: each save does those of its own basenames."""
+"""The deletes that the record asks for: each save does those of what it owns."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from ckptstore.directory.collect import collect_pending, collect_shards
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.ownership import Ownership
-from ckptstore.directory.paths import owner_of
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
-from ckptstore.format.record_protocol import Pending, Record, Superseded
+from ckptstore.format.record_protocol import OwnerName, Pending, Record, Superseded
 from ckptstore.storage.base import Location
 
 __all__ = ["PendingDeletes"]
@@ -25,7 +25,7 @@ class PendingDeletes:
     Parameters
     ----------
     ownership : Ownership
-        Of the basenames whose lines are this writer's.
+        Whose lines are this writer's.
 
     Attributes
     ----------
@@ -60,27 +60,46 @@ class PendingDeletes:
             self.known[prefix] = published
         return published
 
-    def collect(self, record: Record, before: Record, saved: str) -> None:
+    def without_done(self, record: Record) -> Record:
+        """Return `record` without the lines whose deletes are finished."""
+        if not self.done:
+            return record
+        pending = tuple(line for line in record.pending if line not in self.done)
+        superseded = tuple(line for line in record.superseded if line not in self.done)
+        return replace(record, pending=pending, superseded=superseded)
+
+    def collect_earlier(self, record: Record, saved: str) -> None:
+        """Do what earlier saves left to do, those of runs that ended too.
+
+        Between the index and the record of this save, which then drops the lines: where every run saves once
+        and ends, nobody else would. Readers of the index that `saved` replaced can finish: what this save
+        superseded is not in `record` yet.
+        """
+        is_own = self._ownership.own_filter(record)
+        listed = frozenset(() if record.state is None else record.state.all_model_checkpoint_paths)
+        self.collect_pending(record)
+        for superseded in record.superseded:
+            prefix = superseded.prefix
+            is_left = OwnerName(prefix, "exact") in record.owners and prefix not in listed
+            if superseded not in self.done and "/" not in prefix and (is_own(prefix) or is_left):
+                self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
+
+    def collect_pending(self, record: Record) -> None:
         """Do the pending deletes of the record. The checkpoint exists, so a failure is only a warning."""
+        is_own = self._ownership.own_filter(record)
         for pending in record.pending:
-            if self._is_mine(pending.prefix) and is_graph_suffix(pending.suffix):
+            # What was owned alone has no owner that comes back: whoever saves here deletes it.
+            is_mine = is_own(pending.prefix) or OwnerName(pending.prefix, "exact") in record.owners
+            is_valid = "/" not in pending.prefix and is_graph_suffix(pending.suffix)
+            if is_mine and is_valid and pending not in self.done:
                 self._attempt(pending, partial(collect_pending, self._directory, pending))
                 self.known.pop(pending.prefix, None)
-        earlier = set(before.superseded)
-        for superseded in record.superseded:
-            # Only those of earlier saves: readers of the index that this save replaced must be able to
-            # finish.
-            if self._is_mine(superseded.prefix) and superseded in earlier:
-                self._attempt(superseded, partial(self._collect_superseded, superseded, saved))
 
     def _collect_superseded(self, line: Superseded, saved: str) -> None:
         # Another program may have reused the names; this save did not.
         published = None if line.prefix == saved else self.look_up(line.prefix)
         live = () if published is None else published.shards
         collect_shards(self._directory, line.prefix, [shard for shard in line.shards if shard not in live])
-
-    def _is_mine(self, prefix: str) -> bool:
-        return "/" not in prefix and owner_of(prefix) in self._ownership.owned
 
     def _attempt(self, line: Pending | Superseded, collect: Callable[[], None]) -> None:
         try:

@@ -14,10 +14,12 @@ from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Pending, Record, Superseded
 
 __all__ = ["RecordChange", "Window"]
+
+# In a warning.
+_MOST_NAMES = 10
 
 
 class Window(NamedTuple):
@@ -49,6 +51,8 @@ class RecordChange:
         Time of the save, seconds since 1970.
     window, victims : tuple of Entry
         The outcome of the last call.
+    left : tuple of str
+        Prefixes that left the list in it.
     """
 
     request: SaveRequest
@@ -60,8 +64,12 @@ class RecordChange:
     now_s: float = field(init=False)
     window: tuple[Entry, ...] = ()
     victims: tuple[Entry, ...] = ()
+    left: tuple[str, ...] = ()
+    _before: tuple[Entry, ...] = ()
+    _decided: tuple[RecordSnapshot, Record] | None = None
     _found: dict[str, PublishedIndex | None] = field(default_factory=dict)
     _has_warned: bool = False
+    _has_warned_of_many: bool = False
 
     def __post_init__(self) -> None:
         self.now_s = self.ownership.clock()
@@ -79,39 +87,45 @@ class RecordChange:
         FencedError
             If another run took over.
         """
-        foreign = self.ownership.check(snapshot) or snapshot.fault is not None
+        if self._decided is not None and self._decided[0] is snapshot:
+            # Decided before the index was published; since then only files were deleted and replaced.
+            record = self._decided[1]
+            return replace(record, pending=self._pending(record, ()), superseded=self._superseded(record))
+        record = self._change(snapshot)
+        self._decided = (snapshot, record)
+        return record
+
+    def _change(self, snapshot: RecordSnapshot) -> Record:
+        name = self.request.owner
+        foreign = self.ownership.check(snapshot, name) or snapshot.fault is not None
         record = snapshot.record
         verdict = self._decide(record, foreign=foreign)
         self.window, self.victims = verdict.window, verdict.victims
+        stays = {entry.prefix for entry in verdict.window}
+        self.left = tuple(entry.prefix for entry in self._before if entry.prefix not in stays)
         counted = {entry.prefix for entry in (*verdict.window, *verdict.victims, *verdict.preserved)}
         record = replace(
             record,
             pending=self._pending(record, verdict.victims),
             superseded=self._superseded(record),
+            intents=self.ownership.open_intents(record, {entry.prefix for entry in verdict.window}),
             # Saved again, or set by the user: it is owned again.
             kept=tuple(prefix for prefix in record.kept if prefix not in counted),
         )
-        basename, step = split_step(self.prefix)
         record = self.ownership.restate_owner(
-            record, basename, step, self.retention.clock_name, verdict.clock_s
+            record, name, self.request.step, self.retention.clock_name, verdict.clock_s
         )
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):
             last_preserved_s = verdict.clock_s or 0.0
-        others = other_entries(self.ownership.directory, record.state, self.ownership.owned, kept=record.kept)
-        return replace(record, state=restate(others, verdict.window, self.prefix, last_preserved_s))
+        is_counted = self.ownership.counts_filter(record)
+        others = other_entries(self.ownership.directory, record.state, is_counted, verdict.window)
+        state = restate(others, verdict.window, self.prefix, last_preserved_s)
+        record = replace(record, state=state)
+        counted_lines = self.ownership.counted_in(record, [entry.prefix for entry in verdict.window])
+        return replace(record, counted=counted_lines).without_idle_owners()
 
     def _decide(self, record: Record, *, foreign: bool) -> Verdict:
-        if self.start.is_forced:
-            entries = list(self.start.entries)
-        else:
-            entries = self.ownership.window(
-                record, foreign=foreign, known=self.start.entries, now_s=self.now_s
-            )
-        window = (
-            *(entry for entry in entries if entry.prefix != self.prefix),
-            Entry(self.prefix, self.now_s),
-        )
         clock_s = self._clock_s(record)
         if foreign:
             if not self._has_warned:
@@ -122,8 +136,43 @@ class RecordChange:
                     CkptStoreWarning,
                     stacklevel=7,
                 )
-            return Verdict(window, clock_s=clock_s)
-        return self.retention.decide(window, clock_s)
+            return Verdict(self._counted(record, foreign=True), clock_s=clock_s)
+        while True:
+            verdict = self.retention.decide(self._counted(record, foreign=False), clock_s)
+            if not verdict.victims or self.start.is_forced:
+                return verdict
+            # A good one must not go because torn ones fill the window.
+            if not self.ownership.torn.judge(e.prefix for e in (*verdict.victims, *verdict.window[:-1])):
+                self._warn_of_many(verdict.victims)
+                return verdict
+
+    def _counted(self, record: Record, *, foreign: bool) -> tuple[Entry, ...]:
+        """Return the window with the checkpoint being saved."""
+        if self.start.is_forced:
+            entries = list(self.start.entries)
+        else:
+            entries = self.ownership.window(
+                record, foreign=foreign, known=self.start.entries, now_s=self.now_s
+            )
+        self._before = (
+            *(entry for entry in entries if entry.prefix != self.prefix),
+            Entry(self.prefix, self.now_s),
+        )
+        return self._before
+
+    def _warn_of_many(self, victims: tuple[Entry, ...]) -> None:
+        """Say before anything is published that more will go than comes."""
+        if len(victims) <= 1 or self._has_warned_of_many:
+            return
+        self._has_warned_of_many = True
+        names = [entry.prefix for entry in victims]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        warnings.warn(
+            f"this save of {self.prefix!r} deletes {len(names)} checkpoints, because only"
+            f" {self.retention.keep} are to be kept: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}",
+            CkptStoreWarning,
+            stacklevel=8,
+        )
 
     def _clock_s(self, record: Record) -> float | None:
         clock_s = self.ownership.clock_s(record, self.retention.clock_name, self.retention.resume)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from ckptstore.directory.paths import inside, owner_of, relative_prefix
+from ckptstore.directory.paths import inside, relative_prefix
 from ckptstore.directory.retention import Entry
 from ckptstore.format.record import CheckpointState
 from ckptstore.storage.base import Location
 
-__all__ = ["listed_paths", "other_entries", "own_entries", "restate"]
+__all__ = ["listed_paths", "newest_own", "other_entries", "own_entries", "restate"]
 
 # For a listed checkpoint without a time: TensorFlow's CheckpointManager never deletes one with this time.
 UNKNOWN_TIME_S = 0.0
@@ -32,49 +32,58 @@ def listed_paths(state: CheckpointState | None) -> list[tuple[str, float | None]
 def own_entries(
     directory: Location,
     state: CheckpointState | None,
-    basenames: Collection[str],
+    is_own: Callable[[str], bool],
     mtimes_s: Mapping[str, float],
     now_s: float,
-    *,
-    kept: Collection[str] = (),
 ) -> list[Entry]:
-    """Return the entries of `basenames`, in the order of the record.
+    """Return the entries of one owner or several, in the order of the record.
 
     Only direct children of `directory` can be owned: nothing outside of it is ever deleted.
 
     Parameters
     ----------
+    is_own : callable
+        Whether a prefix, a direct child of `directory`, is theirs.
     mtimes_s : mapping
         Prefix → time of its index, for a record without times; where that fails too, `now_s`.
-    kept : collection of str
-        Prefixes that no saver owns.
     """
     entries: dict[str, Entry] = {}
     for path, time_s in listed_paths(state):
         name = inside(directory, path)
-        if name is not None and name not in kept and owner_of(name) in basenames:
+        if name is not None and is_own(name):
             entries.pop(name, None)
             entries[name] = Entry(name, mtimes_s.get(name, now_s) if time_s is None else time_s)
     return list(entries.values())
 
 
+def newest_own(
+    directory: Location, state: CheckpointState | None, is_own: Callable[[str], bool]
+) -> str | None:
+    """Return the last prefix in the list for which `is_own` is true."""
+    for path in reversed(() if state is None else state.all_model_checkpoint_paths):
+        name = inside(directory, path)
+        if name is not None and is_own(name):
+            return name
+    return None
+
+
 def other_entries(
     directory: Location,
     state: CheckpointState | None,
-    basenames: Collection[str],
-    *,
-    kept: Collection[str] = (),
+    is_own: Callable[[str], bool],
+    window: Sequence[Entry],
 ) -> list[tuple[str, float | None]]:
-    """Return the listed paths that belong to others, relative to `directory` where they lie inside.
+    """Return the listed paths that are not in `window`, and not own ones that left it.
 
-    Those of `kept` have no owner.
+    They are relative to `directory` where they lie inside.
     """
+    counted = {entry.prefix for entry in window}
     others = []
     for path, time_s in listed_paths(state):
         name = relative_prefix(directory, path)
         if name is None:
             others.append((path, time_s))
-        elif "/" in name or name in kept or owner_of(name) not in basenames:
+        elif "/" in name or (name not in counted and not is_own(name)):
             others.append((name, time_s))
     return others
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError, FormatError, NotFoundError
-from ckptstore.format.record import parse_state
+from ckptstore.format.record import as_utf8, parse_state
 from ckptstore.format.record_protocol import Record, format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
 from ckptstore.storage.base import Location
@@ -36,13 +36,16 @@ class RecordSnapshot:
     fault : CorruptError or None
         Why the bytes that are there cannot be read.
     data : bytes or None
-        The bytes that are there; None if nothing is, or if it is too large to be a record.
+        The bytes that are there, in UTF-8; None if nothing is, or if it is too large to be a record.
+    is_recoded : bool
+        Whether the file itself is in another encoding, which TensorFlow does not read.
     """
 
     record: Record
     version: str | None
     fault: CorruptError | None = None
     data: bytes | None = field(default=None, repr=False)
+    is_recoded: bool = False
 
 
 def new_write_id() -> str:
@@ -89,17 +92,20 @@ def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapsho
             hint="Look at the file. The checkpoints beside it are not affected.",
         )
         return RecordSnapshot(Record(), got.version, fault)
+    data = as_utf8(got.data)
     try:
-        return RecordSnapshot(parse(got.data, source=location.url), got.version, data=got.data)
+        return RecordSnapshot(
+            parse(data, source=location.url), got.version, data=data, is_recoded=data != got.data
+        )
     except CorruptError as fault:
         try:
             # A damaged protocol line must lose neither the list nor the lines that say which entries no saver
             # owns.
-            state = parse_state(got.data, source=location.url)
-            record = Record(state, kept=salvage_record(got.data, source=location.url).kept)
+            state = parse_state(data, source=location.url)
+            record = Record(state, kept=salvage_record(data, source=location.url).kept)
         except CorruptError:
             record = Record()
-        return RecordSnapshot(record, got.version, fault, got.data)
+        return RecordSnapshot(record, got.version, fault, data, data != got.data)
 
 
 def update_record(
@@ -108,7 +114,7 @@ def update_record(
     *,
     first: RecordSnapshot | None = None,
     timeout_s: float,
-) -> Record:
+) -> RecordSnapshot:
     """Replace the record by what `change` makes of it; repeat while other writers change it meanwhile.
 
     Parameters
@@ -124,8 +130,8 @@ def update_record(
 
     Returns
     -------
-    Record
-        The one that was written.
+    RecordSnapshot
+        What was written.
 
     Raises
     ------
@@ -144,13 +150,13 @@ def update_record(
         record = change(snapshot)
         data = format_record(record)
         storage = location.storage
-        # COMMIT POINT: the record names the checkpoint as the latest.
+        # COMMIT POINT: the record names the checkpoint as the latest, or as about to be published.
         if snapshot.version is None:
             outcome = storage.put_new(location.key, data)
         else:
             outcome = storage.put_if(location.key, data, snapshot.version)
         if isinstance(outcome, Committed):
-            return record
+            return RecordSnapshot(record, outcome.version)
         if isinstance(outcome, Ambiguous):
             raise AmbiguousOutcomeError(
                 "the record may or may not have been written",

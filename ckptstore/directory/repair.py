@@ -7,17 +7,23 @@ missing or cannot be read, every complete checkpoint is listed, and none is hand
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ckptstore.bundle.verify.verify import BundleFault
-from ckptstore.directory.catalog import PrefixFiles, fault_of, list_checkpoints, newest_first
-from ckptstore.directory.paths import owner_of, relative_prefix, resolve
+from ckptstore.directory.catalog import (
+    PrefixFiles,
+    doubt_about,
+    fault_of,
+    list_checkpoints,
+    nearest_first,
+    newest_first,
+)
+from ckptstore.directory.intents import may_be_adopted, was_published
+from ckptstore.directory.paths import UNNAMED, basename_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
-from ckptstore.format.naming import split_step
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_protocol import Record
 from ckptstore.format.record_salvage import salvage_record
@@ -77,6 +83,8 @@ class RepairReport:
         The path that the record named as the latest.
     is_changed, is_written : bool
         Whether `repaired` differs from the record; whether it was written.
+    doubt : str or None
+        Why another checkpoint may be the newest, where no record said which.
     """
 
     url: str
@@ -89,6 +97,7 @@ class RepairReport:
     repaired: Record
     is_changed: bool
     is_written: bool = False
+    doubt: str | None = None
 
     @property
     def latest(self) -> str:
@@ -168,6 +177,7 @@ class _RepairPlan:
         # The list itself only as the reader of every day sees it: half of one may name anything.
         self._state = snapshot.record.state and self._salvage.record.state
         self._pending = self._salvage.record.pending
+        self._intents = self._salvage.record.intents
         self._found = list_checkpoints(directory)
         self._now_s = now_s(directory.storage)
         self._items: dict[str, RepairItem] = {}
@@ -200,6 +210,7 @@ class _RepairPlan:
         salvaged = self._salvage
         is_changed = (
             self._snapshot.fault is not None
+            or self._snapshot.is_recoded
             or state is None
             or state != self._snapshot.record.state
             or before != latest
@@ -211,7 +222,14 @@ class _RepairPlan:
             name: replace(owner, write_id=new_write_id())
             for name, owner in salvaged.record.owners.items()
         }
-        repaired = Record(self._restated(latest), owners, self._pending, salvaged.record.superseded, kept)
+        repaired = replace(
+            salvaged.record,
+            state=self._restated(latest),
+            owners=owners,
+            pending=self._pending,
+            kept=kept,
+            intents=self._intents,
+        )
         return RepairReport(
             url=self._directory.url or ".",
             record_url=self._record.url,
@@ -222,7 +240,13 @@ class _RepairPlan:
             latest_before=before,
             repaired=repaired,
             is_changed=is_changed,
+            doubt=self._doubt(latest) if state is None else None,
         )
+
+    def _doubt(self, latest: str) -> str | None:
+        listed = {item.prefix for item in self._listed()}
+        found = {name: item for name, item in self._found.items() if (name or UNNAMED) in listed}
+        return doubt_about(found, "" if latest == UNNAMED else latest, self._now_s)
 
     def _look_at_listed(self, state: CheckpointState) -> None:
         kept = self._salvage.kept
@@ -234,7 +258,7 @@ class _RepairPlan:
                 fault = NotFoundError("this path of the record leads nowhere", url=path)
                 self._items[path] = RepairItem(path, path, "dropped", fault=fault)
                 continue
-            place = places[0]
+            place = next((place for place in places if self._fault_of(place) is None), places[0])
             fault = self._fault_of(place)
             name = path
             if relative is None and fault is not None:
@@ -243,8 +267,9 @@ class _RepairPlan:
             elif fault is not None:
                 item = RepairItem(path, place.url, "dropped", fault=fault)
             else:
-                name = path if relative is not None else place.name
-                action: RepairAction = "stays" if relative is not None else "moved"
+                is_literal = relative is not None and place is places[0]
+                name = path if is_literal else place.key[len(self._directory.key) + 1 :] or UNNAMED
+                action: RepairAction = "stays" if is_literal else "moved"
                 item = RepairItem(name, place.url, action, is_kept=(relative or name) in kept)
             # If a path is listed twice, the last one counts.
             self._items.pop(name, None)
@@ -252,47 +277,34 @@ class _RepairPlan:
             self._times_s[name] = time_s
 
     def _adopt(self) -> list[str]:
-        """Take in complete checkpoints of saves that died between index and record."""
-        record = self._salvage.record
-        steps = {name: owner.highest_step for name, owner in record.owners.items()}
-        highest = {name: step for name, step in steps.items() if step is not None}
+        """Take in the checkpoints of saves that died between index and record."""
+        record = replace(self._salvage.record, state=self._state)
         listed = {self._name(item) for item in self._items.values()}
-        for prefix in listed:
-            basename, step = split_step(prefix)
-            if step is not None:
-                highest[basename] = max(step, highest.get(basename, step))
-        newer = [
-            item
-            for item in self._found.values()
-            if item.index is not None
-            and item.step is not None
-            and item.step > highest.get(owner_of(item.prefix), item.step)
-            and item.prefix not in listed
-            and not self._is_leaving(item)
-        ]
-        newer.sort(key=lambda item: (owner_of(item.prefix), item.step or 0))
-        return [item.prefix for item in newer if self._take_in(item, is_kept=False)]
+        adopted = []
+        for intent in record.intents:
+            is_free = may_be_adopted(record, intent, listed) and intent.prefix in self._found
+            if is_free and intent.prefix not in adopted and was_published(self._directory, intent):
+                self._take_in(self._found[intent.prefix], is_kept=False)
+                adopted.append(intent.prefix)
+        self._intents = tuple(each for each in record.intents if each.prefix not in adopted)
+        return adopted
 
     def _latest(self, state: CheckpointState, adopted: list[str]) -> str | None:
         listed = {self._name(item): item for item in self._listed() if not item.is_elsewhere}
         places = resolve(self._directory, state.model_checkpoint_path)
         for name, item in listed.items():
-            if places and item.url == places[0].url:
+            if item.url in {place.url for place in places}:
                 # It was named on purpose, perhaps to go back to it. Only a later save comes before it.
                 newest = self._newest([name, *adopted]) if name in self._found else name
                 return item.prefix if newest in (name, None) else newest
-        basename = owner_of(posixpath.basename(state.model_checkpoint_path))
-
-        def distance(item: PrefixFiles) -> int:
-            # Another basename has other tensors, and a checkpoint that is not listed may belong to any saver.
-            return 0 if owner_of(item.prefix) == basename else 1 if item.prefix in listed else 2
-
-        for candidate in sorted(newest_first(self._found), key=distance):
-            if candidate.prefix in listed:
-                return listed[candidate.prefix].prefix
+        named = basename_of(state.model_checkpoint_path)
+        for _, candidate in nearest_first(self._found, named, listed):
+            name = candidate.prefix or UNNAMED
+            if name in listed:
+                return listed[name].prefix
             # It is not listed, so no saver owns it: it may have been preserved on purpose.
             if not self._is_leaving(candidate) and self._take_in(candidate, is_kept=True, is_told=False):
-                return candidate.prefix
+                return name
         # V1, or in a directory below.
         return next((item.prefix for item in reversed(listed.values())), None)
 
@@ -327,11 +339,12 @@ class _RepairPlan:
         """List a checkpoint if it is complete; if not, it `is_told` that it was left out."""
         place = self._directory.child(item.prefix)
         fault = self._fault_of(place)
+        name = item.prefix or UNNAMED
         if fault is None:
-            self._items[item.prefix] = RepairItem(item.prefix, place.url, "added", is_kept)
-            self._times_s[item.prefix] = None
+            self._items[name] = RepairItem(name, place.url, "added", is_kept)
+            self._times_s[name] = None
         elif is_told:
-            self._items[item.prefix] = RepairItem(item.prefix, place.url, "left out", fault=fault)
+            self._items[name] = RepairItem(name, place.url, "left out", fault=fault)
         return fault is None
 
     def _name(self, item: RepairItem) -> str:
@@ -339,8 +352,8 @@ class _RepairPlan:
         return relative_prefix(self._directory, item.prefix) or item.prefix
 
     def _newest(self, prefixes: list[str]) -> str | None:
-        found = {name: self._found[name] for name in prefixes}
-        return next((item.prefix for item in newest_first(found)), None)
+        found = {name: self._found["" if name == UNNAMED else name] for name in prefixes}
+        return next((item.prefix or UNNAMED for item in newest_first(found)), None)
 
     def _restated(self, latest: str) -> CheckpointState:
         paths = [item.prefix for item in self._listed()]
@@ -351,7 +364,8 @@ class _RepairPlan:
         time_s = self._times_s[path]
         if time_s is not None:
             return time_s
-        found = self._found.get(relative_prefix(self._directory, path) or path)
+        name = relative_prefix(self._directory, path) or path
+        found = self._found.get("" if name == UNNAMED else name)
         if found is None or found.index is None:
             return UNKNOWN_TIME_S
         # Never in the future: such a checkpoint would be preserved for good.

@@ -60,6 +60,10 @@ class Retention(Protocol):
 
     clock_name: ClassVar[ClockName]
 
+    @property
+    def keep(self) -> int:
+        """How many stay; 0 without a limit."""
+
     def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
         """Return the verdict over `window`, whose last entry is the checkpoint being saved."""
 
@@ -72,6 +76,7 @@ class KeepNewest:
     """Delete nothing and list only the newest, as TensorFlow does without ``max_to_keep``."""
 
     clock_name: ClassVar[ClockName] = "next_keep_s"
+    keep: ClassVar[int] = 0
 
     def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
         return Verdict(window[-1:], clock_s=clock_s)
@@ -101,8 +106,14 @@ class SaverRetention:
     every_s: float
     built_s: float
 
+    @property
+    def keep(self) -> int:
+        return self.max_to_keep
+
     def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
         next_keep_s = self.built_s + self.every_s if clock_s is None else clock_s
+        # Later only if the clock was set back: nothing would be preserved until it has caught up.
+        next_keep_s = min(next_keep_s, window[-1].time_s + self.every_s)
         surplus = max(0, len(window) - self.max_to_keep)
         victims = []
         preserved = []
@@ -137,9 +148,15 @@ class ManagerRetention:
     every_s: float | None
     built_s: float
 
+    @property
+    def keep(self) -> int:
+        return self.max_to_keep or 0
+
     def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
         # One second back, as TensorFlow starts it: a checkpoint saved at once counts as later.
         last_preserved_s = self.built_s - 1.0 if clock_s is None else clock_s
+        # Later only if the clock was set back: nothing would be preserved until it has caught up.
+        last_preserved_s = min(last_preserved_s, window[-1].time_s)
         surplus = 0 if self.max_to_keep is None else max(0, len(window) - self.max_to_keep)
         victims = []
         preserved = []

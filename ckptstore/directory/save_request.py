@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
+from ckptstore.directory.owner_names import owner_of_save
+from ckptstore.format.record_protocol import OwnerName
 from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 
@@ -31,7 +33,9 @@ class SaveRequest:
     suffix : str
         Of the graph's file.
     step : int or None
-        For reports of progress.
+        That the user gave; it is at the end of the prefix then.
+    fresh_start : bool
+        Save although there are checkpoints of the basename and none of them can be restored.
     """
 
     prefix: Location
@@ -40,6 +44,12 @@ class SaveRequest:
     meta: bytes | None = None
     suffix: str = "meta"
     step: int | None = None
+    fresh_start: bool = False
+
+    @property
+    def owner(self) -> OwnerName:
+        """Who owns the checkpoint."""
+        return owner_of_save(self.prefix.name, self.step)
 
     @property
     def has_tensors(self) -> bool:

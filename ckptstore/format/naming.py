@@ -19,24 +19,44 @@ from typing import Literal
 
 __all__ = [
     "ParsedName",
+    "Series",
     "data_name",
     "index_name",
     "meta_name",
     "numbered",
     "parse_file_name",
     "parse_v1_pattern",
+    "series_of",
     "split_step",
     "v1_shard_name",
 ]
 
 # Five digits, or more without leading zeros: exactly what %05d gives.
 _SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"
-_DATA = re.compile(rf"(.+)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
+_DATA = re.compile(rf"(.*)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_SHARD = re.compile(rf"(.+)(?<!\.data)-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_PATTERN = re.compile(r"(.+)-\?{5}-of-([0-9]{5})", re.DOTALL)
 # Not greedy, so that "model--1" is step -1 of "model" and not step 1 of "model-". Twenty places hold every
 # int64 and its sign.
 _STEP = re.compile(r"(.+?)-(-?[0-9]{1,20})", re.DOTALL)
+
+# Of a file on any storage; the patterns below take quadratic time.
+_LONGEST_NAME = 1024
+
+# How other programs put a step, an epoch or a metric into a name.
+_LABEL = r"(?<![a-z])(?:{})[=_:.-]?([0-9]{{1,20}})(?![0-9]|\.[0-9])"
+_EPOCH = re.compile(_LABEL.format("epochs?|ep|e"), re.IGNORECASE)
+_LABELLED_STEP = re.compile(_LABEL.format("global_?steps?|steps?|iter(?:ation)?s?|updates?"), re.IGNORECASE)
+_DECIMAL = r"[0-9]+(?:\.[0-9]+(?:e[+-]?[0-9]+)?|e[+-]?[0-9]+)"
+_BARE_STEP = re.compile(
+    rf"(?:(?<=[-_.])(?<![0-9]\.)|^)([0-9]{{1,20}})(?=(?:[-_.]+[a-z_]*=?-?{_DECIMAL})?(?:\.[a-z]\w*)*$)",
+    re.IGNORECASE,
+)
+_NUMBER = rf"(?:{_DECIMAL}|[0-9]+)"
+_METRIC_WORD = r"(?:loss|err(?:or)?|acc(?:uracy)?|auc|f1|iou|bleu|wer|ppl|mse|mae|reward|score|metric)"
+_METRIC = re.compile(rf"({_METRIC_WORD})[=_:.-]*{_NUMBER}", re.IGNORECASE)
+_DECIMAL_AT_END = re.compile(rf"{_DECIMAL}$", re.IGNORECASE)
+_METRIC_BEHIND = re.compile(rf"[-_.]*{_DECIMAL}", re.IGNORECASE)
 
 
 def index_name(prefix: str) -> str:
@@ -84,12 +104,13 @@ def parse_file_name(basename: str) -> ParsedName | None:
     Parameters
     ----------
     basename : str
-        Without directory. A graph file is only known by the usual suffix ``meta``.
+        Without directory. A graph file is only known by the usual suffix ``meta``. ``.index`` and the like
+        have an empty prefix: TensorFlow's ``saver.save(sess, "dir/")`` writes them.
     """
     if "/" in basename:
         return None
     for kind, ending in (("index", ".index"), ("meta", ".meta")):
-        if basename.endswith(ending) and len(basename) > len(ending):
+        if basename.endswith(ending):
             return ParsedName("index" if kind == "index" else "meta", basename[: -len(ending)])
     match = _DATA.fullmatch(basename)
     if match is not None:
@@ -121,3 +142,49 @@ def split_step(prefix_basename: str) -> tuple[str, int | None]:
     """Return the basename that owns a prefix, and its step (None if it has none)."""
     match = _STEP.fullmatch(prefix_basename)
     return (prefix_basename, None) if match is None else (match[1], int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The prefixes that differ from each other only in their step, and the place of one among them.
+
+    Attributes
+    ----------
+    name : str
+        What is the same in all of them.
+    place : tuple of int
+        Epoch and step, or one of both; empty if the prefix has neither.
+    """
+
+    name: str
+    place: tuple[int, ...]
+
+
+def series_of(prefix_basename: str) -> Series:
+    """Return the step in a prefix, whoever chose the name, and what is the same in its neighbours.
+
+    ``model-100`` and ``model-00000100`` as `split_step`; ``model.ckpt-100.h5`` with an extension behind the
+    step; ``epoch=3-step=1200``; ``weights.05-0.32`` with a metric behind an epoch. For the order of
+    checkpoints that no record lists: who owns one is never decided by this.
+    """
+    if len(prefix_basename) > _LONGEST_NAME:
+        return Series(prefix_basename, ())
+    text, step = split_step(prefix_basename)
+    if step is not None and _DECIMAL_AT_END.search(prefix_basename):
+        # The exponent of a metric: "loss=1e-05".
+        text, step = prefix_basename, None
+    epoch = _EPOCH.search(text)
+    other = None
+    if step is None:
+        other = _LABELLED_STEP.search(text)
+        if other is None and epoch is None:
+            other = _BARE_STEP.search(text)
+    spans = [match.span(1) for match in (epoch, other) if match is not None]
+    place = [int(text[start:stop]) for start, stop in spans]
+    behind = max((stop for _, stop in spans), default=len(text))
+    text = text[:behind] + _METRIC_BEHIND.sub("#", _METRIC.sub(r"\1#", text[behind:]))
+    for start, stop in sorted(spans, reverse=True):
+        text = f"{text[:start]}#{text[stop:]}"
+    if step is not None:
+        place.append(step)
+    return Series(_METRIC.sub(r"\1#", text) if place else text, tuple(place))

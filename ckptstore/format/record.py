@@ -9,6 +9,7 @@ comment, which every reader skips; this module neither writes nor keeps comments
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from ckptstore.errors import FormatError, UsageError
 from ckptstore.format.protos import descriptor_pool, message_class, parse_reason
 
-__all__ = ["CheckpointState", "format_state", "parse_state"]
+__all__ = ["CheckpointState", "as_utf8", "format_state", "parse_state"]
 
 _HINT = "Look at the file: it may be torn or not a record. The checkpoints beside it are not affected."
 
@@ -63,6 +64,25 @@ class CheckpointState:
     all_model_checkpoint_paths: tuple[str, ...] = ()
     all_model_checkpoint_timestamps: tuple[float, ...] = ()
     last_preserved_timestamp: float = 0.0
+
+
+def as_utf8(data: bytes) -> bytes:
+    """Return a record as it would be had no editor of Windows saved it: UTF-8, no mark, plain ends of lines.
+
+    Other bytes come back as they are.
+    """
+    encoding = None
+    even, odd = data[0:16:2], data[1:16:2]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif len(odd) == 8 and any(even) != any(odd):
+        encoding = "utf-16-le" if any(even) else "utf-16-be"
+    if encoding is not None:
+        try:
+            data = data.decode(encoding).encode()
+        except UnicodeError:
+            return data
+    return data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
 
 
 def parse_state(data: bytes, *, source: str) -> CheckpointState:

@@ -9,34 +9,41 @@ Format
 The header, then one fact per line::
 
     # ckptstore 1
-    # owner "model" epoch=7 run="5f0c…" host="node-a" time=1795344521.8 write="9a41…" highest_step=12000
+    # owner "model" form="steps" epoch=7 run="5f0…" host="a" time=1795344521.8 write="9a…" highest_step=12000
     # pending "model-9000" version="…" shards="00000..01023-of-01024" suffix="meta"
     # superseded "model" shards="00000-of-48213 00002..00004-of-48213"
     # kept "model-100"
+    # counted "model-12000" keep=1
+    # intent "model-12500" form="steps" run="5f0c…" index="8a2f01c3" after="model-12000"
 
 Grammar; each line begins in column one, and spaces may follow at its end::
 
     header     = "# ckptstore " version
-    owner      = "# owner " name " epoch=" integer " run=" string " host=" string " time=" seconds
-                 " write=" string [" highest_step=" integer] [" next_keep=" seconds]
-                 [" last_preserved=" seconds]
+    owner      = "# owner " name [" form=" form] " epoch=" integer " run=" string " host=" string
+                 " time=" seconds " write=" string [" highest_step=" integer] [" next_keep=" seconds]
+                 [" last_preserved=" seconds] [" keep=" integer]
     pending    = "# pending " name " version=" string " shards=" shards [" suffix=" string]
     superseded = "# superseded " name " shards=" shards
     kept       = "# kept " name
+    counted    = "# counted " name " keep=" integer
+    intent     = "# intent " name " form=" form " run=" string " index=" crc32c [" after=" string]
     name       = string
+    form       = '"steps"' | '"exact"'
+    crc32c     = a string of eight lower-case hexadecimal digits
     string     = a JSON string in ASCII, so that a line never breaks
     shards     = a string of words: number "-of-" count, or first ".." last "-of-" count
     integer    = up to 20 digits, "-" before a negative one
     seconds    = a number as Python's float() takes it, except NaN
 
-A version has up to 9 digits; above 1 the record is refused. The name of an owner is a basename, all other
-names are prefixes of checkpoints. A suffix left out is "meta". Seconds count from 1970 on the writer's clock.
+A version has up to 9 digits; above 1 the record is refused. The name of an owner is a basename, or with the
+form "exact" a prefix; all other names are prefixes of checkpoints. 0.1.0rc1 wrote no form, and took a name
+for both. A suffix left out is "meta". Seconds count from 1970 on the writer's clock.
 
 Numbers and counts of shards have 5 to 10 digits. A range holds every number from first to last, where first <
 last < count. The ranges of one record hold at most 262 144 shards; what is more is listed by single names.
 
 The pairs of a line may stand in any order, and pairs with other names are ignored. So are other comments, and
-facts before the header. Of several owners of one basename the last one counts.
+facts before the header. Of several owners of one name and form the last one counts.
 """
 
 from __future__ import annotations
@@ -46,16 +53,20 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, format_state, parse_state
 
 __all__ = [
     "FACT_BEGINNINGS",
+    "Counted",
     "Fact",
+    "Form",
+    "Intent",
     "Kept",
     "Owner",
+    "OwnerName",
     "Pending",
     "RangeRoom",
     "Record",
@@ -73,10 +84,12 @@ _HEADER = re.compile(r"# ckptstore ([0-9]{1,9})\s*$")
 # Possessive, because a plain repetition remembers 80 bytes for each escape of a hostile line.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _LINE = re.compile(
-    rf'# (owner|pending|superseded|kept) ({_STRING})((?: [a-z_]+=(?:{_STRING}|[^\s"]++))*+)\s*$'
+    r"# (owner|pending|superseded|kept|counted|intent)"
+    rf' ({_STRING})((?: [a-z_]+=(?:{_STRING}|[^\s"]++))*+)\s*$'
 )
 _PAIR = re.compile(rf' ([a-z_]+)=({_STRING}|[^\s"]++)')
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
+_CRC32C = re.compile(r"[0-9a-f]{8}")
 _SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
 
 # In the ranges of one record: 256 checkpoints of 1024 shards. It bounds what a short text can make a reader
@@ -87,14 +100,28 @@ ShardName = tuple[int, int]
 """Shard number and count, as in ``.data-00003-of-00007``."""
 
 
+Form: TypeAlias = Literal["", "steps", "exact"]
+"""How an owner names what it saves: ``steps`` is ``<basename>-<step>``, ``exact`` is the basename itself.
+
+A line of 0.1.0rc1 has none.
+"""
+
+
+class OwnerName(NamedTuple):
+    """Who owns checkpoints of a record: what the user said when they were saved."""
+
+    basename: str
+    form: Form
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The owner of one basename.
+    """The owner of some checkpoints.
 
     Attributes
     ----------
     basename : str
-        ``"model"`` owns ``model`` and ``model-<step>``.
+        ``"model"`` with the form ``steps`` owns ``model-<step>``, with the form ``exact`` it owns ``model``.
     epoch : int
         Grows with each run that takes over; the highest one is the owner.
     run, host : str
@@ -104,11 +131,13 @@ class Owner:
     write_id : str
         Of the record write that this line came with; makes the bytes of each record unique.
     highest_step : int or None
-        The highest step ever listed for this basename.
+        The highest step that it ever listed.
     next_keep_s : float or None
         Saver's every-H-hours clock.
     last_preserved_s : float or None
         CheckpointManager's clock; TensorFlow's own field holds one for the whole record only.
+    keep : int or None
+        The ``max_to_keep`` (0 without a limit) of the Saver that counts what has no `Counted` line.
     """
 
     basename: str
@@ -120,6 +149,13 @@ class Owner:
     highest_step: int | None = None
     next_keep_s: float | None = None
     last_preserved_s: float | None = None
+    form: Form = ""
+    keep: int | None = None
+
+    @property
+    def name(self) -> OwnerName:
+        """What it owns."""
+        return OwnerName(self.basename, self.form)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +183,52 @@ class Kept:
     prefix: str
 
 
-Fact: TypeAlias = Owner | Pending | Superseded | Kept
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A listed checkpoint that another Saver of the same run saved than the one in the owner's line.
+
+    Attributes
+    ----------
+    keep : int
+        Its ``max_to_keep``: only a Saver with the same one counts the checkpoint.
+    """
+
+    prefix: str
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A checkpoint that is about to be published: proof that what is found there is its owner's.
+
+    Attributes
+    ----------
+    form : {"steps", "exact"}
+        How the user named it.
+    run : str
+        Of the save.
+    index_crc32c : int
+        Of the bytes of the index.
+    after : str
+        The newest listed checkpoint of the owner when this was written; "" if there was none.
+    """
+
+    prefix: str
+    form: Form
+    run: str
+    index_crc32c: int
+    after: str = ""
+
+    @property
+    def owner(self) -> OwnerName:
+        """Who saves it."""
+        return OwnerName(self.prefix if self.form == "exact" else self.prefix.rpartition("-")[0], self.form)
+
+
+Fact: TypeAlias = Owner | Pending | Superseded | Kept | Counted | Intent
 """The content of one protocol line."""
 
-FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ")
+FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ", "# counted ", "# intent ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +236,39 @@ class Record:
     """A whole record: TensorFlow's four fields and our protocol state.
 
     ``state`` is None while a record names no checkpoint. ``kept`` are the prefixes of `Kept` lines
-    (docs/design/004-repair.md).
+    (docs/design/004-repair.md). ``counted`` is prefix → ``max_to_keep`` of `Counted` lines.
     """
 
     state: CheckpointState | None = None
-    owners: Mapping[str, Owner] = field(default_factory=dict)
+    owners: Mapping[OwnerName, Owner] = field(default_factory=dict)
     pending: tuple[Pending, ...] = ()
     superseded: tuple[Superseded, ...] = ()
     kept: tuple[str, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    counted: Mapping[str, int] = field(default_factory=dict)
 
     def with_owner(self, owner: Owner) -> Record:
-        """Return this record with `owner` in the place of the owner of the same basename."""
-        return replace(self, owners={**self.owners, owner.basename: owner})
+        """Return this record with `owner` in the place of the owner of the same name.
+
+        An owner of steps takes the place of a line without a form, too.
+        """
+        owners = {**self.owners, owner.name: owner}
+        if owner.form == "steps":
+            owners.pop(OwnerName(owner.basename, ""), None)
+        return replace(self, owners=owners)
+
+    def without_idle_owners(self) -> Record:
+        """Return this record without the owners of single prefixes that nothing in it names."""
+        named = set(() if self.state is None else self.state.all_model_checkpoint_paths)
+        named.update(line.prefix for line in self.pending)
+        named.update(line.prefix for line in self.superseded)
+        named.update(line.prefix for line in self.intents)
+        owners = {
+            name: owner
+            for name, owner in self.owners.items()
+            if name.form != "exact" or name.basename in named
+        }
+        return replace(self, owners=owners)
 
     def shards_named(self, prefix: str) -> set[ShardName]:
         """Shards of `prefix` in pending and superseded lines; a new save must not use their counts."""
@@ -181,8 +280,9 @@ def format_record(record: Record) -> bytes:
     """Return the bytes of `record`: protocol comments first, then TensorFlow's text proto."""
     lines = [f"# ckptstore {_VERSION}"]
     for owner in record.owners.values():
+        form = f" form={_quote(owner.form)}" if owner.form else ""
         line = (
-            f"# owner {_quote(owner.basename)} epoch={owner.epoch} run={_quote(owner.run)}"
+            f"# owner {_quote(owner.basename)}{form} epoch={owner.epoch} run={_quote(owner.run)}"
             f" host={_quote(owner.host)} time={owner.time_s!r} write={_quote(owner.write_id)}"
         )
         if owner.highest_step is not None:
@@ -191,6 +291,8 @@ def format_record(record: Record) -> bytes:
             line += f" next_keep={owner.next_keep_s!r}"
         if owner.last_preserved_s is not None:
             line += f" last_preserved={owner.last_preserved_s!r}"
+        if owner.keep is not None:
+            line += f" keep={owner.keep}"
         lines.append(line)
     ranges = RangeRoom()
     lines += [
@@ -203,6 +305,13 @@ def format_record(record: Record) -> bytes:
         for superseded in record.superseded
     ]
     lines += [f"# kept {_quote(prefix)}" for prefix in record.kept]
+    lines += [f"# counted {_quote(prefix)} keep={keep}" for prefix, keep in record.counted.items()]
+    for intent in record.intents:
+        line = (
+            f"# intent {_quote(intent.prefix)} form={_quote(intent.form)} run={_quote(intent.run)}"
+            f' index="{intent.index_crc32c:08x}"'
+        )
+        lines.append(f"{line} after={_quote(intent.after)}" if intent.after else line)
     comments = "\n".join(lines).encode() + b"\n"
     return comments + (format_state(record.state) if record.state is not None else b"")
 
@@ -245,14 +354,16 @@ def parse_record(data: bytes, *, source: str) -> Record:
 
 
 def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
-    """Return the record with these protocol lines; of several owners of one basename the last one counts."""
+    """Return the record with these protocol lines; of several owners of one name the last one counts."""
     lines = list(facts)
     return Record(
         state,
-        {line.basename: line for line in lines if isinstance(line, Owner)},
+        {line.name: line for line in lines if isinstance(line, Owner)},
         tuple(line for line in lines if isinstance(line, Pending)),
         tuple(line for line in lines if isinstance(line, Superseded)),
         tuple(dict.fromkeys(line.prefix for line in lines if isinstance(line, Kept))),
+        tuple(line for line in lines if isinstance(line, Intent)),
+        {line.prefix: line.keep for line in lines if isinstance(line, Counted)},
     )
 
 
@@ -316,9 +427,16 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
                 _integer(values["highest_step"]) if "highest_step" in values else None,
                 _time(values["next_keep"]) if "next_keep" in values else None,
                 _time(values["last_preserved"]) if "last_preserved" in values else None,
+                _form(values.get("form", "")),
+                _integer(values["keep"]) if "keep" in values else None,
             )
         if kind == "kept":
             return Kept(name)
+        if kind == "counted":
+            return Counted(name, _integer(values["keep"]))
+        if kind == "intent":
+            crc32c = _crc32c(values["index"])
+            return Intent(name, _form(values["form"]), values["run"], crc32c, values.get("after", ""))
         shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
             return Pending(name, values["version"], shards, values.get("suffix", "meta"))
@@ -345,6 +463,18 @@ def _parse_line(line: str) -> tuple[str, str, dict[str, str]]:
         raise ValueError(line)
     values = {key: _unquote(text) if text.startswith('"') else text for key, text in _PAIR.findall(match[3])}
     return match[1], _unquote(match[2]), values
+
+
+def _form(text: str) -> Form:
+    if text not in get_args(Form):
+        raise ValueError(text)
+    return cast("Form", text)
+
+
+def _crc32c(text: str) -> int:
+    if _CRC32C.fullmatch(text) is None:
+        raise ValueError(text)
+    return int(text, 16)
 
 
 def _integer(text: str) -> int:

@@ -34,7 +34,7 @@ class Salvage:
     Attributes
     ----------
     record : Record
-        ``state`` is None if TensorFlow's fields cannot be read. Of several owners of one basename it has the
+        ``state`` is None if TensorFlow's fields cannot be read. Of several owners of one name it has the
         one with the highest epoch.
     lost : tuple of str
         Protocol lines that cannot be read.

@@ -8,6 +8,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import DeadlineError, UsageError
+from ckptstore.storage.reentry import calls_out, refuse_reentry
 
 if TYPE_CHECKING:
     from ckptstore.saving.save_queue import QueuedSave
@@ -84,6 +85,7 @@ class SaveHandle:
             The reason of the failure, as `Saver.save`; each call raises it again.
         """
         self._check_process()
+        refuse_reentry(self.prefix)
         save = self._save
         if save.is_of_this_process:
             if not save.is_over:
@@ -116,6 +118,7 @@ class SaveHandle:
         """
         self._check_process()
 
+        @calls_out
         def call(_: Future[None]) -> None:
             try:
                 fn(self)

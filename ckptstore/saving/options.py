@@ -39,6 +39,7 @@ class SaveOptions:
     progress: Progress = None
     reuse_unchanged: bool = False
     queue: QueuePolicy = "wait"
+    fresh_start: bool = False
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None:
@@ -47,10 +48,8 @@ class SaveOptions:
         _check_one_of("durability", self.durability, get_args(Durability))
         _check_one_of("queue", self.queue, get_args(QueuePolicy))
         reporter(self.progress)
-        if not isinstance(self.reuse_unchanged, bool | np.bool_):
-            raise UsageError(
-                "reuse_unchanged must be True or False", expected="a bool", actual=repr(self.reuse_unchanged)
-            )
+        _check_bool("reuse_unchanged", self.reuse_unchanged)
+        _check_bool("fresh_start", self.fresh_start)
 
     def place(self, location: Location) -> Location:
         """Return `location` in a storage with the durability of these options."""
@@ -81,6 +80,11 @@ def _positive_seconds(name: str, value: Any) -> float:
             actual=repr(value),
         )
     return float(value)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} must be True or False", expected="a bool", actual=repr(value))
 
 
 def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -56,7 +56,15 @@ class SavePreparation:
         meta = (
             self.graph.to_bytes(plan, strip_default_attrs=graph.strip_default_attrs) if graph.write else None
         )
-        request = SaveRequest(prefix, plan, self.directories.run, meta, graph.suffix, target.step)
+        request = SaveRequest(
+            prefix,
+            plan,
+            self.directories.run,
+            meta,
+            graph.suffix,
+            target.step,
+            self.options.fresh_start,
+        )
         sink: CheckpointSink = BareSink()
         if write_state and request.has_tensors:
             sink = self.directories.writer(prefix, target.record)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ckptstore.errors import CkptStoreWarning, ConflictError, SaveCancelledError, UsageError
 from ckptstore.saving import at_exit
+from ckptstore.storage.reentry import refuse_reentry
 
 if TYPE_CHECKING:
     from ckptstore.saving.options import QueuePolicy
@@ -145,6 +146,7 @@ class SaveQueue:
 
     def wait(self) -> None:
         """Wait until every save is over, whether it succeeded or not."""
+        refuse_reentry()
         if not self.is_idle:
             self.check_may_wait()
         with self._changed:
@@ -179,6 +181,7 @@ class SaveQueue:
         CkptStoreError
             The unreported failure of an earlier save. Nothing is saved then.
         """
+        refuse_reentry(task.url)
         if not self.is_idle and self._policy == "refuse":
             raise ConflictError(
                 "another save of this Saver is in flight",

@@ -13,6 +13,7 @@ from ckptstore.directory.save_request import CheckpointSink, LastSaved, RunningS
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saving.options import SaveOptions
+from ckptstore.storage.latch import Latch
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 
@@ -36,7 +37,7 @@ class SaveTask:
 
     Attributes
     ----------
-    staged : threading.Event
+    staged : Latch
         Set when the arrays may be changed again.
 
     Threads
@@ -46,7 +47,7 @@ class SaveTask:
 
     def __init__(self, request: SaveRequest, sink: CheckpointSink, options: SaveOptions) -> None:
         self.url = request.prefix.url
-        self.staged = threading.Event()
+        self.staged = Latch()
         self._sink = sink
         self._options = options
         # Reentrant: a signal handler that cancels may interrupt the thread that holds it. Guards `_phase`.
@@ -63,7 +64,7 @@ class SaveTask:
         self._stage: Stage | None = None
         self._budget = MemoryBudget()
         # Set when a stage is copied, or the task is cancelled; `run` waits for it where the stage is whole.
-        self._may_begin = threading.Event()
+        self._may_begin = Latch()
         self._is_over = False
 
     @property

@@ -10,6 +10,8 @@ A backend derives from the types whose promises it keeps, and a caller asks by t
 `KnowsWriters`                Only its age shows that a file is left over: what a dead save has left behind
                               stays until it is old enough to be collected.
 `ListsUploads`                Unfinished uploads are dropped by ``ckptstore gc`` without being shown before.
+`MarksUploads`                A first save that was killed cannot be told from a checkpoint that is still
+                              being copied: the next run has to be told to begin anew.
 `KnowsServerTime`             Ages are judged by the clock of this machine.
 `ProbesCapabilities`          `Storage.capabilities` has to be true everywhere; nothing is tried.
 `Diagnosable`                 ``ckptstore doctor`` tries the primitives and knows nothing about the backend.
@@ -36,6 +38,7 @@ __all__ = [
     "KnowsServerTime",
     "KnowsWriters",
     "ListsUploads",
+    "MarksUploads",
     "ProbesCapabilities",
     "SupportsCopies",
     "SupportsRelaxedDurability",
@@ -142,6 +145,22 @@ class ListsUploads(ABC):
 
         The key is that of the object that the upload would have made, or of the unfinished file; the size is
         that of what has arrived.
+        """
+
+
+class MarksUploads(ABC):
+    """An object shows whether a save wrote it here, or another program."""
+
+    @abstractmethod
+    def is_upload(self, key: str) -> bool:
+        """Return whether an `upload` under this very key made the object; False where that is not known.
+
+        Not asked for what a published index names.
+
+        Raises
+        ------
+        NotFoundError
+            If nothing is there.
         """
 
 

@@ -25,6 +25,7 @@ from ckptstore.errors import (
 from ckptstore.storage.abilities import Diagnosable, now_s
 from ckptstore.storage.base import Storage
 from ckptstore.storage.finding import Finding, failed
+from ckptstore.storage.races import race_findings
 from ckptstore.storage.values import Ambiguous, Capabilities, Committed, PutOutcome
 from ckptstore.types import ByteRange
 
@@ -54,7 +55,12 @@ _SECOND = b"ckptstore doctor: the second of two\n"
 
 
 def diagnose(
-    storage: Storage, directory_key: str, *, record_name: str = "checkpoint", read_only: bool = False
+    storage: Storage,
+    directory_key: str,
+    *,
+    record_name: str = "checkpoint",
+    read_only: bool = False,
+    races: bool = False,
 ) -> list[Finding]:
     """Return what works in the directory `directory_key`, in the order in which it was tried.
 
@@ -67,6 +73,8 @@ def diagnose(
         Of the file that every save replaces.
     read_only : bool
         Try what a reader needs, and write nothing.
+    races : bool
+        Whether to try two requests at the same moment, too, several times over.
 
     Guarantees
     ----------
@@ -85,6 +93,8 @@ def diagnose(
         try:
             with scratch as place:
                 findings += _Trial(storage, place).findings()
+                if races and not _has_failed(findings):
+                    findings += race_findings(storage, place)
         except CkptStoreError as error:
             findings.append(failed("write", error))
         if not _has_failed(findings):

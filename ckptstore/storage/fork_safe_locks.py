@@ -6,6 +6,8 @@ import os
 import threading
 import weakref
 
+from ckptstore.storage.reentry import reentered
+
 __all__ = ["ForkSafeLocks"]
 
 
@@ -13,7 +15,8 @@ class ForkSafeLocks:
     """Several mutexes, by number: ``with locks[0]:``.
 
     In a forked child all of them are new, because a thread that holds one exists in the parent only. They are
-    plain locks, not wrapped: an interrupt inside an ``__enter__`` of ours would leave one locked for ever.
+    not wrapped: an interrupt inside an ``__enter__`` of ours would leave one locked for ever. Reentrant ones,
+    because these know their owner: a signal handler that needs the one its thread holds is refused.
 
     Threads
     -------
@@ -21,18 +24,28 @@ class ForkSafeLocks:
     """
 
     def __init__(self, count: int = 1) -> None:
-        self._locks = tuple(threading.Lock() for _ in range(count))
+        self._locks = tuple(threading.RLock() for _ in range(count))
         _ALL.add(self)
 
-    def __getitem__(self, number: int) -> threading.Lock:
-        return self._locks[number]
+    def __getitem__(self, number: int) -> threading.RLock:
+        """Return a lock that the calling thread does not hold.
+
+        Raises
+        ------
+        UsageError
+            In a signal handler, or a finalizer, that interrupted the thread while it held the lock.
+        """
+        lock = self._locks[number]
+        if lock._is_owned():
+            raise reentered()
+        return lock
 
     def __len__(self) -> int:
         return len(self._locks)
 
     def renew(self) -> None:
         """Replace the locks by new ones, for a forked child: a thread of the parent may hold the old ones."""
-        self._locks = tuple(threading.Lock() for _ in self._locks)
+        self._locks = tuple(threading.RLock() for _ in self._locks)
 
 
 _ALL: weakref.WeakSet[ForkSafeLocks] = weakref.WeakSet()

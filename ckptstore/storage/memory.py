@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptstore.errors import NotFoundError, UsageError
-from ckptstore.storage.abilities import KnowsWriters, ListsUploads, SupportsCopies
+from ckptstore.storage.abilities import KnowsWriters, ListsUploads, MarksUploads, SupportsCopies
 from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolve_reads
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
@@ -68,7 +68,7 @@ _WRITERS: weakref.WeakKeyDictionary[MemoryFile, _Unfinished] = weakref.WeakKeyDi
 _UNFINISHED: set[_Unfinished] = set()
 
 
-class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads):
+class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads, MarksUploads):
     """The files of fsspec's memory file system; keys are ``/bucket/name`` for ``memory://bucket/name``."""
 
     capabilities = Capabilities(
@@ -206,6 +206,13 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads):
                 if writer is not None:
                     writer.is_needed = is_needed
 
+    def is_upload(self, key: str) -> bool:
+        self._look(key)
+        with _LOCKS[0]:
+            file = self._files.get(key)
+            writer = None if file is None else _WRITERS.get(file)
+            return writer is not None and not writer.is_needed
+
     def create(self, key: str, data: bytes, writer: _Unfinished | None = None) -> PutOutcome:
         """Create a file if nothing is there; `writer` is the upload that it comes from."""
         with _LOCKS[0]:
@@ -245,7 +252,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads):
             raise UsageError(
                 "a directory stands where a file should be",
                 url=self.url_of(key),
-                hint="Remove it or choose another path.",
+                hint="Choose another path.",
             )
 
     def _check_parents(self, key: str) -> None:
@@ -259,7 +266,7 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads):
                 raise UsageError(
                     "a file stands where a directory should be",
                     url=self.url_of(parent),
-                    hint="Remove it or choose another path.",
+                    hint="Choose another path.",
                 )
             parent = parent.rpartition("/")[0]
 

@@ -18,6 +18,7 @@ from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.gcs.options import GCS_OPTIONS
 from ckptstore.storage.local.storage import LocalStorage
 from ckptstore.storage.memory import MemoryStorage
+from ckptstore.storage.reentry import refuse_reentry
 from ckptstore.storage.url import UrlLike, parse_url
 from ckptstore.suggest import did_you_mean
 
@@ -116,6 +117,7 @@ def locate(url: UrlLike, storage_options: Mapping[str, Any] | None = None) -> Lo
         If a package that the backend needs is not installed.
     """
     scheme, key, text = parse_url(url)
+    refuse_reentry(text)
     # Every other scheme that parse_url accepts is a file system that fsspec knows.
     backend = _BACKENDS.get(scheme) or _Backend(functools.partial(_open_generic, scheme), None)
     options = dict(storage_options or {})

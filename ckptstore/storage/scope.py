@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ckptstore.errors import DeadlineError, TransientError
+from ckptstore.storage.latch import Latch
 
 __all__ = ["Cancellation", "Scope", "current_scope"]
 
@@ -30,7 +31,7 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._event = Latch()
         # A signal handler may cancel while its own thread is in here.
         self._lock = threading.RLock()
         self._running: set[Callable[[], object]] = set()

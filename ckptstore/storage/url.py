@@ -17,19 +17,22 @@ from ckptstore.errors import UsageError
 from ckptstore.storage.bucket_names import split_arn, url_for_web_address
 from ckptstore.storage.redact import Redactor
 
-__all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "parse_url"]
+__all__ = ["ParsedUrl", "UrlLike", "check_not_in_the_clear", "host_of", "is_within", "parse_url"]
 
 UrlLike: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*::")
-_SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):/(?!/)", re.IGNORECASE)
+_SQUASHED = re.compile(r"(?P<scheme>s3|gs|gcs|memory|file):(?!//|:)", re.IGNORECASE)
 
 # The query parameters of signed URLs: of the services, and of servers compatible with them.
 _SIGNED = re.compile(r"\?(?:.*&)?(?:x-amz-signature|x-goog-signature|signature|sig)=", re.IGNORECASE)
 
 # Removes secrets from a URL that is refused, before it is shown.
 _shown = Redactor({})
+
+# The regions of these services are hosts of one domain, and send requests to one another.
+_SERVICE_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".googleapis.com")
 
 _ALIASES = {"gcs": "gs"}
 _SCHEMES = ("file", "memory", "s3", "gs")
@@ -73,10 +76,10 @@ def parse_url(path: UrlLike) -> ParsedUrl:
     if squashed:
         scheme = squashed["scheme"]
         raise UsageError(
-            "this is a URL that lost a slash, as in a pathlib.Path",
+            "this is a URL without its two slashes, which a pathlib.Path loses",
             url=_shown(text),
             expected=f"{scheme}://…",
-            hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:/",
+            hint=f"Pass URLs as text; a directory of that name is written ./{scheme}:",
         )
     match = _URL.fullmatch(text)
     arn, rest = "", match["rest"] if match else ""
@@ -131,6 +134,31 @@ def check_not_in_the_clear(endpoint: str, shown: str) -> None:
             expected="https, or an endpoint on this machine",
             hint="Use https, or pass allow_http=True in the storage options.",
         )
+
+
+def host_of(url: str) -> str:
+    """Return the host that a URL leads to, for messages."""
+    try:
+        return urlsplit(url).hostname or "nowhere"
+    except ValueError:
+        return "nowhere"
+
+
+def is_within(url: str, endpoint: str) -> bool:
+    """Whether `url` may get what is meant for `endpoint`.
+
+    Its host is the endpoint, one below it, or another one of the same service, and not reached with less
+    protection.
+    """
+    try:
+        target, home = urlsplit(url), urlsplit(endpoint)
+    except ValueError:
+        return False
+    host, home_host = target.hostname or "", home.hostname or ""
+    if target.scheme not in ("https", home.scheme) or not host:
+        return False
+    domains = [f".{home_host}", *(domain for domain in _SERVICE_DOMAINS if home_host.endswith(domain))]
+    return host == home_host or host.endswith(tuple(domains))
 
 
 def _is_loopback(host: str) -> bool:

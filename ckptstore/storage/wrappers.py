@@ -13,6 +13,7 @@ from ckptstore.storage.abilities import (
     KnowsServerTime,
     KnowsWriters,
     ListsUploads,
+    MarksUploads,
     ProbesCapabilities,
     SupportsCopies,
     SupportsRelaxedDurability,
@@ -176,6 +177,10 @@ class _ForwardsUploads(ListsUploads):
     stale_uploads = _intercepted(ListsUploads.stale_uploads)
 
 
+class _ForwardsMarks(MarksUploads):
+    is_upload = _intercepted(MarksUploads.is_upload)
+
+
 class _ForwardsServerTime(KnowsServerTime):
     now_s = _forwarded(KnowsServerTime.now_s)
 
@@ -195,6 +200,7 @@ _FORWARDERS: dict[type, type] = {
     SupportsRelaxedDurability: _ForwardsRelaxedDurability,
     KnowsWriters: _ForwardsWriters,
     ListsUploads: _ForwardsUploads,
+    MarksUploads: _ForwardsMarks,
     KnowsServerTime: _ForwardsServerTime,
     ProbesCapabilities: _ForwardsProbes,
     Diagnosable: _ForwardsDiagnosis,

@@ -189,10 +189,12 @@ def assert_no_orphans(files: Files, record_name: str = RECORD_NAME) -> None:
 
 def assert_fence_holds(before: Record, after: Record) -> None:
     """FENCE: a record is written over by the run that owns it, or by one with a higher epoch."""
-    for basename, owner in before.owners.items():
-        new = after.owners.get(basename)
+    for name, owner in before.owners.items():
+        new = after.owners.get(name)
+        if new is None and name.form == "exact" and name.basename not in listed_prefixes(after):
+            continue
         if new is None:
-            raise InvariantViolation("FENCE", f"the owner of {basename!r} left the record")
+            raise InvariantViolation("FENCE", f"the owner of {name.basename!r} left the record")
         if new.epoch < owner.epoch or (new.run != owner.run and new.epoch == owner.epoch):
             raise InvariantViolation(
                 "FENCE",
@@ -214,8 +216,9 @@ def assert_failure_was_due(error: BaseException, run: str, basename: str, record
     record : Record or None
         As it is when the error arrives.
     """
-    owner = None if record is None else record.owners.get(basename)
-    if isinstance(error, FencedError) and owner is not None and owner.run != run:
+    owners = () if record is None else record.owners.values()
+    others = [owner for owner in owners if owner.basename == basename and owner.run != run]
+    if isinstance(error, FencedError) and others:
         return
     name = "SPURIOUS" if isinstance(error, CkptStoreError) else "ERROR"
     raise InvariantViolation(name, f"run {run!r} failed with {type(error).__name__}: {error}") from error

@@ -236,13 +236,14 @@ class Checkpoint:
         memory_budget: int | None = None,
         durability: Durability = "disk",
         progress: Progress = None,
+        fresh_start: bool = False,
     ) -> str:
         """Count, write the tree under ``<prefix>-<save_counter>``, and make it the latest checkpoint.
 
         Nothing is deleted; for that there is `CheckpointManager`. The number of a save that fails is not used
         again.
 
-        Parameters are those of `write`.
+        Parameters are those of `write`, and `fresh_start` as for `Saver`.
 
         Returns
         -------
@@ -253,6 +254,9 @@ class Checkpoint:
         ------
         UsageError
             If something in the tree cannot be saved; nothing was written.
+        CorruptError
+            The directory has checkpoints of this basename, and none of them can be restored; nothing was
+            written.
         FencedError
             Another run took over; nothing of this save stays.
         StorageFullError, AccessError, TransientError, ConflictError, AmbiguousOutcomeError
@@ -262,7 +266,7 @@ class Checkpoint:
         ----------
         As `write`.
         """
-        options = SaveOptions(deadline_s, memory_budget, durability, progress)
+        options = SaveOptions(deadline_s, memory_budget, durability, progress, fresh_start=fresh_start)
         base = options.place(locate(prefix, storage_options))
         check_prefix_name(base)
         # Before writing, as in TensorFlow: the number that a save carries is the counter that it stores.
@@ -275,7 +279,7 @@ class Checkpoint:
         writer = self._writers.get(key)
         if writer is None:
             writer = self._writers[key] = CheckpointWriter(location.parent, None, KeepNewest(), time.time)
-        request = SaveRequest(location, plan, process_run(), step=int(counter))
+        request = SaveRequest(location, plan, process_run(), step=int(counter), fresh_start=fresh_start)
         SaveTask(request, writer, options).run()
         return location.url
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
-from ckptstore.directory.latest import find_latest, record_location
-from ckptstore.directory.paths import relative_prefix
+from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
+from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
 from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
@@ -56,7 +56,8 @@ def latest_checkpoint(
         Name of the record, ``checkpoint`` by default.
     recover : bool
         Where the record is missing, stale or unreadable, warn and return the newest complete checkpoint that
-        lies in the directory. With False such a record gives None.
+        lies in the directory: of the same basename, else listed, else any other. With False such a record
+        raises.
     allow_external_paths : bool
         Follow a path of the record that leads out of the directory. Otherwise the same basename beside the
         record is tried, which is what a moved directory needs.
@@ -66,18 +67,29 @@ def latest_checkpoint(
     Returns
     -------
     str or None
-        None only when there is no complete checkpoint.
+        None only when there is no checkpoint: no record, and no file of one except what a save of ckptstore
+        left that was killed before it had published any.
 
     Raises
     ------
+    CorruptError
+        If there are checkpoints and none of them can be restored now: they are torn, still being copied, or
+        other files lie in their place. The message lists them.
     AccessError, TransientError, UsageError
         If the directory cannot be read. That is never reported as "no checkpoint".
     """
     directory = locate(checkpoint_dir, storage_options)
-    found = find_latest(
-        directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
-    )
-    return None if found is None else found.url
+    try:
+        found = find_latest(
+            directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+        )
+    except UsageError:
+        check_is_directory(directory)
+        raise
+    if found is None:
+        check_is_directory(directory)
+        return None
+    return found.url
 
 
 def get_checkpoint_state(
@@ -97,20 +109,30 @@ def get_checkpoint_state(
     Returns
     -------
     CheckpointState or None
-        None if there is no record, and, with a warning, if it cannot be read. Nothing is checked beyond the
-        record: use `latest_checkpoint` for a checkpoint that can be restored.
+        None if there is no record. If one cannot be read, or is missing where there are checkpoints, a
+        warning says so. A record that is there is not compared with the files: use `latest_checkpoint` for
+        a checkpoint that can be restored.
 
     Raises
     ------
+    CorruptError
+        If there is no record that can be read, and checkpoints of which none can be restored now.
     AccessError, TransientError, UsageError
         If the record cannot be reached.
     """
     directory = locate(checkpoint_dir, storage_options)
-    snapshot = read_state(record_location(directory, latest_filename))
-    if snapshot.fault is not None:
-        warnings.warn(str(snapshot.fault), CkptStoreWarning, stacklevel=2)
-    state = snapshot.record.state
+    record = record_location(directory, latest_filename)
+    try:
+        state = read_state(record).record.state
+    except UsageError:
+        check_is_directory(directory)
+        raise
     if state is None:
+        found, remark = look_for_latest(directory, latest_filename)
+        if found is None:
+            check_is_directory(directory)
+        if remark:
+            warnings.warn(remark, CkptStoreWarning, stacklevel=2)
         return None
 
     def join(path: str) -> str:
@@ -193,7 +215,8 @@ def update_checkpoint_state(
             tuple(times),
             last if last_preserved_timestamp is None else last_preserved_timestamp,
         )
-        return replace(present, state=state)
+        # What was announced came before this.
+        return replace(present, state=state, intents=())
 
     update_record(record, change, timeout_s=_RECORD_TIMEOUT_S)
 
@@ -210,7 +233,8 @@ def _to_relative(directory: Location, path: str) -> str:
         return posixpath.relpath(path, directory.key)
     if directory.url.startswith("/") or "://" in directory.url:
         return path
-    return posixpath.relpath(path, directory.url or ".")
+    relative = posixpath.relpath(path, directory.url or ".")
+    return UNNAMED if relative == "." and path.endswith("/") else relative
 
 
 def checkpoint_exists(checkpoint_prefix: PathText, *, storage_options: Options = None) -> bool:
@@ -263,7 +287,10 @@ def get_checkpoint_mtimes(
 
 
 def _mtime_s(prefix: Location) -> float | None:
-    for place in (prefix.parent.child(index_name(prefix.name)), prefix):
+    places = [prefix.suffixed(index_name("")), prefix]
+    if prefix.url.endswith("/"):
+        places.insert(0, Location(prefix.storage, f"{prefix.key}/", prefix.url).suffixed(index_name("")))
+    for place in places:
         try:
             return place.storage.head(place.key).mtime_s
         except NotFoundError:
@@ -304,6 +331,9 @@ def remove_checkpoint(
     prefix = locate(checkpoint_prefix, storage_options)
     if checkpoint_format_version == 1:
         remove_v1_files(prefix.parent, prefix.name, meta_graph_suffix)
+    elif prefix.url.endswith("/"):
+        # An empty basename, as in TensorFlow. What has the name without the slash is not meant.
+        remove_checkpoint_files(prefix, "", meta_graph_suffix)
     else:
         remove_checkpoint_files(prefix.parent, prefix.name, meta_graph_suffix)
 
@@ -335,11 +365,15 @@ def wait_for_new_checkpoint(
     Returns
     -------
     str or None
-        None after the timeout.
+        None after the timeout. A checkpoint that is not complete yet is waited for, with a warning.
     """
     stop_s = None if timeout is None else time.monotonic() + timeout
     while True:
-        path = latest_checkpoint(checkpoint_dir, storage_options=storage_options)
+        try:
+            path = latest_checkpoint(checkpoint_dir, storage_options=storage_options)
+        except CorruptError as error:
+            warnings.warn(f"still waiting: {error}", CkptStoreWarning, stacklevel=2)
+            path = None
         if path is not None and path != last_checkpoint:
             return path
         if stop_s is not None and time.monotonic() + seconds_to_sleep > stop_s:

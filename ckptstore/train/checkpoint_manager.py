@@ -15,7 +15,7 @@ from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.latest import find_latest
 from ckptstore.directory.retention import ManagerRetention
 from ckptstore.directory.save_request import SaveRequest
-from ckptstore.errors import CkptStoreWarning, UsageError
+from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.saving.arguments import SECONDS_PER_HOUR
 from ckptstore.saving.options import Durability, SaveOptions
@@ -62,8 +62,9 @@ class CheckpointManager:
     durability : {"disk", "cache"}
         ``"disk"``: a save outlives a power failure once it returns. ``"cache"``: the local disk is not waited
         for, so it outlives the end of the process only; for scratch directories. No difference elsewhere.
-    deadline_s, memory_budget, progress, reuse_unchanged :
-        How each save is made; as for `Saver`.
+    deadline_s, memory_budget, progress, reuse_unchanged, fresh_start :
+        How each save is made; as for `Saver`. With `fresh_start` checkpoints that cannot be restored are
+        "no checkpoint" for `latest_checkpoint` and `restore_or_initialize`, too.
 
     Raises
     ------
@@ -95,13 +96,16 @@ class CheckpointManager:
         durability: Durability = "disk",
         progress: Progress = None,
         reuse_unchanged: bool = False,
+        fresh_start: bool = False,
     ) -> None:
         if max_to_keep is not None and max_to_keep <= 0:
             raise UsageError("Expected a positive integer or `None` for `max_to_keep`", actual=max_to_keep)
         if checkpoint_interval is not None and step_counter is None:
             raise UsageError("`step_counter` should be passed if `checkpoint_interval` is not None")
         self._checkpoint = checkpoint
-        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged)
+        self._options = SaveOptions(
+            deadline_s, memory_budget, durability, progress, reuse_unchanged, fresh_start=fresh_start
+        )
         self._directory = self._options.place(locate(directory, storage_options))
         self._prefix = self._directory.child(checkpoint_name)
         check_prefix_name(self._prefix)
@@ -117,8 +121,25 @@ class CheckpointManager:
         )
         self._writer = CheckpointWriter(self._directory, None, retention, clock)
         self._writer.peek(checkpoint_name)
-        latest = find_latest(self._directory)
-        self._latest = None if latest is None else latest.url
+        self._latest: str | None = None
+        # Why there is no latest one, although there are checkpoints.
+        self._fault: CorruptError | None = None
+        self._look_for_latest()
+        if self._fault is not None:
+            warnings.warn(f"nothing is restored: {self._fault}", CkptStoreWarning, stacklevel=2)
+
+    def _look_for_latest(self) -> None:
+        try:
+            found = find_latest(self._directory)
+        except CorruptError as error:
+            if self._options.fresh_start:
+                text = f"beginning anew, as fresh_start says: {error}"
+                warnings.warn(text, CkptStoreWarning, stacklevel=3)
+            else:
+                self._fault = error
+            return
+        self._latest = None if found is None else found.url
+        self._fault = None
 
     @property
     def directory(self) -> str:
@@ -137,7 +158,15 @@ class CheckpointManager:
 
     @property
     def latest_checkpoint(self) -> str | None:
-        """Prefix of the newest checkpoint that this manager saved, or found when it was made."""
+        """Prefix of the newest checkpoint that this manager saved, or found when it was made.
+
+        Raises
+        ------
+        CorruptError
+            If there were checkpoints, and none of them could be restored.
+        """
+        if self._fault is not None:
+            raise self._fault
         return self._latest
 
     @property
@@ -186,9 +215,15 @@ class CheckpointManager:
         )
         location = self._directory.child(numbered(self._prefix.name, number))
         plan = self._checkpoint.plan(with_counter=True)
-        request = SaveRequest(location, plan, self._run or process_run(), step=number)
+        request = SaveRequest(
+            location,
+            plan,
+            self._run or process_run(),
+            step=number,
+            fresh_start=self._options.fresh_start,
+        )
         SaveTask(request, self._writer, self._options).run()
-        self._latest = location.url
+        self._latest, self._fault = location.url, None
         if self._step_counter is not None:
             self._last_checkpoint_step = _number(self._step_counter, "step_counter")
         return self._latest
@@ -203,9 +238,16 @@ class CheckpointManager:
 
         Raises
         ------
+        CorruptError
+            If there are checkpoints and none of them can be restored now; `init_fn` is not called.
         CkptStoreError
             As `Checkpoint.restore`.
         """
+        if self._fault is not None:
+            # Perhaps the copy is done by now.
+            self._look_for_latest()
+            if self._fault is not None:
+                raise self._fault
         if self._latest is not None:
             self._checkpoint.restore(self._latest, storage_options=self._storage_options)
             if self._step_counter is not None:

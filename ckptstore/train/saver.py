@@ -101,6 +101,10 @@ class Saver:
     reuse_unchanged : bool
         Tensors with the bytes of the previous checkpoint go into data files of their own, which are linked or
         copied by the storage and do not travel again (docs/design/011-unchanged-tensors.md).
+    fresh_start : bool
+        Save although the directory has checkpoints of this basename and none of them can be restored now.
+        Otherwise the first save raises `CorruptError`, which lists them: they may still be being copied.
+        Their files stay until the same names are saved.
     queue : {"wait", "skip", "refuse"}
         What `save_async` does when another save of this Saver is in flight. ``"wait"``: its turn comes after
         those before it. ``"skip"``: so it does, unless a newer one takes its place while it waits, and its
@@ -163,6 +167,7 @@ class Saver:
         progress: Progress = None,
         reuse_unchanged: bool = False,
         queue: QueuePolicy = "wait",
+        fresh_start: bool = False,
         storage_options: Options = None,
     ) -> None:
         check_supported(
@@ -175,7 +180,9 @@ class Saver:
         self._names = check_var_list(var_list)
         if self._names is not None and not self._names and not allow_empty:
             raise UsageError("No variables to save", hint="Name at least one, or set allow_empty=True.")
-        self._options = SaveOptions(deadline_s, memory_budget, durability, progress, reuse_unchanged, queue)
+        self._options = SaveOptions(
+            deadline_s, memory_budget, durability, progress, reuse_unchanged, queue, fresh_start
+        )
         self._reshape = reshape
         self._built = not defer_build
         self._pad_step_number = pad_step_number
@@ -275,6 +282,9 @@ class Saver:
             it was being saved; nothing of this save stays.
         TensorNotFoundError
             `var_list` asks for a name that `values` lacks; nothing was written.
+        CorruptError
+            The directory has checkpoints of this basename, and none of them can be restored; nothing was
+            written. See `fresh_start`.
         FencedError
             Another run took over; nothing of this save stays.
         DeadlineError
@@ -291,6 +301,11 @@ class Saver:
         Ctrl-C cancels the save: nothing of it stays, unless it was being published. On an object store a
         request that was under way may still arrive: no reader sees what it leaves, and ``ckptstore gc``
         removes it.
+
+        Threads
+        -------
+        One thread at a time. A signal handler that interrupts a save or a request in its own thread cannot
+        save or read: that raises `UsageError`. Let it set a flag, or cancel a background save.
         """
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)

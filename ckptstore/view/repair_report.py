@@ -79,6 +79,8 @@ def repair_lines(report: RepairReport, *, dry_run: bool) -> Iterator[tuple[str, 
     if report.latest_before is not None and report.latest_before != report.latest:
         said = f" (the record named {escaped(report.latest_before)})"
     yield f"* latest: {escaped(report.latest)}{said}", "plain"
+    if report.doubt is not None:
+        yield f"not certain: {escaped(report.doubt)}", "bad"
     kept = sum(item.is_kept for item in report.items)
     if kept and report.is_changed:
         yield (

@@ -64,7 +64,7 @@ def test_each_operation_costs_what_the_design_says(run_url: str) -> None:
         data = "m-2.data-00000-of-00001"
         assert counter.take() == [
             f"upload.commit {data}",
-            "get checkpoint",
+            "put_if checkpoint",
             "put_new m-2.meta",
             "put_new m-2.index",
             "put_if checkpoint",
@@ -79,9 +79,10 @@ def test_each_operation_costs_what_the_design_says(run_url: str) -> None:
         saver.save(VALUES, f"{run_url}/m", 3)
         overwrite = [request.partition(" ")[0] for request in counter.take()]
         look = "get" if run_url.startswith(("/", "memory")) else "head"
-        assert overwrite == ["get", "upload.commit", "get", look, "put_if", "put_if"]
+        assert overwrite == ["get", "upload.commit", "put_if", look, "put_if", "put_if"]
         saver.save(VALUES, f"{run_url}/m", 3)
-        assert [request.partition(" ")[0] for request in counter.take()] == [*overwrite, "delete_many"]
+        *before, last = overwrite
+        assert [request.partition(" ")[0] for request in counter.take()] == [*before, "delete_many", last]
 
         # One look at each data file more than record and index: what latest_checkpoint names can be restored.
         assert ck.latest_checkpoint(run_url) is not None
@@ -127,16 +128,16 @@ def test_a_server_counts_the_same(run_url: str, minio: S3Server) -> None:
         HeadObject=1,
     )
     saver.save(VALUES, f"{run_url}/m", 2)
-    server.check(PutObject=4, GetObject=1)
+    server.check(PutObject=5)
     saver.save(VALUES, f"{run_url}/m", 3)
-    server.check(PutObject=4, GetObject=1, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
+    server.check(PutObject=5, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
     saver.save(VALUES, f"{run_url}/m", 4)
-    server.check(PutObject=4, GetObject=1, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
+    server.check(PutObject=5, HeadObject=1, DeleteObject=1, DeleteMultipleObjects=1)
     saver.save(VALUES, f"{run_url}/m", 4)
-    server.check(PutObject=3, GetObject=2, HeadObject=1)
+    server.check(PutObject=4, GetObject=1, HeadObject=1)
     saver.save(VALUES, f"{run_url}/m", 4)
     # One old data file: no need for a request that can delete many.
-    server.check(PutObject=3, GetObject=2, HeadObject=1, DeleteObject=1)
+    server.check(PutObject=4, GetObject=1, HeadObject=1, DeleteObject=1)
     assert ck.latest_checkpoint(run_url) is not None
     server.check(GetObject=2, HeadObject=1)
     ck.Saver().restore({}, f"{run_url}/m-4")

@@ -153,7 +153,7 @@ def test_a_directory_in_which_nothing_can_be_restored_is_corrupt_and_not_empty(r
     (tmp_path / "model-1.data-00000-of-00001").unlink()
     result = run("inspect", tmp_path)
     assert (result.code, result.out) == (4, "")
-    assert "no checkpoint of this directory can be restored" in result.err
+    assert "none of them can be restored now" in result.err
 
 
 FAILURES = [

@@ -56,6 +56,8 @@ def test_golden(run, directory, data, said):
     assert record.startswith(said)
     assert rest == [
         "* latest: model-2",
+        "not certain: the time of model-2 lies before there were such checkpoints,"
+        " so best-7 may be the newer one",
         "kept: 3 checkpoints without a known owner; retention never deletes them",
         "to let it count them again, pass them to Saver.recover_last_checkpoints",
         "wrote run/checkpoint: 3 checkpoints",

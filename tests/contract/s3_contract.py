@@ -13,6 +13,7 @@ from ckptstore.storage.registry import locate
 from ckptstore.testing.contract import (
     CopyContract,
     DiagnosisContract,
+    MarkContract,
     ProbeContract,
     ServerTimeContract,
     StorageContract,
@@ -20,7 +21,9 @@ from ckptstore.testing.contract import (
 from tests.servers.s3 import S3Server
 
 
-class S3Contract(StorageContract, CopyContract, ProbeContract, ServerTimeContract, DiagnosisContract):
+class S3Contract(
+    StorageContract, CopyContract, MarkContract, ProbeContract, ServerTimeContract, DiagnosisContract
+):
     direct = True
 
     @pytest.fixture

@@ -14,6 +14,7 @@ from ckptstore.storage.registry import locate
 from ckptstore.testing.contract import (
     CopyContract,
     DiagnosisContract,
+    MarkContract,
     ProbeContract,
     ServerTimeContract,
     StorageContract,
@@ -21,7 +22,9 @@ from ckptstore.testing.contract import (
 from tests.servers.gcs import GcsServer
 
 
-class _OnGcs(StorageContract, CopyContract, ProbeContract, ServerTimeContract, DiagnosisContract):
+class _OnGcs(
+    StorageContract, CopyContract, MarkContract, ProbeContract, ServerTimeContract, DiagnosisContract
+):
     direct = True
 
     @pytest.fixture

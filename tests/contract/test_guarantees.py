@@ -25,8 +25,12 @@ def test_minio(minio: S3Server) -> None:
     assert _found(minio) == MINIO
 
 
-def test_s3_with_conditional_deletes(versitygw: S3Server) -> None:
-    assert _found(versitygw) == WITH_CONDITIONAL_DELETES
+def test_s3_with_conditional_deletes(serial_versitygw: S3Server) -> None:
+    assert _found(serial_versitygw) == WITH_CONDITIONAL_DELETES
+
+
+def test_a_server_that_deletes_in_two_steps(versitygw: S3Server) -> None:
+    assert _found(versitygw) == MINIO
 
 
 def test_gcs(gcs_server: GcsServer) -> None:

@@ -14,6 +14,7 @@ from ckptstore.testing import CountingStorage, FaultyStorage
 from ckptstore.testing.contract import (
     CopyContract,
     DiagnosisContract,
+    MarkContract,
     RelaxedDurabilityContract,
     StorageContract,
     ViewContract,
@@ -26,6 +27,7 @@ class _OnDisk(
     ViewContract,
     CopyContract,
     RelaxedDurabilityContract,
+    MarkContract,
     WriterContract,
     DiagnosisContract,
 ):

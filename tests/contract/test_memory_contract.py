@@ -11,10 +11,10 @@ from ckptstore.storage import memory
 from ckptstore.storage.base import Location
 from ckptstore.storage.memory import MemoryStorage
 from ckptstore.testing import CountingStorage, FaultyStorage, StorageContract
-from ckptstore.testing.contract import CopyContract, WriterContract
+from ckptstore.testing.contract import CopyContract, MarkContract, WriterContract
 
 
-class _OnMemory(StorageContract, CopyContract, WriterContract):
+class _OnMemory(StorageContract, CopyContract, WriterContract, MarkContract):
     @pytest.fixture
     def bare(self) -> Iterator[Location]:
         fs = fsspec.filesystem("memory")

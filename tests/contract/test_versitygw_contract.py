@@ -1,4 +1,4 @@
-"""The storage contract on versitygw, which honours conditions on DELETE and has other error codes."""
+"""The storage contract on versitygw, as it is and with one request at a time; it has other error codes."""
 
 from __future__ import annotations
 
@@ -23,5 +23,20 @@ class TestVersitygw(S3Contract):
         claimed = directory.storage.probe(directory.child("x").key)
         assert claimed.create_if_absent
         assert claimed.compare_and_swap
-        assert claimed.conditional_delete
         assert claimed.checksum_proved_by_store
+        # It looks at the version and deletes in two steps.
+        assert not claimed.conditional_delete
+
+
+class TestConditionalDeletes(S3Contract):
+    """What S3 itself promises: a condition on DELETE holds whatever comes at the same moment."""
+
+    @pytest.fixture
+    def server(self, serial_versitygw: S3Server) -> S3Server:
+        return serial_versitygw
+
+    def test_what_is_claimed_is_what_it_does(self, directory: Location) -> None:
+        assert isinstance(directory.storage, ProbesCapabilities)
+        claimed = directory.storage.probe(directory.child("x").key)
+        assert claimed.compare_and_swap
+        assert claimed.conditional_delete

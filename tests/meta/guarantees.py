@@ -41,8 +41,8 @@ _GUARANTEES = (
     ),
     _Guarantee(
         "**Latest is restorable.** `latest_checkpoint` returns a complete checkpoint, with or without a "
-        "usable record (the `checkpoint` file). A directory that cannot be read is an error, never "
-        '"no checkpoint"',
+        "usable record (the `checkpoint` file). A directory that cannot be read, or in which "
+        'nothing can be restored, is an error, never "no checkpoint"',
         _everywhere,
     ),
     _Guarantee(

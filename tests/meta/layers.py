@@ -90,7 +90,11 @@ STORAGE_FLOORS = Floors(
     (
         Floor(
             "plain data and means",
-            ("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
+            (
+                *("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
+                *("latch", "reentry"),
+            ),
+            peers=True,
         ),
         Floor("checks of arguments, time", ("checks", "retry")),
         Floor("one upload", ("upload",)),
@@ -98,7 +102,7 @@ STORAGE_FLOORS = Floors(
         Floor("optional abilities; names", ("abilities", "prefix_names")),
         Floor(
             "backends, and what works with any backend",
-            ("wrappers", "diagnosis", "local", "memory", "generic", "object_store"),
+            ("wrappers", "races", "diagnosis", "local", "memory", "generic", "object_store"),
         ),
         Floor("URLs; bulk bytes over connections of our own", ("url", "wire")),
         Floor("services", ("s3", "gcs")),

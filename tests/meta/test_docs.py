@@ -18,7 +18,9 @@ import pytest
 from ckptstore import BundleWriter
 from ckptstore.cli import exit_codes
 from ckptstore.format.record_protocol import format_record, parse_record
-from ckptstore.storage.registry import locate
+from ckptstore.storage.gcs.options import GCS_OPTIONS
+from ckptstore.storage.registry import _S3_OPTIONS, locate
+from ckptstore.storage.s3.settings import ADDITIONAL_KWARGS, CLIENT_KWARGS, CONFIG_KWARGS
 from tests.meta import reference
 from tests.meta.guarantees import place
 from tests.meta.source import ROOT, modules, report
@@ -261,6 +263,27 @@ def test_environment_variables_that_are_read_are_on_their_page():
     page = _page("environment.md")
     report(
         [f"docs/environment.md: {name} is read and not described" for name in read if f"`{name}`" not in page]
+    )
+
+
+def test_storage_options_are_on_their_page_and_the_tests_it_names_exist():
+    page = _page("storage-options.md")
+    known = {*_S3_OPTIONS, *GCS_OPTIONS, *CLIENT_KWARGS, *CONFIG_KWARGS, *ADDITIONAL_KWARGS}
+    tests = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tests |= set(re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    report(
+        [
+            *(
+                f"docs/storage-options.md: {name} is not described"
+                for name in known
+                if f"`{name}`" not in page
+            ),
+            *(
+                f"docs/storage-options.md: there is no test {name}"
+                for name in set(re.findall(r"`(test_\w+)`", page)) - tests
+            ),
+        ]
     )
 
 

@@ -16,7 +16,7 @@ from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Owner, Record
+from ckptstore.format.record_protocol import Owner, OwnerName, Record
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 
@@ -57,7 +57,7 @@ def count_up(queue: Any, url: str, times: int) -> None:
         count = snapshot.record.state.last_preserved_timestamp if snapshot.record.state else 0.0
         # Who and when makes the bytes of each write unique, as saves do.
         owner = Owner("m", 1, f"{number}", "host", time.time(), f"{number}-{count}")
-        return Record(CheckpointState("m", ("m",), (1.0,), count + 1), {"m": owner})
+        return Record(CheckpointState("m", ("m",), (1.0,), count + 1), {OwnerName("m", ""): owner})
 
     try:
         for _ in range(times):

@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -179,6 +179,8 @@ class FaultProxy:
     ----------
     requests : list of Request
         Everything that came, in order.
+    connections : set of socket
+        Those of clients, that are open.
     tls : ssl.SSLContext, optional
         Speak HTTPS to the client; to the server it is HTTP.
     """
@@ -191,6 +193,7 @@ class FaultProxy:
     released: threading.Event = field(default_factory=threading.Event)
     _rules: list[_Rule] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    connections: set[socket.socket] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -283,12 +286,24 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(10)
+        for connection in list(self.connections):
+            # Its thread wakes up and closes it.
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     owner: FaultProxy
     timeout = 120
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.owner.connections.discard(self.connection)
+        super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.servers import gcs, s3
+from tests.servers.serial import SerialProxy
 from tests.servers.toxiproxy import Toxiproxy
 from tests.servers.toxiproxy import toxiproxy as make_toxiproxy
 
@@ -51,6 +52,13 @@ def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]
     server = need(s3.versitygw(tmp_path_factory.mktemp("versitygw")), "versitygw")
     with server.process:
         yield server
+
+
+@pytest.fixture(scope="session")
+def serial_versitygw(versitygw: s3.S3Server) -> Iterator[s3.S3Server]:
+    """Return versitygw with one request at a time, so that its conditional deletes are one step."""
+    with SerialProxy(versitygw.process.port) as proxy:
+        yield versitygw.through(proxy.url)
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def minio(directory: Path, program: str = "minio") -> S3Server | None:
 def versitygw(directory: Path) -> S3Server | None:
     """Return versitygw, not started; None if it was not built.
 
-    It honours conditions on DELETE, has other error codes, and answers a bad key with 404.
+    It keeps conditions on DELETE in two steps, has other error codes, and answers a bad key with 404.
     """
     path = binary("versitygw")
     if path is None:
@@ -207,7 +207,8 @@ def versitygw(directory: Path) -> S3Server | None:
 def moto(directory: Path) -> S3Server | None:
     """Return moto, not started; None if it is not installed. It verifies no checksum and no credentials.
 
-    In an environment of its own, because it asks for another botocore than s3fs does.
+    It looks at a condition and acts in two steps. In an environment of its own, because it asks for another
+    botocore than s3fs does.
     """
     places = (
         ROOT / ".cache" / "venv-moto" / "bin" / "moto_server",

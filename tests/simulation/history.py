@@ -78,6 +78,8 @@ class History:
         In the order in which they began.
     seen : dict of int to int
         Mark → when its index was put in place or the record called it the latest, whichever came last.
+    bystanders : set of str
+        Prefixes that somebody else has saved beside the training job: nobody else may list or delete them.
     violations : list of InvariantViolation
     """
 
@@ -86,6 +88,7 @@ class History:
         self.record: Record | None = None
         self.saves: list[Save] = []
         self.seen: dict[int, int] = {}
+        self.bystanders: set[str] = set()
         self.violations: list[InvariantViolation] = []
         self.noting = _Noting(self.violations)
         self._max_to_keep = max_to_keep
@@ -94,6 +97,7 @@ class History:
         self._latest = ""
         self._epochs: dict[str, int] = {}
         self._changes = 0
+        self._before_record: set[str] = set()
         bucket.on_change = self._changed
 
     def note(self, name: str, text: str) -> None:
@@ -130,7 +134,7 @@ class History:
             for number, save in enumerate(saves)
             if self._epochs.get(save.run, 0) > newest or (save.run == last.run and number > saves.index(last))
         ]
-        own = [prefix for prefix in self._listed if prefix.startswith(basename)]
+        own = [p for p in self._listed if p.startswith(basename) and p not in self.bystanders]
         with self.noting:
             assert_acknowledged_save_is_kept(self.mark_at(own[-1]) if own else None, {last.mark, *later})
 
@@ -144,6 +148,9 @@ class History:
             prefix = name.partition(".")[0]
             if name == index_name(prefix):
                 self._see(prefix)
+                self._check_bystander(prefix)
+                if self.record is None:
+                    self._before_record.add(prefix)
             if prefix in self._listed:
                 self._check(prefix)
 
@@ -162,6 +169,25 @@ class History:
         if before is not None:
             assert_fence_holds(before, after)
             assert_nothing_is_forgotten(before, after, self._max_to_keep)
+
+    def _check_bystander(self, prefix: str) -> None:
+        if prefix in self.bystanders and index_name(prefix) not in self.files:
+            raise InvariantViolation("KEPT", f"{prefix!r} was deleted by a run that never saved it")
+
+    def check_nothing_is_left(self) -> None:
+        """LEFT: at a quiet moment each checkpoint is listed, or was there before there was a record."""
+        record = self.record
+        assert record is not None
+        named = {
+            *self._listed,
+            *self._before_record,
+            *self.bystanders,
+            *(line.prefix for line in record.pending),
+        }
+        for name in self.files:
+            prefix = name.removesuffix(".index")
+            if prefix != name and prefix not in named:
+                self.note("LEFT", f"nobody will ever delete {prefix!r}")
 
     def _see(self, prefix: str) -> None:
         mark = self.mark_at(prefix)

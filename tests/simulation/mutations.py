@@ -10,12 +10,15 @@ from unittest import mock
 
 import ckptstore.directory.checkpoint_writer
 import ckptstore.directory.pending_deletes
+from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
+from ckptstore.directory.owner_names import highest_step, may_have_saved, owner_of_step, start_of
 from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.retention import Entry
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
-from ckptstore.format.record_protocol import Pending, Record
+from ckptstore.format.record_protocol import OwnerName, Pending, Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind
@@ -160,7 +163,7 @@ def _lost_is_fenced() -> Iterator[None]:
         try:
             publish(self, *args)
         except FencedError as error:
-            self._ownership._fenced = error
+            self._ownership._fenced = dict.fromkeys(self._ownership.owned, error)
             raise
 
     with (
@@ -189,4 +192,43 @@ def _fenced_runs_delete_canonical_names() -> Iterator[None]:
     """A run that was replaced deletes files whose names the other one may have taken up."""
     drop = ShardSet.drop
     with mock.patch.object(ShardSet, "drop", lambda self, **_: drop(self)):
+        yield
+
+
+def _adopt_what_is_found(
+    self: Ownership, name: OwnerName, record: Record, listed: Any, now_s: float
+) -> list[str]:
+    found = list_checkpoints(self.directory, start_of(name), lambda prefix: may_have_saved(name, prefix))
+    highest = highest_step(record.owners.get(name), listed)
+    adopted = [
+        prefix
+        for prefix, item in found.items()
+        if highest is not None and item.index is not None and (item.step or 0) > highest
+    ]
+    self.adopted.extend(Entry(prefix, now_s) for prefix in adopted)
+    return adopted
+
+
+@_mutation("steps", "KEPT")
+def _no_proof_of_adoption() -> Iterator[None]:
+    """Whatever is found above the highest step is taken over."""
+    with mock.patch.object(Ownership, "_adopt", _adopt_what_is_found):
+        yield
+
+
+@_mutation("steps", "LEFT")
+def _no_adoption() -> Iterator[None]:
+    """A save that died between index and record is forgotten."""
+    with mock.patch.object(Ownership, "_adopt", lambda *_: []):
+        yield
+
+
+@_mutation("steps", "KEPT")
+def _names_say_who_owns() -> Iterator[None]:
+    """What looks like a step is one, although somebody owns the prefix alone."""
+
+    def own_filter(self: Ownership, record: Record) -> Callable[[str], bool]:
+        return lambda prefix: owner_of_step(prefix) in self.owned or OwnerName(prefix, "exact") in self.owned
+
+    with mock.patch.object(Ownership, "own_filter", own_filter):
         yield

@@ -51,6 +51,7 @@ __all__ = ["SCENARIOS", "Run", "Scenario", "simulation"]
 URL = f"sim://{DIRECTORY}"
 BASENAME = "model"
 NEIGHBOUR = "critic"
+BYSTANDER = "bystander"
 READER_TRIES = 6
 
 # A mark is made of the number of a save and its step.
@@ -173,8 +174,10 @@ class Run:
             reader = self.scheduler.spawn(f"reader {number}", self._reader)
             reader.freeze_at = draw.choice((1, 1, draw.randint(2, 8)))
             reader.freeze_steps = draw.randint(0, 60)
-        if self.scenario.name == "steps" and self.scheduler.bucket.honours_conditions and draw.random() < 0.1:
-            self.scheduler.spawn(NEIGHBOUR, self._neighbour)
+        if self.scenario.name == "steps" and self.scheduler.bucket.honours_conditions:
+            other = draw.choice((*[None] * 8, NEIGHBOUR, BYSTANDER))
+            if other is not None:
+                self.scheduler.spawn(other, self._neighbour if other == NEIGHBOUR else self._bystander)
 
     def _start_chief(self) -> Actor:
         self.starts += 1
@@ -218,6 +221,17 @@ class Run:
         for step in (1, 2):
             self._save(saver, NEIGHBOUR, NEIGHBOUR, step)
 
+    def _bystander(self, actor: Actor) -> None:
+        """Somebody keeps a milestone under the name of a step, and has a model with a number in its name."""
+        actor.storage = ActorStorage(actor)
+        saver = self._saver(BYSTANDER)
+        for number, with_state in ((900, False), (901, True)):
+            mark = (number + len(self.history.saves)) * _STEPS
+            values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
+            prefix = f"{BASENAME}-{number}"
+            saver.save(values, f"{URL}/{prefix}", write_state=with_state, write_meta_graph=self.has_graphs)
+            self.history.bystanders.add(prefix)
+
     def _saver(self, run: str) -> Saver:
         graph: Any = _TwoDevices() if self.has_shards else None
         return Saver(max_to_keep=self.keep, run=run, clock=self.clock, sharded=self.has_shards, graph=graph)
@@ -234,7 +248,7 @@ class Run:
             with history.noting:
                 assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):
-                self._check_finality(saver, run, basename)
+                self._check_finality(saver, run, basename, _STEPS - 1 if with_step else None)
             return False
         save.is_acknowledged = True
         self.scheduler.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
@@ -244,11 +258,11 @@ class Run:
         values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
         saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs)
 
-    def _check_finality(self, saver: Saver, run: str, basename: str) -> None:
+    def _check_finality(self, saver: Saver, run: str, basename: str, step: int | None) -> None:
         """FENCE: a fenced run stays fenced, without a request."""
         before = len(self.scheduler.trace)
         try:
-            self._call_save(saver, 0, basename, _STEPS - 1)
+            self._call_save(saver, 0, basename, step)
         except FencedError:
             if len(self.scheduler.trace) == before:
                 return
@@ -313,6 +327,8 @@ class Run:
         self.scheduler.spawn("aftermath", program).is_reliable = True
         self.scheduler.run()
         history.check_acknowledged(BASENAME)
+        if self.scenario.name == "steps":
+            history.check_nothing_is_left()
         with history.noting:
             assert_no_orphans(history.files)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from ckptstore.bundle.read.index_file import IndexFile, TableFile
-from ckptstore.bundle.read.other_names import saved_model_hint, similar_file_hint
+from ckptstore.bundle.read.other_names import decoded_name_hint, saved_model_hint, similar_file_hint
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.bundle.read.reader_v1 import ReaderV1
 from ckptstore.bundle.read.reader_v2 import ReaderV2
@@ -61,6 +62,10 @@ def open_bundle(location: Location, *, memory_budget: int | None = None) -> Bund
 
 
 def _open(location: Location) -> BundleReader:
+    if location.url.endswith("/") and not location.key.endswith("/"):
+        # TensorFlow's saver.save(sess, "dir/") writes dir/.index.
+        with suppress(NotFoundError):
+            return _open_v2(Location(location.storage, f"{location.key}/", location.url))
     if names_a_bucket(location):
         raise NotFoundError(
             "there is no checkpoint with this prefix: the URL names a bucket and nothing in it",
@@ -68,7 +73,7 @@ def _open(location: Location) -> BundleReader:
             hint="Pass a prefix in it; latest_checkpoint() finds the newest one in a bucket or directory.",
         )
     try:
-        return ReaderV2(location, IndexFile(location.suffixed(index_name(""))))
+        return _open_v2(location)
     except NotFoundError as error:
         missing = error
     name = location.name
@@ -81,16 +86,21 @@ def _open(location: Location) -> BundleReader:
             url=location.url,
             hint=f"Pass the prefix: {prefix}",
         ) from missing
-    files = _v1_files(location)
+    files = _v1_files(location) if name else []
     if not files:
         raise NotFoundError(
             "there is no checkpoint with this prefix",
             url=location.url,
             expected=f"a file {index_name(name)}",
             hint=saved_model_hint(location)
+            or decoded_name_hint(location)
             or "Pass a prefix, not a directory; latest_checkpoint() finds the newest one in a directory.",
         ) from missing
     return ReaderV1(location, files)
+
+
+def _open_v2(location: Location) -> ReaderV2:
+    return ReaderV2(location, IndexFile(location.suffixed(index_name(""))))
 
 
 def _v1_files(location: Location) -> list[TableFile]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from urllib.parse import unquote
 
 from ckptstore.errors import CkptStoreError
 from ckptstore.format.naming import ParsedName, index_name, parse_file_name
 from ckptstore.storage.base import Location
 from ckptstore.suggest import close_names
 
-__all__ = ["saved_model_hint", "similar_file_hint"]
+__all__ = ["decoded_name_hint", "saved_model_hint", "similar_file_hint"]
 
 # Ten pages of a listing; a directory with more files is not searched to its end for a hint.
 _MOST_NAMES = 10_000
@@ -55,3 +56,15 @@ def saved_model_hint(directory: Location) -> str | None:
     except CkptStoreError:
         return None
     return f"This is a SavedModel; its variables are a checkpoint: pass {prefix.url}"
+
+
+def decoded_name_hint(prefix: Location) -> str | None:
+    """Return which prefix to pass if `prefix` is percent-encoded and the plain name is a checkpoint."""
+    plain = Location(prefix.storage, unquote(prefix.key), unquote(prefix.url))
+    if plain.key == prefix.key:
+        return None
+    try:
+        plain.storage.head(index_name(plain.key))
+    except CkptStoreError:
+        return None
+    return f"Names in URLs are taken as they are, percent signs included: pass {plain.url}"

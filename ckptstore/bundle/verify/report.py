@@ -26,6 +26,8 @@ class BundleFault:
         URL.
     byte_range : ByteRange or None
         Where in the file.
+    what : str
+        What is wrong, in one clause.
     """
 
     message: str
@@ -35,6 +37,7 @@ class BundleFault:
     byte_range: ByteRange | None = None
     expected: str | None = None
     actual: str | None = None
+    what: str = ""
 
     def __str__(self) -> str:
         return self.message
@@ -88,7 +91,16 @@ class Findings:
         error.tensor = error.tensor or tensor
         place = None if entry is None else ByteRange(entry.offset, entry.offset + entry.size_bytes)
         self.faults.append(
-            BundleFault(str(error), error.code, error.url, error.tensor, place, error.expected, error.actual)
+            BundleFault(
+                str(error),
+                error.code,
+                error.url,
+                error.tensor,
+                place,
+                error.expected,
+                error.actual,
+                error.what,
+            )
         )
 
     def report(self) -> VerifyReport:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import inspect
+import math
 import os
 import ssl
 import sys
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,12 +27,14 @@ from gcsfs.core import GCSFileSystem
 from google.auth import exceptions as google_errors
 from yarl import URL
 
-from ckptstore.errors import CkptStoreError
+from ckptstore.config import proxy_for
+from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.gcs.errors import redacted
 from ckptstore.storage.gcs.messages import slices, with_query
-from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.bodies import read_body
 from ckptstore.storage.object_store.event_loop import LoopThread
-from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.faults import PROXY_HINT, Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
 from ckptstore.storage.object_store.transport import DataPath, copy_into
 from ckptstore.storage.wire.connections import Servers
@@ -39,14 +45,18 @@ from ckptstore.storage.wire.exchange import (
     HttpResponse,
     exchange,
 )
+from ckptstore.suggest import did_you_mean
 
-__all__ = ["GcsClient"]
+__all__ = ["GcsClient", "check_session"]
 
 # Progress is noted after each; the buffers of the HTTP client are a quarter of it.
 _SEND_BYTES = 256 * 1024
 
 # Longer than three lost SYN packets. Without a connection nothing was written; a stall leaves that open.
 _CONNECT_S = 10.0
+
+# gcsfs renews a token some minutes before it runs out.
+_FRESH_S = 900.0
 
 # Leaving must not wait for a server that is gone.
 _CLOSE_TIMEOUT_S = 1.0
@@ -94,15 +104,7 @@ class GcsClient:
         self._session: aiohttp.ClientSession | None = None
         self.skew_s = 0.0
         try:
-            self._fs = _GcsFileSystem(
-                **{
-                    **options,
-                    "loop": self._thread.loop,
-                    "asynchronous": False,
-                    "use_listings_cache": False,
-                    "skip_instance_cache": True,
-                }
-            )
+            self._fs = self._new_file_system(options)
             fault = None
         except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
             self._thread.close()
@@ -117,17 +119,36 @@ class GcsClient:
         self._timeout = timeout
         self._root = self._fs._location.rstrip("/")
         self._origin = URL(self._root).origin()
+        # With session_kwargs the session looks for a proxy itself, or is told one.
+        self._proxied: dict[str, Any] = {}
+        if not options.get("session_kwargs") and (proxy := proxy_for(self._root)):
+            self._proxied = {"proxy": proxy}
         self.data_path = self._find_data_path(options, wants_direct)
         self._servers = Servers()
         _OPEN.add(self)
 
+    def _new_file_system(self, options: Mapping[str, Any]) -> _GcsFileSystem:
+        """Return gcsfs's file system; it may ask a server for credentials, which must not take for ever."""
+        settings = {
+            **options,
+            "loop": self._thread.loop,
+            "asynchronous": False,
+            "use_listings_cache": False,
+            "skip_instance_cache": True,
+        }
+        if options.get("token") == "browser":  # waits for a person
+            return _GcsFileSystem(**settings)
+        attempts = Attempts(RetryPolicy(), RetryBudget())
+        return self._thread.call(lambda: asyncio.to_thread(_GcsFileSystem, **settings), attempts)
+
     def _find_data_path(self, options: Mapping[str, Any], wants_direct: bool) -> DataPath:
         if not wants_direct:
             return DataPath(False, "through gcsfs: direct=False in the storage options")
-        if options.get("session_kwargs"):
-            return DataPath(
-                False, "through gcsfs: session_kwargs ask for a session of their own", is_wanted=False
-            )
+        for name in ("session_kwargs", "requests_timeout"):
+            if options.get(name):
+                return DataPath(False, f"through gcsfs: {name} is for sessions of its own", is_wanted=False)
+        if self._proxied:
+            return DataPath(False, "through gcsfs: a proxy is configured", is_wanted=False)
         if getattr(self._fs, "_use_client_cert", False):
             return DataPath(False, "through gcsfs: it shows a certificate of this machine", is_wanted=False)
         return DataPath(True, f"over {self._origin.scheme.upper()}")
@@ -167,7 +188,9 @@ class GcsClient:
 
     def _send_directly(self, request: HttpRequest, attempts: Attempts, accept: Accept | None) -> HttpResponse:
         url, is_ours = self._target(request)
-        headers = self._signed(request.headers) if is_ours else dict(request.headers)
+        headers = dict(request.headers)
+        if is_ours:
+            headers = self._signed(headers) if self._is_fresh() else self._signed_in_time(headers, attempts)
         parts = urlsplit(url)
         server = self._servers.at(parts, ssl.create_default_context, _CONNECT_S)
         headers["Host"] = parts.netloc.rpartition("@")[2]
@@ -201,8 +224,8 @@ class GcsClient:
         headers = dict(request.headers)
         if is_ours:
             # In a thread: it may fetch a new token, and blocks its thread until then.
-            is_quick = self.is_anonymous
-            headers = self._signed(headers) if is_quick else await asyncio.to_thread(self._signed, headers)
+            is_fresh = self._is_fresh()
+            headers = self._signed(headers) if is_fresh else await asyncio.to_thread(self._signed, headers)
         body = None
         if request.body or request.method in ("POST", "PUT"):
             headers["Content-Length"] = str(sum(len(piece) for piece in request.body))
@@ -213,15 +236,21 @@ class GcsClient:
             # Otherwise it sends GET, PUT and DELETE again by itself when a kept connection breaks.
             self._session._retry_connection = False
         async with self._session.request(
-            request.method, target, headers=headers, data=body, allow_redirects=False, timeout=self._timeout
+            request.method,
+            target,
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+            timeout=self._timeout,
+            **self._proxied,
         ) as response:
-            attempts.record_progress()
+            attempts.record_head()
             self.skew_s = skew_of(response.headers.get("Date"), self.skew_s)
             if accept is None or response.status not in (200, 206):
-                return HttpResponse(response.status, response.headers, await response.read())
+                return HttpResponse(response.status, response.headers, await read_body(response, attempts))
             sink = accept(response.status, response.headers)
             async for piece in response.content.iter_any():
-                attempts.record_progress()
+                attempts.record_received(len(piece))
                 copy_into(piece, sink)
             return HttpResponse(response.status, response.headers, b"")
 
@@ -265,6 +294,18 @@ class GcsClient:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: loop.create_task(close()))
 
+    def _is_fresh(self) -> bool:
+        """Whether no token has to be fetched to sign a request."""
+        credentials = self._fs.credentials.credentials
+        if credentials is None:
+            return True
+        expiry = credentials.expiry
+        left_s = math.inf if expiry is None else expiry.replace(tzinfo=UTC).timestamp() - time.time()
+        return bool(credentials.valid) and left_s > _FRESH_S
+
+    def _signed_in_time(self, headers: Mapping[str, str], attempts: Attempts) -> dict[str, str]:
+        return self._thread.call(lambda: asyncio.to_thread(self._signed, headers), attempts)
+
     def _signed(self, headers: Mapping[str, str]) -> dict[str, str]:
         """Return `headers` with the credentials; a token may be fetched for them first."""
         try:
@@ -298,7 +339,21 @@ async def _sending(
         attempts.record_sent(position)
 
 
+def check_session(given: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if ``session_kwargs`` hold a name that is not known."""
+    known = inspect.signature(aiohttp.ClientSession).parameters
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"unknown name {name!r} in session_kwargs",
+                expected=f"one of {', '.join(sorted(known))}",
+                hint=did_you_mean(name, known, limit=1),
+            )
+
+
 def _credential_fault(error: Exception, what: str) -> Fault:
+    if isinstance(error, Fault):
+        return Fault(error.kind, f"{what}: {error.text}")
     # Not its text: a URL in it may carry the token.
     kind = Kind.FORBIDDEN
     if isinstance(error, google_errors.TransportError | requests.exceptions.ConnectionError):
@@ -307,6 +362,8 @@ def _credential_fault(error: Exception, what: str) -> Fault:
 
 
 def _transport_fault(error: Exception) -> Fault:
+    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status == 407:
+        return Fault(Kind.FORBIDDEN, "the proxy wants to know who asks", code="407", hint=PROXY_HINT)
     kind = Kind.CUT
     if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
         kind = Kind.UNTRUSTED

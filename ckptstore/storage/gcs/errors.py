@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptstore.storage.gcs.messages import json_of
-from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.faults import PROXY_HINT, Fault, Kind
 from ckptstore.storage.redact import Redactor
+from ckptstore.storage.url import host_of
 
 __all__ = ["fault_of", "redacted"]
 
@@ -63,8 +64,10 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     code = f"{status} {reason}" if reason else str(status)
     kind = _KINDS.get(status)
     if kind is None:
-        # For example a redirect, which leads to another service: credentials must not follow it.
         kind = Kind.SERVER if status >= 500 else Kind.BAD_REQUEST if 300 <= status < 500 else Kind.GARBLED
+    if 300 <= status < 400:
+        # It may lead anywhere: credentials must not follow it.
+        text = f"the request is redirected to {host_of(headers.get('Location', ''))}, which is not followed"
     lowered = text.lower()
     if reason in _THROTTLING_REASONS:
         kind = Kind.THROTTLED
@@ -76,7 +79,7 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     retry_after_s = _retry_after(headers)
     if kind is Kind.THROTTLED and status != 503:
         retry_after_s = max(retry_after_s, _THROTTLED_PAUSE_S)
-    hint = "Renew the credentials." if status == 401 else None
+    hint = {401: "Renew the credentials.", 407: PROXY_HINT}.get(status)
     return Fault(kind, text, code=code, retry_after_s=retry_after_s, hint=hint)
 
 

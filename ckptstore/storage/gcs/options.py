@@ -15,7 +15,7 @@ __all__ = ["GCS_OPTIONS", "resolve_options"]
 _PASSED_ON = frozenset(
     (
         *("project", "access", "token", "requester_pays", "endpoint_url", "session_kwargs"),
-        *("requests_timeout", "timeout", "default_location", "secure_serialize"),
+        *("requests_timeout",),
     )
 )
 # So that a dictionary made for gcsfs can be passed unchanged. These options concern parts that are not used
@@ -23,7 +23,8 @@ _PASSED_ON = frozenset(
 _WITHOUT_EFFECT = frozenset(
     (
         *("block_size", "cache_timeout", "check_connection", "consistency", "listings_expiry_time"),
-        *("max_paths", "skip_instance_cache", "use_listings_cache", "version_aware"),
+        *("max_paths", "skip_instance_cache", "use_listings_cache", "version_aware", "default_location"),
+        *("secure_serialize",),
     )
 )
 GCS_OPTIONS = _PASSED_ON | _WITHOUT_EFFECT | {"allow_http", "direct", "parallel_uploads"}

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.gcs.client import GcsClient
+from ckptstore.storage.gcs.client import GcsClient, check_session
 from ckptstore.storage.gcs.errors import fault_of
 from ckptstore.storage.gcs.messages import (
     RESOURCE_FIELDS,
@@ -73,6 +73,7 @@ class GcsService:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options, self.endpoint = resolve_options(options)
+        check_session(self._options.get("session_kwargs") or {})
         self._wants_direct = bool(options.get("direct", True))
         self._locks = ForkSafeLocks()
         self._client: GcsClient | None = None
@@ -116,7 +117,8 @@ class GcsService:
         if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE):
             self.note(bucket)
         elif fault.kind is Kind.FORBIDDEN and self.client().is_anonymous:
-            fault = Fault(fault.kind, f"{fault.text} (the request carried no credentials)", code=fault.code)
+            text = f"{fault.text} (the request carried no credentials)"
+            fault = Fault(fault.kind, text, code=fault.code, hint=fault.hint)
         return fault
 
     def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
@@ -127,10 +129,11 @@ class GcsService:
         description = resource(target.name, request.write_id)
         query = {
             "ifSourceGenerationMatch": source.version,
-            "fields": f"done,rewriteToken,resource({RESOURCE_FIELDS})",
+            "fields": f"done,rewriteToken,totalBytesRewritten,resource({RESOURCE_FIELDS})",
             **condition(request.precondition),
         }
         token: str | None = None
+        copied_bytes = -1
         while True:
             # A large one between locations takes several requests, each of which resumes the last.
             path = with_query(url, {**query, "rewriteToken": token})
@@ -146,6 +149,10 @@ class GcsService:
             if fields.get("done", True):
                 return result_in(fields.get("resource"), answer.status)
             token = str(fields.get("rewriteToken"))
+            total = str(fields.get("totalBytesRewritten"))
+            before_bytes, copied_bytes = copied_bytes, int(total) if total.isdecimal() else 0
+            if copied_bytes <= before_bytes:
+                raise Fault(Kind.GARBLED, "the server copies, and gets no further")
             attempts.record_progress()
 
     def _missing(self, bucket: str, attempts: Attempts) -> Fault | None:

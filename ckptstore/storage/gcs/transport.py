@@ -44,6 +44,7 @@ from ckptstore.storage.gcs.service import (
 )
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.listing import all_pages
 from ckptstore.storage.object_store.probe import compose_verdict_for, verdicts_known
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
@@ -59,6 +60,7 @@ from ckptstore.storage.object_store.transport import (
     Transport,
     UploadSession,
 )
+from ckptstore.storage.url import host_of, is_within
 from ckptstore.storage.values import Capabilities, ObjectInfo
 from ckptstore.storage.wire.exchange import HttpRequest
 
@@ -181,7 +183,7 @@ class GcsTransport(Transport):
             "delimiter": delimiter,
             "pageToken": token,
             "maxResults": "1000",
-            "fields": f"items({RESOURCE_FIELDS}),nextPageToken",
+            "fields": f"items({RESOURCE_FIELDS}),prefixes,nextPageToken",
         }
         path = with_query(bucket_url(bucket) + "/o", query)
         answer = self._service.ask(HttpRequest("GET", path), attempts)
@@ -193,15 +195,12 @@ class GcsTransport(Transport):
         items = page.get("items", ()) if isinstance(page, dict) and "error" not in page else None
         if not isinstance(items, list | tuple):
             raise Fault(Kind.GARBLED, "the answer is not a listing", code=str(answer.status))
-        return Page([info_in(bucket, item) for item in items], page.get("nextPageToken") or None)
+        objects = [info_in(bucket, item) for item in items]
+        return Page(objects, page.get("nextPageToken") or None, len(page.get("prefixes") or ()))
 
     def _below(self, bucket: str, prefix: str, attempts: Attempts) -> Iterator[ObjectInfo]:
-        """Yield every object whose name begins with `prefix`, whatever follows it."""
-        token: str | None = ""
-        while token is not None:
-            page = self._page(bucket, prefix, token or None, attempts, delimiter=None)
-            yield from page.objects
-            token = page.token
+        """Return every object whose name begins with `prefix`, whatever follows it."""
+        return all_pages(lambda token: self._page(bucket, prefix, token, attempts, delimiter=None))
 
     def put(self, request: PutRequest, pieces: Sequence[memoryview], attempts: Attempts) -> PutResult:
         target = request.target
@@ -231,6 +230,12 @@ class GcsTransport(Transport):
         url = answer.headers.get("Location", "")
         if urlsplit(url).scheme not in ("http", "https"):
             raise Fault(Kind.GARBLED, "the answer contains no session", code=str(answer.status))
+        if not is_within(url, self.endpoint):
+            raise Fault(
+                Kind.BAD_REQUEST,
+                f"the server sends the upload to {host_of(url)}, which is not followed",
+                hint="Name the endpoint as the server knows itself, or set the external URL of the server.",
+            )
         return ResumableSession(
             url,
             self._service.client().exchange,

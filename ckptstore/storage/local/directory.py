@@ -33,7 +33,7 @@ def check_regular(status: os.stat_result, url: str) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise from_os_error(OSError(errno.EISDIR, os.strerror(errno.EISDIR)), "this is not a file", url)
     if not stat.S_ISREG(status.st_mode):
-        raise UsageError("this is not a regular file", url=url, hint="Remove it or choose another path.")
+        raise UsageError("this is not a regular file", url=url, hint="Choose another path.")
 
 
 class translate_errors:  # noqa: N801 (like those of contextlib)

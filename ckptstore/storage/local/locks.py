@@ -19,6 +19,7 @@ from ckptstore.config import host_id
 from ckptstore.errors import DeadlineError, UnsupportedError
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.local.mounts import has_one_kernel
+from ckptstore.storage.reentry import refuse_reentry
 from ckptstore.storage.retry import Backoff
 
 __all__ = [
@@ -70,6 +71,7 @@ def lock_directory(directory_fd: int, path: str) -> Iterator[None]:
     DeadlineError
         If another process holds it for too long.
     """
+    refuse_reentry(path)
     # A file object, not a bare descriptor: if an interrupt comes before the next line, it is still closed and
     # thereby unlocked.
     with _STRIPES[hash(path) % len(_STRIPES)], _acquire(directory_fd, path) as lock:

@@ -25,6 +25,7 @@ from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsWriters,
     ListsUploads,
+    MarksUploads,
     SupportsCopies,
     SupportsRelaxedDurability,
     SupportsViews,
@@ -62,7 +63,14 @@ _LARGE_READ_BYTES = 1 << 20
 
 
 class LocalStorage(
-    Storage, SupportsViews, SupportsCopies, SupportsRelaxedDurability, KnowsWriters, ListsUploads, Diagnosable
+    Storage,
+    SupportsViews,
+    SupportsCopies,
+    SupportsRelaxedDurability,
+    KnowsWriters,
+    ListsUploads,
+    MarksUploads,
+    Diagnosable,
 ):
     """The file system of this machine; keys are absolute POSIX paths."""
 
@@ -305,6 +313,22 @@ class LocalStorage(
     def mark_unneeded(self, keys: Sequence[str]) -> None:
         for key in keys:
             mark_needed(key, is_needed=False)
+
+    def is_upload(self, key: str) -> bool:
+        """Return whether an upload made this file; where files cannot be marked, whether it is open still."""
+        _split(key)
+        try:
+            fd = os.open(key, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                # A symbolic link, such as git-annex makes.
+                return False
+            raise from_os_error(error, "cannot see who wrote the file", key) from error
+        try:
+            with translate_errors("cannot see who wrote the file", key):
+                return bool(upload_mark(fd)) or is_held(fd)
+        finally:
+            os.close(fd)
 
     def diagnose(self, directory_key: str, *, read_only: bool = False) -> Sequence[Finding]:
         return list(diagnose_directory(directory_key, read_only=read_only))

@@ -266,7 +266,7 @@ class TempFile:
         raise UsageError(
             "a broken symbolic link has the name of the file",
             url=f"{self._directory.path}/{self._final}",
-            hint="Remove the link, or restore its target.",
+            hint="Restore its target, or save under another name.",
         )
 
     def _sync_directory(self) -> PutOutcome:

@@ -22,6 +22,9 @@ __all__ = ["Attempts", "RetryBudget", "RetryPolicy"]
 
 _T = TypeVar("_T")
 
+# What moved counts as progress by pieces of this size: a server that sends one byte a second makes none.
+_PROGRESS_BYTES = 16 * 1024
+
 # The most that a kernel buffers before a writer has to wait, and the slowest line on which the buffer drains.
 _BUFFER_BYTES = 4 * 1024 * 1024
 _SLOW_BYTES_PER_S = 256 * 1024
@@ -34,9 +37,9 @@ class RetryPolicy:
     Attributes
     ----------
     deadline_s : float
-        An operation ends when no byte moved for so long.
+        An operation ends when it made no progress for so long: 16 KiB of a body, sent or received.
     attempt_s : float
-        One attempt ends when no byte moved for so long, in either direction.
+        One attempt ends when it made no progress for so long.
     pause_scale : float
         Factor on every pause; 0 in tests.
     """
@@ -100,8 +103,8 @@ class Attempts:
     Calls
     -----
     `begin` before each attempt, `wait_to_retry` after each failed one; or `run`, which does both. The code
-    that moves bytes calls `record_progress` for received and `record_sent` for sent ones, and waits for the
-    next byte no longer than `remaining_s`.
+    that moves bytes calls `record_received` and `record_sent`, and waits for the next byte no longer than
+    `remaining_s`.
 
     Inside a scope (`scope.current_scope`) the operation is cancelled with the scope, ends with it at the
     latest, and its attempts are counted there.
@@ -117,13 +120,13 @@ class Attempts:
 
     Threads
     -------
-    One thread, besides `record_progress`.
+    One thread, besides `record_received` and `record_progress`.
     """
 
     # Invariants: `_strikes` counts the attempts since the start or the last `reset_failures`, `tries` all of
     # them. `_ends_s` is the end of the operation without further progress, `_attempt_ends_s` that of this
     # attempt; neither is later than `_limit_s`, the end of the scope. `_furthest` is the furthest byte of a
-    # request's body that any attempt has sent.
+    # request's body that counted as progress; `_received` counts those that do not yet.
 
     def __init__(
         self,
@@ -144,6 +147,7 @@ class Attempts:
         self._clock = clock
         self._strikes = 0
         self._furthest = 0
+        self._received = 0
         now_s = clock()
         self._limit_s = math.inf if scope is None else now_s + scope.remaining_s()
         self._ends_s = min(now_s + policy.deadline_s, self._limit_s)
@@ -185,12 +189,24 @@ class Attempts:
             raise Fault(Kind.STALLED, "there is no time left")
         self.tries += 1
         self._strikes += 1
+        self._received = 0
         self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._ends_s)
         if self._scope is not None:
             self._scope.count(requests=1, retries=int(self.tries > 1))
 
+    def record_head(self) -> None:
+        """Record that the head of an answer is complete. It gives the attempt time for the body, no more."""
+        self._attempt_ends_s = min(self._clock() + self.policy.attempt_s, self._ends_s)
+
+    def record_received(self, size_bytes: int) -> None:
+        """Record that more bytes of a body came."""
+        self._received += size_bytes
+        if self._received >= _PROGRESS_BYTES:
+            self._received = 0
+            self.record_progress()
+
     def record_progress(self) -> None:
-        """Record that bytes moved: deadlines count from here."""
+        """Record progress: deadlines count from here."""
         now_s = self._clock()
         self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
         self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._limit_s)
@@ -202,7 +218,7 @@ class Attempts:
         bytes may still be in the kernel's buffers, so the answer has time until these are empty.
         """
         now_s = self._clock()
-        if position > self._furthest:
+        if position >= self._furthest + _PROGRESS_BYTES:
             self._furthest = position
             self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
         drain_s = min(position, _BUFFER_BYTES) / _SLOW_BYTES_PER_S
@@ -215,6 +231,10 @@ class Attempts:
     def remaining_s(self) -> float:
         """Return how long this attempt may wait from now on without progress."""
         return max(0.0, self._attempt_ends_s - self._clock())
+
+    def stalled(self) -> Fault:
+        """Return the fault of an attempt whose time is over."""
+        return Fault(Kind.STALLED, f"no progress for {self.policy.attempt_s:g} s")
 
     def wait_to_retry(self, fault: Fault) -> bool:
         """Sleep and return True if another attempt is due; return False if the operation has failed."""

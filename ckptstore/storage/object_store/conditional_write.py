@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +12,10 @@ from ckptstore.errors import ChecksumError
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import RULES, Fault, Kind
-from ckptstore.storage.object_store.transport import PutRequest, PutResult, Transport
+from ckptstore.storage.object_store.transport import ObjectName, PutRequest, PutResult, Transport
 from ckptstore.storage.values import Ambiguous, Committed, Lost, ObjectInfo, PutOutcome
 
-__all__ = ["ConditionalWrite", "new_write_id"]
+__all__ = ["ConditionalWrite", "is_of_upload", "new_upload_id", "new_write_id"]
 
 # After these the object is looked at before anything else: the first of two identical requests may have won.
 _READ_BACK = {
@@ -33,6 +34,20 @@ _READ_BACK = {
 def new_write_id() -> str:
     """Return a fresh id that distinguishes one write from every other."""
     return uuid.uuid4().hex
+
+
+def new_upload_id(target: ObjectName) -> str:
+    """Return a fresh write id that also says for which object it was made: copies keep the metadata."""
+    return f"{_digest(target)}{new_write_id()[:24]}"
+
+
+def is_of_upload(write_id: str | None, target: ObjectName) -> bool:
+    """Return whether `write_id` was made by `new_upload_id` for this object."""
+    return write_id is not None and write_id.startswith(_digest(target))
+
+
+def _digest(target: ObjectName) -> str:
+    return hashlib.blake2b(target.key.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
 
 
 class ConditionalWrite:

@@ -128,7 +128,7 @@ def _conditions(verdicts: Verdicts) -> Finding:
     words = [
         f"create {_word(verdicts.create)}",
         f"swap {_word(verdicts.cas)} (of nothing: {_word(verdicts.cas_missing)})",
-        f"delete {'honoured' if verdicts.cond_delete else 'ignored'}",
+        f"delete {'honoured' if verdicts.cond_delete else 'not relied on'}",
     ]
     detail = ", ".join(words)
     # The finding of the trial reports the consequences.

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from ckptstore.errors import TransientError
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.reentry import refuse_reentry
 
 __all__ = ["LoopThread"]
 
@@ -25,6 +26,10 @@ _T = TypeVar("_T")
 
 # A cancelled request closes its connection at once; this bounds the wait for one that does not.
 _STOP_TIMEOUT_S = 5.0
+
+
+# A connection that is closed gives its socket back in one of the next rounds of the loop, or never.
+_LAST_ROUNDS = 3
 
 
 class LoopThread:
@@ -72,6 +77,9 @@ class LoopThread:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        for _ in range(_LAST_ROUNDS):
+            self.loop.call_soon(self.loop.stop)
+            self.loop.run_forever()
         # Its descriptors go with the thread, and not when the loop is collected.
         self.loop.close()
 
@@ -81,17 +89,18 @@ class LoopThread:
         Raises
         ------
         Fault
-            `Kind.STALLED` if nothing moved for as long as the attempt may wait, `Kind.CANCELLED` if the
+            `Kind.STALLED` after no progress for as long as the attempt may wait, `Kind.CANCELLED` if the
             operation was cancelled. In both cases, and on Ctrl-C, the coroutine has ended by then: it writes
             into no buffer any more.
         """
+        refuse_reentry()
         call = _CoroutineCall(self.loop, start)
         attempts.cancellation.watch(call.drop)
         try:
             while not call.answer.done():
                 concurrent.futures.wait([call.answer], timeout=attempts.remaining_s())
                 if not call.answer.done() and attempts.remaining_s() <= 0:
-                    raise Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
+                    raise attempts.stalled()
             answer: _T = call.answer.result()
             return answer
         finally:

@@ -11,7 +11,11 @@ import errno
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["RULES", "Fault", "Kind", "Rule", "scarcity_hint"]
+__all__ = ["PROXY_HINT", "RULES", "Fault", "Kind", "Rule", "scarcity_hint"]
+
+
+PROXY_HINT = "Name user and password of the proxy in its URL: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT."
+"""What to do about a 407, which comes from a proxy on the way."""
 
 
 class Kind(Enum):
@@ -35,7 +39,7 @@ class Kind(Enum):
     SERVER = "an error inside the server"
     NOT_SENT = "no connection: the server cannot have seen the request"
     CUT = "the connection ended before the answer did"
-    STALLED = "no byte moved for as long as one attempt may wait"
+    STALLED = "no progress for as long as one attempt may wait"
     GARBLED = "the answer is not one that the service would give"
     CANCELLED = "another request of the same operation failed"
 

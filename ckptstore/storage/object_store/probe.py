@@ -4,6 +4,9 @@ Another six before the first object that would be composed of parts.
 
 Many servers and proxies accept a condition and ignore it. The probe detects that before the first save relies
 on it; the store then runs in single-writer mode, with one warning.
+
+The requests come one after the other. That a condition also holds when two requests meet is inferred from
+that, except for servers that are known to look and act in two steps; `races` tries it.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ class Verdicts:
     cas_missing : {"404", "412", "created"}
         The same where nothing is there.
     cond_delete : bool
-        Whether a DELETE on condition of another version leaves the object alone.
+        Whether a DELETE on condition of another version leaves the object alone, whatever comes between.
     crc32c : bool
         Whether the server returns the checksum of what it stored.
     compose : {"yes", "ignored", "refused", "kept"} or None
@@ -214,7 +217,7 @@ def _ask(transport: Transport, beside: ObjectName, attempts: Attempts) -> Verdic
         attempts.child().run(partial(transport.delete, there, version=transport.bogus_version))
     except Fault as fault:
         # Where deleting is denied this stays unknown, and `delete_if` looks before it deletes.
-        cond_delete = fault.kind is Kind.PRECONDITION
+        cond_delete = fault.kind is Kind.PRECONDITION and not transport.deletes_in_two_steps
     _clean_up(transport, [there, absent], attempts)
     return Verdicts(create, cas, cas_missing, cond_delete, first.crc32c is not None)
 

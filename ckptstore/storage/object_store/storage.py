@@ -22,6 +22,7 @@ from ckptstore.storage.abilities import (
     Diagnosable,
     KnowsServerTime,
     ListsUploads,
+    MarksUploads,
     ProbesCapabilities,
     SupportsCopies,
 )
@@ -29,16 +30,18 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import new_write_id
+from ckptstore.storage.object_store.conditional_write import is_of_upload, new_upload_id, new_write_id
 from ckptstore.storage.object_store.deletes import ObjectDeleter
 from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.listing import all_pages
 from ckptstore.storage.object_store.probe import capabilities_of
 from ckptstore.storage.object_store.reads import ObjectReader
 from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.transport import (
     ObjectName,
+    Page,
     Precondition,
     PutRequest,
     PutResult,
@@ -55,7 +58,9 @@ if TYPE_CHECKING:
 __all__ = ["ObjectStorage"]
 
 
-class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, ProbesCapabilities, Diagnosable):
+class ObjectStorage(
+    Storage, SupportsCopies, ListsUploads, MarksUploads, KnowsServerTime, ProbesCapabilities, Diagnosable
+):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
     Parameters
@@ -144,7 +149,9 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         target = self.service.object_name(target_key)
         found = self.head(source_key)
         check_pin(version, found.version, self.url_of(source_key))
-        request = PutRequest(target, new_write_id(), Precondition(None), found.size_bytes, found.crc32c)
+        request = PutRequest(
+            target, new_upload_id(target), Precondition(None), found.size_bytes, found.crc32c
+        )
 
         def send(request: PutRequest, attempts: Attempts) -> PutResult:
             try:
@@ -164,6 +171,9 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         upload = ObjectUpload(self.service, target, size_bytes, when_over=self._uploads.discard)
         self._uploads.add(upload)
         return upload
+
+    def is_upload(self, key: str) -> bool:
+        return is_of_upload(self.head(key).write_id, self.service.object_name(key))
 
     def delete_if(self, key: str, version: str) -> bool:
         return self._deleter.delete_if(key, version)
@@ -200,12 +210,15 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
     def _listed(self, bucket: str, start: str) -> Iterator[ObjectInfo]:
         """Yield the objects whose name begins with `start` and has no slash after it."""
         url = self.url_of(f"{bucket}/{start}")
-        token: str | None = ""
-        while token is not None:
-            request = partial(self.transport.list_page, bucket, start, token or None)
-            page = self.service.run(request, "cannot list the directory", url)
-            token = page.token
-            yield from page.objects
+        what = "cannot list the directory"
+
+        def ask(token: str | None) -> Page:
+            return self.service.run(partial(self.transport.list_page, bucket, start, token), what, url)
+
+        try:
+            yield from all_pages(ask)
+        except Fault as fault:
+            raise error_of(fault, what, url) from None
 
     def _check_directory(self, directory: ObjectName) -> None:
         """Raise if an object of the directory's own name may be the reason for an empty listing."""
@@ -221,7 +234,7 @@ class ObjectStorage(Storage, SupportsCopies, ListsUploads, KnowsServerTime, Prob
         raise UsageError(
             "an object has the directory's own name, and some servers then list nothing below it",
             url=url,
-            hint="Remove that object, or choose another directory.",
+            hint="Choose another directory.",
         )
 
     def now_s(self) -> float:

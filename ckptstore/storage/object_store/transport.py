@@ -190,10 +190,24 @@ class Parts(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One page of a listing; `token` asks for the next one, None if this is the last."""
+    """One page of a listing.
+
+    Attributes
+    ----------
+    token : str or None
+        Asks for the next page; None if this is the last.
+    directories : int
+        How many there are on it besides the objects.
+    """
 
     objects: Sequence[ObjectInfo]
     token: str | None
+    directories: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing on it."""
+        return not self.objects and not self.directories
 
 
 class StaleUpload(NamedTuple):
@@ -280,6 +294,9 @@ class Transport(ABC):
         Whether the answer to a refused `head` contains the reason.
     skew_s : float
         How far the server's clock is ahead of ours, by its last answer.
+    deletes_in_two_steps : bool
+        Whether the server is known to look at the version first and to delete then: requests that come one
+        after the other do not show it.
 
     Threads
     -------
@@ -297,6 +314,7 @@ class Transport(ABC):
     object_hides_directory: bool = False
     explains_head: bool = True
     skew_s: float = 0.0
+    deletes_in_two_steps: bool = False
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from functools import partial
 from ckptstore.checksums import combine, crc32c
 from ckptstore.errors import ChecksumError, CkptStoreError
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import new_write_id
+from ckptstore.storage.object_store.conditional_write import new_upload_id
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault
 from ckptstore.storage.object_store.service import ObjectService
@@ -71,7 +71,7 @@ class ObjectUpload(Upload):
         self._service = service
         self._when_over = when_over
         self._begun_s = time.monotonic()
-        self._request = PutRequest(target, new_write_id(), Precondition(None), size_bytes)
+        self._request = PutRequest(target, new_upload_id(target), Precondition(None), size_bytes)
         self._session: UploadSession | None = None
         self._last: Sequence[memoryview] = ()
         # The last part, if it lies in memory of the caller, and the checksums of its pieces.

@@ -20,22 +20,14 @@ from ckptstore.storage.object_store.event_loop import LoopThread
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.server_clock import skew_of
 from ckptstore.storage.redact import Redactor
-from ckptstore.storage.s3.errors import fault_of
-from ckptstore.storage.url import check_not_in_the_clear
+from ckptstore.storage.s3.errors import fault_of, redirected
+from ckptstore.storage.s3.http_session import current_attempts
+from ckptstore.storage.s3.settings import additional_of, check_options, client_settings
+from ckptstore.storage.url import check_not_in_the_clear, is_within
 
 __all__ = ["Blueprint", "S3Client", "SentBody", "call_s3"]
 
 _T = TypeVar("_T")
-
-# With ten connections, the default, 60 ranges take seven rounds.
-_CONFIG: dict[str, Any] = {
-    "max_pool_connections": 64,
-    "connect_timeout": 5,
-    "read_timeout": 30,
-    # Every upload carries our own CRC32C, and the bytes of a checkpoint have checksums of their own.
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-}
 
 # Up to here "Expect: 100-continue" costs a round trip and saves nothing; and while a client waits for the
 # server to agree, its read timeout does not run.
@@ -123,7 +115,10 @@ class Blueprint(NamedTuple):
     verify: Any
     certificate: tuple[str, ...]
     has_proxy: bool
+    own_connections: str  # the setting that shapes the client's connections in a way of its own
     connect_timeout_s: float
+    read_timeout_s: float
+    most_connections: int
 
     def __repr__(self) -> str:
         return "Blueprint()"
@@ -152,10 +147,19 @@ class S3Client:
     options : mapping
         Those of `s3fs.S3FileSystem`, and ``allow_http`` and ``direct``.
 
+    Raises
+    ------
+    UsageError
+        If an option holds a name that is not known.
+
     Attributes
     ----------
     skew_s : float
         How far the server's clock is ahead of ours, by its last answer.
+    additional : Additional
+        What ``s3_additional_kwargs`` say about single requests.
+    server : str
+        What the server calls itself, by its last answer.
     redact : Redactor
         Of the secrets in the options.
     wants_direct : bool
@@ -171,6 +175,8 @@ class S3Client:
         # Without credentials there is nothing to protect.
         self._allow_http = bool(self._options.pop("allow_http", False)) or bool(options.get("anon"))
         self.wants_direct = bool(self._options.pop("direct", True))
+        check_options(self._options)
+        self.additional = additional_of(self._options)
         self.redact = Redactor(options)
         self._locks = ForkSafeLocks()
         self._thread: LoopThread | None = None
@@ -179,6 +185,7 @@ class S3Client:
         self._endpoint = ""
         self._frozen: dict[int, tuple[Any, Any]] = {}
         self.skew_s = 0.0
+        self.server = ""
 
     def call(
         self, use: Callable[[_S3FileSystem], Awaitable[_T]], attempts: Attempts, bucket: str | None = None
@@ -192,6 +199,7 @@ class S3Client:
         fs, thread = self._open()
 
         async def run() -> _T:
+            current_attempts.set(attempts)
             await self._connect(fs, bucket)
             return await use(fs)
 
@@ -213,6 +221,7 @@ class S3Client:
             answer = await call_s3(fs, method, **arguments)
             headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
             self.note_date(headers.get("date"))
+            self.server = headers.get("server", "")
             return answer
 
         return self.call(use, attempts, arguments.get("Bucket"))
@@ -232,7 +241,9 @@ class S3Client:
             try:
                 await method(**arguments)
             except _Captured as captured:
-                return _blueprint(client, captured.request)
+                given = self._options.get("config_kwargs") or {}
+                own = next((name for name in ("connector_args", "tcp_keepalive") if name in given), "")
+                return _blueprint(client, captured.request, own)
             finally:
                 _is_capturing.reset(token)
             raise Fault(Kind.GARBLED, "the client sent nothing")
@@ -275,7 +286,7 @@ class S3Client:
             if self._fs is None or self._thread is None or self._thread.pid != os.getpid():
                 thread = LoopThread()
                 try:
-                    fs = _S3FileSystem(loop=thread.loop, **self._settings())
+                    fs = _S3FileSystem(loop=thread.loop, **client_settings(self._options))
                 except (KeyError, TypeError, ValueError) as error:
                     thread.close()
                     raise self._misfit(error) from None
@@ -286,19 +297,6 @@ class S3Client:
                 self._frozen = {}
                 weakref.finalize(self, _close, fs, thread)
             return self._fs, self._thread
-
-    def _settings(self) -> dict[str, Any]:
-        settings = dict(self._options)
-        config = _CONFIG | dict(settings.get("config_kwargs") or {})
-        # One attempt: `Attempts` repeats, because only this package knows what a lost answer means.
-        config["retries"] = {"mode": "standard", "total_max_attempts": 1}
-        # With a checksum given, botocore would hash the whole body a second time for the signature.
-        config["s3"] = {"payload_signing_enabled": False} | dict(config.get("s3") or {})
-        settings["config_kwargs"] = config
-        # A cached listing is out of date; a cached instance may have other settings.
-        settings["use_listings_cache"] = False
-        settings["skip_instance_cache"] = True
-        return settings
 
     def _misfit(self, error: Exception) -> UsageError:
         return UsageError(
@@ -312,7 +310,6 @@ class S3Client:
         except TypeError as error:
             raise self._misfit(error) from None
         client = await fs.get_s3(bucket)
-        _send_once(client)
         endpoint = str(client.meta.endpoint_url)
         if bucket:
             check_endpoint_names_no_bucket(endpoint, bucket, self.redact(endpoint))
@@ -321,20 +318,9 @@ class S3Client:
         if not self._allow_http:
             check_not_in_the_clear(endpoint, self.redact(endpoint))
         client.meta.events.register_last("before-call.s3", _drop_expect)
-        client.meta.events.register_first("before-send.s3", _capture)
+        client.meta.events.register_first("before-send.s3", _before_send(endpoint))
         self._endpoint = self.redact(endpoint)
         self._hooked.add(client)
-
-
-def _send_once(client: Any) -> None:
-    """Keep aiohttp from sending a request again by itself when a kept connection breaks.
-
-    Its sessions are made with the first request, which has no kept connection. Where a release has no such
-    switch, write ids still distinguish the two.
-    """
-    sessions = getattr(getattr(client, "_endpoint", None), "http_session", None)
-    for session in (getattr(sessions, "_sessions", None) or {}).values():
-        session._retry_connection = False
 
 
 def _close(fs: _S3FileSystem, thread: LoopThread) -> None:
@@ -360,16 +346,23 @@ def _drop_expect(params: dict[str, Any], model: Any = None, **_: Any) -> None:
         params["headers"].pop("Expect", None)
 
 
-def _capture(request: Any, **_: Any) -> None:
-    if _is_capturing.get():
-        raise _Captured(request)
+def _before_send(endpoint: str) -> Callable[..., None]:
+    def look_at(request: Any, **_: Any) -> None:
+        if not is_within(request.url, endpoint):
+            # The client's own redirector goes where an answer says.
+            raise redirected(request.url)
+        if _is_capturing.get():
+            raise _Captured(request)
+
+    return look_at
 
 
-def _blueprint(client: Any, request: Any) -> Blueprint:
+def _blueprint(client: Any, request: Any, own_connections: str) -> Blueprint:
     """Collect what is known of a prepared request; most of it has no public name."""
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     proxies = getattr(getattr(session, "_proxy_config", None), "proxy_url_for", lambda url: None)
     certificate = (getattr(session, "_cert_file", None), getattr(session, "_key_file", None))
+    config = client.meta.config
     headers = {
         name: value.decode("latin-1") if isinstance(value, bytes) else str(value)
         for name, value in request.headers.items()
@@ -382,5 +375,8 @@ def _blueprint(client: Any, request: Any) -> Blueprint:
         getattr(session, "_verify", None),
         tuple(str(file) for file in certificate if file),
         bool(proxies(request.url)),
-        float(client.meta.config.connect_timeout),
+        own_connections,
+        float(config.connect_timeout),
+        float(config.read_timeout),
+        int(config.max_pool_connections),
     )

@@ -205,6 +205,8 @@ class S3Direct:
             return Refused("the client makes URLs of an unknown form")
         if blueprint.has_proxy:
             return Refused("a proxy is configured")
+        if blueprint.own_connections:
+            return Refused(f"{blueprint.own_connections} in config_kwargs shapes the client's connections")
         if blueprint.verify is None:
             return Refused("the TLS settings of this release of the client cannot be found")
         authorization = all_headers.get("authorization", "")
@@ -221,7 +223,13 @@ class S3Direct:
             region = fields[1]
         elif "signature" in parts.query.lower():
             return Refused("requests are signed in an unknown way")
-        server = self._servers.at(parts, partial(tls_context, blueprint), blueprint.connect_timeout_s)
+        server = self._servers.at(
+            parts,
+            partial(tls_context, blueprint),
+            blueprint.connect_timeout_s,
+            blueprint.read_timeout_s,
+            blueprint.most_connections,
+        )
         return Template(server, base, headers, region, blueprint.credentials)
 
 

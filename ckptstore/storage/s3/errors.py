@@ -14,9 +14,10 @@ import aiohttp
 import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.object_store.faults import PROXY_HINT, Fault, Kind, scarcity_hint
+from ckptstore.storage.url import host_of
 
-__all__ = ["fault_of", "fault_of_code", "fault_of_response"]
+__all__ = ["fault_of", "fault_of_code", "fault_of_response", "redirected"]
 
 # The server's own code. AWS: the list of error responses; XMinio…: MinIO; the rest: versitygw.
 _CODES = {
@@ -75,6 +76,7 @@ _STATUSES = {
     403: Kind.FORBIDDEN,
     404: Kind.UNPROVED,
     405: Kind.UNSUPPORTED,
+    407: Kind.FORBIDDEN,
     408: Kind.CUT,
     409: Kind.CONFLICT,
     412: Kind.PRECONDITION,
@@ -93,9 +95,8 @@ _HINTS = {
     "XAdminUserNotFound": "Check the access key, and that the endpoint is the one it belongs to.",
     "SignatureDoesNotMatch": "Check the secret key.",
     "AuthorizationHeaderMalformed": "Name the region of the bucket.",
-    "PermanentRedirect": "Name the region of the bucket, or its endpoint.",
-    "301": "Name the region of the bucket, or its endpoint.",
 }
+_REDIRECTED = "Name the region of the bucket, or its endpoint, in the storage options."
 _NO_CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, or the storage options key and secret."
 )
@@ -139,6 +140,9 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
     redact : callable
         Takes the secrets out of a text.
     """
+    reason = getattr(error, "kwargs", {}).get("error")
+    if isinstance(reason, Fault):
+        return reason  # from our session, wrapped by the client
     for candidate in (error.__cause__, error):
         response = getattr(candidate, "response", None)
         if isinstance(response, Mapping):
@@ -146,8 +150,10 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
     kind = _kind_of(error)
     if kind is None:
         return None
+    if isinstance(error, boto.ProxyConnectionError) and getattr(reason, "status", None) == 407:
+        return Fault(Kind.FORBIDDEN, "the proxy wants to know who asks", code="407", hint=PROXY_HINT)
     # botocore's message about a connection is always the same; the reason is in the error below.
-    reason = getattr(error, "kwargs", {}).get("error") or error
+    reason = reason or error
     hint = _NO_CREDENTIALS if kind is Kind.FORBIDDEN else scarcity_hint(reason)
     return Fault(kind, _line(str(reason), redact) or type(reason).__name__, hint=hint)
 
@@ -155,6 +161,15 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
 def fault_of_code(code: str, text: str, redact: Callable[[str], str]) -> Fault:
     """Return the fault for one entry of an answer that lists several."""
     return Fault(_CODES.get(code, Kind.SERVER), _line(text, redact), code=code)
+
+
+def redirected(url: str) -> Fault:
+    """Return the fault of a request that would go on to `url`."""
+    return Fault(
+        Kind.BAD_REQUEST,
+        f"the request is redirected to {host_of(url)}, which is not followed",
+        hint=_REDIRECTED,
+    )
 
 
 def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str]) -> Fault:
@@ -173,8 +188,14 @@ def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str])
             kind = Kind.FORBIDDEN
     if kind is Kind.SERVER and "no space left" in text:
         kind = Kind.FULL
+    hint = PROXY_HINT if status == 407 else _HINTS.get(code)
+    headers = metadata.get("HTTPHeaders", {})
+    if 300 <= status < 400 and status != 304:
+        place = headers.get("location") or f"//{error.get('Endpoint') or ''}"
+        text = f"{redirected(place).text}: {text}"
+        hint = _REDIRECTED
     try:
-        retry_after_s = float(metadata.get("HTTPHeaders", {}).get("retry-after", 0))
+        retry_after_s = float(headers.get("retry-after", 0))
     except ValueError:
         retry_after_s = 0.0
     return Fault(
@@ -182,7 +203,7 @@ def fault_of_response(response: Mapping[str, Any], redact: Callable[[str], str])
         _line(text, redact) or "no further explanation",
         code=code or str(status),
         retry_after_s=retry_after_s,
-        hint=_HINTS.get(code),
+        hint=hint,
     )
 
 

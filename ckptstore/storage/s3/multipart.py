@@ -66,7 +66,7 @@ def begin_multipart(
                 attempts,
                 Bucket=target.bucket,
                 Key=target.name,
-                Metadata={WRITE_ID: request.write_id},
+                Metadata={**client.additional.metadata, WRITE_ID: request.write_id},
                 **_CREATE[mode],
             )
         except Fault as fault:
@@ -198,6 +198,7 @@ class MultipartUpload(UploadSession):
             CopySource={"Bucket": bucket, "Key": name},
             CopySourceIfMatch=source.version,
             CopySourceRange=f"bytes={start}-{stop - 1}",
+            **self._client.additional.source_key,
             **self._names,
         )
         attempts.record_progress()

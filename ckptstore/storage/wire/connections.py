@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import math
 import os
 import select
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult
 
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind, scarcity_hint
+from ckptstore.storage.reentry import refuse_reentry
 
 __all__ = ["Connection", "Server", "Servers"]
 
@@ -37,24 +40,27 @@ class Connection:
     One thread; `abort` from any.
     """
 
-    def __init__(self, channel: http.client.HTTPConnection, pid: int) -> None:
+    def __init__(
+        self, channel: http.client.HTTPConnection, pid: int, read_timeout_s: float = math.inf
+    ) -> None:
         self.http = channel
         self.socket: socket.socket = channel.sock
         self.pid = pid
         self.idle_since_s = 0.0
+        self._read_timeout_s = read_timeout_s
 
-    def wait_at_most(self, attempts: Attempts) -> None:
-        """Let the next send or receive wait as long as the attempt may.
+    def wait_at_most(self, attempts: Attempts, ends_s: float = math.inf) -> None:
+        """Let the next send or receive wait as long as the attempt may, at most until `ends_s`.
 
         Raises
         ------
         Fault
             If that time is over.
         """
-        remaining_s = attempts.remaining_s()
+        remaining_s = min(attempts.remaining_s(), ends_s - time.monotonic())
         if remaining_s <= 0:
-            raise Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
-        self.socket.settimeout(remaining_s)
+            raise attempts.stalled()
+        self.socket.settimeout(min(remaining_s, self._read_timeout_s))
 
     def send(self, block: memoryview) -> int:
         """Send the beginning of `block`, and return how much of it went."""
@@ -63,7 +69,7 @@ class Connection:
             block = block[:_TLS_BYTES]
         return self.socket.send(block)
 
-    def receive_into(self, buffer: memoryview) -> int:
+    def receive_into(self, buffer: memoryview, attempts: Attempts) -> int:
         """Receive into the beginning of `buffer`; return how many bytes came, 0 at the end.
 
         One call of TLS returns no more than 16 KiB, so there are several.
@@ -78,6 +84,8 @@ class Connection:
                 if not size_bytes:
                     break
                 position += size_bytes
+                if not attempts.remaining_s():
+                    break
         except OSError:
             # What was received counts; the error shows again with the next call.
             if not position:
@@ -112,6 +120,10 @@ class Server:
     ----------
     context : ssl.SSLContext or None
         None: plain HTTP.
+    read_timeout_s : float
+        The longest wait for one piece of an answer.
+    most_connections : int, optional
+        How many may be in use at the same time.
 
     Threads
     -------
@@ -120,12 +132,20 @@ class Server:
     """
 
     def __init__(
-        self, host: str, port: int, context: ssl.SSLContext | None, connect_timeout_s: float
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None,
+        connect_timeout_s: float,
+        read_timeout_s: float = math.inf,
+        most_connections: int | None = None,
     ) -> None:
         self.host = host
         self.port = port
         self.context = context
         self._connect_timeout_s = connect_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._turns = None if most_connections is None else threading.BoundedSemaphore(most_connections)
         self._locks = ForkSafeLocks()
         self._kept: list[Connection] = []
 
@@ -142,6 +162,25 @@ class Server:
         """How many connections wait for their next request."""
         return len(self._kept)
 
+    @contextmanager
+    def turn(self, attempts: Attempts) -> Iterator[None]:
+        """Wait until one more connection may be in use, and count it while the block runs.
+
+        Raises
+        ------
+        Fault
+            If there was none for as long as the attempt may wait.
+        """
+        if self._turns is None:
+            yield
+            return
+        if not self._turns.acquire(timeout=attempts.remaining_s()):
+            raise attempts.stalled()
+        try:
+            yield
+        finally:
+            self._turns.release()
+
     def borrow(self, attempts: Attempts) -> Connection:
         """Return a connection for this thread alone: the one used last, or a new one.
 
@@ -149,6 +188,7 @@ class Server:
         ------
         Fault
         """
+        refuse_reentry()
         while (connection := self._pop()) is not None:
             if connection.pid == os.getpid() and not self._is_stale(connection):
                 return connection
@@ -213,7 +253,7 @@ class Server:
                 f"cannot connect to {self.host}:{self.port}: {reason}",
                 hint=scarcity_hint(error),
             ) from None
-        return Connection(channel, os.getpid())
+        return Connection(channel, os.getpid(), self._read_timeout_s)
 
 
 class Servers:
@@ -228,7 +268,12 @@ class Servers:
         self._known: dict[tuple[str, str, int], Server] = {}
 
     def at(
-        self, url: SplitResult, new_context: Callable[[], ssl.SSLContext], connect_timeout_s: float
+        self,
+        url: SplitResult,
+        new_context: Callable[[], ssl.SSLContext],
+        connect_timeout_s: float,
+        read_timeout_s: float = math.inf,
+        most_connections: int | None = None,
     ) -> Server:
         """Return the server of `url`; `new_context` is called for a new one that is reached over TLS."""
         is_encrypted = url.scheme == "https"
@@ -237,5 +282,6 @@ class Servers:
         server = self._known.get(key)
         if server is None:
             context = new_context() if is_encrypted else None
-            server = self._known.setdefault(key, Server(key[1], port, context, connect_timeout_s))
+            server = Server(key[1], port, context, connect_timeout_s, read_timeout_s, most_connections)
+            server = self._known.setdefault(key, server)
         return server

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import http.client
 import io
+import math
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from ckptstore.errors import CkptStoreError
 from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.bodies import LONGEST_REFUSAL_BYTES
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import Sink, copy_into
 from ckptstore.storage.wire.connections import Connection, Server
@@ -28,9 +32,6 @@ DIRECT_FROM_BYTES = 64 * 1024
 
 # Pieces smaller than this are joined to blocks of this size before they are sent.
 _JOINED_BYTES = 128 * 1024
-
-# Of the body of a refusal.
-_LONGEST_ERROR_BYTES = 1024 * 1024
 
 # A server that refuses a request before the end of its body has answered by then.
 _EARLY_ANSWER_S = 0.5
@@ -80,12 +81,19 @@ def exchange(
     CkptStoreError
         From `accept`.
     """
+    with server.turn(attempts):
+        return _exchange(server, request, attempts, accept)
+
+
+def _exchange(
+    server: Server, request: HttpRequest, attempts: Attempts, accept: Accept | None
+) -> HttpResponse:
     connection = server.borrow(attempts)
     attempts.cancellation.watch(connection.abort)
     is_reusable = False
     try:
         response = _ask(connection, request, attempts)
-        attempts.record_progress()
+        attempts.record_head()
         reply, is_reusable = _take(connection, response, request, attempts, accept)
         if attempts.cancellation.is_cancelled and not is_reusable:
             raise _cancelled()
@@ -122,12 +130,55 @@ def _ask(connection: Connection, request: HttpRequest, attempts: Attempts) -> ht
             position = _send(connection, block, position, attempts)
     except OSError:
         # A server that refuses a request may stop reading its body. The refusal explains more than the error.
-        refusal = _early_answer(connection)
+        refusal = _early_answer(connection, attempts)
         if refusal is None:
             raise
         return refusal
-    connection.wait_at_most(attempts)
-    return channel.getresponse()
+    channel.response_class = cast(
+        "type[http.client.HTTPResponse]", lambda _, method: _response(_Receiver(connection, attempts), method)
+    )
+    try:
+        return channel.getresponse()
+    finally:
+        # It refers to the connection, which would not be freed before the next garbage collection.
+        del channel.response_class
+
+
+class _Receiver(io.RawIOBase):
+    """What the standard library reads an answer from; in its place it would wait anew for each byte.
+
+    Attributes
+    ----------
+    ends_s : float
+        When waiting ends, if not earlier with the attempt.
+    """
+
+    def __init__(self, connection: Connection, attempts: Attempts) -> None:
+        super().__init__()
+        self._connection = connection
+        self._attempts = attempts
+        # It keeps the socket open that the standard library closes once the head says so.
+        self._raw = connection.socket.makefile("rb", buffering=0)
+        self.ends_s = math.inf
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._connection.wait_at_most(self._attempts, self.ends_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Return the file that `http.client.HTTPResponse` asks a socket for."""
+        return io.BufferedReader(self)
+
+
+def _response(receiver: _Receiver, method: str | None = None) -> http.client.HTTPResponse:
+    return http.client.HTTPResponse(cast("socket.socket", receiver), method=method)
 
 
 def _send(connection: Connection, block: memoryview, position: int, attempts: Attempts) -> int:
@@ -156,15 +207,17 @@ def _blocks(pieces: Sequence[bytes | memoryview]) -> Iterator[memoryview]:
         yield memoryview(joined)
 
 
-def _early_answer(connection: Connection) -> http.client.HTTPResponse | None:
+def _early_answer(connection: Connection, attempts: Attempts) -> http.client.HTTPResponse | None:
     """Return the refusal that came while the body was sent, None if none came."""
     if not connection.has_answer():
         return None
-    with suppress(OSError, http.client.HTTPException, ValueError):
-        connection.socket.settimeout(_EARLY_ANSWER_S)
+    with suppress(OSError, http.client.HTTPException, ValueError, Fault):
+        receiver = _Receiver(connection, attempts)
+        receiver.ends_s = time.monotonic() + _EARLY_ANSWER_S
         # Less was sent than announced, and the connection's own `getresponse` refuses to read then.
-        response = http.client.HTTPResponse(connection.socket)
+        response = _response(receiver)
         response.begin()
+        receiver.ends_s = math.inf
         response.will_close = True
         if response.status >= 300:
             return response
@@ -183,9 +236,8 @@ def _take(
     headers = cast("Mapping[str, str]", response.headers)
     try:
         if accept is None or response.status not in (200, 206):
-            connection.wait_at_most(attempts)
-            body = response.read(_LONGEST_ERROR_BYTES)
-            if response.length and len(body) < _LONGEST_ERROR_BYTES and not response.will_close:
+            body = response.read(LONGEST_REFUSAL_BYTES)
+            if response.length and len(body) < LONGEST_REFUSAL_BYTES and not response.will_close:
                 # A refusal without its code is easily taken for another one.
                 raise Fault(Kind.CUT, f"the answer ended after {len(body)} bytes")
             is_whole = response.isclosed()
@@ -194,8 +246,7 @@ def _take(
         if response.length is None:
             while piece := response.read1(_JOINED_BYTES):
                 copy_into(piece, sink)
-                attempts.record_progress()
-                connection.wait_at_most(attempts)
+                attempts.record_received(len(piece))
             is_whole = response.chunked and response.isclosed()
         else:
             is_whole = _fill(connection, response, response.length, sink, attempts)
@@ -218,16 +269,16 @@ def _fill(
         buffer = sink.get_buffer()
         if len(buffer) > left_bytes:
             buffer = buffer[:left_bytes]
-        connection.wait_at_most(attempts)
         if is_buffered or len(buffer) <= io.DEFAULT_BUFFER_SIZE:
             size_bytes = response.fp.readinto1(buffer)
             is_buffered = len(buffer) <= io.DEFAULT_BUFFER_SIZE
         else:
-            size_bytes = connection.receive_into(buffer)
+            connection.wait_at_most(attempts)
+            size_bytes = connection.receive_into(buffer, attempts)
         if not size_bytes:
             return False
         sink.buffer_updated(size_bytes)
-        attempts.record_progress()
+        attempts.record_received(size_bytes)
         left_bytes -= size_bytes
     return True
 
@@ -239,7 +290,7 @@ def _cancelled() -> Fault:
 def _fault_of(error: Exception, attempts: Attempts) -> Fault:
     code = type(error).__name__
     if isinstance(error, TimeoutError):
-        return Fault(Kind.STALLED, f"no byte moved for {attempts.policy.attempt_s:g} s")
+        return attempts.stalled()
     if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
         return Fault(Kind.CUT, "the server closed the connection before it answered", code=code)
     if isinstance(error, OSError):

@@ -40,12 +40,13 @@ from ckptstore.testing.contract.server import (  # noqa: E402
 )
 from ckptstore.testing.contract.uploads import UploadContract  # noqa: E402
 from ckptstore.testing.contract.views import ViewContract  # noqa: E402
-from ckptstore.testing.contract.writers import WriterContract  # noqa: E402
+from ckptstore.testing.contract.writers import MarkContract, WriterContract  # noqa: E402
 from ckptstore.testing.contract.writes import WriteContract  # noqa: E402
 
 __all__ = [
     "CopyContract",
     "DiagnosisContract",
+    "MarkContract",
     "ProbeContract",
     "RelaxedDurabilityContract",
     "ServerTimeContract",
@@ -59,6 +60,7 @@ _ABILITIES = (
     CopyContract,
     RelaxedDurabilityContract,
     WriterContract,
+    MarkContract,
     ProbeContract,
     ServerTimeContract,
     DiagnosisContract,

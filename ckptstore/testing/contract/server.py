@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from ckptstore.storage.abilities import Diagnosable, KnowsServerTime, ProbesCapabilities
 from ckptstore.storage.base import Location
+from ckptstore.storage.races import race_findings
 from ckptstore.testing.contract.base import AbilityContract, committed
 
 __all__ = ["DiagnosisContract", "ProbeContract", "ServerTimeContract"]
@@ -49,6 +50,11 @@ class DiagnosisContract(AbilityContract):
         findings = storage.diagnose(directory.key)
         assert not [finding for finding in findings if finding.state == "failed"]
         assert list(storage.list(f"{directory.key}/")) == []
+
+    def test_what_it_promises_holds_when_two_requests_meet(self, directory: Location) -> None:
+        findings = list(race_findings(directory.storage, directory.key, rounds=5))
+        assert not [finding for finding in findings if finding.state == "failed"]
+        assert list(directory.storage.list(f"{directory.key}/")) == []
 
     def test_a_scratch_directory_takes_objects(self, directory: Location) -> None:
         storage = directory.storage

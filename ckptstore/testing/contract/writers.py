@@ -1,4 +1,4 @@
-"""`KnowsWriters`: who wrote an object, and whether the writer is alive."""
+"""`KnowsWriters` and `MarksUploads`: who wrote an object, and whether the writer is alive."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import pytest
 
-from ckptstore.storage.abilities import KnowsWriters
+from ckptstore.errors import NotFoundError
+from ckptstore.storage.abilities import KnowsWriters, MarksUploads
 from ckptstore.storage.base import Location
 from ckptstore.testing.contract.base import AbilityContract, committed
 
-__all__ = ["WriterContract"]
+__all__ = ["MarkContract", "WriterContract"]
 
 
 class WriterContract(AbilityContract):
@@ -70,3 +71,28 @@ class WriterContract(AbilityContract):
         storage.mark_needed([key])
         storage.mark_unneeded([key])
         assert not storage.is_abandoned(key)
+
+
+class MarkContract(AbilityContract):
+    """Marks: what an upload made here is known from what another program put there."""
+
+    ability: ClassVar[type] = MarksUploads
+
+    def test_what_an_upload_made_is_marked(self, directory: Location) -> None:
+        shard = directory.child("model-1.data-00000-of-00001")
+        storage = shard.storage
+        assert isinstance(storage, MarksUploads)
+        with pytest.raises(NotFoundError):
+            storage.is_upload(shard.key)
+        with storage.upload(shard.key) as upload:
+            upload.write(b"x")
+            committed(upload.commit())
+            assert storage.is_upload(shard.key)
+        assert storage.is_upload(shard.key)
+
+    def test_what_another_program_put_there_is_not(self, directory: Location) -> None:
+        shard = directory.child("model-1.data-00000-of-00001")
+        storage = shard.storage
+        assert isinstance(storage, MarksUploads)
+        self.put_raw(shard, b"x")
+        assert not storage.is_upload(shard.key)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
+import pytest
 
 import ckptstore as ck
 from ckptstore.bundle.write.plan import SavePlan
@@ -15,8 +16,9 @@ from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.bare_write import BareSink
 from ckptstore.directory.save_request import RunningSave, SaveRequest
 from ckptstore.storage.base import Location, Storage
-from ckptstore.storage.registry import locate
+from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
+from ckptstore.testing import FaultyStorage, SimulatedCrash
 from ckptstore.transfer.transfer import Transfer
 
 _T = TypeVar("_T")
@@ -39,6 +41,32 @@ def stamp_of(prefix: str | os.PathLike[str]) -> float:
 def save_steps(saver: ck.Saver, base: str, steps: Iterable[int], **options: object) -> None:
     for step in steps:
         saver.save(values(step), base, step, **options)  # type: ignore[arg-type]
+
+
+def die_before_the_record(
+    base: str, step: int | None, *, run: str = "dies", stamp: float | None = None, **options: object
+) -> None:
+    """Save in a process that dies between index and record."""
+    is_published = False
+
+    def counted(primitive: str, keys: Sequence[str]) -> bool:
+        nonlocal is_published
+        is_index = bool(keys) and keys[0].endswith(".index")
+        is_put = primitive in ("put_new", "put_if")
+        is_published = is_published or (is_put and is_index)
+        return is_published and is_put and not is_index
+
+    storages: list[FaultyStorage] = []
+
+    def wrap(inner: Storage) -> Storage:
+        storages.append(FaultyStorage(inner, crash_before=1, counted=counted))
+        return storages[-1]
+
+    saver = ck.Saver(run=run, **options)  # type: ignore[arg-type]
+    with use_wrapper(wrap), pytest.raises(SimulatedCrash):
+        saver.save(values(0.0 if stamp is None else stamp), base, step, write_meta_graph=False)
+    for storage in storages:
+        storage.release_holds()
 
 
 def listed(saver: ck.Saver) -> list[str]:

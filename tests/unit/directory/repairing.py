@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import ckptstore as ck
-from ckptstore.directory.record_entries import listed_paths, own_entries
+from ckptstore.directory.checkpoint_writer import CheckpointWriter
+from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.directory.repair import RepairReport, repair_record
+from ckptstore.directory.retention import KeepNewest
 from ckptstore.format.record_protocol import Record
 from ckptstore.storage.registry import locate
 from ckptstore.testing import ManualClock
@@ -33,8 +36,10 @@ def listed_in(directory: object) -> list[str]:
 
 
 def owned_in(directory: object, basename: str = "model") -> list[str]:
-    place, record = locate(str(directory)), record_of(directory)
-    return [e.prefix for e in own_entries(place, record.state, {basename}, {}, 0.0, kept=record.kept)]
+    """Return what a Saver counts that saves `basename` with steps."""
+    writer = CheckpointWriter(locate(str(directory)), None, KeepNewest(), time.time)
+    writer.peek(basename)
+    return [entry.prefix for entry in writer.window]
 
 
 def actions(report: RepairReport) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage, ManualClock
 from tests.own_warnings import own_warnings
 from tests.unit.directory.helpers import (
     checkpoints_in,
+    die_before_the_record,
     files_of,
     listed,
     names_in,
@@ -21,6 +24,7 @@ from tests.unit.directory.helpers import (
     stamp_of,
     values,
 )
+from tests.unit.directory.repairing import record_of
 
 HOUR = 3600.0
 
@@ -65,12 +69,14 @@ class TestWindow:
         save_steps(saver, base, [1, 2, 3, 1, 4])
         assert listed(saver) == ["model-3", "model-1", "model-4"]
 
-    def test_numbers_in_the_prefix_are_steps_too(self, base: str, tmp_path: Path) -> None:
+    def test_numbers_in_the_prefix_are_not_steps(self, base: str, tmp_path: Path) -> None:
+        # As in TensorFlow a Saver counts what it saves itself, whatever the names are; another one does not.
         for run in ("a", "b"):
             saver = ck.Saver(max_to_keep=2, run=run)
             for step in (1, 2, 3):
                 saver.save(values(step), f"{base}-{step if run == 'a' else 10 * step}")
-        assert checkpoints_in(str(tmp_path)) == ["model-20", "model-30"]
+        assert listed(saver) == ["model-20", "model-30"]
+        assert checkpoints_in(str(tmp_path)) == ["model-2", "model-20", "model-3", "model-30"]
 
     def test_one_saver_has_one_window_over_two_basenames(self, tmp_path: Path) -> None:
         saver = ck.Saver(max_to_keep=3)
@@ -193,18 +199,47 @@ class TestRestart:
 class TestAdoption:
     def test_a_save_that_died_before_the_record_is_counted(self, base: str, tmp_path: Path) -> None:
         save_steps(ck.Saver(run="a"), base, [1, 2])
-        save_steps(ck.Saver(run="a"), base, [3], write_state=False)
+        die_before_the_record(base, 3)
         saver = ck.Saver(run="b", max_to_keep=2)
         save_steps(saver, base, [4])
         assert listed(saver) == checkpoints_in(str(tmp_path)) == ["model-3", "model-4"]
 
+    def test_so_are_several_in_a_row(self, base: str, tmp_path: Path) -> None:
+        save_steps(ck.Saver(run="a"), base, [1])
+        for step in (2, 3, 4):
+            die_before_the_record(base, step, run=f"dies at {step}")
+        saver = ck.Saver(run="b", max_to_keep=3)
+        save_steps(saver, base, [5])
+        assert listed(saver) == checkpoints_in(str(tmp_path)) == ["model-3", "model-4", "model-5"]
+        assert record_of(tmp_path).intents == ()
+
     def test_a_torn_one_is_not(self, base: str, tmp_path: Path) -> None:
         save_steps(ck.Saver(run="a"), base, [1, 2])
-        save_steps(ck.Saver(run="a"), base, [3], write_state=False)
+        die_before_the_record(base, 3)
         (tmp_path / "model-3.data-00000-of-00001").write_bytes(b"")
         saver = ck.Saver(run="b")
         save_steps(saver, base, [4])
         assert listed(saver) == ["model-1", "model-2", "model-4"]
+
+    def test_what_was_only_announced_is_not(self, base: str, tmp_path: Path) -> None:
+        save_steps(ck.Saver(run="a"), base, [1, 2])
+
+        class NoIndex(StorageWrapper):
+            def put_new(self, key, data):
+                if key.endswith(".index"):
+                    raise ck.StorageFullError("full", url=key)
+                return super().put_new(key, data)
+
+        with use_wrapper(NoIndex), pytest.raises(ck.StorageFullError):
+            save_steps(ck.Saver(run="b"), base, [3])
+        assert [intent.prefix for intent in record_of(tmp_path).intents] == ["model-3"]
+        # Another program puts its own checkpoint there.
+        ck.Saver().save(values(33), base, 3, write_state=False)
+        saver = ck.Saver(run="c", max_to_keep=1)
+        save_steps(saver, base, [4, 5])
+        assert listed(saver) == ["model-5"]
+        assert checkpoints_in(str(tmp_path)) == ["model-3", "model-5"]
+        assert record_of(tmp_path).intents == ()
 
     def test_what_the_record_never_knew_is_not_adopted(self, base: str, tmp_path: Path) -> None:
         # Milestones of one basename, kept on purpose; the record belongs to another one so far.
@@ -265,6 +300,8 @@ class TestOtherProgram:
             "model-4",
         ]
         with own_warnings("error"):
+            # The save before deleted nothing.
+            warnings.filterwarnings("ignore", "this save of 'model-5' deletes 2 checkpoints")
             save_steps(saver, base, [5])
         assert checkpoints_in(str(tmp_path)) == ["model-4", "model-5", "tf-7"]
 
@@ -310,6 +347,7 @@ class TestOtherProgram:
         with pytest.warns(ck.CkptStoreWarning, match="another program"):
             save_steps(saver, base, [4])
         with own_warnings("error"):
+            warnings.filterwarnings("ignore", "this save of 'model-5' deletes 2 checkpoints")
             save_steps(saver, base, [5, 6])
         assert listed(saver) == ["model-5", "model-6"]
 
@@ -438,7 +476,7 @@ class TestLastGraph:
 
     def test_also_when_another_writer_forces_a_second_look(self, base: str, tmp_path: Path) -> None:
         # Between step 4 and step 6 another host of the job saves: more has to go than was planned.
-        one, two = ck.Saver(max_to_keep=2, run="job"), ck.Saver(max_to_keep=5, run="job")
+        one, two = ck.Saver(max_to_keep=2, run="job"), ck.Saver(max_to_keep=2, run="job")
         save_steps(two, base, [1], write_meta_graph=False)
         save_steps(one, base, [2])
         save_steps(two, base, [3], write_meta_graph=False)

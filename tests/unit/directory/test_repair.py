@@ -20,11 +20,11 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.record_protocol import format_record
+from ckptstore.format.record_protocol import OwnerName, format_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
-from tests.unit.directory.helpers import checkpoints_in, save_steps, stamp_of, values
+from tests.unit.directory.helpers import checkpoints_in, die_before_the_record, save_steps, stamp_of, values
 from tests.unit.directory.repairing import (
     actions,
     latest_in,
@@ -39,6 +39,8 @@ from tests.unit.directory.repairing import (
     tear,
     tree,
 )
+
+MODEL = OwnerName("model", "steps")
 
 
 @pytest.fixture
@@ -76,19 +78,18 @@ class TestReadable:
             before.state.all_model_checkpoint_timestamps[1],
         )
         assert (after.pending, after.superseded, after.kept) == (before.pending, before.superseded, ())
-        owner = after.owners["model"]
+        owner = after.owners[MODEL]
         assert (owner.epoch, owner.run, owner.highest_step, owner.next_keep_s) == (
-            before.owners["model"].epoch,
+            before.owners[MODEL].epoch,
             "before",
             5,
-            before.owners["model"].next_keep_s,
+            before.owners[MODEL].next_keep_s,
         )
         assert (run / "model-5.index").exists()
 
     def test_a_save_that_died_between_index_and_record_is_adopted_and_owned(self, run: Path) -> None:
-        record = (run / "checkpoint").read_bytes()
-        save_steps(ck.Saver(max_to_keep=9, run="dies"), f"{run}/model", [6, 7])
-        put_record(run, record)
+        for step in (6, 7):
+            die_before_the_record(f"{run}/model", step, max_to_keep=9, run=f"dies {step}")
         report = repair(run)
         assert actions(report) == {
             **dict.fromkeys(["model-3", "model-4", "model-5"], "stays"),
@@ -101,14 +102,18 @@ class TestReadable:
         assert state is not None
         assert state.all_model_checkpoint_timestamps[-1] == mtime_of(run, "model-7")
 
-    def test_a_torn_save_above_the_highest_step_is_told_and_left_out(self, run: Path) -> None:
-        record = (run / "checkpoint").read_bytes()
-        save_steps(ck.Saver(max_to_keep=9, run="dies"), f"{run}/model", [6])
-        put_record(run, record)
+    def test_a_torn_save_that_was_announced_is_not_taken_in(self, run: Path) -> None:
+        die_before_the_record(f"{run}/model", 6, max_to_keep=9)
         tear(run, "model-6")
         report = repair(run)
-        assert actions(report)["model-6"] == "left out"
+        assert "model-6" not in actions(report)
         assert not report.is_changed
+
+    def test_what_nobody_announced_is_not_taken_in(self, run: Path) -> None:
+        save_steps(ck.Saver(), f"{run}/model", [6], write_state=False)
+        report = repair(run)
+        assert not report.is_changed
+        assert latest_in(run) == "model-5"
 
     def test_what_retention_preserved_is_not_adopted(self, run: Path) -> None:
         tear(run, "model-5")
@@ -125,7 +130,7 @@ class TestReadable:
         assert (listed_in(run), record_of(run).kept) == (["model-1"], ("model-1",))
         assert [item.is_kept for item in report.items if item.prefix == "model-1"] == [True]
         # The highest step is still known: 4 would be no new name.
-        assert record_of(run).owners["model"].highest_step == 5
+        assert record_of(run).owners[MODEL].highest_step == 5
 
     def test_a_step_that_was_gone_back_to_stays_the_latest(self, run: Path) -> None:
         ck.update_checkpoint_state(run, f"{run}/model-3", [f"{run}/model-{step}" for step in (3, 4, 5)])
@@ -182,7 +187,7 @@ class TestReadable:
         repair(run)
         assert listed_in(run) == ["model-3", "model-4", "model-5"]
         assert latest_in(run) == "model-5"
-        assert set(record_of(run).owners) == {"model", "best"}
+        assert set(record_of(run).owners) == {MODEL, OwnerName("best", "steps")}
 
     def test_unknown_times_become_those_of_the_files(self, run: Path) -> None:
         put_record(
@@ -310,7 +315,7 @@ class TestUnreadable:
         assert names == {"milestone", "model-1", "model-3", "model-4", "model-5", "model-11"}
         assert set(listed_in(broken)) == names - {"model-4"}
         assert latest_in(broken) == "model-11"
-        assert record_of(broken).owners["model"].epoch == 2
+        assert record_of(broken).owners[MODEL].epoch == 2
 
     def test_saving_a_kept_one_again_takes_it_over(self, broken: Path) -> None:
         (broken / "checkpoint").unlink()
@@ -372,7 +377,7 @@ class TestUnreadable:
         data = (run / "checkpoint").read_bytes()
         put_record(run, data[: data.index(b"model_checkpoint_path") + 30])
         repair(run)
-        owner = record_of(run).owners["model"]
+        owner = record_of(run).owners[MODEL]
         assert (owner.epoch, owner.run) == (3, "newer")
         with pytest.raises(ck.FencedError, match="newer"):
             save_steps(frozen, f"{run}/model", [8])
@@ -490,11 +495,11 @@ class TestTroubles:
                     save_steps(saver, f"{run}/model", [step])
                 return call()
 
-        tear(run, "model-3")
+        ck.remove_checkpoint(run / "model-3")
         place = locate(str(run))
         busy = Location(Busy(place.storage), place.key, place.url)
         report = repair_record(busy, busy.child("checkpoint"))
-        # The save let go of the torn one, so nothing was left to do.
+        # The save let go of the one that was gone, so nothing was left to do.
         assert not report.is_written
         assert listed_in(run) == ["model-5", "model-6"]
         assert stamp_of(f"{run}/model-6") == 6
@@ -516,7 +521,7 @@ class TestTroubles:
         report = repair_record(busy, busy.child("checkpoint"))
         assert report.is_written
         assert (listed_in(run), latest_in(run)) == (["model-3", "model-4"], "model-4")
-        assert record_of(run).owners["model"].run == "busy"
+        assert record_of(run).owners[MODEL].run == "busy"
 
     def test_two_repairs_at_once(self, run: Path) -> None:
         place = locate(str(run))

@@ -155,3 +155,18 @@ def test_manager_without_hours_preserves_nothing(keep: int) -> None:
     window = tuple(Entry(str(k), k * HOUR_S) for k in range(6))
     assert ManagerRetention(keep, None, 0.0).decide(window, None).preserved == ()
     assert ManagerRetention(None, 1.0, 0.0).decide(window, None).window == window
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [SaverRetention(1, HOUR_S, built_s=1e6 * HOUR_S), ManagerRetention(1, HOUR_S, built_s=1e6 * HOUR_S)],
+    ids=["saver", "manager"],
+)
+def test_a_clock_that_was_set_back_does_not_stop_it(retention: Retention) -> None:
+    timeline = Timeline(retention)
+    for hours in (1e6, 1e6 + 1.5, 1e6 + 3.0):
+        timeline.save(str(hours), hours)
+    # It had run a hundred years fast.
+    for hours in (10.0, 11.5, 13.0, 14.5, 16.0):
+        timeline.save(str(hours), hours)
+    assert {"13.0", "14.5", "16.0"} <= set(timeline.on_disk)

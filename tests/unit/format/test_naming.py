@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from ckptstore.format.naming import (
     ParsedName,
+    Series,
     data_name,
     index_name,
     meta_name,
     numbered,
     parse_file_name,
+    series_of,
     split_step,
     v1_shard_name,
 )
@@ -48,9 +50,6 @@ def test_good_names_are_parsed_back(prefix, shard, more):
     [
         "",
         "checkpoint",
-        ".index",
-        ".meta",
-        ".data-00000-of-00001",
         "m.index.tempstate123",
         "m.data-00000-of-00001.tempstate123",
         "m.data-0000-of-0001",
@@ -119,3 +118,38 @@ def test_numbered_prefixes(step, pad, expected):
 def test_every_step_survives(basename, step, pad):
     assume(not basename.endswith("-"))  # its last dash would be the sign of the step
     assert split_step(numbered(basename, step, pad)) == (basename, step)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name", "place"),
+    [
+        ("model-100", "model", (100,)),
+        ("model-00000100", "model", (100,)),
+        ("model--3", "model", (-3,)),
+        ("model", "model", ()),
+        ("model.ckpt-100.h5", "model.ckpt-#.h5", (100,)),
+        ("ckpt-7.weights.h5", "ckpt-#.weights.h5", (7,)),
+        ("cp-0012.ckpt", "cp-#.ckpt", (12,)),
+        ("0100", "#", (100,)),
+        ("model_100", "model_#", (100,)),
+        ("iter_500_loss_0.3", "iter_#_loss#", (500,)),
+        ("epoch=3-step=1200", "epoch=#-step=#", (3, 1200)),
+        ("epoch=03-val_loss=0.32", "epoch=#-val_loss#", (3,)),
+        ("val_loss=0.32-step=1200", "val_loss#-step=#", (1200,)),
+        ("epoch=1-loss=1e-05", "epoch=#-loss#", (1,)),
+        ("epoch=3-1200", "epoch=#", (3, 1200)),
+        ("weights.05-0.32", "weights.##", (5,)),
+        ("weights.05--0.32.h5", "weights.##.h5", (5,)),
+        ("model-acc0.93-100", "model-acc#", (100,)),
+        # What looks like a number and is none of both stays: these are other models.
+        ("resnet-18-100", "resnet-18", (100,)),
+        ("llama-3.1-8b-100", "llama-3.1-8b", (100,)),
+        ("lr=0.1-100", "lr=0.1", (100,)),
+        ("resnet50", "resnet50", ()),
+        ("resnet-18_best", "resnet-18_best", ()),
+        ("best-0.93", "best-0.93", ()),
+        ("9" * 2000, "9" * 2000, ()),
+    ],
+)
+def test_the_step_is_found_in_names_of_other_programs(prefix, name, place):
+    assert series_of(prefix) == Series(name, place)

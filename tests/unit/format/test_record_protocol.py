@@ -11,17 +11,25 @@ from hypothesis import strategies as st
 
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, parse_state
-from ckptstore.format.record_protocol import Owner, Pending, Record, Superseded, format_record, parse_record
+from ckptstore.format.record_protocol import (
+    Owner,
+    OwnerName,
+    Pending,
+    Record,
+    Superseded,
+    format_record,
+    parse_record,
+)
 from ckptstore.format.record_salvage import salvage_record
 
 STATE = CheckpointState("model-2", ("model-1", "model-2"), (1.0, 2.5))
-OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.863018, "77ab", 12000, 1795351721.5)
+OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.863018, "77ab", 12000, 1795351721.5, form="steps")
 
 
 def test_the_documented_lines() -> None:
     record = Record(
         STATE,
-        {"model": OWNER},
+        {OWNER.name: OWNER},
         (Pending("model-9000", "1:2:3", ((0, 2), (1, 2))),),
         (Superseded("model", ((0, 48213),)),),
         ("model-100",),
@@ -29,7 +37,7 @@ def test_the_documented_lines() -> None:
     text = format_record(record).decode()
     assert text.split("\n")[:5] == [
         "# ckptstore 1",
-        '# owner "model" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
+        '# owner "model" form="steps" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
         " highest_step=12000 next_keep=1795351721.5",
         '# pending "model-9000" version="1:2:3" shards="00000..00001-of-00002" suffix="meta"',
         '# superseded "model" shards="00000-of-48213"',
@@ -37,6 +45,39 @@ def test_the_documented_lines() -> None:
     ]
     assert parse_record(text.encode(), source="r") == record
     assert parse_state(text.encode(), source="r") == STATE
+
+
+def test_a_line_without_a_form_is_read_and_one_of_steps_takes_its_place() -> None:
+    old = Owner("model", 3, "r", "h", 1.0, "w")
+    record = parse_record(format_record(Record(STATE, {old.name: old})), source="r")
+    assert record.owners == {OwnerName("model", ""): old}
+    assert record.with_owner(OWNER).owners == {OWNER.name: OWNER}
+    exact = Owner("model", 4, "r", "h", 1.0, "w", form="exact")
+    assert list(record.with_owner(exact).owners) == [old.name, exact.name]
+
+
+def test_an_unknown_form_is_not_taken_for_another() -> None:
+    data = format_record(Record(STATE, {OWNER.name: OWNER})).replace(b'"steps"', b'"glob"')
+    with pytest.raises(FormatError, match="protocol line 2"):
+        parse_record(data, source="r")
+
+
+def test_owners_of_single_prefixes_leave_with_the_last_line_that_names_them() -> None:
+    single = [
+        Owner(name, 1, "r", "h", 1.0, "w", form="exact") for name in ("model-1", "old", "older", "gone")
+    ]
+    record = Record(
+        STATE,
+        {owner.name: owner for owner in (OWNER, *single)},
+        (Pending("old", "v", ()),),
+        (Superseded("older", ()),),
+    )
+    assert [name.basename for name in record.without_idle_owners().owners] == [
+        "model",
+        "model-1",
+        "old",
+        "older",
+    ]
 
 
 names = st.text(min_size=1, max_size=30)
@@ -61,11 +102,12 @@ owners = st.builds(
     st.none() | st.integers(-5, 10**15),
     st.none() | st.floats(allow_nan=False),
     st.none() | st.floats(allow_nan=False),
+    st.sampled_from(["", "steps", "exact"]),
 )
 
 
 @given(
-    st.lists(owners, max_size=3, unique_by=lambda owner: owner.basename),
+    st.lists(owners, max_size=3, unique_by=lambda owner: owner.name),
     st.lists(st.builds(Pending, names, names, shards, names), max_size=3).map(tuple),
     st.lists(st.builds(Superseded, names, shards), max_size=3).map(tuple),
     st.lists(names, max_size=3, unique=True).map(tuple),
@@ -73,7 +115,7 @@ owners = st.builds(
 def test_every_name_comes_back(
     owned: list[Owner], pending: tuple[Pending, ...], old: tuple[Superseded, ...], kept: tuple[str, ...]
 ) -> None:
-    record = Record(STATE, {owner.basename: owner for owner in owned}, pending, old, kept)
+    record = Record(STATE, {owner.name: owner for owner in owned}, pending, old, kept)
     assert parse_record(format_record(record), source="r") == record
 
 

@@ -8,18 +8,21 @@ from hypothesis import strategies as st
 
 from ckptstore.errors import UnsupportedError
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Owner, Pending, Record, Superseded, format_record
+from ckptstore.format.record_protocol import Owner, OwnerName, Pending, Record, Superseded, format_record
 from ckptstore.format.record_salvage import salvage_record
 
 STATE = CheckpointState("model-2", ("model-1", "model-2"), (1000.5, 2000.25), 17.0)
-OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.5, "77ab", 12000, 1795351721.5, 3.0)
+OWNER = Owner("model", 7, "5f0c", "9a41", 1795344521.5, "77ab", 12000, 1795351721.5, 3.0, "steps")
 RECORD = Record(
     STATE,
-    {"model": OWNER},
+    {OWNER.name: OWNER},
     (Pending("model-9", "1:2:3", ((0, 2), (1, 2))),),
     (Superseded("model", ((0, 48213),)),),
     ("model-1",),
 )
+
+
+MODEL = OwnerName("model", "")
 
 
 def salvage(data: bytes):
@@ -62,7 +65,9 @@ def test_a_cut_owner_line_still_says_who_the_owner_is():
     line = format_record(RECORD).split(b"\n")[1]
     cut = line[: line.index(b" highest_step=12000") + len(b" highest_step=12")]
     found = salvage(b"# ckptstore 1\n" + cut)
-    assert found.record.owners == {"model": Owner("model", 7, "5f0c", "9a41", 1795344521.5, "77ab")}
+    assert found.record.owners == {
+        OWNER.name: Owner("model", 7, "5f0c", "9a41", 1795344521.5, "77ab", form="steps")
+    }
     assert found.record.state is None
 
 
@@ -92,13 +97,13 @@ def test_where_a_kept_line_is_lost_all_listed_ones_are_kept():
     assert found.kept == ("model-1",)
 
 
-def test_of_two_owners_of_one_basename_the_higher_epoch_counts():
+def test_of_two_owners_of_one_name_the_higher_epoch_counts():
     one, two = (
-        format_record(Record(None, {"model": Owner("model", epoch, f"run {epoch}", "h", 1.0, "w")}))
+        format_record(Record(None, {MODEL: Owner("model", epoch, f"run {epoch}", "h", 1.0, "w")}))
         for epoch in (9, 10)
     )
     for data in (one + two, two + one):
-        assert salvage(data).record.owners["model"].run == "run 10"
+        assert salvage(data).record.owners[MODEL].run == "run 10"
 
 
 def test_a_record_of_a_newer_ckptstore_is_not_picked_apart():

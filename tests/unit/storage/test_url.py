@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptstore.errors import UsageError
-from ckptstore.storage.url import parse_url
+from ckptstore.storage.url import is_within, parse_url
 
 
 @pytest.fixture
@@ -173,3 +173,29 @@ def test_any_text_has_a_key_or_a_usage_error(text: str) -> None:
     assert not key.endswith("/")
     if scheme in ("file", "memory"):
         assert key == "" or key.startswith("/")
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint", "answer"),
+    [
+        ("https://s3.us-east-1.amazonaws.com/b", "https://s3.us-east-1.amazonaws.com", True),
+        ("https://b.s3.eu-west-1.amazonaws.com/", "https://s3.us-east-1.amazonaws.com", True),
+        ("https://b.s3.cn-north-1.amazonaws.com.cn/", "https://s3.us-east-1.amazonaws.com", False),
+        ("http://s3.us-east-1.amazonaws.com/b", "https://s3.us-east-1.amazonaws.com", False),
+        ("https://amazonaws.com.evil.example/b", "https://s3.us-east-1.amazonaws.com", False),
+        ("https://evilamazonaws.com/b", "https://s3.us-east-1.amazonaws.com", False),
+        ("https://www.googleapis.com/upload", "https://storage.googleapis.com", True),
+        ("https://s3.amazonaws.com/b", "http://127.0.0.1:9000", False),
+        ("http://127.0.0.1:9001/b", "http://127.0.0.1:9000", True),
+        ("http://b.minio.example/", "http://minio.example", True),
+        ("https://minio.example/", "http://minio.example", True),
+        ("http://notminio.example/", "http://minio.example", False),
+        ("ftp://minio.example/", "http://minio.example", False),
+        ("http://[/", "http://minio.example", False),
+        ("/b/o", "http://minio.example", False),
+    ],
+)
+def test_only_the_endpoint_and_its_service_get_what_is_meant_for_it(
+    url: str, endpoint: str, answer: bool
+) -> None:
+    assert is_within(url, endpoint) is answer

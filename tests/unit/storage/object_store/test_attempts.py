@@ -145,18 +145,47 @@ def test_bytes_that_went_are_progress_where_no_attempt_was_before(clock: ManualC
     attempts = _attempts(clock)
     attempts.begin()
     clock.advance(19.0)
-    attempts.record_sent(1000)
+    attempts.record_sent(100_000)
     clock.advance(19.0)
-    attempts.record_sent(2000)
+    attempts.record_sent(200_000)
     ends_s = clock.now_s + 60.0
     clock.advance(20.0)
     attempts.begin()
     # The same bytes once more: the attempt has time again, the operation has not.
-    attempts.record_sent(1000)
-    assert attempts.remaining_s() == pytest.approx(20.0, abs=0.1)
+    attempts.record_sent(100_000)
+    assert attempts.remaining_s() == pytest.approx(20.0, abs=1.0)
     clock.now_s = ends_s - 5.0
-    attempts.record_sent(2000)
+    attempts.record_sent(200_000)
     assert attempts.remaining_s() == 5.0
+
+
+def test_a_few_bytes_are_no_progress_and_many_together_are(clock: ManualClock) -> None:
+    attempts = _attempts(clock)
+    attempts.begin()
+    clock.advance(15.0)
+    attempts.record_received(1000)
+    assert attempts.remaining_s() == 5.0
+    for _ in range(16):
+        attempts.record_received(1000)
+    assert attempts.remaining_s() == 20.0
+    clock.advance(15.0)
+    for position in range(1000, 17_000, 1000):
+        attempts.record_sent(position)
+    clock.advance(60.0)
+    attempts.begin()
+    assert attempts.remaining_s() == 0.0
+
+
+def test_the_head_of_an_answer_gives_time_for_the_body_and_the_operation_no_more(clock: ManualClock) -> None:
+    attempts = _attempts(clock)
+    attempts.begin()
+    clock.advance(19.0)
+    attempts.record_head()
+    assert attempts.remaining_s() == 20.0
+    for _ in range(20):
+        clock.advance(2.5)
+        attempts.record_head()
+    assert attempts.remaining_s() == 0.0
 
 
 def test_the_answer_to_a_large_body_has_time_until_the_buffers_are_empty(clock: ManualClock) -> None:

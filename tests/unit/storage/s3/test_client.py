@@ -15,12 +15,13 @@ from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, Retry
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.s3.client import S3Client, SentBody, _drop_expect
+from ckptstore.storage.s3.settings import client_settings
 from ckptstore.storage.s3.transport import S3Transport
 from tests.meta.source import ROOT
 
 
 def _settings(**options: Any) -> dict[str, Any]:
-    return S3Client(options)._settings()
+    return client_settings(S3Client(options)._options)
 
 
 def _attempts() -> Attempts:
@@ -34,7 +35,7 @@ def test_no_listing_and_no_instance_is_cached() -> None:
 
 
 def test_requests_are_sent_once_whatever_the_options_say() -> None:
-    for options in ({}, {"config_kwargs": {"retries": {"total_max_attempts": 9}, "read_timeout": 7}}):
+    for options in ({}, {"config_kwargs": {"read_timeout": 7}}):
         config = _settings(**options)["config_kwargs"]
         assert config["retries"]["total_max_attempts"] == 1
     assert config["read_timeout"] == 7
@@ -166,7 +167,11 @@ def test_unknown_options_are_refused_with_a_guess() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"key": "k", "username": "u"}, {"config_kwargs": {"no_such_option": 1}}, {"endpoint_url": "x"}],
+    [
+        {"key": "k", "username": "u"},
+        {"config_kwargs": {"s3": {"addressing_style": "p"}}},
+        {"endpoint_url": "x"},
+    ],
 )
 def test_options_that_the_client_does_not_take_are_a_mistake_of_the_caller(options: dict[str, Any]) -> None:
     storage = locate("s3://b/x", options).storage
@@ -198,3 +203,38 @@ def test_the_client_is_loaded_by_the_first_url_that_needs_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[], True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "meant"),
+    [
+        ({"s3_additional_kwargs": {"ServerSideEncrypton": "aws:kms"}}, "ServerSideEncrypton", "Encryption"),
+        ({"s3_additional_kwargs": {"SSEKMSKeyID": "k"}}, "SSEKMSKeyID", "SSEKMSKeyId"),
+        ({"s3_additional_kwargs": {"Bucket": "other"}}, "Bucket", ""),
+        ({"s3_additional_kwargs": {"ContentEncoding": "gzip"}}, "ContentEncoding", ""),
+        ({"config_kwargs": {"conect_timeout": 3}}, "conect_timeout", "connect_timeout"),
+        ({"config_kwargs": {"retries": {"max_attempts": 9}}}, "retries", ""),
+        ({"config_kwargs": {"http_session_cls": object}}, "http_session_cls", ""),
+        ({"config_kwargs": {"s3": {"adressing_style": "path"}}}, "adressing_style", "addressing_style"),
+        ({"config_kwargs": {"proxies_config": {"proxy_ca": "x"}}}, "proxy_ca", "proxy_ca_bundle"),
+        ({"client_kwargs": {"region": "eu-west-1"}}, "region", "region_name"),
+        ({"client_kwargs": {"verfy": False}}, "verfy", "verify"),
+        ({"client_kwargs": "eu-west-1"}, "client_kwargs", ""),
+        ({"s3_additional_kwargs": {"ChecksumAlgorithm": "SHA256"}}, "ChecksumAlgorithm", ""),
+    ],
+)
+def test_a_name_that_would_be_dropped_without_a_word_is_refused_at_once(
+    options: dict[str, Any], name: str, meant: str
+) -> None:
+    with pytest.raises(UsageError, match=name) as caught:
+        locate("s3://bucket/run", options)
+    assert meant in f"{caught.value.hint} {caught.value.expected}"
+
+
+def test_who_pays_is_said_with_every_request_whatever_the_release_of_s3fs() -> None:
+    settings = _settings(requester_pays=True, s3_additional_kwargs={"ACL": "private"})
+    assert settings["s3_additional_kwargs"] == {"ACL": "private", "RequestPayer": "requester"}
+
+
+def test_the_checksum_that_is_sent_anyway_is_not_asked_for_again() -> None:
+    assert _settings(s3_additional_kwargs={"ChecksumAlgorithm": "CRC32C"})["s3_additional_kwargs"] == {}

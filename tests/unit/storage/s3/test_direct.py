@@ -37,7 +37,10 @@ def blueprint(**changed: Any) -> Blueprint:
         "verify": True,
         "certificate": (),
         "has_proxy": False,
+        "own_connections": "",
         "connect_timeout_s": 5.0,
+        "read_timeout_s": 30.0,
+        "most_connections": 64,
     }
     return Blueprint(**{**whole, **changed})
 
@@ -91,6 +94,7 @@ def _signed(text: str) -> dict[str, str]:
         ({"url": "https://b.example/prefix-the-name"}, "unknown form"),
         ({"url": "ftp://b.example/the-name"}, "unknown form"),
         ({"has_proxy": True}, "proxy"),
+        ({"own_connections": "connector_args"}, "connector_args"),
         ({"verify": None}, "TLS"),
         ({"credentials": None}, "credentials"),
     ],

@@ -66,7 +66,6 @@ def _client_error(status: int, code: str = "", message: str = "words", **headers
         (400, "RequestTimeout", Kind.CUT),
         (400, "IncompleteBody", Kind.CUT),
         (400, "InvalidArgument", Kind.BAD_REQUEST),
-        (301, "PermanentRedirect", Kind.BAD_REQUEST),
         (405, "MethodNotAllowed", Kind.UNSUPPORTED),
         (501, "NotImplemented", Kind.UNSUPPORTED),
     ],
@@ -176,3 +175,16 @@ def test_every_text_goes_through_the_redactor() -> None:
         fault = fault_of(error, lambda text: text.replace("secret", "***"))
         assert fault is not None
         assert fault.text == "the ***"
+
+
+def test_a_redirect_names_the_host_and_what_to_do() -> None:
+    for error in (
+        _client_error(307, "TemporaryRedirect", location="https://elsewhere.example/bucket"),
+        _client_error(301, "PermanentRedirect", location="https://me:hidden@elsewhere.example/"),
+    ):
+        fault = fault_of(error, _shown)
+        assert fault is not None
+        assert fault.kind is Kind.BAD_REQUEST
+        assert "elsewhere.example" in fault.text
+        assert "hidden" not in fault.text
+        assert "region" in (fault.hint or "")

@@ -8,8 +8,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,100 +24,9 @@ from ckptstore.storage.wire import connections
 from ckptstore.storage.wire.connections import Server
 from ckptstore.storage.wire.exchange import HttpRequest, HttpResponse, exchange
 from tests.servers.certificates import make_certificates
+from tests.servers.peer import DRIPS, PATIENCE_S, Conversation, Peer, drip, running
 
 MIB = 1 << 20
-
-
-class Peer:
-    """A server of a few lines: `serve` is called with each connection, in a thread of its own."""
-
-    def __init__(
-        self, serve: Callable[[Conversation], object], context: ssl.SSLContext | None = None
-    ) -> None:
-        self.connections = 0
-        self._serve = serve
-        self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads: list[threading.Thread] = []
-        self._taken: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-        self._accepting.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._taken.append(connection)
-            thread = threading.Thread(target=self._run, args=(connection,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def _run(self, connection: socket.socket) -> None:
-        connection.settimeout(20)
-        try:
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
-                self._taken.append(connection)
-            with connection:
-                self._serve(Conversation(connection))
-        except (OSError, EOFError):
-            connection.close()
-
-    def close(self) -> None:
-        # A close alone does not wake the thread that accepts.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join(5)
-        for connection in self._taken:
-            with suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-
-
-class Conversation:
-    """One connection, seen from the server."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.socket = connection
-        self._file = connection.makefile("rb")
-
-    def head(self) -> dict[str, str]:
-        """Read the head of a request; raise EOFError at the end of the connection."""
-        line = self._file.readline()
-        if not line:
-            raise EOFError
-        fields = {"": line.decode().strip()}
-        while (line := self._file.readline().strip()) != b"":
-            name, _, value = line.decode().partition(": ")
-            fields[name.lower()] = value
-        return fields
-
-    def body(self, size_bytes: int) -> bytes:
-        return self._file.read(size_bytes)
-
-    def take(self) -> tuple[dict[str, str], bytes]:
-        head = self.head()
-        return head, self.body(int(head.get("content-length", 0)))
-
-    def say(self, text: str, body: bytes = b"") -> None:
-        self.socket.sendall(text.replace("\n", "\r\n").encode() + body)
-
-    def answer(self, body: bytes = b"", status: str = "200 OK", fields: str = "") -> None:
-        self.say(f"HTTP/1.1 {status}\nContent-Length: {len(body)}\n{fields}\n", body)
-
-
-@contextmanager
-def running(serve: Callable[[Conversation], object], context: ssl.SSLContext | None = None) -> Iterator[Peer]:
-    peer = Peer(serve, context)
-    try:
-        yield peer
-    finally:
-        peer.close()
 
 
 class Memory(Sink):
@@ -300,7 +209,7 @@ def test_the_connection_used_last_is_used_first_and_no_more_than_needed_are_made
         started = threading.Barrier(4)
 
         def work() -> None:
-            started.wait(10)
+            started.wait(PATIENCE_S)
             for _ in range(20):
                 ask(server, b"x" * 1000)
 
@@ -313,6 +222,33 @@ def test_the_connection_used_last_is_used_first_and_no_more_than_needed_are_made
         server.close()
 
 
+def test_no_more_connections_are_in_use_than_allowed() -> None:
+    lock = threading.Lock()
+    now, most = 0, 0
+
+    def count(talk: Conversation) -> None:
+        nonlocal now, most
+        while True:
+            talk.take()
+            with lock:
+                now += 1
+                most = max(most, now)
+            threading.Event().wait(0.01)
+            with lock:
+                now -= 1
+            talk.answer(b"ok")
+
+    with running(count) as peer:
+        server = Server("127.0.0.1", peer.port, None, 5.0, most_connections=2)
+        threads = [threading.Thread(target=ask, args=(server,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 1 <= most <= 2
+        server.close()
+
+
 def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
     def once(talk: Conversation) -> None:
         talk.take()
@@ -322,7 +258,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
         server = to(peer)
         for _ in range(3):
             assert ask(server).body == b"ok"
-            deadline_s = time.monotonic() + 5
+            deadline_s = time.monotonic() + PATIENCE_S
             while not server._kept[0].has_answer() and time.monotonic() < deadline_s:
                 time.sleep(0.005)
     assert peer.connections == 3
@@ -455,9 +391,8 @@ def test_silence_is_a_stall_in_bounded_time(where: str) -> None:
             talk.say("HTTP/1.1 206 Partial\nContent-Length: 10\n\nabc")
         elif where == "error":
             talk.say("HTTP/1.1 500 Oh\nContent-Length: 10\n\nabc")
-        over.wait(20)
+        over.wait(PATIENCE_S)
 
-    begun_s = time.monotonic()
     attempts = new_attempts(attempt_s=0.2, deadline_s=0.4)
     with running(serve) as peer:
         server = to(peer)
@@ -471,28 +406,51 @@ def test_silence_is_a_stall_in_bounded_time(where: str) -> None:
         over.set()
         assert server.idle_connections == 0
     assert caught.value.kind is Kind.STALLED
-    assert time.monotonic() - begun_s < 30
+
+
+@pytest.mark.parametrize("where", DRIPS)
+def test_a_byte_now_and_then_is_no_progress(where: str) -> None:
+    attempts = new_attempts(attempt_s=0.3, deadline_s=0.6)
+    with running(partial(drip, where)) as peer:
+        server = to(peer)
+        with pytest.raises(Fault, match=r"0\.3 s") as caught:
+            ask(server, into=Memory(1_000_000), attempts=attempts)
+        assert server.idle_connections == 0
+    assert caught.value.kind is Kind.STALLED
+
+
+@pytest.mark.parametrize("where", ["head", "body"])
+def test_nor_is_it_over_tls(where: str, tmp_path: Path) -> None:
+    authority, theirs = make_certificates(tmp_path)
+    # The handshake is a part of it.
+    attempts = new_attempts(attempt_s=1.5, deadline_s=3.0)
+    with running(partial(drip, where), theirs) as peer:
+        server = to(peer, ssl.create_default_context(cafile=str(authority)))
+        with pytest.raises(Fault, match=r"1\.5 s") as caught:
+            ask(server, into=Memory(1_000_000), attempts=attempts)
+        assert server.idle_connections == 0
+    assert caught.value.kind is Kind.STALLED
 
 
 @pytest.mark.parametrize("where", ["head", "body", "send"])
 def test_a_cancellation_ends_it_at_once(where: str) -> None:
     cancellation = Cancellation()
     reached, over = threading.Event(), threading.Event()
+    ended: list[bool] = []
 
     def serve(talk: Conversation) -> None:
         talk.head()
         if where == "body":
             talk.say("HTTP/1.1 206 Partial\nContent-Length: 10\n\nabc")
         reached.set()
-        over.wait(20)
+        ended.append(over.wait(PATIENCE_S))
 
     def cancel() -> None:
-        assert reached.wait(10)
+        assert reached.wait(PATIENCE_S)
         cancellation.cancel()
 
     canceller = threading.Thread(target=cancel)
     canceller.start()
-    begun_s = time.monotonic()
     with running(serve) as peer:
         try:
             server = to(peer)
@@ -507,8 +465,7 @@ def test_a_cancellation_ends_it_at_once(where: str) -> None:
             over.set()
             canceller.join()
     assert caught.value.kind is Kind.CANCELLED
-    # An attempt of its own accord would have waited for 20 s.
-    assert time.monotonic() - begun_s < 15
+    assert ended == [True]  # not: the server lost its patience
     assert server.idle_connections == 0
     assert cancellation._running == set()
 

@@ -1,0 +1,54 @@
+"""Page after page of a listing, for as long as the server gets on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import Page
+from ckptstore.storage.values import ObjectInfo
+
+__all__ = ["PageGuard", "all_pages"]
+
+# In a row. Services may send some, where much was deleted a moment ago.
+_MOST_EMPTY_PAGES = 1000
+
+
+class PageGuard:
+    """Ends a listing that would never end."""
+
+    def __init__(self) -> None:
+        self._tokens: set[object] = set()
+        self._empty = 0
+
+    def check(self, token: object, *, is_empty: bool) -> None:
+        """Look at a page that is not the last one, and at the token of the next.
+
+        Raises
+        ------
+        Fault
+            `Kind.GARBLED` if the listing goes in a circle, or no page of many has anything in it.
+        """
+        self._empty = self._empty + 1 if is_empty else 0
+        if token in self._tokens:
+            raise Fault(Kind.GARBLED, "the listing does not end: the server sends a page again")
+        if self._empty > _MOST_EMPTY_PAGES:
+            raise Fault(Kind.GARBLED, f"the listing does not end: {self._empty} empty pages in a row")
+        self._tokens.add(token)
+
+
+def all_pages(ask: Callable[[str | None], Page]) -> Iterator[ObjectInfo]:
+    """Yield the objects of all pages; `ask` gets the token of each, None for the first.
+
+    Raises
+    ------
+    Fault
+        From `ask`, and if the listing does not end.
+    """
+    guard = PageGuard()
+    page = ask(None)
+    yield from page.objects
+    while page.token is not None:
+        guard.check(page.token, is_empty=page.is_empty)
+        page = ask(page.token)
+        yield from page.objects

@@ -1,0 +1,194 @@
+"""Settings of s3fs and gcsfs on the wire: what reaches the requests of one plane reaches the other's, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ckptstore.errors import AccessError, UsageError
+from ckptstore.storage.gcs.transport import GcsTransport
+from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.storage import ObjectStorage
+from ckptstore.storage.object_store.transport import ObjectName
+from ckptstore.storage.registry import locate
+from ckptstore.storage.s3.client import S3Client
+from ckptstore.storage.s3.transport import S3Transport
+from ckptstore.storage.values import Committed
+from tests.servers.fault_proxy import FaultProxy
+from tests.servers.fixtures import need
+from tests.servers.peer import PATIENCE_S, Conversation, running
+from tests.servers.s3 import S3Server
+from tests.servers.s3_tls import TlsS3Server, minio_tls
+from tests.wire.test_endless_answers import PLANES
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def proxy(minio: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(minio.process.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def tls_minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsS3Server]:
+    server: TlsS3Server = need(minio_tls(tmp_path_factory.mktemp("minio-tls")), "minio")
+    with server.process:
+        yield server
+
+
+def s3_storage(options: dict[str, Any]) -> ObjectStorage:
+    return ObjectStorage(S3Transport(S3Client(options)), RetryPolicy(pause_scale=0.0))
+
+
+def write_all_ways(storage: ObjectStorage, directory: str) -> list[str]:
+    """Write a small object, one whose body goes directly, one in parts, and a copy; return their keys."""
+    keys = [f"{directory}/{name}" for name in ("small", "large", "parts", "copy")]
+    assert isinstance(storage.put_new(keys[0], b"x"), Committed)
+    first = storage.put_new(keys[1], bytes(300_000))
+    assert isinstance(first, Committed)
+    with storage.upload(keys[2], 20 * MIB) as upload:
+        upload.write(bytes(20 * MIB))
+        assert isinstance(upload.commit(), Committed)
+    assert isinstance(storage.copy_from(keys[1], keys[3], first.version), Committed)
+    return keys
+
+
+@PLANES
+def test_metadata_stands_beside_ours(minio: S3Server, plane: dict[str, Any]) -> None:
+    bucket = minio.make_bucket()
+    given = {"s3_additional_kwargs": {"Metadata": {"team": "blue"}, "ChecksumAlgorithm": "CRC32C"}}
+    storage = s3_storage(minio.options | plane | given)
+    for key in write_all_ways(storage, f"{bucket}/run"):
+        metadata = minio.raw.head_object(Bucket=bucket, Key=key.partition("/")[2])["Metadata"]
+        assert metadata["team"] == "blue"
+        assert metadata["ckptstore_write_id"] == storage.head(key).write_id != ""
+
+
+@PLANES
+def test_who_pays_is_said_in_every_request(minio: S3Server, proxy: FaultProxy, plane: dict[str, Any]) -> None:
+    bucket = minio.make_bucket()
+    storage = s3_storage(minio.through(proxy.url).options | plane | {"requester_pays": True})
+    for key in write_all_ways(storage, f"{bucket}/run"):
+        storage.get(key)
+    list(storage.list(f"{bucket}/run/"))
+    for request in proxy.requests:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        assert headers.get("x-amz-request-payer") == "requester", (request.method, request.path)
+
+
+@PLANES
+def test_what_a_customer_encrypts_is_copied_with_the_key_of_the_source(
+    tls_minio: TlsS3Server, plane: dict[str, Any]
+) -> None:
+    bucket = tls_minio.make_bucket()
+    secret = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+    storage = s3_storage(tls_minio.options | plane | {"s3_additional_kwargs": secret})
+    keys = write_all_ways(storage, f"{bucket}/run")
+    assert storage.get(keys[3]).data == storage.get(keys[1]).data == bytes(300_000)
+    with pytest.raises(tls_minio.raw.exceptions.ClientError):
+        tls_minio.raw.get_object(Bucket=bucket, Key="run/copy")
+
+
+@PLANES
+def test_the_read_timeout_holds_on_both_planes(plane: dict[str, Any]) -> None:
+    ended: list[bool] = []
+
+    def mute(talk: Conversation) -> None:
+        talk.take()
+        # The end of the connection, or nothing for a long time.
+        talk.socket.settimeout(PATIENCE_S)
+        ended.append(talk.socket.recv(1) == b"")
+
+    with running(mute) as peer:
+        options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", "key": "k", "secret": "s", **plane}
+        transport = S3Transport(S3Client(options | {"config_kwargs": {"read_timeout": 0.3}}))
+        attempts = Attempts(RetryPolicy(10 * PATIENCE_S, 10 * PATIENCE_S), RetryBudget())
+        attempts.begin()
+        with pytest.raises(Fault) as caught:
+            transport.get(
+                ObjectName("bucket", "x"),
+                attempts,
+                byte_range=None,
+                version=None,
+                accept=lambda head: pytest.fail("answered"),
+            )
+    assert caught.value.kind is Kind.STALLED
+    assert ended == [True]
+
+
+@pytest.mark.parametrize("name", ["connector_args", "tcp_keepalive"])
+def test_what_shapes_the_connections_of_the_client_keeps_everything_on_them(name: str) -> None:
+    given = {"connector_args": {"use_dns_cache": False}, "tcp_keepalive": True}
+    options = {"endpoint_url": "http://127.0.0.1:1", "key": "k", "secret": "s"}
+    transport = S3Transport(S3Client(options | {"config_kwargs": {name: given[name]}}))
+    attempts = Attempts(RetryPolicy(), RetryBudget())
+    data_path = transport.data_path("bucket", attempts)
+    assert not data_path.is_direct
+    assert name in data_path.reason
+
+
+@pytest.mark.parametrize("name", ["session_kwargs", "requests_timeout"])
+def test_what_shapes_the_session_of_gcsfs_keeps_everything_on_it(name: str) -> None:
+    given: dict[str, Any] = {"session_kwargs": {"trust_env": True}, "requests_timeout": 30.0}
+    transport = GcsTransport({"endpoint_url": "http://127.0.0.1:1", "token": "anon", name: given[name]})
+    data_path = transport.data_path("bucket", Attempts(RetryPolicy(), RetryBudget()))
+    assert not data_path.is_direct
+    assert name in data_path.reason
+
+
+def test_a_misspelt_name_for_the_session_of_gcsfs_is_refused() -> None:
+    with pytest.raises(UsageError, match="trust_enw") as caught:
+        locate("gs://bucket/run", {"token": "anon", "session_kwargs": {"trust_enw": True}})
+    assert "trust_env" in (caught.value.hint or "")
+
+
+ENDPOINTS = {
+    "s3": lambda url: s3_storage({"endpoint_url": url, "anon": True, "client_kwargs": {"region_name": "r"}}),
+    "gs": lambda url: ObjectStorage(
+        GcsTransport({"endpoint_url": url, "token": "anon"}), RetryPolicy(pause_scale=0.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("scheme", ENDPOINTS)
+@pytest.mark.parametrize("protocol", ["http", "https"])
+def test_the_usual_variables_name_the_proxy_and_its_407_is_explained(
+    protocol: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(talk: Conversation) -> None:
+        head, _ = talk.take()
+        asked.append(head[""])
+        talk.answer(b"", "407 Who Are You", "Proxy-Authenticate: Basic\nConnection: close\n")
+
+    with running(refuse) as peer:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://me:h1dden@127.0.0.1:{peer.port}")
+        with pytest.raises(AccessError, match="407") as caught:
+            ENDPOINTS[scheme](f"{protocol}://storage.example").get("bucket/x")
+    assert asked
+    assert all("storage.example" in line for line in asked)
+    assert "USER:PASSWORD" in (caught.value.hint or "")
+    assert "h1dden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ENDPOINTS)
+def test_no_proxy_is_used_for_a_host_that_is_exempt(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def serve(talk: Conversation) -> None:
+        head, _ = talk.take()
+        asked.append(head[""])
+        talk.answer(b"", "403 Forbidden", "Connection: close\n")
+
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with running(serve) as peer, pytest.raises(AccessError):
+        ENDPOINTS[scheme](f"http://127.0.0.1:{peer.port}").get("bucket/x")
+    assert asked
+    assert all(line.split()[1].startswith("/") for line in asked)
