@@ -36,7 +36,8 @@ class ForkSafeLocks:
             In a signal handler, or a finalizer, that interrupted the thread while it held the lock.
         """
         lock = self._locks[number]
-        if lock._is_owned():
+        # What threading.Condition asks too; there is no public way before Python 3.14.
+        if lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
             raise reentered()
         return lock
 

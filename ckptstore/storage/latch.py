@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 __all__ = ["Latch"]
 
@@ -48,9 +49,7 @@ class Latch:
         if not self._is_open:
             turn.acquire(timeout=-1 if timeout_s is None else min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
             if not self._is_open:
-                try:
+                # Not there any more if `set` has just taken it.
+                with suppress(ValueError):
                     self._waiting.remove(turn)
-                except ValueError:
-                    # `set` has just taken it.
-                    pass
         return self._is_open

@@ -1,15 +1,16 @@
-"""Calls from a signal handler, or a finalizer, in the middle of another call: refused where they could not end.
+"""Calls from a signal handler, or a finalizer, in the middle of another call: refused where they never end.
 
-Python runs a signal handler in the main thread, between any two steps. If the thread holds a lock at that moment,
-or a request is under way, whatever needs the same waits for ever: the thread cannot go on before the handler returns.
-Nothing is noted down when a call begins, because an interrupt could prevent that it is ever taken back; the stack is
-looked at instead.
+Python runs a signal handler in the main thread, between any two steps. If the thread holds a lock at that
+moment, or a request is under way, whatever needs the same waits for ever: the thread cannot go on before the
+handler returns. Nothing is noted down when a call begins, because an interrupt could prevent that it is ever
+taken back; the stack is looked at instead.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from types import CodeType, FrameType, FunctionType
 from typing import Final, TypeVar
 
@@ -42,11 +43,13 @@ _CRITICAL: Final = tuple(
 _CALLS_OUT: set[CodeType] = set()
 _WRAPPERS: Final = f"{_PACKAGE}.storage.wrappers"
 
-_F = TypeVar("_F", bound=FunctionType)
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
 def calls_out(function: _F) -> _F:
     """Mark a function that calls functions of the user, which may call ckptstore."""
+    if not isinstance(function, FunctionType):
+        raise TypeError("only a function has code to be found on the stack")
     _CALLS_OUT.add(function.__code__)
     return function
 
@@ -61,13 +64,13 @@ def reentered(url: str | None = None) -> UsageError:
 
 
 def refuse_reentry(url: str | None = None) -> None:
-    """Raise `UsageError` if this call comes from a signal handler, or a finalizer, that interrupted another one.
+    """Raise `UsageError` in a signal handler, or a finalizer, that interrupted another call.
 
     Only where the interrupted one may hold what this one needs; anywhere else, nothing happens.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return
-    interrupted = _beyond_user_code(sys._getframe(1))
+    interrupted = _beyond_user_code(sys._getframe(1))  # noqa: SLF001  (inspect.currentframe is the same call)
     if interrupted is None or interrupted.f_code in _CALLS_OUT or _module(interrupted) == _WRAPPERS:
         return
     frame: FrameType | None = interrupted
@@ -78,7 +81,7 @@ def refuse_reentry(url: str | None = None) -> None:
 
 
 def _beyond_user_code(frame: FrameType) -> FrameType | None:
-    """Return the innermost frame of ckptstore outside of code that is neither ours nor the standard library's."""
+    """Return the innermost frame of ckptstore that is outside of code of the user."""
     outer: FrameType | None = frame
     is_beyond = False
     while outer is not None:

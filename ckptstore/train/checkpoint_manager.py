@@ -121,25 +121,21 @@ class CheckpointManager:
         )
         self._writer = CheckpointWriter(self._directory, None, retention, clock)
         self._writer.peek(checkpoint_name)
-        self._latest: str | None = None
-        # Why there is no latest one, although there are checkpoints.
-        self._fault: CorruptError | None = None
-        self._look_for_latest()
+        # The fault: why there is no latest one, although there are checkpoints.
+        self._latest, self._fault = self._look_for_latest()
         if self._fault is not None:
             warnings.warn(f"nothing is restored: {self._fault}", CkptStoreWarning, stacklevel=2)
 
-    def _look_for_latest(self) -> None:
+    def _look_for_latest(self) -> tuple[str | None, CorruptError | None]:
         try:
             found = find_latest(self._directory)
         except CorruptError as error:
             if self._options.fresh_start:
                 text = f"beginning anew, as fresh_start says: {error}"
                 warnings.warn(text, CkptStoreWarning, stacklevel=3)
-            else:
-                self._fault = error
-            return
-        self._latest = None if found is None else found.url
-        self._fault = None
+                return None, None
+            return None, error
+        return None if found is None else found.url, None
 
     @property
     def directory(self) -> str:
@@ -245,7 +241,7 @@ class CheckpointManager:
         """
         if self._fault is not None:
             # Perhaps the copy is done by now.
-            self._look_for_latest()
+            self._latest, self._fault = self._look_for_latest()
             if self._fault is not None:
                 raise self._fault
         if self._latest is not None:

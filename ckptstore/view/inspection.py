@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ckptstore.types import TensorSpec
 
 __all__ = [
-    "Counted",
     "Inspection",
+    "TensorCounts",
     "TensorFacts",
     "count_parameters",
     "heading_line",
@@ -50,7 +50,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class TensorCounts:
     """Numbers of tensors and elements; those that match the pattern are counted apart, as excluded."""
 
     tensors: int
@@ -89,12 +89,12 @@ class Inspection:
         return sum(facts.spec.nbytes for facts in self.tensors if facts.spec is not None)
 
     @property
-    def counted(self) -> Counted:
+    def counted(self) -> TensorCounts:
         specs = (facts.spec for facts in self.tensors if facts.spec is not None)
         return count_parameters({spec.name: spec.shape for spec in specs}, self.exclude_pattern)
 
 
-def count_parameters(shapes: dict[str, tuple[int, ...]], exclude_pattern: str = "") -> Counted:
+def count_parameters(shapes: dict[str, tuple[int, ...]], exclude_pattern: str = "") -> TensorCounts:
     """Count tensors and elements; a scalar has one."""
     pattern = re.compile(exclude_pattern) if exclude_pattern else None
     tensors = parameters = excluded_tensors = excluded_parameters = 0
@@ -106,7 +106,7 @@ def count_parameters(shapes: dict[str, tuple[int, ...]], exclude_pattern: str = 
         else:
             tensors += 1
             parameters += size
-    return Counted(tensors, parameters, excluded_tensors, excluded_parameters)
+    return TensorCounts(tensors, parameters, excluded_tensors, excluded_parameters)
 
 
 def heading_line(inspection: Inspection) -> str:

@@ -90,10 +90,10 @@ def files_in(url: str) -> dict[str, bytes]:
     return {name: directory.storage.get(directory.child(name).key).data for name in names_in(url)}
 
 
-def manager_of(url: str, **options: bool) -> ck.CheckpointManager:
+def manager_of(url: str, *, fresh_start: bool = False) -> ck.CheckpointManager:
     checkpoint = ck.Checkpoint(w=np.zeros(3))
     return ck.CheckpointManager(
-        checkpoint, url, 2, checkpoint_name="model", init_fn=checkpoint.__repr__, **options
+        checkpoint, url, 2, checkpoint_name="model", init_fn=checkpoint.__repr__, fresh_start=fresh_start
     )
 
 

@@ -11,7 +11,7 @@ from tests.lifecycle.child import run
 
 pytestmark = pytest.mark.timeout(120)
 
-# Calls `step` in the main thread at every line that it reaches for the first time, as a signal handler could be.
+# Calls `step` in the main thread, as a signal handler, at every line that is reached for the first time.
 EVERY_LINE = """
 ROOT = os.path.dirname(ck.__file__)
 
@@ -101,8 +101,10 @@ at_every_line(lambda: saver.save(W, url + "/m", 2), tried(save))
 at_every_line(lambda: saver.save_async(W, url + "/m", 3).result(), tried(save))
 handles = []
 # Of the same Saver, while its save in the background runs.
-at_every_line(lambda: saver.save_async(W, url + "/m", 4).result(), tried(lambda: saver.save(W, url + "/m", 10)))
-at_every_line(lambda: saver.close(), tried(lambda: handles.append(saver.save_async(W, url + "/m", 11))))
+save_10 = tried(lambda: saver.save(W, url + "/m", 10))
+at_every_line(lambda: saver.save_async(W, url + "/m", 4).result(), save_10)
+save_11 = tried(lambda: handles.append(saver.save_async(W, url + "/m", 11)))
+at_every_line(lambda: saver.close(), save_11)
 saver.close()
 assert outcomes["done"] and outcomes["refused"], outcomes
 saver.save(W, url + "/m", 20)
@@ -168,7 +170,8 @@ def interrupted(call, place):
 def check(name, begin):
     base = sys.argv[1] + "/" + name
     saver = ck.Saver()
-    places = at_every_line(lambda: begin(saver, base, 1), lambda place: None, lambda code: code.co_name in BEGIN)
+    is_beginning = lambda code: code.co_name in BEGIN
+    places = at_every_line(lambda: begin(saver, base, 1), lambda place: None, is_beginning)
     saver.close()
     hits = 0
     for number, place in enumerate(sorted(places, key=lambda one: (one[0].co_filename, one[1]))):

@@ -102,9 +102,9 @@ STORAGE_FLOORS = Floors(
         Floor("optional abilities; names", ("abilities", "prefix_names")),
         Floor(
             "backends, and what works with any backend",
-            ("wrappers", "races", "diagnosis", "local", "memory", "generic", "object_store"),
+            ("wrappers", "races", "local", "memory", "generic", "object_store"),
         ),
-        Floor("URLs; bulk bytes over connections of our own", ("url", "wire")),
+        Floor("URLs; what doctor says; bulk bytes over connections of our own", ("url", "diagnosis", "wire")),
         Floor("services", ("s3", "gcs")),
         Floor("from a URL to a storage", ("registry",)),
     ),

@@ -218,7 +218,7 @@ def test_the_client_is_loaded_by_the_first_url_that_needs_it() -> None:
         ({"config_kwargs": {"s3": {"adressing_style": "path"}}}, "adressing_style", "addressing_style"),
         ({"config_kwargs": {"proxies_config": {"proxy_ca": "x"}}}, "proxy_ca", "proxy_ca_bundle"),
         ({"client_kwargs": {"region": "eu-west-1"}}, "region", "region_name"),
-        ({"client_kwargs": {"verfy": False}}, "verfy", "verify"),
+        ({"client_kwargs": {"verifyy": False}}, "verifyy", "verify"),
         ({"client_kwargs": "eu-west-1"}, "client_kwargs", ""),
         ({"s3_additional_kwargs": {"ChecksumAlgorithm": "SHA256"}}, "ChecksumAlgorithm", ""),
     ],
