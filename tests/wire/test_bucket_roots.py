@@ -7,6 +7,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.cli.main import main
+from ckptstore.storage.registry import locate
 
 
 @pytest.fixture(params=["minio", "gcs_server"])
@@ -29,6 +30,26 @@ def test_the_commands_take_a_bucket_as_the_directory(bucket_url, slash, capsys):
         assert main([command, bucket_url + slash]) == 0, command
         printed = capsys.readouterr()
         assert "model-7" in printed.out + printed.err or command == "gc"
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_bucket_alone_is_no_checkpoint(bucket_url, slash):
+    ck.Saver().save({"w": np.arange(3.0)}, f"{bucket_url}/model", 7)
+    with pytest.raises(ck.NotFoundError, match="names a bucket and nothing in it") as caught:
+        ck.open_checkpoint(bucket_url + slash)
+    assert caught.value.url == bucket_url + slash
+    assert not ck.checkpoint_exists(bucket_url + slash)
+
+
+def test_the_empty_name_in_a_bucket_is_opened_with_a_slash(bucket_url):
+    # What saver.save(sess, "s3://bucket/") of TensorFlow writes.
+    ck.Saver().save({"w": np.arange(3.0)}, f"{bucket_url}/model", write_state=False)
+    for ending in ("index", "data-00000-of-00001"):
+        place = locate(bucket_url).child(f"model.{ending}")
+        place.storage.put_new(locate(bucket_url).child(f".{ending}").key, place.storage.get(place.key).data)
+    assert ck.load_checkpoint(f"{bucket_url}/").get_tensor("w").tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(ck.NotFoundError):
+        ck.open_checkpoint(bucket_url)
 
 
 def test_an_endpoint_with_the_bucket_in_its_path_is_refused_by_name(server, bucket_url):

@@ -290,7 +290,7 @@ class TestObjectStores:
             "degraded",
         ) * 3
         assert of(findings, "conditions").detail == (
-            "create ignored, swap ignored (of nothing: created nevertheless), delete ignored"
+            "create ignored, swap ignored (of nothing: created nevertheless), delete not relied on"
         )
         assert fake.objects == {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +22,21 @@ class Together(StorageWrapper):
     def __init__(self, inner: Storage, loose: str) -> None:
         super().__init__(inner)
         self._loose = loose
+        # Looking and acting are two calls here, which the other thread must not come between.
+        self._turn = threading.Lock()
 
     def put_new(self, key: str, data: Any) -> PutOutcome:
-        if self._loose == "create":
+        if self._loose != "create":
+            return super().put_new(key, data)
+        with self._turn:
             self.delete_many([key])
-        return super().put_new(key, data)
+            return super().put_new(key, data)
 
     def put_if(self, key: str, data: Any, version: str) -> PutOutcome:
-        return super().put_if(key, data, self.head(key).version if self._loose == "swap" else version)
+        if self._loose != "swap":
+            return super().put_if(key, data, version)
+        with self._turn:
+            return super().put_if(key, data, self.head(key).version)
 
     def delete_if(self, key: str, version: str) -> bool:
         if self._loose != "delete":
