@@ -19,7 +19,8 @@ def values_of(stamp: float) -> dict[str, np.ndarray]:
         "big": np.full(3000, stamp, np.float32),
         "small": np.array([stamp, -stamp]),
         "text": np.array([f"{stamp}"], object),
-        "more": np.full(2, stamp),
+        # Enough of them that the index does not fit into the page that the announcement has freed.
+        **{f"more_{number:03}": np.full(2, stamp) for number in range(300)},
     }
 
 
