@@ -204,6 +204,9 @@ class _Free:
     def notify(self, n: int = 1) -> None:
         pass
 
+    def _is_owned(self) -> bool:
+        return False
+
 
 class _Flag:
     """An event without waiters."""
@@ -227,6 +230,8 @@ _NO_THREADS = SimpleNamespace(
     RLock=lambda: _FREE,
     Condition=lambda lock=None: _FREE,
     Event=_Flag,
+    get_ident=threading.get_ident,
+    main_thread=threading.main_thread,
     TIMEOUT_MAX=threading.TIMEOUT_MAX,
 )
 
