@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckptstore.format.naming import index_name, meta_name
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_protocol import Intent, Pending, Record, Superseded
 from ckptstore.testing.invariants import (
     InvariantViolation,
     assert_acknowledged_save_is_kept,
@@ -80,6 +80,8 @@ class History:
         Mark → when its index was put in place or the record called it the latest, whichever came last.
     bystanders : set of str
         Prefixes that somebody else has saved beside the training job: nobody else may list or delete them.
+    torn : set of str
+        Prefixes whose data files somebody took away.
     violations : list of InvariantViolation
     """
 
@@ -89,6 +91,7 @@ class History:
         self.saves: list[Save] = []
         self.seen: dict[int, int] = {}
         self.bystanders: set[str] = set()
+        self.torn: set[str] = set()
         self.violations: list[InvariantViolation] = []
         self.noting = _Noting(self.violations)
         self._max_to_keep = max_to_keep
@@ -120,6 +123,11 @@ class History:
         """Return whether the record lists `prefix` now."""
         return prefix in self._listed
 
+    def older(self, basename: str) -> list[str]:
+        """Return what the record lists of `basename` but for its newest."""
+        own = [p for p in self._listed if p.startswith(f"{basename}-") and p not in self.bystanders]
+        return [prefix for prefix in own[:-1] if prefix != self._latest]
+
     def check_acknowledged(self, basename: str) -> None:
         """Check that the last acknowledged save of `basename` is its newest, or has a later one behind it."""
         saves = [save for save in self.saves if save.prefix.startswith(basename)]
@@ -147,11 +155,12 @@ class History:
                 return
             prefix = name.partition(".")[0]
             if name == index_name(prefix):
+                self.torn.discard(prefix)
                 self._see(prefix)
                 self._check_bystander(prefix)
                 if self.record is None:
                     self._before_record.add(prefix)
-            if prefix in self._listed:
+            if prefix in self._listed and prefix not in self.torn:
                 self._check(prefix)
 
     def _record_changed(self) -> None:
@@ -165,14 +174,49 @@ class History:
             self._epochs[owner.run] = owner.epoch
         self._see(self._latest)
         for prefix in self._listed:
-            self._check(prefix)
+            if prefix not in self.torn:
+                self._check(prefix)
+        if self.torn.difference(self._listed):
+            raise InvariantViolation("LOST", f"what is torn left the list: {self.torn}")
         if before is not None:
             assert_fence_holds(before, after)
-            assert_nothing_is_forgotten(before, after, self._max_to_keep)
+            assert_nothing_is_forgotten(self._counted(before), self._counted(after), self._max_to_keep)
+
+    def _counted(self, record: Record) -> Record:
+        """Return `record` without what takes no place in a window."""
+        state = record.state
+        if state is None or not (self.torn or self.bystanders):
+            return record
+        left = tuple(
+            prefix
+            for prefix in state.all_model_checkpoint_paths
+            if prefix not in self.torn and prefix not in self.bystanders
+        )
+        if not left:
+            return replace(record, state=None)
+        latest = state.model_checkpoint_path if state.model_checkpoint_path in left else left[-1]
+        return replace(
+            record, state=replace(state, model_checkpoint_path=latest, all_model_checkpoint_paths=left)
+        )
 
     def _check_bystander(self, prefix: str) -> None:
         if prefix in self.bystanders and index_name(prefix) not in self.files:
             raise InvariantViolation("KEPT", f"{prefix!r} was deleted by a run that never saved it")
+
+    def check_nothing_grows(self, before: Record | None, basename: str) -> None:
+        """GROWS: nothing that earlier saves of `basename` left to be done is in the record any more."""
+        if before is None or self.record is None:
+            return
+        named = (*before.pending, *before.superseded, *before.intents)
+        lines: list[Pending | Superseded | Intent] = [
+            *self.record.pending,
+            *self.record.superseded,
+            *self.record.intents,
+        ]
+        for line in lines:
+            is_ours = line.prefix.startswith(basename) and line.prefix not in self.bystanders
+            if is_ours and line in named:
+                self.note("GROWS", f"the record goes on to say {line}")
 
     def check_nothing_is_left(self) -> None:
         """LEFT: at a quiet moment each checkpoint is listed, or was there before there was a record."""

@@ -12,13 +12,16 @@ import ckptstore.directory.checkpoint_writer
 import ckptstore.directory.pending_deletes
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
+from ckptstore.directory.intents import Announcements
 from ckptstore.directory.owner_names import highest_step, may_have_saved, owner_of_step, start_of
 from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.retention import Entry
 from ckptstore.directory.shard_set import ShardSet
+from ckptstore.directory.torn_entries import TornEntries
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
-from ckptstore.format.record_protocol import OwnerName, Pending, Record
+from ckptstore.format.record_protocol import Intent, OwnerName, Pending, Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind
@@ -209,7 +212,7 @@ def _adopt_what_is_found(
     return adopted
 
 
-@_mutation("steps", "KEPT")
+@_mutation("steps", "KEPT", "LOST", "LEFT")
 def _no_proof_of_adoption() -> Iterator[None]:
     """Whatever is found above the highest step is taken over."""
     with mock.patch.object(Ownership, "_adopt", _adopt_what_is_found):
@@ -231,4 +234,29 @@ def _names_say_who_owns() -> Iterator[None]:
         return lambda prefix: owner_of_step(prefix) in self.owned or OwnerName(prefix, "exact") in self.owned
 
     with mock.patch.object(Ownership, "own_filter", own_filter):
+        yield
+
+
+@_mutation("steps", "LOST")
+def _torn_ones_count() -> Iterator[None]:
+    """A checkpoint that cannot be restored takes a place in the window."""
+    with mock.patch.object(TornEntries, "add", lambda *_: None):
+        yield
+
+
+@_mutation("overwrite", "GROWS")
+def _no_earlier_deletes() -> Iterator[None]:
+    """What earlier saves left to delete waits for the next save of the same run."""
+    with mock.patch.object(PendingDeletes, "collect_earlier", lambda *_: None):
+        yield
+
+
+@_mutation("steps", "GROWS")
+def _announcements_stay() -> Iterator[None]:
+    """What a run that died has announced stays in the record."""
+
+    def is_open(self: Announcements, intent: Intent) -> bool:
+        return intent.run != self._run or intent not in self._announced
+
+    with mock.patch.object(Announcements, "_is_open", is_open):
         yield
