@@ -211,7 +211,7 @@ class CheckpointWriter:
             def decide(snapshot: RecordSnapshot) -> Record:
                 record = change(snapshot)
                 self._graphs.carry_over(
-                    [v.prefix for v in change.victims], [e.prefix for e in change.window], suffix
+                    [v.prefix for v in change.victims], [e.prefix for e in change.after.entries], suffix
                 )
                 return record
 
@@ -245,7 +245,7 @@ class CheckpointWriter:
         self._ownership.record_saved(after, request.owner, prefix, change.left)
         self._unrecorded.clear()
         self._deletes.done.clear()
-        self._window = Window(change.window)
+        self._window = change.after
         self._last = LastSaved(prefix, files.index, files.versions)
         self._deletes.collect_pending(after.record)
         for gone in change.left:

@@ -54,6 +54,8 @@ class GraphKeeper:
         """Put the newest graph of `victims` beside the oldest of `survivors`, if none of those has one."""
         if not victims or not survivors:
             return
+        if all(self._has_graph.get(meta_name(victim, suffix)) is False for victim in victims):
+            return
         names = [meta_name(prefix, suffix) for prefix in survivors]
         if any(self._has_graph.get(name) for name in names) or any(map(self._ask, names)):
             return

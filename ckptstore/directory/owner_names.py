@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Owner, OwnerName, Record
 
 __all__ = [
+    "basename_of_step",
     "common_basename",
     "highest_step",
     "is_beside",
@@ -19,14 +19,25 @@ __all__ = [
     "start_of",
 ]
 
-# Greedy, unlike `split_step`: what is saved with a step that is not negative ends in exactly these digits.
-_NUMBERED = re.compile(r"(.+)-[0-9]{1,20}", re.DOTALL)
+_MOST_DIGITS = 20
+
+
+def basename_of_step(prefix: str) -> str | None:
+    """Return the basename of `prefix` if a save with a step made it; None if no such save has this name.
+
+    Unlike for `split_step`, the last minus sign counts: what is saved with a step that is not negative ends
+    in exactly these digits. A record may list ten thousand, so no regular expression.
+    """
+    basename, _, digits = prefix.rpartition("-")
+    if basename and len(digits) <= _MOST_DIGITS and digits.isdecimal() and digits.isascii():
+        return basename
+    return None
 
 
 def owner_of_step(prefix: str) -> OwnerName | None:
     """Return the owner of `prefix` if a save with a step made it; None if no such save has this name."""
-    match = _NUMBERED.fullmatch(prefix)
-    return None if match is None else OwnerName(match[1], "steps")
+    basename = basename_of_step(prefix)
+    return None if basename is None else OwnerName(basename, "steps")
 
 
 def owner_of_save(prefix: str, step: int | None) -> OwnerName:
@@ -46,7 +57,9 @@ def owner_of_save(prefix: str, step: int | None) -> OwnerName:
 
 def may_have_saved(name: OwnerName, prefix: str) -> bool:
     """Return whether `prefix` is one of the names under which `name` saves."""
-    return prefix == name.basename if name.form == "exact" else owner_of_step(prefix) == name
+    if name.form == "steps":
+        return basename_of_step(prefix) == name.basename
+    return name.form == "exact" and prefix == name.basename
 
 
 def start_of(name: OwnerName) -> str:

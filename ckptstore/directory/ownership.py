@@ -25,6 +25,7 @@ from ckptstore.directory.intents import Announcements, is_set_back, may_be_adopt
 from ckptstore.directory.leftovers import remove_leftovers
 from ckptstore.directory.moved import moved_here
 from ckptstore.directory.owner_names import (
+    basename_of_step,
     common_basename,
     highest_step,
     is_beside,
@@ -145,13 +146,16 @@ class Ownership:
 
     def own_filter(self, record: Record) -> Callable[[str], bool]:
         """Return a function that tells which of the listed prefixes of `record` are this run's."""
-        kept, owners, owned = frozenset(record.kept), record.owners, self.owned
+        alone = {name.basename for name in self.owned if name.form == "exact"}
+        with_steps = {name.basename for name in self.owned if name.form == "steps"}
+        of_others = {name.basename for name in record.owners if name.form == "exact"} - alone
+        of_others.update(record.kept)
+        alone.difference_update(record.kept)
 
         def is_own(prefix: str) -> bool:
-            exact = OwnerName(prefix, "exact")
-            if prefix in kept:
-                return False
-            return exact in owned or (exact not in owners and owner_of_step(prefix) in owned)
+            if prefix in alone:
+                return True
+            return prefix not in of_others and basename_of_step(prefix) in with_steps
 
         return is_own
 
@@ -165,29 +169,44 @@ class Ownership:
 
         Those of `own_filter` but for what another Saver of this run has saved, and for torn ones.
         """
-        is_own, counted, owners = self.own_filter(record), record.counted, record.owners
+        is_own = self.own_filter(record)
         torn = self.torn.torn
+        keeps = {name.basename: self._keep_of(record, name) for name in self.owned if name.form == "steps"}
+        if not record.counted and not torn and all(keep in (None, self._keep) for keep in keeps.values()):
+            return is_own
+        alone = {name.basename for name in self.owned if name.form == "exact"}
 
         def is_counted(prefix: str) -> bool:
             if not is_own(prefix) or prefix in torn:
                 return False
-            name = owner_of_step(prefix)
-            line = None if name is None else owners.get(name)
-            if line is None or line.keep is None or OwnerName(prefix, "exact") in self.owned:
-                return True
-            return counted.get(prefix, line.keep) == self._keep
+            keep = None if prefix in alone else keeps.get(basename_of_step(prefix) or "")
+            return keep is None or record.counted.get(prefix, keep) == self._keep
 
         return is_counted
 
+    @staticmethod
+    def _keep_of(record: Record, name: OwnerName) -> int | None:
+        """Return the ``max_to_keep`` in the owner line of `name`."""
+        line = record.owners.get(name)
+        return None if line is None else line.keep
+
+    def basis(self) -> list[object]:
+        """Return on what the filters depend besides the record."""
+        return [tuple(self.owned), frozenset(self.torn.torn), frozenset(self.torn.missing), *self.adopted]
+
     def counted_in(self, record: Record, window: Collection[str]) -> dict[str, int]:
         """Return the `counted` lines of `record`, which lists `window` and has our owner lines."""
+        # Where this Saver is not the one that took over.
+        others = {
+            name.basename for name in self.owned if self._keep_of(record, name) not in (None, self._keep)
+        }
+        if not others and not record.counted:
+            return {}
         listed = frozenset(() if record.state is None else record.state.all_model_checkpoint_paths)
         counted = {prefix: keep for prefix, keep in record.counted.items() if prefix in listed}
         for prefix in window:
-            name = owner_of_step(prefix)
-            line = record.owners.get(name) if name in self.owned else None
             counted.pop(prefix, None)
-            if line is not None and line.keep not in (None, self._keep):
+            if basename_of_step(prefix) in others:
                 counted[prefix] = self._keep
         return counted
 
@@ -438,7 +457,8 @@ class Ownership:
         is_counted = self.counts_filter(record)
         listed_entries = own_entries(self.directory, record.state, is_counted, self._mtimes_s, now_s)
         # Listed checkpoints that were gone when the run started take no place in the window.
-        entries = [entry for entry in listed_entries if entry not in self.torn.missing]
+        missing = self.torn.missing
+        entries = [e for e in listed_entries if e not in missing] if missing else listed_entries
         listed = {entry.prefix for entry in entries}
         extra = [entry for entry in self.adopted if entry.prefix not in listed]
         if foreign:

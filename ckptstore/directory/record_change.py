@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -31,10 +32,17 @@ class Window(NamedTuple):
         The window after the previous save of this Saver, or the one that the user set.
     is_forced : bool
         Whether the user set it: what the record lists does not count then.
+    others : list of tuple
+        Listed paths outside of the window, with their times.
+    basis : tuple
+        Of what `entries` and `others` were made: while it stays the same, so do they, and a save does not
+        look at each of ten thousand listed paths again.
     """
 
     entries: tuple[Entry, ...] = ()
     is_forced: bool = False
+    others: Sequence[tuple[str, float | None]] = ()
+    basis: tuple[object, ...] = ()
 
 
 @dataclass(slots=True)
@@ -49,8 +57,10 @@ class RecordChange:
         Data files of indexes that this save, or failed ones before it, replaced.
     now_s : float
         Time of the save, seconds since 1970.
-    window, victims : tuple of Entry
-        The outcome of the last call.
+    victims : tuple of Entry
+        That the last call deletes.
+    after : Window
+        From which the next save starts.
     left : tuple of str
         Prefixes that left the list in it.
     """
@@ -62,8 +72,8 @@ class RecordChange:
     start: Window
     replaced: list[Superseded]
     now_s: float = field(init=False)
-    window: tuple[Entry, ...] = ()
     victims: tuple[Entry, ...] = ()
+    after: Window = field(default_factory=Window)
     left: tuple[str, ...] = ()
     _before: tuple[Entry, ...] = ()
     _decided: tuple[RecordSnapshot, Record] | None = None
@@ -100,7 +110,7 @@ class RecordChange:
         foreign = self.ownership.check(snapshot, name) or snapshot.fault is not None
         record = snapshot.record
         verdict = self._decide(record, foreign=foreign)
-        self.window, self.victims = verdict.window, verdict.victims
+        self.victims = verdict.victims
         stays = {entry.prefix for entry in verdict.window}
         self.left = tuple(entry.prefix for entry in self._before if entry.prefix not in stays)
         counted = {entry.prefix for entry in (*verdict.window, *verdict.victims, *verdict.preserved)}
@@ -118,12 +128,21 @@ class RecordChange:
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):
             last_preserved_s = verdict.clock_s or 0.0
-        is_counted = self.ownership.counts_filter(record)
-        others = other_entries(self.ownership.directory, record.state, is_counted, verdict.window)
+        if self._is_as_before(record):
+            others = self.start.others
+        else:
+            is_counted = self.ownership.counts_filter(record)
+            others = other_entries(self.ownership.directory, record.state, is_counted, verdict.window)
         state = restate(others, verdict.window, self.prefix, last_preserved_s)
         record = replace(record, state=state)
+        self.after = Window(verdict.window, others=others, basis=(state, *self.ownership.basis()))
         counted_lines = self.ownership.counted_in(record, [entry.prefix for entry in verdict.window])
         return replace(record, counted=counted_lines).without_idle_owners()
+
+    def _is_as_before(self, record: Record) -> bool:
+        """Return whether `record` lists what the save before this one wrote, and the same of it is ours."""
+        state, *rest = self.start.basis or (None,)
+        return state is not None and state is record.state and rest == self.ownership.basis()
 
     def _decide(self, record: Record, *, foreign: bool) -> Verdict:
         clock_s = self._clock_s(record)
@@ -148,16 +167,14 @@ class RecordChange:
 
     def _counted(self, record: Record, *, foreign: bool) -> tuple[Entry, ...]:
         """Return the window with the checkpoint being saved."""
-        if self.start.is_forced:
+        if self.start.is_forced or (not foreign and self._is_as_before(record)):
             entries = list(self.start.entries)
         else:
             entries = self.ownership.window(
                 record, foreign=foreign, known=self.start.entries, now_s=self.now_s
             )
-        self._before = (
-            *(entry for entry in entries if entry.prefix != self.prefix),
-            Entry(self.prefix, self.now_s),
-        )
+        prefix = self.prefix
+        self._before = (*(e for e in entries if e.prefix != prefix), Entry(prefix, self.now_s))
         return self._before
 
     def _warn_of_many(self, victims: tuple[Entry, ...]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from ckptstore.errors import DeadlineError, UsageError
-from ckptstore.storage.reentry import calls_out, refuse_reentry
+from ckptstore.storage.reentry import refuse_reentry
 
 if TYPE_CHECKING:
     from ckptstore.saving.save_queue import QueuedSave
@@ -118,7 +118,6 @@ class SaveHandle:
         """
         self._check_process()
 
-        @calls_out
         def call(_: Future[None]) -> None:
             try:
                 fn(self)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType
-from typing import Final, TypeVar
+from inspect import CO_VARARGS
+from types import FrameType
+from typing import Final
 
 from ckptstore.errors import UsageError
 
-__all__ = ["calls_out", "reentered", "refuse_reentry"]
+__all__ = ["reentered", "refuse_reentry"]
 
 _PACKAGE: Final = __name__.partition(".")[0]
 
@@ -39,20 +39,6 @@ _CRITICAL: Final = tuple(
     )
 )
 
-# Functions that call one of the user, which may call ckptstore; and a module full of them.
-_CALLS_OUT: set[CodeType] = set()
-_WRAPPERS: Final = f"{_PACKAGE}.storage.wrappers"
-
-_F = TypeVar("_F", bound=Callable[..., object])
-
-
-def calls_out(function: _F) -> _F:
-    """Mark a function that calls functions of the user, which may call ckptstore."""
-    if not isinstance(function, FunctionType):
-        raise TypeError("only a function has code to be found on the stack")
-    _CALLS_OUT.add(function.__code__)
-    return function
-
 
 def reentered(url: str | None = None) -> UsageError:
     """Return the error for such a call."""
@@ -70,29 +56,44 @@ def refuse_reentry(url: str | None = None) -> None:
     """
     if threading.get_ident() != threading.main_thread().ident:
         return
-    interrupted = _beyond_user_code(sys._getframe(1))  # noqa: SLF001  (inspect.currentframe is the same call)
-    if interrupted is None or interrupted.f_code in _CALLS_OUT or _module(interrupted) == _WRAPPERS:
-        return
-    frame: FrameType | None = interrupted
+    # inspect.currentframe is the same call.
+    frame = _interrupted(sys._getframe(1))  # noqa: SLF001
     while frame is not None:
         if _module(frame).startswith(_CRITICAL):
             raise reentered(url)
         frame = frame.f_back
 
 
-def _beyond_user_code(frame: FrameType) -> FrameType | None:
-    """Return the innermost frame of ckptstore that is outside of code of the user."""
+def _interrupted(frame: FrameType) -> FrameType | None:
+    """Return the innermost frame of ckptstore that a handler or finalizer interrupted; None without one.
+
+    Other code may stand between two calls of ckptstore too: a report of progress, a storage of the user, a
+    tensor that is read from another checkpoint when it is asked for its values.
+    """
     outer: FrameType | None = frame
-    is_beyond = False
+    between: list[FrameType] = []
     while outer is not None:
-        top = _module(outer).partition(".")[0]
-        if top == _PACKAGE:
-            if is_beyond:
-                return outer
-        elif top not in sys.stdlib_module_names:
-            is_beyond = True
+        if _module(outer).partition(".")[0] != _PACKAGE:
+            between.append(outer)
+        elif any(map(_is_interruption, between)):
+            return outer
+        else:
+            between.clear()
         outer = outer.f_back
     return None
+
+
+def _is_interruption(frame: FrameType) -> bool:
+    """Return whether `frame` is of a signal handler or a finalizer."""
+    if frame.f_code.co_name == "__del__" or _module(frame) == "weakref":
+        return True
+    # Python calls a handler with the frame that it interrupted.
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + bool(code.co_flags & CO_VARARGS)]
+    for value in map(frame.f_locals.get, names):
+        if value is frame.f_back or (isinstance(value, tuple) and any(v is frame.f_back for v in value)):
+            return frame.f_back is not None
+    return False
 
 
 def _module(frame: FrameType) -> str:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.storage.reentry import calls_out, refuse_reentry
+from ckptstore.storage.reentry import refuse_reentry
 from ckptstore.storage.scope import Scope
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.pool import TaskGroup, run_tasks
@@ -127,7 +127,6 @@ class Transfer:
         """Run `tasks` and return their results in order; see `run_tasks`."""
         return run_tasks(self.scope, tasks, parallel)
 
-    @calls_out
     def _tell(self, *, is_over: bool = False, error: BaseException | None = None) -> None:
         with self._lock:
             if self._report is None:

@@ -111,7 +111,7 @@ def test_a_run_that_loses_at_the_index_asks_for_the_owner_after_it_looked(direct
 
     with (
         use_wrapper(lambda inner: Before(inner, "put_if", "model.index", get_in_the_way)),
-        use_wrapper(lambda inner: Before(inner, "get", "model.index", take_over, nth=3)),
+        use_wrapper(lambda inner: Before(inner, "get", "model.index", take_over, nth=4)),
         pytest.raises(ck.FencedError),
     ):
         save(directory, "old", 2)

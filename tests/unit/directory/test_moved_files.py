@@ -79,9 +79,12 @@ def test_what_an_overwrite_replaced_is_a_leftover_if_it_dies_before_the_record(d
     save_steps(ck.Saver(run="first"), f"{directory}/model", [1])
 
     class Dies(StorageWrapper):
+        is_published = False
+
         def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
-            if primitive == "put_if" and keys[0].endswith("/checkpoint"):
+            if primitive == "put_if" and keys[0].endswith("/checkpoint") and Dies.is_published:
                 raise ck.TransientError("the process is gone")
+            Dies.is_published |= primitive == "put_if" and keys[0].endswith(".index")
             return call()
 
     with use_wrapper(Dies), pytest.raises(ck.TransientError):

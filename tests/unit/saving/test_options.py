@@ -86,10 +86,14 @@ class TestWrongOnes:
 
 
 class LateForTheRecord(StorageWrapper):
-    """The time is up when the record is to be written."""
+    """The time is up when the record is to be written, the index being there."""
+
+    is_published = False
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
-        if primitive in ("put_new", "put_if") and keys[0].endswith("/checkpoint"):
+        is_put = primitive in ("put_new", "put_if")
+        self.is_published |= is_put and keys[0].endswith(".index")
+        if is_put and keys[0].endswith("/checkpoint") and self.is_published:
             scope = current_scope()
             assert scope is not None
             scope._ends_s = 0.0
@@ -188,7 +192,7 @@ class TestDurability:
         assert synced[synced.index(graph) + 1] == tmp_path.stat().st_ino
 
     def test_both_see_the_same_directory(self, tmp_path: Path) -> None:
-        ck.Saver(durability="cache", run="one").save(values(1), tmp_path / "m", 1)
+        ck.Saver(durability="cache", run="one", max_to_keep=1).save(values(1), tmp_path / "m", 1)
         saver = ck.Saver(durability="disk", run="one", max_to_keep=1)
         saver.save(values(2), tmp_path / "m", 2)
         assert ck.latest_checkpoint(tmp_path) == str(tmp_path / "m-2")
