@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from ckptstore.directory.publish import put_graph
@@ -36,28 +37,26 @@ class GraphKeeper:
 
     def __init__(self, directory: Location) -> None:
         self._directory = directory
-        self._has_graph: dict[str, bool] = {}
+        # Suffix of the graph → prefix → whether it has one.
+        self._has_graph: defaultdict[str, dict[str, bool]] = defaultdict(dict)
 
     def remember(self, prefix: str, suffix: str, *, written: bool, fresh: bool) -> None:
         """Remember whether a save wrote a graph, or none on a prefix that had no files before."""
-        name = meta_name(prefix, suffix)
         if written or fresh:
-            self._has_graph[name] = written
+            self._has_graph[suffix][prefix] = written
         else:
-            self._has_graph.pop(name, None)
+            self._has_graph[suffix].pop(prefix, None)
 
     def forget(self, prefix: str, suffix: str) -> None:
         """Forget a checkpoint that is not listed any more."""
-        self._has_graph.pop(meta_name(prefix, suffix), None)
+        self._has_graph[suffix].pop(prefix, None)
 
     def carry_over(self, victims: Sequence[str], survivors: Sequence[str], suffix: str) -> None:
         """Put the newest graph of `victims` beside the oldest of `survivors`, if none of those has one."""
-        if not victims or not survivors:
+        known = self._has_graph[suffix]
+        if not survivors or all(known.get(victim) is False for victim in victims):
             return
-        if all(self._has_graph.get(meta_name(victim, suffix)) is False for victim in victims):
-            return
-        names = [meta_name(prefix, suffix) for prefix in survivors]
-        if any(self._has_graph.get(name) for name in names) or any(map(self._ask, names)):
+        if any(map(known.get, survivors)) or any(self._ask(each, suffix) for each in survivors):
             return
         for victim in reversed(victims):
             location = self._directory.child(meta_name(victim, suffix))
@@ -65,16 +64,17 @@ class GraphKeeper:
                 graph = location.storage.get(location.key).data
             except NotFoundError:
                 continue
-            put_graph(self._directory.child(names[0]), graph)
-            self._has_graph[names[0]] = True
+            put_graph(self._directory.child(meta_name(survivors[0], suffix)), graph)
+            known[survivors[0]] = True
             return
 
-    def _ask(self, name: str) -> bool:
-        if name not in self._has_graph:
-            location = self._directory.child(name)
+    def _ask(self, prefix: str, suffix: str) -> bool:
+        known = self._has_graph[suffix]
+        if prefix not in known:
+            location = self._directory.child(meta_name(prefix, suffix))
             try:
                 location.storage.head(location.key)
-                self._has_graph[name] = True
+                known[prefix] = True
             except NotFoundError:
-                self._has_graph[name] = False
-        return self._has_graph[name]
+                known[prefix] = False
+        return known[prefix]

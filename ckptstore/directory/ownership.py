@@ -338,6 +338,8 @@ class Ownership:
             self.torn.missing.update(entries)
         elif listing is not None:
             self.torn.add(entries, found)
+        # In a record without times they are known again by these.
+        self._mtimes_s.update((entry.prefix, entry.time_s) for entry in self.torn.missing)
         adopted = self._adopt(name, record, listed, now_s)
         if name.form == "steps":
             owned.highest_step = highest_step(owner, [*listed, *adopted])

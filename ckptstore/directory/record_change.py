@@ -161,7 +161,7 @@ class RecordChange:
             if not verdict.victims or self.start.is_forced:
                 return verdict
             # A good one must not go because torn ones fill the window.
-            if not self.ownership.torn.judge(e.prefix for e in (*verdict.victims, *verdict.window[:-1])):
+            if not self.ownership.torn.judge((*verdict.victims, *verdict.window[:-1])):
                 self._warn_of_many(verdict.victims)
                 return verdict
 
@@ -174,7 +174,7 @@ class RecordChange:
                 record, foreign=foreign, known=self.start.entries, now_s=self.now_s
             )
         prefix = self.prefix
-        self._before = (*(e for e in entries if e.prefix != prefix), Entry(prefix, self.now_s))
+        self._before = (*[e for e in entries if e.prefix != prefix], Entry(prefix, self.now_s))
         return self._before
 
     def _warn_of_many(self, victims: tuple[Entry, ...]) -> None:

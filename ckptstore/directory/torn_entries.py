@@ -54,10 +54,12 @@ class TornEntries:
         self.torn.discard(prefix)
         self.missing = {entry for entry in self.missing if entry.prefix != prefix}
 
-    def judge(self, prefixes: Iterable[str]) -> bool:
-        """Look at the newest of `prefixes` that nobody looked at yet; return whether one is torn."""
+    def judge(self, entries: Iterable[Entry]) -> bool:
+        """Look at the newest of `entries` that nobody looked at yet; return whether one is torn."""
+        if not self._unknown or self._may_judge == 0:
+            return False
         found = False
-        for prefix in reversed([each for each in prefixes if each in self._unknown]):
+        for prefix in reversed([each.prefix for each in entries if each.prefix in self._unknown]):
             if self._may_judge == 0:
                 break
             self._may_judge -= 1

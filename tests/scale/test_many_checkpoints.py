@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,39 @@ def test_a_record_of_many_checkpoints_is_rebuilt_in_linear_time() -> None:
     put_record(directory, b"")
     assert len(repair(directory).items) == 2000
     assert not repair(directory).is_changed
+
+
+def _calls_of_a_save(tmp_path: Path, listed: int) -> int:
+    """Return how many functions the second save of a run calls, where so many checkpoints are listed."""
+    save_steps(ck.Saver(run="a", max_to_keep=None), f"{tmp_path}/model", [0])
+    for step in range(1, listed):
+        for suffix in ("index", "data-00000-of-00001"):
+            (tmp_path / f"model-{step}.{suffix}").hardlink_to(tmp_path / f"model-0.{suffix}")
+    ck.update_checkpoint_state(
+        tmp_path,
+        f"model-{listed - 1}",
+        [f"{tmp_path}/model-{step}" for step in range(listed)],
+        all_model_checkpoint_timestamps=[float(step) for step in range(listed)],
+    )
+    saver = ck.Saver(run="b", max_to_keep=listed)
+    save_steps(saver, f"{tmp_path}/model", [listed])
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        save_steps(saver, f"{tmp_path}/model", [listed + 1])
+    finally:
+        sys.setprofile(None)
+    assert len(saver.last_checkpoints) == listed
+    return calls
+
+
+def test_what_is_listed_is_not_looked_at_again_by_each_save(tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    few.mkdir()
+    many.mkdir()
+    assert _calls_of_a_save(many, 2000) < _calls_of_a_save(few, 100) + 2000

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 import ckptstore as ck
@@ -83,6 +85,34 @@ def test_a_latest_that_is_always_replaced_is_not_no_checkpoint(directory: str) -
     saving: list[bool] = []
     with use_wrapper(Overtaken), pytest.raises(ck.TransientError):
         ck.latest_checkpoint(directory)
+
+
+class Lazy:
+    """A tensor of another checkpoint, read by the same Saver when it is asked for its values."""
+
+    def __init__(self, saver: ck.Saver, prefix: str) -> None:
+        self.saver, self.prefix = saver, prefix
+
+    def __array__(self, dtype=None, copy=None):
+        into: dict[str, np.ndarray] = {}
+        self.saver.restore(into, self.prefix)
+        return into["w"]
+
+
+def test_a_tensor_may_be_read_from_a_checkpoint_while_it_is_saved(directory: str, tmp_path: Path) -> None:
+    saver = ck.Saver()
+    for where in (directory, str(tmp_path)):
+        saver.save(values(1), f"{where}/model", 1)
+        saver.save({"w": Lazy(saver, f"{where}/model-1"), "b": np.array(-1.0)}, f"{where}/model", 2)
+        assert stamp_of(f"{where}/model-2") == 1
+
+
+def test_a_report_of_progress_may_look_at_checkpoints(directory: str) -> None:
+    found: list[str | None] = []
+    saver = ck.Saver(progress=lambda event: found.append(ck.latest_checkpoint(directory)))
+    saver.save(values(1), f"{directory}/model", 1)
+    saver.save(values(2), f"{directory}/model", 2)
+    assert f"{directory}/model-1" in found
 
 
 def test_a_fenced_run_leaves_names_that_the_other_may_have_taken_up(directory: str) -> None:

@@ -186,6 +186,21 @@ class TestRestart:
         save_steps(saver, base, [4])
         assert listed(saver) == checkpoints_in(str(tmp_path)) == ["model-1", "model-3", "model-4"]
 
+    @pytest.mark.parametrize("has_times", [True, False])
+    def test_nor_do_those_of_a_run_that_is_begun_anew(
+        self, base: str, tmp_path: Path, has_times: bool
+    ) -> None:
+        # As a Saver of TensorFlow, which writes no times, lists them; only the record is there yet.
+        names = ["model-10", "model-20"]
+        times = [1.0, 2.0] if has_times else None
+        ck.update_checkpoint_state(tmp_path, names[-1], names, all_model_checkpoint_timestamps=times)
+        saver = ck.Saver(max_to_keep=2, fresh_start=True)
+        save_steps(saver, base, [1])
+        assert saver.last_checkpoints == [f"{base}-1"]
+        assert ck.get_checkpoint_state(tmp_path).all_model_checkpoint_paths == (f"{base}-1",)
+        save_steps(saver, base, [2])
+        assert checkpoints_in(str(tmp_path)) == ["model-1", "model-2"]
+
     def test_files_deleted_in_the_middle_of_a_run_are_no_trouble(self, base: str, tmp_path: Path) -> None:
         saver = ck.Saver(max_to_keep=2)
         save_steps(saver, base, [1, 2])
