@@ -197,7 +197,9 @@ class TestRestart:
         saver = ck.Saver(max_to_keep=2, fresh_start=True)
         save_steps(saver, base, [1])
         assert saver.last_checkpoints == [f"{base}-1"]
-        assert ck.get_checkpoint_state(tmp_path).all_model_checkpoint_paths == (f"{base}-1",)
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        assert state.all_model_checkpoint_paths == (f"{base}-1",)
         save_steps(saver, base, [2])
         assert checkpoints_in(str(tmp_path)) == ["model-1", "model-2"]
 
