@@ -153,7 +153,7 @@ class RecordChange:
                     f"another program rewrote {self.ownership.record.url};"
                     " this save deletes nothing and takes over again",
                     CkptStoreWarning,
-                    stacklevel=7,
+                    stacklevel=9,
                 )
             return Verdict(self._counted(record, foreign=True), clock_s=clock_s)
         while True:
@@ -188,7 +188,7 @@ class RecordChange:
             f"this save of {self.prefix!r} deletes {len(names)} checkpoints, because only"
             f" {self.retention.keep} are to be kept: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}",
             CkptStoreWarning,
-            stacklevel=8,
+            stacklevel=10,
         )
 
     def _clock_s(self, record: Record) -> float | None:

@@ -124,11 +124,11 @@ def get_checkpoint_state(
     record = record_location(directory, latest_filename)
     try:
         state = read_state(record).record.state
+        found, remark = (None, "") if state is not None else look_for_latest(directory, latest_filename)
     except UsageError:
         check_is_directory(directory)
         raise
     if state is None:
-        found, remark = look_for_latest(directory, latest_filename)
         if found is None:
             check_is_directory(directory)
         if remark:

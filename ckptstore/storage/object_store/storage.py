@@ -195,11 +195,13 @@ class ObjectStorage(
         directory = start.rpartition("/")[0]
         if directory:
             self.service.check_name(directory, prefix)
+        # MinIO refuses a prefix that ends in a dot segment: "run/." of the checkpoint "run/".
+        asked = f"{directory}/".lstrip("/") if start.rpartition("/")[2] in (".", "..") else start
         found = [
             # A name that ends with a slash is an empty directory as web consoles make it.
             info
-            for info in self._listed(bucket, start)
-            if not info.key.endswith("/")
+            for info in self._listed(bucket, asked)
+            if not info.key.endswith("/") and info.key.startswith(f"{bucket}/{start}")
         ]
         if not found and directory and self.transport.object_hides_directory:
             self._check_directory(ObjectName(bucket, directory))

@@ -42,6 +42,13 @@ class ListContract(ContractBase):
         assert _names(directory, "model-dir") == []
         assert _names(directory.child("model-dir")) == ["inner"]
 
+    def test_names_that_begin_with_a_dot_are_listed(self, directory: Location) -> None:
+        # Of the checkpoint with an empty basename.
+        for name in (".index", "x.index"):
+            self.put_raw(directory.child(name), b"x")
+        assert _names(directory, ".") == [".index"]
+        directory.storage.delete_many([directory.child(".index").key])
+
     def test_a_neighbour_directory_is_not_listed(self, directory: Location) -> None:
         self.put_raw(directory.child("run").child("model"), b"x")
         self.put_raw(directory.child("run2").child("model"), b"x")
