@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 __all__ = [
     "GcsEnvironment",
+    "aws_session",
     "client_environment",
     "completion_request",
     "gcs_environment",
@@ -116,9 +117,27 @@ def completion_request() -> str:
     return os.environ.get("_CKPTSTORE_COMPLETE", "")
 
 
+# As botocore reads them.
+_AWS_TOKENS = ("AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+def aws_session() -> tuple[str, str, str] | None:
+    """Return key, secret and session token of the environment; None without a session token."""
+    token = next((os.environ[name] for name in _AWS_TOKENS if os.environ.get(name)), "")
+    key, secret = (os.environ.get(name, "") for name in _AWS_KEYS)
+    return (key, secret, token) if key and secret and token else None
+
+
 def client_environment() -> str:
-    """Return a digest of the variables that the clients of object stores read; it reveals no secret."""
+    """Return a digest of the variables that the clients of object stores read; it reveals no secret.
+
+    Of `aws_session` it says nothing: that is renewed while everything else stays the same.
+    """
+    renewed = {*_AWS_TOKENS, *_AWS_KEYS, "AWS_CREDENTIAL_EXPIRATION"} if aws_session() else set()
     found = sorted(
-        (name, value) for name, value in os.environ.items() if name.upper().startswith(_CLIENT_VARIABLES)
+        (name, value)
+        for name, value in os.environ.items()
+        if name.upper().startswith(_CLIENT_VARIABLES) and name not in renewed
     )
     return hashlib.sha256(repr(found).encode()).hexdigest()

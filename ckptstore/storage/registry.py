@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import gc
+import hashlib
 import os
+import secrets
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from ckptstore.config import client_environment
 from ckptstore.errors import UnsupportedError, UsageError
 from ckptstore.storage.base import Location, Storage
+from ckptstore.storage.credentials import lasting_options
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.gcs.options import GCS_OPTIONS
 from ckptstore.storage.local.storage import LocalStorage
@@ -21,6 +24,9 @@ from ckptstore.storage.memory import MemoryStorage
 from ckptstore.storage.reentry import refuse_reentry
 from ckptstore.storage.url import UrlLike, parse_url
 from ckptstore.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from ckptstore.storage.object_store.storage import ObjectStorage
 
 __all__ = ["locate", "use_wrapper"]
 
@@ -123,7 +129,7 @@ def locate(url: UrlLike, storage_options: Mapping[str, Any] | None = None) -> Lo
     options = dict(storage_options or {})
     _check_options(options, backend.options, text)
     try:
-        storage = _instance(scheme, backend, options)
+        storage = _instance(scheme, backend, options, key.partition("/")[0])
     except ModuleNotFoundError as error:
         raise UnsupportedError(
             f"{scheme}:// needs a package that is not installed: {error.name}",
@@ -150,10 +156,17 @@ def _check_options(options: Mapping[str, Any], known: frozenset[str] | None, url
             )
 
 
-def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Storage:
+def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any], bucket: str) -> Storage:
     try:
-        # Clients read the environment too: another endpoint there is another storage.
-        identity = (scheme, _frozen(options), client_environment() if backend.extra else "")
+        lasting = lasting_options(scheme, options)
+        # Clients read the environment too: another endpoint there is another storage. Two buckets may need
+        # the credentials of two accounts, and what lasts of the options does not tell these apart.
+        identity = (
+            scheme,
+            _frozen(options if lasting is None else lasting),
+            None if lasting is None else bucket,
+            client_environment() if backend.extra else "",
+        )
     except TypeError:
         # An option that cannot be compared: no other call can share this storage.
         return backend.open(**options)
@@ -162,6 +175,8 @@ def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Sto
         storage = _instances.get(identity)
         if storage is None:
             storage = _instances[identity] = backend.open(**options)
+        if lasting is not None:
+            cast("ObjectStorage", storage).transport.renew(options)
         if backend.options is not None and not backend.extra:
             _kept[identity] = storage
         else:
@@ -176,12 +191,19 @@ def _instance(scheme: str, backend: _Backend, options: Mapping[str, Any]) -> Sto
     return storage
 
 
+# Of what the identities are made of, for this process: they hold no secret, and nothing that tells one.
+_DIGEST_KEY = secrets.token_bytes(32)
+
+
 def _frozen(value: Any) -> Hashable:
-    """Return something hashable that is equal for equal options."""
+    """Return something hashable that is equal for equal options; in place of every text stands its digest."""
     if isinstance(value, Mapping):
         return frozenset((name, _frozen(item)) for name, item in value.items())
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
+    if isinstance(value, str | bytes):
+        text = value.encode(errors="surrogatepass") if isinstance(value, str) else value
+        return type(value), hashlib.blake2b(text, key=_DIGEST_KEY, digest_size=32).digest()
     hash(value)
     return value  # type: ignore[no-any-return]
 

@@ -92,7 +92,7 @@ STORAGE_FLOORS = Floors(
             "plain data and means",
             (
                 *("values", "finding", "redact", "fork_safe_locks", "huge_pages", "scope", "bucket_names"),
-                *("latch", "reentry"),
+                *("credentials", "latch", "reentry"),
             ),
             peers=True,
         ),

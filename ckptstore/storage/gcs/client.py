@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -48,6 +48,8 @@ from ckptstore.storage.wire.exchange import (
 from ckptstore.suggest import did_you_mean
 
 __all__ = ["GcsClient", "check_session"]
+
+_T = TypeVar("_T")
 
 # Progress is noted after each; the buffers of the HTTP client are a quarter of it.
 _SEND_BYTES = 256 * 1024
@@ -104,14 +106,10 @@ class GcsClient:
         self._session: aiohttp.ClientSession | None = None
         self.skew_s = 0.0
         try:
-            self._fs = self._new_file_system(options)
-            fault = None
-        except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
+            self._fs = self._load_credentials(lambda: self._new_file_system(options), options.get("token"))
+        except Fault:
             self._thread.close()
-            fault = _credential_fault(error, "the credentials cannot be loaded")
-        if fault is not None:
-            # Not "from": their exceptions may hold the credentials.
-            raise fault
+            raise
         # Stalls are noticed by missing progress; a bound on the whole would cut off slow transfers.
         timeout = options.get("requests_timeout")
         if not isinstance(timeout, aiohttp.ClientTimeout):
@@ -127,8 +125,24 @@ class GcsClient:
         self._servers = Servers()
         _OPEN.add(self)
 
+    def _load_credentials(self, load: Callable[[], _T], token: Any) -> _T:
+        """Return what `load` returns; it may ask a server for credentials, which must not take for ever.
+
+        Raises
+        ------
+        Fault
+        """
+        try:
+            if token == "browser":  # waits for a person
+                return load()
+            attempts = Attempts(RetryPolicy(), RetryBudget())
+            return self._thread.call(lambda: asyncio.to_thread(load), attempts)
+        except Exception as error:  # noqa: BLE001 - Google's, requests', json's, open's: many libraries meet here
+            fault = _credential_fault(error, "the credentials cannot be loaded")
+        # Not "from": their exceptions may hold the credentials.
+        raise fault
+
     def _new_file_system(self, options: Mapping[str, Any]) -> _GcsFileSystem:
-        """Return gcsfs's file system; it may ask a server for credentials, which must not take for ever."""
         settings = {
             **options,
             "loop": self._thread.loop,
@@ -136,10 +150,20 @@ class GcsClient:
             "use_listings_cache": False,
             "skip_instance_cache": True,
         }
-        if options.get("token") == "browser":  # waits for a person
-            return _GcsFileSystem(**settings)
-        attempts = Attempts(RetryPolicy(), RetryBudget())
-        return self._thread.call(lambda: asyncio.to_thread(_GcsFileSystem, **settings), attempts)
+        return _GcsFileSystem(**settings)
+
+    def renew(self, token: Any) -> None:
+        """Use another `token` of the same kind from now on.
+
+        Raises
+        ------
+        Fault
+            If it cannot be loaded; the one before stays.
+        """
+        held = self._fs.credentials
+        self._fs.credentials = self._load_credentials(
+            lambda: type(held)(held.project, held.access, token, on_google=held.on_google), token
+        )
 
     def _find_data_path(self, options: Mapping[str, Any], wants_direct: bool) -> DataPath:
         if not wants_direct:

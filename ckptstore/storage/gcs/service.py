@@ -78,6 +78,7 @@ class GcsService:
         self._locks = ForkSafeLocks()
         self._client: GcsClient | None = None
         self._client_pid = 0
+        self._is_renewed = False
         # The parent's, in a forked child: when collected, they would close connections of the parent.
         self._inherited: list[GcsClient] = []
         self._answered_s: dict[str, float] = {}  # bucket → when it last proved that it exists
@@ -89,7 +90,7 @@ class GcsService:
 
     def client(self) -> GcsClient:
         """Return the client of this process; a forked child makes its own."""
-        if self._client is not None and self._client_pid == os.getpid():
+        if self._client is not None and self._client_pid == os.getpid() and not self._is_renewed:
             return self._client
         with self._locks[0]:
             if self._client is None or self._client_pid != os.getpid():
@@ -98,7 +99,17 @@ class GcsService:
                 self._client = None
                 self._client = GcsClient(self._options, self._wants_direct)
                 self._client_pid = os.getpid()
+            elif self._is_renewed:
+                self._client.renew(self._options["token"])
+            self._is_renewed = False
             return self._client
+
+    def renew(self, options: Mapping[str, Any]) -> None:
+        """Use the credentials in `options` from the next request on; the other options stay the same."""
+        with self._locks[0]:
+            if options["token"] != self._options["token"]:
+                self._options["token"] = options["token"]
+                self._is_renewed = True
 
     def ask(self, request: HttpRequest, attempts: Attempts, accept: Accept | None = None) -> HttpResponse:
         """Send one request as an attempt; see `GcsClient.exchange`."""

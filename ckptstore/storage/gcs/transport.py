@@ -136,6 +136,9 @@ class GcsTransport(Transport):
     def endpoint(self) -> str:
         return self._service.endpoint
 
+    def renew(self, options: Mapping[str, Any]) -> None:
+        self._service.renew(options)
+
     @property
     def skew_s(self) -> float:  # type: ignore[override]
         return self._service.skew_s

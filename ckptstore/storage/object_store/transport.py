@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
@@ -320,6 +320,13 @@ class Transport(ABC):
     @abstractmethod
     def endpoint(self) -> str:
         """Where requests go, for messages and as the identity of the server; never holds a secret."""
+
+    def renew(self, options: Mapping[str, Any]) -> None:
+        """Use the credentials in `options` from now on; all other options are those of this transport.
+
+        Called only where `lasting_options` says that they are of the kind that is renewed.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:

@@ -9,11 +9,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
-from botocore.credentials import RefreshableCredentials
+from aiobotocore.credentials import AioCredentials
+from botocore.credentials import ReadOnlyCredentials, RefreshableCredentials
 from s3fs import S3FileSystem
 
 from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
+from ckptstore.storage.credentials import SessionKeys, session_keys
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.event_loop import LoopThread
@@ -172,6 +174,8 @@ class S3Client:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
+        # What came in place of the credentials that it was opened with.
+        self._renewed: SessionKeys | None = None
         # Without credentials there is nothing to protect.
         self._allow_http = bool(self._options.pop("allow_http", False)) or bool(options.get("anon"))
         self.wants_direct = bool(self._options.pop("direct", True))
@@ -186,6 +190,22 @@ class S3Client:
         self._frozen: dict[int, tuple[Any, Any]] = {}
         self.skew_s = 0.0
         self.server = ""
+
+    def renew(self, options: Mapping[str, Any]) -> None:
+        """Use the session's credentials in `options` from now on, also for what is repeated.
+
+        Parameters
+        ----------
+        options : mapping
+            Those it was opened with, apart from the credentials.
+        """
+        keys = session_keys(options)
+        if keys == self._renewed or keys is None:
+            return
+        # A server may still repeat those before.
+        before = () if self._renewed is None else self._renewed._asdict()
+        self.redact = Redactor({"first": self._options, "before": dict(before), "now": keys._asdict()})
+        self._renewed = keys
 
     def call(
         self, use: Callable[[_S3FileSystem], Awaitable[_T]], attempts: Attempts, bucket: str | None = None
@@ -258,6 +278,8 @@ class S3Client:
         Fault
             If they cannot be renewed.
         """
+        if self._renewed is not None:
+            return ReadOnlyCredentials(*self._renewed)
         known = self._frozen.get(id(credentials))
         if known is not None and known[0] is credentials:
             is_refreshable = isinstance(credentials, RefreshableCredentials)
@@ -306,10 +328,11 @@ class S3Client:
 
     async def _connect(self, fs: _S3FileSystem, bucket: str | None) -> None:
         try:
-            await fs.set_session()
+            self._use_renewed(await fs.set_session())
         except TypeError as error:
             raise self._misfit(error) from None
         client = await fs.get_s3(bucket)
+        self._use_renewed(client)
         endpoint = str(client.meta.endpoint_url)
         if bucket:
             check_endpoint_names_no_bucket(endpoint, bucket, self.redact(endpoint))
@@ -321,6 +344,11 @@ class S3Client:
         client.meta.events.register_first("before-send.s3", _before_send(endpoint))
         self._endpoint = self.redact(endpoint)
         self._hooked.add(client)
+
+    def _use_renewed(self, client: Any) -> None:
+        # For each request: s3fs opens a client for each region, with the credentials that it has got itself.
+        if self._renewed is not None:
+            client._request_signer._credentials = AioCredentials(*self._renewed)
 
 
 def _close(fs: _S3FileSystem, thread: LoopThread) -> None:

@@ -7,7 +7,7 @@ versions, and A, B, A gives the first one back. A compare-and-swap therefore nee
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -74,6 +74,9 @@ class S3Transport(Transport):
         self._client = client
         self._direct = S3Direct(client, client.wants_direct)
         self._checksum_mode = 0
+
+    def renew(self, options: Mapping[str, Any]) -> None:
+        self._client.renew(options)
 
     @property
     def skew_s(self) -> float:  # type: ignore[override]

@@ -86,6 +86,24 @@ def test_options_that_cannot_be_compared_are_not_shared() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("s3://bucket/run", {"key": "h1dden-key", "secret": "h1dden-secret"}),
+        ("s3://bucket/run", {"key": "h1dden-key", "secret": "h1dden-secret", "token": "h1dden-token"}),
+        ("s3://bucket/run", {"anon": True, "s3_additional_kwargs": {"SSECustomerKey": b"h1dden-key"}}),
+        ("gs://bucket/run", {"token": "h1dden-token"}),
+        ("gs://bucket/run", {"token": {"private_key": "h1dden-key"}}),
+    ],
+)
+def test_what_tells_storages_apart_holds_no_secret(url: str, options: dict[str, object]) -> None:
+    storage = locate(url, options).storage
+    identities = [identity for identity, known in registry._instances.items() if known is storage]
+    assert len(identities) == 1
+    assert "h1dden" not in repr(identities)
+    assert locate(url, options).storage is storage
+
+
 @pytest.mark.parametrize("url", ["/run/model", "memory://bucket/model"])
 def test_options_that_the_backend_does_not_have_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="unknown storage option 'anon'") as caught:
