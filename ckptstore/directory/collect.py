@@ -33,7 +33,7 @@ def _data_keys(directory: Location, prefix: str, shards: Iterable[ShardName]) ->
     return [directory.child(data_name(prefix, shard, count)).key for shard, count in shards]
 
 
-def collect_pending(directory: Location, pending: Pending) -> None:
+def collect_pending(directory: Location, pending: Pending, *, with_graph: bool) -> None:
     """Delete the files of one checkpoint that left the record; what is gone already counts as done.
 
     Parameters
@@ -41,6 +41,8 @@ def collect_pending(directory: Location, pending: Pending) -> None:
     directory : Location
     pending : Pending
         Its prefix is a direct child of `directory`; the caller made sure.
+    with_graph : bool
+        Whether its suffix is one of a graph that the owner writes.
     """
     storage = directory.storage
     # DELETES: the index, in the version that retention judged; a checkpoint saved anew under the name is not
@@ -48,7 +50,8 @@ def collect_pending(directory: Location, pending: Pending) -> None:
     if not storage.delete_if(directory.child(index_name(pending.prefix)).key, pending.version):
         return
     keys = _data_keys(directory, pending.prefix, pending.shards)
-    keys.append(directory.child(meta_name(pending.prefix, pending.suffix)).key)
+    if with_graph:
+        keys.append(directory.child(meta_name(pending.prefix, pending.suffix)).key)
     # DELETES: its data and graph; no index names them any more.
     storage.delete_many(keys)
 

@@ -427,7 +427,9 @@ class Ownership:
         """
         foreign = False
         for each, owned in list(self.owned.items()):
-            owner = snapshot.record.owners.get(each)
+            # A line without a form: a run of 0.1.0rc1 has taken over.
+            owners = snapshot.record.owners
+            owner = line_of(snapshot.record, each) if each.form == "steps" else owners.get(each)
             if owner is None:
                 foreign = foreign or owned.in_record
             elif owner.run != self.run:
@@ -502,6 +504,7 @@ class Ownership:
         record: Record,
         name: OwnerName,
         step: int | None,
+        suffix: str,
         clock_name: ClockName,
         clock_s: float | None,
     ) -> Record:
@@ -518,7 +521,7 @@ class Ownership:
             line = self._owner_line(each, self._epoch(record, each), self._last_line(record, each))
             if each == name:
                 steps = [number for number in (owned.highest_step, step) if number is not None]
-                line = replace(line, highest_step=max(steps, default=None))
+                line = replace(line, highest_step=max(steps, default=None), suffix=suffix)
                 if clock_name == "next_keep_s":
                     line = replace(line, next_keep_s=clock_s)
                 else:
@@ -583,4 +586,5 @@ class Ownership:
             None if previous is None else previous.last_preserved_s,
             name.form,
             keep if name.form == "steps" else None,
+            "meta" if previous is None else previous.suffix,
         )

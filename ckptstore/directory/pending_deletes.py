@@ -9,8 +9,11 @@ from functools import partial
 
 from ckptstore.directory.collect import collect_pending, collect_shards
 from ckptstore.directory.graph_keeper import is_graph_suffix
+from ckptstore.directory.owner_names import owner_of_step
 from ckptstore.directory.ownership import Ownership
+from ckptstore.directory.paths import inside
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
+from ckptstore.directory.record_entries import listed_paths
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record_protocol import OwnerName, Pending, Record, Superseded
@@ -86,14 +89,27 @@ class PendingDeletes:
 
     def collect_pending(self, record: Record) -> None:
         """Do the pending deletes of the record. The checkpoint exists, so a failure is only a warning."""
+        if not record.pending:
+            return
         is_own = self._ownership.own_filter(record)
+        listed = {inside(self._directory, path) for path, _ in listed_paths(record.state)}
         for pending in record.pending:
+            exact = record.owners.get(OwnerName(pending.prefix, "exact"))
             # What was owned alone has no owner that comes back: whoever saves here deletes it.
-            is_mine = is_own(pending.prefix) or OwnerName(pending.prefix, "exact") in record.owners
+            is_mine = is_own(pending.prefix) or exact is not None
             is_valid = "/" not in pending.prefix and is_graph_suffix(pending.suffix)
-            if is_mine and is_valid and pending not in self.done:
-                self._attempt(pending, partial(collect_pending, self._directory, pending))
-                self.known.pop(pending.prefix, None)
+            if not is_mine or not is_valid or pending in self.done:
+                continue
+            if pending.prefix in listed:
+                # Saved again since, or written by hand.
+                self.done.add(pending)
+                continue
+            step_owner = owner_of_step(pending.prefix)
+            owner = exact or (None if step_owner is None else record.owners.get(step_owner))
+            has_graph = pending.suffix in ("meta", None if owner is None else owner.suffix)
+            collect = partial(collect_pending, self._directory, pending, with_graph=has_graph)
+            self._attempt(pending, collect)
+            self.known.pop(pending.prefix, None)
 
     def _collect_superseded(self, line: Superseded, saved: str) -> None:
         # Another program may have reused the names; this save did not.

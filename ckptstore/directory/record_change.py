@@ -123,7 +123,12 @@ class RecordChange:
             kept=tuple(prefix for prefix in record.kept if prefix not in counted),
         )
         record = self.ownership.restate_owner(
-            record, name, self.request.step, self.retention.clock_name, verdict.clock_s
+            record,
+            name,
+            self.request.step,
+            self.request.suffix,
+            self.retention.clock_name,
+            verdict.clock_s,
         )
         last_preserved_s = record.state.last_preserved_timestamp if record.state else 0.0
         if isinstance(self.retention, ManagerRetention):

@@ -80,6 +80,7 @@ __all__ = [
 ]
 
 _VERSION = 1
+_META = "meta"
 _HEADER = re.compile(r"# ckptstore ([0-9]{1,9})\s*$")
 # Possessive, because a plain repetition remembers 80 bytes for each escape of a hostile line.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -138,6 +139,8 @@ class Owner:
         CheckpointManager's clock; TensorFlow's own field holds one for the whole record only.
     keep : int or None
         The ``max_to_keep`` (0 without a limit) of the Saver that counts what has no `Counted` line.
+    suffix : str
+        Of the graphs that it writes: no others are deleted with its checkpoints.
     """
 
     basename: str
@@ -151,6 +154,7 @@ class Owner:
     last_preserved_s: float | None = None
     form: Form = ""
     keep: int | None = None
+    suffix: str = _META
 
     @property
     def name(self) -> OwnerName:
@@ -165,7 +169,7 @@ class Pending:
     prefix: str
     version: str
     shards: tuple[ShardName, ...]
-    suffix: str = "meta"
+    suffix: str = _META
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +297,8 @@ def format_record(record: Record) -> bytes:
             line += f" last_preserved={owner.last_preserved_s!r}"
         if owner.keep is not None:
             line += f" keep={owner.keep}"
+        if owner.suffix != _META:
+            line += f" suffix={_quote(owner.suffix)}"
         lines.append(line)
     ranges = RangeRoom()
     lines += [
@@ -429,6 +435,7 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
                 _time(values["last_preserved"]) if "last_preserved" in values else None,
                 _form(values.get("form", "")),
                 _integer(values["keep"]) if "keep" in values else None,
+                values.get("suffix", _META),
             )
         if kind == "kept":
             return Kept(name)
@@ -439,7 +446,7 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
             return Intent(name, _form(values["form"]), values["run"], crc32c, values.get("after", ""))
         shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
-            return Pending(name, values["version"], shards, values.get("suffix", "meta"))
+            return Pending(name, values["version"], shards, values.get("suffix", _META))
         return Superseded(name, shards)
     except (KeyError, RecursionError) as error:
         raise ValueError(line) from error

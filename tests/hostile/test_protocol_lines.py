@@ -69,6 +69,10 @@ DELETES: dict[str, Callable[[Path], list[str]]] = {
         pending(root, "model", suffix="ckpt-12.meta"),
         pending(root, "model-99", suffix=""),
     ],
+    "pending with the suffix of another file": lambda root: [
+        pending(root, "model-3", suffix="h5"),
+        pending(root, "model-5", suffix="json"),
+    ],
     "pending with a NUL": lambda root: [pending(root, "model-5", suffix="\0"), pending(root, "model-5\0")],
     "pending with the version of another file": lambda root: [
         pending(root, "model-5", index="elsewhere/model-90.index")
@@ -143,6 +147,43 @@ def test_protocol_lines_of_a_stranger_delete_nothing_but_our_own(
         assert report.ok, report
     assert ck.latest_checkpoint(directory) == str(directory / "model-8")
     assert (directory / "checkpoint").stat().st_size < 20 << 20
+
+
+def test_a_pending_line_deletes_only_graphs_whose_suffix_the_owner_has(tmp_path: Path) -> None:
+    directory = build(tmp_path)
+    line = pending(tmp_path, "model-3", suffix="h5")
+    (directory / "checkpoint").write_bytes(protocol(OWNER, line, paths=("model-5",)))
+    ck.Saver(run="after", max_to_keep=5).save(VALUES, directory / "model", 6)
+    assert not (directory / "model-3.index").exists()
+    assert (directory / "model-3.h5").read_bytes() == b"mine"
+    assert line not in (directory / "checkpoint").read_text()
+
+
+def test_a_pending_line_for_what_is_listed_does_nothing(tmp_path: Path) -> None:
+    directory = build(tmp_path)
+    lines = [pending(tmp_path, "model-3"), pending(tmp_path, "model-5")]
+    (directory / "checkpoint").write_bytes(protocol(OWNER, *lines))
+    ck.Saver(run="after", max_to_keep=5).save(VALUES, directory / "model", 6)
+    for step in (3, 5, 6):
+        assert verify_bundle(locate(directory / f"model-{step}")).ok
+    assert "# pending" not in (directory / "checkpoint").read_text()
+
+
+@pytest.mark.parametrize("suffix", ["graph", "meta"])
+def test_the_graph_of_a_save_that_was_killed_before_it_deleted_goes(suffix: str, tmp_path: Path) -> None:
+    saver = ck.Saver(run="before", max_to_keep=1)
+    for step in (1, 2):
+        saver.save(VALUES, tmp_path / "model", step, meta_graph_suffix=suffix)
+    # As before the deletes of the last save.
+    ck.Saver(run="other").save(VALUES, tmp_path / "model", 1, write_state=False, meta_graph_suffix=suffix)
+    record = tmp_path / "checkpoint"
+    text = record.read_text()
+    version = version_of(tmp_path / "model-1.index")
+    line = f'# pending "model-1" version="{version}" shards="00000-of-00001" suffix="{suffix}"\n'
+    header, _, rest = text.partition("\n")
+    record.write_text(f"{header}\n{line}{rest}")
+    ck.Saver(run="after", max_to_keep=1).save(VALUES, tmp_path / "model", 3, meta_graph_suffix=suffix)
+    assert not list(tmp_path.glob("model-1.*"))
 
 
 @pytest.mark.parametrize("time_s", ["1e300", "-1e300", "inf", "-inf", "253402300800"])
