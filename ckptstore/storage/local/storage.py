@@ -44,7 +44,7 @@ from ckptstore.storage.local.locks import (
     writer_is_dead,
 )
 from ckptstore.storage.local.mapping import map_file
-from ckptstore.storage.local.temp_file import TempFile, drop_if_stale, parse_temp_name, stale_status
+from ckptstore.storage.local.temp_file import TempFile, parse_temp_name, stale_file
 from ckptstore.storage.local.upload import LocalUpload
 from ckptstore.storage.values import Capabilities, GetResult, Lost, ObjectInfo, PutOutcome, SuffixRange
 
@@ -250,40 +250,22 @@ class LocalStorage(
             return iter(_children(path, prefix[: len(prefix) - len(start)], start))
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
-        path, start = _split(prefix, is_prefix=True)
-        with translate_errors("cannot clean up unfinished uploads", path):
-            try:
-                directory = Directory(path)
-            except FileNotFoundError:
-                return 0
-            dropped = 0
-            with directory:
-                for name in os.listdir(directory.fd):
-                    parsed = parse_temp_name(name) if name.startswith(start) else None
-                    if parsed and parsed[0].startswith(start):
-                        dropped += drop_if_stale(directory, name, parsed[1], min_age_s)
-            return dropped
+        dropped = 0
+        with translate_errors("cannot clean up unfinished uploads", _split(prefix, is_prefix=True)[0]):
+            for directory, name, _ in _stale_files(prefix, min_age_s):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=directory.fd)
+                    dropped += 1
+        return dropped
 
     def stale_uploads(self, prefix: str, min_age_s: float) -> Sequence[ObjectInfo]:
         path, start = _split(prefix, is_prefix=True)
-        found: list[ObjectInfo] = []
+        root = prefix[: len(prefix) - len(start)]
         with translate_errors("cannot look at unfinished uploads", path):
-            try:
-                directory = Directory(path)
-            except FileNotFoundError:
-                return found
-            with directory:
-                for name in sorted(os.listdir(directory.fd)):
-                    parsed = parse_temp_name(name) if name.startswith(start) else None
-                    if parsed is None or not parsed[0].startswith(start):
-                        continue
-                    status = stale_status(directory, name, parsed[1], min_age_s)
-                    if status is not None:
-                        key = prefix[: len(prefix) - len(start)] + name
-                        found.append(
-                            ObjectInfo(key, status.st_size, version_of(status), status.st_mtime_ns / 1e9)
-                        )
-        return found
+            return [
+                ObjectInfo(root + name, status.st_size, version_of(status), status.st_mtime_ns / 1e9)
+                for _, name, status in _stale_files(prefix, min_age_s)
+            ]
 
     def is_abandoned(self, key: str) -> bool:
         """Return whether an upload made this file and its writer is provably dead.
@@ -367,6 +349,22 @@ def _split(key: str, *, is_prefix: bool = False) -> tuple[str, str]:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, status.st_size, version_of(status), age_stamp_s(key, status))
+
+
+def _stale_files(prefix: str, min_age_s: float) -> Iterator[tuple[Directory, str, os.stat_result]]:
+    """Yield unfinished files of names that begin with `prefix`; that of a dead writer is locked meanwhile."""
+    path, start = _split(prefix, is_prefix=True)
+    try:
+        directory = Directory(path)
+    except FileNotFoundError:
+        return
+    with directory:
+        for name in sorted(os.listdir(directory.fd)):
+            parsed = parse_temp_name(name) if name.startswith(start) else None
+            if parsed is not None and parsed[0].startswith(start):
+                with stale_file(directory, name, parsed[1], min_age_s) as status:
+                    if status is not None:
+                        yield directory, name, status
 
 
 def _children(path: str, shown: str, start: str) -> list[ObjectInfo]:

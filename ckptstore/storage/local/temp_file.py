@@ -7,8 +7,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from ckptstore.storage.values import Ambiguous, Committed, Lost
 if TYPE_CHECKING:
     from ckptstore.storage.values import PutOutcome
 
-__all__ = ["TempFile", "drop_if_stale", "parse_temp_name", "stale_status"]
+__all__ = ["TempFile", "parse_temp_name", "stale_file"]
 
 _TEMP_NAME = re.compile(r"(?P<final>.+)\.tmp-(?P<host>[0-9a-f]{8})-[0-9a-f]{16}", re.DOTALL)
 
@@ -322,49 +322,27 @@ class TempFile:
             self.close()
 
 
-def stale_status(directory: Directory, name: str, host: str, min_age_s: float) -> os.stat_result | None:
-    """Return the status of an unfinished file that `drop_if_stale` would remove; None of any other."""
-    try:
-        status = os.lstat(name, dir_fd=directory.fd)
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        if time.time() - status.st_mtime >= min_age_s:
-            return status
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
-    except FileNotFoundError:
-        return None
-    try:
-        with writer_is_dead(fd, host) as dead:
-            return status if dead else None
-    finally:
-        os.close(fd)
+@contextmanager
+def stale_file(
+    directory: Directory, name: str, host: str, min_age_s: float
+) -> Iterator[os.stat_result | None]:
+    """Give the status of an unfinished file whose writer is provably dead, or wrote last so long ago.
 
-
-def drop_if_stale(directory: Directory, name: str, host: str, min_age_s: float) -> bool:
-    """Remove an unfinished file if its writer is provably dead or the last write is `min_age_s` ago.
-
-    Returns
-    -------
-    bool
-        Whether this call removed it.
+    None of any other. Within the block a dead writer's file is locked: a writer that has just made it fails
+    to lock it and makes another, so it may be removed there.
     """
-    try:
-        status = os.lstat(name, dir_fd=directory.fd)
-        if not stat.S_ISREG(status.st_mode):
-            return False
-        if time.time() - status.st_mtime >= min_age_s:
-            os.unlink(name, dir_fd=directory.fd)
-            return True
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory.fd)
-    except FileNotFoundError:
-        return False
-    try:
-        # Removed while it is locked here: a writer that has just made it fails to lock it and makes another.
-        with writer_is_dead(fd, host) as dead:
-            if dead:
-                os.unlink(name, dir_fd=directory.fd)
-            return dead
-    except FileNotFoundError:
-        return False
-    finally:
-        os.close(fd)
+    with ExitStack() as stack:
+        stale = None
+        try:
+            status = os.lstat(name, dir_fd=directory.fd)
+            if stat.S_ISREG(status.st_mode):
+                if time.time() - status.st_mtime >= min_age_s:
+                    stale = status
+                else:
+                    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                    fd = os.open(name, flags, dir_fd=directory.fd)
+                    stack.callback(os.close, fd)
+                    stale = status if stack.enter_context(writer_is_dead(fd, host)) else None
+        except FileNotFoundError:
+            pass
+        yield stale
