@@ -256,11 +256,15 @@ class CheckpointWriter:
         """Become the owner of what is saved, and of what the user told us to count."""
         prefix = request.prefix.name
         owned = self._ownership.acquire(request.owner, self._timeout_s, fresh_start=request.fresh_start)
-        prefixes = [prefix, *(entry.prefix for entry in self._window.entries if self._window.is_forced)]
+        prefixes, owners = [prefix], self._ownership.last_seen.owners
+        if self._window.is_forced:
+            prefixes += [entry.prefix for entry in self._window.entries]
+            # Another Saver of this run may have saved one of them since.
+            owners = read_record(self._record).record.owners
         for each in prefixes:
             # Saved without a step before: the run that did it is told.
             exact = OwnerName(each, "exact")
-            if exact in self._ownership.last_seen.owners:
+            if exact in owners:
                 self._ownership.acquire(exact, self._timeout_s, check=False)
             elif each != prefix:
                 self._ownership.acquire(owner_of_step(each) or exact, self._timeout_s, check=False)

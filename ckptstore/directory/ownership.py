@@ -431,7 +431,7 @@ class Ownership:
             owners = snapshot.record.owners
             owner = line_of(snapshot.record, each) if each.form == "steps" else owners.get(each)
             if owner is None:
-                foreign = foreign or owned.in_record
+                foreign = foreign or (owned.in_record and not _may_have_left(snapshot.record, each))
             elif owner.run != self.run:
                 self._fenced[each] = fenced_by(owner, owned.epoch, self.record)
                 del self.owned[each]
@@ -510,13 +510,14 @@ class Ownership:
     ) -> Record:
         """Return `record` with our owner line for `name` up to date, retention clock included.
 
-        Lines of others that this run is come back if they were dropped. Nothing else changes before
+        Lines of others that this run is come back if they were dropped. Single prefixes that the user told
+        this run to count get one: without it nobody would delete them. Nothing else changes before
         `record_saved`: the record may still be lost to another writer.
         """
         for each, owned in self.owned.items():
             present = record.owners.get(each)
-            dropped = present is None and owned.in_record
-            if each != name and not dropped:
+            is_absent = present is None and (owned.in_record or each.form == "exact")
+            if each != name and not is_absent:
                 continue
             line = self._owner_line(each, self._epoch(record, each), self._last_line(record, each))
             if each == name:
@@ -588,3 +589,9 @@ class Ownership:
             keep if name.form == "steps" else None,
             "meta" if previous is None else previous.suffix,
         )
+
+
+def _may_have_left(record: Record, name: OwnerName) -> bool:
+    """Return whether another Saver of this run may have dropped the line of `name`, with its checkpoint."""
+    listed = () if record.state is None else record.state.all_model_checkpoint_paths
+    return name.form == "exact" and bool(record.owners) and name.basename not in listed

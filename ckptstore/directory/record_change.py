@@ -137,7 +137,7 @@ class RecordChange:
             others = self.start.others
         else:
             is_counted = self.ownership.counts_filter(record)
-            others = other_entries(self.ownership.directory, record.state, is_counted, verdict.window)
+            others = other_entries(self.ownership.directory, record.state, is_counted, counted)
         state = restate(others, verdict.window, self.prefix, last_preserved_s)
         record = replace(record, state=state)
         self.after = Window(verdict.window, others=others, basis=(state, *self.ownership.basis()))

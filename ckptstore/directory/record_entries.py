@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ckptstore.directory.paths import inside, relative_prefix
 from ckptstore.directory.retention import Entry
@@ -71,19 +71,24 @@ def other_entries(
     directory: Location,
     state: CheckpointState | None,
     is_own: Callable[[str], bool],
-    window: Sequence[Entry],
+    judged: Collection[str],
 ) -> list[tuple[str, float | None]]:
-    """Return the listed paths that are not in `window`, and not own ones that left it.
+    """Return the listed paths that are neither `judged` nor own ones.
 
     They are relative to `directory` where they lie inside.
+
+    Parameters
+    ----------
+    judged : collection of str
+        What retention has looked at: it stays in the window, or leaves the list. The user may have set
+        what is not our own.
     """
-    counted = {entry.prefix for entry in window}
     others = []
     for path, time_s in listed_paths(state):
         name = relative_prefix(directory, path)
         if name is None:
             others.append((path, time_s))
-        elif "/" in name or (name not in counted and not is_own(name)):
+        elif "/" in name or (name not in judged and not is_own(name)):
             others.append((name, time_s))
     return others
 

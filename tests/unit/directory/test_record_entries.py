@@ -102,6 +102,49 @@ class TestWindow:
             save_steps(one if step % 2 else two, base, [step])
         assert checkpoints_in(str(tmp_path)) == ["model-4", "model-5", "model-6"]
 
+    def test_a_line_that_another_saver_dropped_is_no_foreign_rewrite(self, tmp_path: Path) -> None:
+        one, two = ck.Saver(max_to_keep=0), ck.Saver(max_to_keep=0)
+        one.save(values(1), f"{tmp_path}/a")
+        two.save(values(2), f"{tmp_path}/a")
+        two.save(values(3), f"{tmp_path}/b")
+        two.save(values(4), f"{tmp_path}/b")
+        assert "owner \"a\"" not in (tmp_path / "checkpoint").read_text()
+        with own_warnings() as caught:
+            one.save(values(5), f"{tmp_path}/b")
+        assert [str(warning.message) for warning in caught] == []
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        assert state.all_model_checkpoint_paths == (f"{tmp_path}/b",)
+
+    def test_what_the_user_set_is_deleted_also_where_no_line_says_whose_it_is(self, tmp_path: Path) -> None:
+        ck.Saver().save(values(1), f"{tmp_path}/a", latest_filename="best")
+        saver = ck.Saver(max_to_keep=2)
+        saver.recover_last_checkpoints([f"{tmp_path}/a"])
+        save_steps(saver, f"{tmp_path}/b", [1])
+        assert listed(saver) == ["a", "b-1"]
+        save_steps(saver, f"{tmp_path}/b", [2])
+        assert listed(saver) == checkpoints_in(str(tmp_path)) == ["b-1", "b-2"]
+
+    def test_what_the_user_set_is_not_listed_after_its_delete_whoever_saved_it(self, tmp_path: Path) -> None:
+        one, two = ck.Saver(max_to_keep=2), ck.Saver(max_to_keep=1)
+        save_steps(one, f"{tmp_path}/a", [1])
+        two.recover_last_checkpoints([f"{tmp_path}/a-1"])
+        save_steps(two, f"{tmp_path}/a", [2])
+        assert checkpoints_in(str(tmp_path)) == ["a-2"]
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        assert state.all_model_checkpoint_paths == (f"{tmp_path}/a-2",)
+
+    def test_what_the_user_set_is_counted_although_another_saver_saved_it_since(self, tmp_path: Path) -> None:
+        one, two = ck.Saver(), ck.Saver(max_to_keep=0)
+        save_steps(two, f"{tmp_path}/a", [1])
+        one.save(values(2), f"{tmp_path}/b-1")
+        two.set_last_checkpoints([f"{tmp_path}/b-1"])
+        save_steps(two, f"{tmp_path}/a", [2])
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        assert state.all_model_checkpoint_paths == (f"{tmp_path}/a-2",)
+
     def test_a_saver_that_did_not_see_an_overwrite_deletes_no_live_data(self, base: str) -> None:
         # `two` takes step 10 for new and would use the name that `one` wrote down to be deleted.
         one, two = ck.Saver(run="job"), ck.Saver(run="job")
