@@ -108,7 +108,7 @@ class TestWindow:
         two.save(values(2), f"{tmp_path}/a")
         two.save(values(3), f"{tmp_path}/b")
         two.save(values(4), f"{tmp_path}/b")
-        assert "owner \"a\"" not in (tmp_path / "checkpoint").read_text()
+        assert 'owner "a"' not in (tmp_path / "checkpoint").read_text()
         with own_warnings() as caught:
             one.save(values(5), f"{tmp_path}/b")
         assert [str(warning.message) for warning in caught] == []
