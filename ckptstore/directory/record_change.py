@@ -134,7 +134,8 @@ class RecordChange:
         if isinstance(self.retention, ManagerRetention):
             last_preserved_s = verdict.clock_s or 0.0
         if self._is_as_before(record):
-            others = self.start.others
+            # Another Saver of this run may have saved this prefix.
+            others = [other for other in self.start.others if other[0] != self.prefix]
         else:
             is_counted = self.ownership.counts_filter(record)
             others = other_entries(self.ownership.directory, record.state, is_counted, counted)

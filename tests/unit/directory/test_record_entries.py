@@ -102,6 +102,15 @@ class TestWindow:
             save_steps(one if step % 2 else two, base, [step])
         assert checkpoints_in(str(tmp_path)) == ["model-4", "model-5", "model-6"]
 
+    def test_what_another_saver_has_saved_and_this_one_saves_again_is_listed_once(self, base: str) -> None:
+        save_steps(ck.Saver(max_to_keep=3), base, [1])
+        saver = ck.Saver(max_to_keep=5)
+        save_steps(saver, base, [2, 1])
+        assert listed(saver) == ["model-2", "model-1"]
+        state = ck.get_checkpoint_state(base.rpartition("/")[0])
+        assert state is not None
+        assert state.all_model_checkpoint_paths == (f"{base}-2", f"{base}-1")
+
     def test_a_line_that_another_saver_dropped_is_no_foreign_rewrite(self, tmp_path: Path) -> None:
         one, two = ck.Saver(max_to_keep=0), ck.Saver(max_to_keep=0)
         one.save(values(1), f"{tmp_path}/a")
