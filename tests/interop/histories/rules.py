@@ -264,8 +264,8 @@ def is_complete(files: dict[str, PrefixFiles], name: str) -> bool:
 
 
 @_row(
-    "a checkpoint that is still being copied, or an index that is a web page or a Git LFS pointer: None, or an"
-    " error from the restore"
+    "a checkpoint that is still being copied, or an index that is a web page or a Git LFS pointer: None, or"
+    " an error from the restore"
 )
 def nothing_can_be_restored(answer: str, owner: Owner, listed: Listed | None, directory: Path) -> str:
     """What the first save of a run as `owner` answers."""
