@@ -18,7 +18,7 @@ from ckptstore.directory.paths import inside
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_change import RecordChange, Window
-from ckptstore.directory.record_entries import own_entries
+from ckptstore.directory.record_entries import newest_own, own_entries
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.save_request import LastSaved, RunningSave, SaveRequest
@@ -201,14 +201,14 @@ class CheckpointWriter:
             before = self._write(
                 files, request, None if fresh else self._taken(prefix, step, published, owned)
             )
-            if owned.in_record and request.owner not in before.record.owners:
-                self._refuse_unknown(request.owner, prefix, owned)
             change = RecordChange(
                 request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
             self._graphs.remember(prefix, suffix, written=meta is not None, fresh=fresh)
 
             def decide(snapshot: RecordSnapshot) -> Record:
+                if self._ownership.is_rewritten(snapshot, request.owner):
+                    self._refuse_unknown(request.owner, prefix, snapshot.record)
                 record = change(snapshot)
                 self._graphs.carry_over(
                     [v.prefix for v in change.victims], [e.prefix for e in change.after.entries], suffix
@@ -231,6 +231,8 @@ class CheckpointWriter:
             self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
             try:
                 self._publish(unrecorded, published, request.owner, claim)
+                # A record that somebody rewrites may list it already: the answer to ours was lost then.
+                owned.add(prefix)
             finally:
                 if not files.may_be_published:
                     del self._unrecorded[prefix]
@@ -312,13 +314,15 @@ class CheckpointWriter:
         self._deletes.done.clear()
         return snapshot
 
-    def _refuse_unknown(self, name: OwnerName, prefix: str, owned: Owned) -> None:
-        """Raise if the record lost our lines, and another run has saved `prefix` since."""
-        there = read_published_index(self.directory, prefix)
-        known = self._deletes.known.get(prefix)
-        is_known = prefix in owned.seen and (known is None or there is None or known == there)
-        if there is not None and not is_known:
-            raise self._ownership.fence_unknown(name, prefix)
+    def _refuse_unknown(self, name: OwnerName, prefix: str, record: Record) -> None:
+        """Raise if `record` lost our lines, and another run has saved since: `prefix`, or its latest."""
+        owned, known = self._ownership.owned[name], self._deletes.known
+        latest = newest_own(self.directory, record.state, self._ownership.filter_of(record, name))
+        for each in dict.fromkeys([prefix] if latest not in known else [prefix, latest]):
+            there = read_published_index(self.directory, each)
+            is_known = each in owned.published and (there is None or known.get(each, there) == there)
+            if there is not None and not is_known:
+                raise self._ownership.fence_unknown(name, each)
 
     def _taken(
         self, prefix: str, step: int | None, published: PublishedIndex | None, owned: Owned

@@ -62,9 +62,13 @@ class Owned:
     ----------
     in_record : bool
         Whether the record is known to carry our owner line.
+    had_record : bool
+        Whether there was a record when the run started.
     seen : set of str
         Prefixes that had files when the run started, or that it saved and that are still listed; their
         canonical data names may be taken.
+    published : set of str
+        Those of `seen` that had an index when the run started, or that it published.
     highest_gone : int or None
         The highest step of those that left `seen`.
     has_saved : bool
@@ -78,15 +82,23 @@ class Owned:
 
     epoch: int
     in_record: bool
+    had_record: bool = True
     highest_step: int | None = None
     seen: set[str] = field(default_factory=set)
+    published: set[str] = field(default_factory=set)
     highest_gone: int | None = None
     has_saved: bool = False
     is_listed: bool = False
     knows_all: bool = False
 
+    def add(self, prefix: str) -> None:
+        """Note that this run has published `prefix`."""
+        self.seen.add(prefix)
+        self.published.add(prefix)
+
     def forget(self, prefix: str, step: int | None) -> None:
         """Note that `prefix` is not listed any more."""
+        self.published.discard(prefix)
         if prefix in self.seen:
             self.seen.discard(prefix)
             self.highest_gone = max(-1 if self.highest_gone is None else self.highest_gone, step or 0)
@@ -159,7 +171,7 @@ class Ownership:
 
         return is_own
 
-    def _filter_of(self, record: Record, name: OwnerName) -> Callable[[str], bool]:
+    def filter_of(self, record: Record, name: OwnerName) -> Callable[[str], bool]:
         """Return a function that tells which of the listed prefixes are this run's as `name`."""
         is_own = self.own_filter(record)
         return lambda prefix: may_have_saved(name, prefix) and is_own(prefix)
@@ -260,7 +272,7 @@ class Ownership:
                 raise fault
             fault = None
         owner = snapshot.record.owners.get(name)
-        owned = Owned(1 if owner is None else owner.epoch, owner is not None)
+        owned = Owned(1 if owner is None else owner.epoch, owner is not None, snapshot.version is not None)
         self.owned[name] = owned
         self.snapshot = snapshot
         self._look_around(name, owned, snapshot.record, listing, is_anew=fault is not None)
@@ -326,12 +338,13 @@ class Ownership:
         owned.is_listed = listing is not None
         found = {prefix: item for prefix, item in (listing or {}).items() if may_have_saved(name, prefix)}
         owned.seen = set(found)
+        owned.published = {prefix for prefix, item in found.items() if item.index is not None}
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
         # for ever.
         now_s = self.clock()
         mtimes_s = {item.prefix: min(item.index.mtime_s, now_s) for item in found.values() if item.index}
         self._mtimes_s.update(mtimes_s)
-        is_own = self._filter_of(record, name)
+        is_own = self.filter_of(record, name)
         entries = own_entries(self.directory, record.state, is_own, self._mtimes_s, 0.0)
         listed = {entry.prefix for entry in entries}
         if is_anew:
@@ -406,7 +419,7 @@ class Ownership:
             # A new owner of a single prefix has taken nothing over.
             record = replace(record, state=record.state and moved_here(self.directory, record.state))
         line = self._owner_line(name, self._epoch(record, name), self._last_line(record, name))
-        newest = newest_own(self.directory, record.state, self._filter_of(record, name))
+        newest = newest_own(self.directory, record.state, self.filter_of(record, name))
         intents = self._announcements.announce(
             record, replace(intent, after=newest or ""), {entry.prefix for entry in self.adopted}
         )
@@ -431,21 +444,30 @@ class Ownership:
             owners = snapshot.record.owners
             owner = line_of(snapshot.record, each) if each.form == "steps" else owners.get(each)
             if owner is None:
-                foreign = foreign or (owned.in_record and not _may_have_left(snapshot.record, each))
+                foreign = foreign or self.is_rewritten(snapshot, each)
             elif owner.run != self.run:
                 self._fenced[each] = fenced_by(owner, owned.epoch, self.record)
                 del self.owned[each]
         if name in self._fenced:
             raise self._fenced[name]
-        if foreign and self.owned[name].in_record:
+        if foreign and self.is_rewritten(snapshot, name):
             self._refuse_unknown(snapshot.record, name)
         return foreign
+
+    def is_rewritten(self, snapshot: RecordSnapshot, name: OwnerName) -> bool:
+        """Return whether another program wrote `snapshot`, a record without our line of `name`."""
+        owned, record = self.owned[name], snapshot.record
+        if name in record.owners or _may_have_left(record, name):
+            return False
+        return owned.in_record or (
+            not owned.had_record and snapshot.version is not None and not record.owners
+        )
 
     def _refuse_unknown(self, record: Record, name: OwnerName) -> None:
         """Raise if a rewritten record lists what this run never saw: another run saved in between."""
         listed = listed_paths(self.last_seen.state)
-        known = self.owned[name].seen | {inside(self.directory, path) for path, _ in listed}
-        is_own = self._filter_of(record, name)
+        known = self.owned[name].published | {inside(self.directory, path) for path, _ in listed}
+        is_own = self.filter_of(record, name)
         for entry in own_entries(self.directory, record.state, is_own, {}, 0.0):
             if entry.prefix not in known:
                 raise self.fence_unknown(name, entry.prefix)
@@ -565,7 +587,7 @@ class Ownership:
                 self.owned[step].forget(gone, split_step(gone)[1])
             self._mtimes_s.pop(gone, None)
         saved = self.owned[name]
-        saved.seen.add(prefix)
+        saved.add(prefix)
         saved.has_saved = True
         self.torn.discard(prefix)
         self.adopted.clear()

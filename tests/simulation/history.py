@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckptstore.format.naming import index_name, meta_name
-from ckptstore.format.record_protocol import Intent, Pending, Record, Superseded
+from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Pending, Record, Superseded
 from ckptstore.testing.invariants import (
     InvariantViolation,
     assert_acknowledged_save_is_kept,
@@ -98,7 +98,14 @@ class History:
         self._has_graphs = has_graphs
         self._listed: tuple[str, ...] = ()
         self._latest = ""
+        # Of each run, the last one; those after a rewrite of the record are higher than those before.
         self._epochs: dict[str, int] = {}
+        self._highest_before = 0
+        # Owners that the record had before somebody rewrote it, until they are there again.
+        self._dropped: dict[OwnerName, Owner] = {}
+        # Runs whose save a record named, and runs in whose place another one came.
+        self._savers: set[str] = set()
+        self._replaced: set[str] = set()
         self._changes = 0
         self._before_record: set[str] = set()
         bucket.on_change = self._changed
@@ -158,7 +165,7 @@ class History:
                 self.torn.discard(prefix)
                 self._see(prefix)
                 self._check_bystander(prefix)
-                if self.record is None:
+                if self.record is None or not self.record.owners:
                     self._before_record.add(prefix)
             if prefix in self._listed and prefix not in self.torn:
                 self._check(prefix)
@@ -170,8 +177,7 @@ class History:
         self.record = after
         self._listed = listed_prefixes(after)
         self._latest = after.state.model_checkpoint_path
-        for owner in after.owners.values():
-            self._epochs[owner.run] = owner.epoch
+        self._look_at_owners(before, after)
         self._see(self._latest)
         for prefix in self._listed:
             if prefix not in self.torn:
@@ -179,8 +185,34 @@ class History:
         if self.torn.difference(self._listed):
             raise InvariantViolation("LOST", f"what is torn left the list: {self.torn}")
         if before is not None:
-            assert_fence_holds(before, after)
+            if after.owners:
+                assert_fence_holds(before, after)
             assert_nothing_is_forgotten(self._counted(before), self._counted(after), self._max_to_keep)
+
+    def _look_at_owners(self, before: Record | None, after: Record) -> None:
+        """Note who owns what and has saved; FENCE: a rewrite of the record helps no run that was replaced."""
+        last = self._dropped if before is None else {**self._dropped, **before.owners}
+        for name, owner in after.owners.items():
+            previous = last.get(name)
+            if previous is not None and previous.run != owner.run:
+                self._replaced.add(previous.run)
+                if name in self._dropped and previous.run in self._savers and owner.run in self._replaced:
+                    self.note("FENCE", f"{owner.run} came back after a save of {previous.run}")
+            if before is None or (before.state != after.state and before.owners.get(name) != owner):
+                self._savers.add(owner.run)
+        if not after.owners:
+            self._highest_before = max(self._epochs.values(), default=0)
+        self._dropped = {
+            name: owner
+            for name, owner in (self._dropped if after.owners else last).items()
+            if name not in after.owners
+        }
+        for owner in after.owners.values():
+            self._epochs[owner.run] = self._highest_before + owner.epoch
+
+    def was_replaced(self, run: str) -> bool:
+        """Return whether another run came in the place of `run`."""
+        return run in self._replaced or run not in self._epochs
 
     def _counted(self, record: Record) -> Record:
         """Return `record` without what takes no place in a window."""
@@ -219,7 +251,7 @@ class History:
                 self.note("GROWS", f"the record goes on to say {line}")
 
     def check_nothing_is_left(self) -> None:
-        """LEFT: at a quiet moment each checkpoint is listed, or was there before there was a record."""
+        """LEFT: at a quiet moment each checkpoint is listed, or was there before a record of ours was."""
         record = self.record
         assert record is not None
         named = {

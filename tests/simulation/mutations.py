@@ -260,3 +260,24 @@ def _announcements_stay() -> Iterator[None]:
 
     with mock.patch.object(Announcements, "_is_open", is_open):
         yield
+
+
+@_mutation("zombie-rollback", "FENCE", "LOST", "DANGL", "CORR")
+def _rewritten_records_are_anybodys() -> Iterator[None]:
+    """Where somebody has rewritten the record, nobody looks whether another run has saved since."""
+    with (
+        mock.patch.object(Ownership, "_refuse_unknown", lambda *_: None),
+        mock.patch.object(CheckpointWriter, "_refuse_unknown", lambda *_: None),
+    ):
+        yield
+
+
+@_mutation("steps", "SPURIOUS")
+def _rewritten_records_fence_everybody() -> Iterator[None]:
+    """A run that finds its line gone never goes on, although nobody else has saved."""
+
+    def refuse(self: CheckpointWriter, name: OwnerName, prefix: str, _: object) -> None:
+        raise self._ownership.fence_unknown(name, prefix)
+
+    with mock.patch.object(CheckpointWriter, "_refuse_unknown", refuse):
+        yield
