@@ -1,4 +1,8 @@
-"""The record of a directory that was moved: paths to the old place become names of the files beside it."""
+"""A record that people and programs wrote: its paths become names of the files beside it.
+
+Those of a directory that was moved lead to the old place, and who goes back to a checkpoint by hand may give
+another path than the list has.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import posixpath
 from dataclasses import replace
 
 from ckptstore.directory.catalog import fault_of
-from ckptstore.directory.paths import basename_of, is_of_windows, relative_prefix
+from ckptstore.directory.paths import basename_of, is_of_windows, relative_prefix, resolve
 from ckptstore.format.record import CheckpointState
 from ckptstore.storage.base import Location
 
@@ -20,10 +24,13 @@ def moved_here(directory: Location, state: CheckpointState) -> CheckpointState:
     It was there if the path of the latest checkpoint leads out of the directory, and that checkpoint lies
     complete beside the record. Paths to other places stay: a Saver of TensorFlow that saves into two
     directories lists both.
+
+    Inside of the directory the latest checkpoint gets the name that it has in the list: ``./model-1``, or one
+    of its files, is what somebody went back to by hand.
     """
     latest = state.model_checkpoint_path
     if relative_prefix(directory, latest) is not None and not is_of_windows(latest):
-        return state
+        return _as_listed(directory, state)
     name = basename_of(latest)
     if not name or fault_of(directory.child(name)) is not None:
         return state
@@ -32,6 +39,17 @@ def moved_here(directory: Location, state: CheckpointState) -> CheckpointState:
         basename_of(path) if _home_of(path) == home else path for path in state.all_model_checkpoint_paths
     )
     return replace(state, model_checkpoint_path=name, all_model_checkpoint_paths=paths)
+
+
+def _as_listed(directory: Location, state: CheckpointState) -> CheckpointState:
+    latest, paths = state.model_checkpoint_path, state.all_model_checkpoint_paths
+    if not paths or latest == paths[-1] or latest in paths:
+        return state
+    listed = {directory.child(name).key: path for path in paths if (name := relative_prefix(directory, path))}
+    for place in resolve(directory, latest):
+        if place.key in listed:
+            return replace(state, model_checkpoint_path=listed[place.key])
+    return state
 
 
 def _home_of(path: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from ckptstore.directory.moved import moved_here
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex
@@ -109,6 +110,7 @@ class RecordChange:
         name = self.request.owner
         foreign = self.ownership.check(snapshot, name) or snapshot.fault is not None
         record = snapshot.record
+        record = replace(record, state=record.state and moved_here(self.ownership.directory, record.state))
         verdict = self._decide(record, foreign=foreign)
         self.victims = verdict.victims
         stays = {entry.prefix for entry in verdict.window}

@@ -33,6 +33,12 @@ def record_at(url: str) -> tuple[Location, bytes, Record]:
     return location, location.storage.get(location.key).data, read_record(location).record
 
 
+def listed_in_record(url: str) -> list[str]:
+    state = record_at(url)[2].state
+    assert state is not None
+    return list(state.all_model_checkpoint_paths)
+
+
 def put_record(url: str, data: bytes) -> None:
     location = locate(url).child("checkpoint")
     location.storage.put_if(location.key, data, location.storage.head(location.key).version)
@@ -106,16 +112,27 @@ def test_two_records_of_one_directory_do_not_take_over_each_other(run_url: str) 
     assert checkpoints_in(run_url) == ["model-6", "model-7"]
 
 
-@pytest.mark.parametrize("how", ["by hand", "by a function", "by TensorFlow", "by TensorFlow, short"])
+BY_HAND = {
+    "by hand": "model-1",
+    "by hand, with a dot": "./model-1",
+    "by hand, the whole path": "{}/model-1",
+    "by hand, a file": "model-1.index",
+}
+
+
+def set_latest_by_hand(url: str, path: str, *, before: str) -> None:
+    _, data, _ = record_at(url)
+    line = 'model_checkpoint_path: "{}"\n'
+    put_record(url, data.replace(line.format(before).encode(), line.format(path.format(url)).encode(), 1))
+
+
+@pytest.mark.parametrize("how", [*BY_HAND, "by a function", "by TensorFlow", "by TensorFlow, short"])
 def test_what_was_gone_back_to_stays_and_what_lies_above_is_not_taken_over(how: str, run_url: str) -> None:
     save(ck.Saver(max_to_keep=3, run="a"), f"{run_url}/model", 1, 2, 3)
     die_before_the_record(f"{run_url}/model", 4, max_to_keep=3)
-    _, data, _ = record_at(run_url)
     names = [f"model-{step}" for step in (1, 2, 3)]
-    if how == "by hand":
-        put_record(
-            run_url, data.replace(b'model_checkpoint_path: "model-3"', b'model_checkpoint_path: "model-1"')
-        )
+    if how in BY_HAND:
+        set_latest_by_hand(run_url, BY_HAND[how], before="model-3")
     elif how == "by a function":
         ck.update_checkpoint_state(run_url, f"{run_url}/model-1", [f"{run_url}/{name}" for name in names])
     else:
@@ -128,6 +145,17 @@ def test_what_was_gone_back_to_stays_and_what_lies_above_is_not_taken_over(how: 
     # Nobody owns it, so nobody deletes it.
     save(saver, f"{run_url}/model", 12, 13)
     assert "model-4" in checkpoints_in(run_url)
+
+
+@pytest.mark.parametrize("how", BY_HAND)
+def test_what_was_gone_back_to_stays_in_a_run_that_goes_on(how: str, run_url: str) -> None:
+    saver = ck.Saver(max_to_keep=3, run="a")
+    save(saver, f"{run_url}/model", 1, 2, 3)
+    set_latest_by_hand(run_url, BY_HAND[how], before="model-3")
+    save(saver, f"{run_url}/model", 10)
+    assert listed(saver) == ["model-3", "model-1", "model-10"]
+    assert checkpoints_in(run_url) == ["model-1", "model-10", "model-3"]
+    assert listed_in_record(run_url) == ["model-3", "model-1", "model-10"]
 
 
 def test_a_shortened_list_takes_over_nothing_above_it(run_url: str) -> None:
