@@ -164,7 +164,8 @@ class GcsService:
             before_bytes, copied_bytes = copied_bytes, int(total) if total.isdecimal() else 0
             if copied_bytes <= before_bytes:
                 raise Fault(Kind.GARBLED, "the server copies, and gets no further")
-            attempts.record_progress()
+            # As bytes of a body: a server that copies one with each request makes no progress.
+            attempts.record_received(copied_bytes - max(before_bytes, 0))
 
     def _missing(self, bucket: str, attempts: Attempts) -> Fault | None:
         """Find out whether the bucket exists: a missing object and a missing bucket have the same answer."""

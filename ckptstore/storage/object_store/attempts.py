@@ -234,6 +234,8 @@ class Attempts:
 
     def stalled(self) -> Fault:
         """Return the fault of an attempt whose time is over."""
+        if self._attempt_ends_s >= self._limit_s:
+            return Fault(Kind.STALLED, "no answer in the time that was left")
         return Fault(Kind.STALLED, f"no progress for {self.policy.attempt_s:g} s")
 
     def wait_to_retry(self, fault: Fault) -> bool:

@@ -18,11 +18,18 @@ class PageGuard:
     """Ends a listing that would never end."""
 
     def __init__(self) -> None:
-        self._tokens: set[object] = set()
+        self._seen: set[object] = set()
         self._empty = 0
 
-    def check(self, token: object, *, is_empty: bool) -> None:
+    def check(self, token: object, *, is_empty: bool, first: str | None = None) -> None:
         """Look at a page that is not the last one, and at the token of the next.
+
+        Parameters
+        ----------
+        token : object
+        is_empty : bool
+        first : str, optional
+            What the page begins with, if nothing stands on two pages.
 
         Raises
         ------
@@ -30,11 +37,12 @@ class PageGuard:
             `Kind.GARBLED` if the listing goes in a circle, or no page of many has anything in it.
         """
         self._empty = self._empty + 1 if is_empty else 0
-        if token in self._tokens:
+        marks = {("token", token), *([] if first is None else [("first", first)])}
+        if marks & self._seen:
             raise Fault(Kind.GARBLED, "the listing does not end: the server sends a page again")
         if self._empty > _MOST_EMPTY_PAGES:
             raise Fault(Kind.GARBLED, f"the listing does not end: {self._empty} empty pages in a row")
-        self._tokens.add(token)
+        self._seen |= marks
 
 
 def all_pages(ask: Callable[[str | None], Page]) -> Iterator[ObjectInfo]:
@@ -49,6 +57,7 @@ def all_pages(ask: Callable[[str | None], Page]) -> Iterator[ObjectInfo]:
     page = ask(None)
     yield from page.objects
     while page.token is not None:
-        guard.check(page.token, is_empty=page.is_empty)
+        first = page.objects[0].key if page.objects else None
+        guard.check(page.token, is_empty=page.is_empty, first=first)
         page = ask(page.token)
         yield from page.objects

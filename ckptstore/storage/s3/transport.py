@@ -265,6 +265,7 @@ class S3Transport(Transport):
     def upload_size(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> int:
         total = 0
         marker: dict[str, Any] = {}
+        guard = PageGuard()
         while True:
             names = {"Bucket": object_name.bucket, "Key": object_name.name, "UploadId": upload_id}
             try:
@@ -274,10 +275,10 @@ class S3Transport(Transport):
                     return total
                 raise
             total += sum(int(part["Size"]) for part in answer.get("Parts", ()))
-            following = answer.get("NextPartNumberMarker")
-            if not answer.get("IsTruncated") or marker.get("PartNumberMarker") == following:
+            if not answer.get("IsTruncated"):
                 return total
-            marker = {"PartNumberMarker": following}
+            marker = {"PartNumberMarker": answer.get("NextPartNumberMarker")}
+            guard.check(marker["PartNumberMarker"], is_empty=not answer.get("Parts"))
 
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
