@@ -268,6 +268,7 @@ def test_environment_variables_that_are_read_are_on_their_page():
 
 def test_storage_options_are_on_their_page_and_the_tests_it_names_exist():
     page = _page("storage-options.md")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
     known = {*_S3_OPTIONS, *GCS_OPTIONS, *CLIENT_KWARGS, *CONFIG_KWARGS, *ADDITIONAL_KWARGS}
     tests = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -278,6 +279,11 @@ def test_storage_options_are_on_their_page_and_the_tests_it_names_exist():
                 f"docs/storage-options.md: {name} is not described"
                 for name in known
                 if f"`{name}`" not in page
+            ),
+            *(
+                f"docs/storage-options.md: no test of {row.split('|')[1].strip()[:60]}"
+                for row in rows
+                if "| none |" not in row and "`test_" not in row
             ),
             *(
                 f"docs/storage-options.md: there is no test {name}"

@@ -143,3 +143,20 @@ def test_doctor_with_a_wrong_key(minio: S3Server, capsys: pytest.CaptureFixture[
     said = capsys.readouterr()
     assert "s3cr3t" not in said.out + said.err
     assert "InvalidAccessKeyId" in said.out
+
+
+def test_doctor_tries_what_happens_when_two_requests_meet(place: Place, run: Any) -> None:
+    code, said = run("doctor", "--race")
+    tried = {one["check"]: one for one in said["checks"] if one["check"].endswith("at once")}
+    # Of a server that is known to delete in two steps, or keeps no conditions, no such thing is expected.
+    has = locate(place.url, place.options).storage.capabilities
+    assert set(tried) == {
+        *(["two creators at once"] if has.create_if_absent else []),
+        *(["two replacements at once"] if has.compare_and_swap else []),
+        *(["delete and replacement at once"] if has.compare_and_swap and has.conditional_delete else []),
+    }
+    assert {one["state"] for one in tried.values()} <= {"ok"}
+    assert code == 0
+    assert place.keys() == set()
+    _, said = run("doctor")
+    assert not [one for one in said["checks"] if one["check"].endswith("at once")]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+import ckptstore as ck
 from ckptstore.errors import AccessError, UsageError
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.storage import ObjectStorage
-from ckptstore.storage.object_store.transport import ObjectName
+from ckptstore.storage.object_store.transport import ObjectName, PutRequest
 from ckptstore.storage.registry import locate
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.transport import S3Transport
 from ckptstore.storage.values import Committed
 from tests.servers.fault_proxy import FaultProxy
 from tests.servers.fixtures import need
+from tests.servers.gcs import GcsServer
 from tests.servers.peer import PATIENCE_S, Conversation, running
 from tests.servers.s3 import S3Server
 from tests.servers.s3_tls import TlsS3Server, minio_tls
@@ -80,6 +83,109 @@ def test_who_pays_is_said_in_every_request(minio: S3Server, proxy: FaultProxy, p
         assert headers.get("x-amz-request-payer") == "requester", (request.method, request.path)
 
 
+ADDITIONAL: dict[str, tuple[Any, str]] = {
+    "ACL": ("bucket-owner-full-control", "x-amz-acl"),
+    "GrantFullControl": ("id=1", "x-amz-grant-full-control"),
+    "GrantRead": ("id=2", "x-amz-grant-read"),
+    "GrantReadACP": ("id=3", "x-amz-grant-read-acp"),
+    "GrantWriteACP": ("id=4", "x-amz-grant-write-acp"),
+    "ServerSideEncryption": ("aws:kms", "x-amz-server-side-encryption"),
+    "SSEKMSKeyId": ("k3y", "x-amz-server-side-encryption-aws-kms-key-id"),
+    "SSEKMSEncryptionContext": ("e30=", "x-amz-server-side-encryption-context"),
+    "BucketKeyEnabled": (True, "x-amz-server-side-encryption-bucket-key-enabled"),
+    "StorageClass": ("STANDARD_IA", "x-amz-storage-class"),
+    "Tagging": ("team=blue", "x-amz-tagging"),
+    "CacheControl": ("no-store", "cache-control"),
+    "ContentDisposition": ("inline", "content-disposition"),
+    "ContentLanguage": ("en", "content-language"),
+    "ContentType": ("application/x-index", "content-type"),
+    "Expires": ("Wed, 21 Oct 2026 07:28:00 GMT", "expires"),
+    "WebsiteRedirectLocation": ("/elsewhere", "x-amz-website-redirect-location"),
+    "ObjectLockMode": ("GOVERNANCE", "x-amz-object-lock-mode"),
+    "ObjectLockRetainUntilDate": ("2026-10-21T07:28:00Z", "x-amz-object-lock-retain-until-date"),
+    "ObjectLockLegalHoldStatus": ("ON", "x-amz-object-lock-legal-hold"),
+    "ExpectedBucketOwner": ("123456789012", "x-amz-expected-bucket-owner"),
+}
+
+
+def test_what_is_said_of_an_object_is_said_on_both_planes() -> None:
+    seen: list[dict[str, str]] = []
+
+    def serve(talk: Conversation) -> None:
+        while True:
+            head, _ = talk.take()
+            seen.append(head)
+            upload = b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            talk.answer(upload if head[""].startswith("POST") else b"", fields='ETag: "e"\n')
+
+    given = {name: value for name, (value, _) in ADDITIONAL.items()}
+    names = {header for _, header in ADDITIONAL.values()}
+    with running(serve) as peer:
+        options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", "key": "k", "secret": "s"}
+        transport = S3Transport(S3Client(options | {"s3_additional_kwargs": given}))
+        attempts = Attempts(RetryPolicy(), RetryBudget())
+        attempts.begin()
+        for size_bytes in (1, 300_000):
+            request = PutRequest(ObjectName("bucket", "x"), "id", None, size_bytes, 0)
+            transport.put(request, [memoryview(bytes(size_bytes))], attempts)
+        transport.begin(request, attempts)
+    small, large, begun = seen
+    assert "aiobotocore" in small["user-agent"].lower()
+    assert "amz-sdk-invocation-id" in small
+    # So it is the other plane.
+    assert "amz-sdk-invocation-id" not in large
+    for head in (small, large, begun):
+        assert names - head.keys() == set()
+    of = {name: value for name, value in small.items() if name in names}
+    assert {name: value for name, value in large.items() if name in names} == of
+    assert {name: value for name, value in begun.items() if name in names} == of
+
+
+@PLANES
+def test_who_pays_is_said_in_every_request_to_google(gcs_server: GcsServer, plane: dict[str, Any]) -> None:
+    bucket = gcs_server.make_bucket()
+    with FaultProxy(gcs_server.processes[-1].port) as proxy:
+        options = gcs_server.options | {"endpoint_url": proxy.url, "requester_pays": True} | plane
+        storage = ObjectStorage(GcsTransport(options), RetryPolicy(pause_scale=0.0))
+        for key in write_all_ways(storage, f"{bucket}/run"):
+            storage.get(key)
+        list(storage.list(f"{bucket}/run/"))
+        storage.delete_many([f"{bucket}/run/small"])
+        assert len(proxy.requests) > 8
+        for request in proxy.requests:
+            whole = request.path + request.body.decode("latin-1") if "batch" in request.path else request.path
+            assert "userProject=p" in whole, (request.method, request.path)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_nothing_is_asked_of_a_server_before_a_wrong_name_is_refused(scheme: str) -> None:
+    asked: list[str] = []
+
+    def serve(talk: Conversation) -> None:
+        asked.append(talk.head()[""])
+
+    all_wrong: dict[str, list[dict[str, Any]]] = {
+        "s3": [
+            {"s3_additional_kwargs": {"ServerSideEncryptin": "aws:kms"}},
+            {"s3_additional_kwarg": {"ServerSideEncryption": "aws:kms"}},
+            {"config_kwargs": {"read_timeot": 1}},
+            {"client_kwargs": {"verifyy": True}},
+        ],
+        "gs": [{"sesion_kwargs": {}}, {"session_kwargs": {"trust_enw": True}}, {"timeout": 3}],
+    }
+    secrets = {"key": "k", "secret": "s"} if scheme == "s3" else {"token": "anon", "project": "p"}
+    with running(serve) as peer:
+        for one in all_wrong[scheme]:
+            options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", **secrets, **one}
+            for call in (
+                partial(ck.Saver().save, {"w": 1.0}, f"{scheme}://bucket/run/model"),
+                partial(ck.latest_checkpoint, f"{scheme}://bucket/run"),
+            ):
+                with pytest.raises(UsageError):
+                    call(storage_options=options)
+    assert asked == []
+
+
 @PLANES
 def test_what_a_customer_encrypts_is_copied_with_the_key_of_the_source(
     tls_minio: TlsS3Server, plane: dict[str, Any]
@@ -91,6 +197,37 @@ def test_what_a_customer_encrypts_is_copied_with_the_key_of_the_source(
     assert storage.get(keys[3]).data == storage.get(keys[1]).data == bytes(300_000)
     with pytest.raises(tls_minio.raw.exceptions.ClientError):
         tls_minio.raw.get_object(Bucket=bucket, Key="run/copy")
+
+
+@PLANES
+def test_the_region_of_each_bucket_is_found(
+    minio: S3Server, proxy: FaultProxy, plane: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With an endpoint or a region in the options s3fs looks for none.
+    for name, value in minio.through(proxy.url).environment.items():
+        if "REGION" not in name:
+            monkeypatch.setenv(name, value)
+    storage = s3_storage({"cache_regions": True, **plane})
+    bucket = minio.make_bucket()
+    for key in write_all_ways(storage, f"{bucket}/run"):
+        storage.get(key)
+    # How s3fs asks; MinIO names no region, so it asks again.
+    assert proxy.count("HEAD", rf"^/{bucket}/?$") >= 1
+
+
+def test_the_time_to_connect_is_that_of_the_options_on_both_planes() -> None:
+    given = {"config_kwargs": {"connect_timeout": 0.7, "max_pool_connections": 3}}
+    options = {"endpoint_url": "http://127.0.0.1:1", "key": "k", "secret": "s", **given}
+    client = S3Client(options)
+    attempts = Attempts(RetryPolicy(), RetryBudget())
+
+    async def config(fs: Any) -> Any:
+        return (await fs.get_s3("bucket")).meta.config
+
+    of_client = client.call(config, attempts, "bucket")
+    blueprint = client.blueprint("get_object", "bucket", attempts)
+    assert blueprint.connect_timeout_s == of_client.connect_timeout == 0.7
+    assert blueprint.most_connections == of_client.max_pool_connections == 3
 
 
 @PLANES
