@@ -122,8 +122,18 @@ _AWS_TOKENS = ("AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
+_AWS_EXPIRATION = "AWS_CREDENTIAL_EXPIRATION"
+
+
 def aws_session() -> tuple[str, str, str] | None:
-    """Return key, secret and session token of the environment; None without a session token."""
+    """Return key, secret and session token of the environment.
+
+    None without a session token, and with the time when it runs out: then botocore reads them again itself.
+    """
+    return None if os.environ.get(_AWS_EXPIRATION) else _aws_session()
+
+
+def _aws_session() -> tuple[str, str, str] | None:
     token = next((os.environ[name] for name in _AWS_TOKENS if os.environ.get(name)), "")
     key, secret = (os.environ.get(name, "") for name in _AWS_KEYS)
     return (key, secret, token) if key and secret and token else None
@@ -132,9 +142,9 @@ def aws_session() -> tuple[str, str, str] | None:
 def client_environment() -> str:
     """Return a digest of the variables that the clients of object stores read; it reveals no secret.
 
-    Of `aws_session` it says nothing: that is renewed while everything else stays the same.
+    Of a session's key, secret and token it says nothing: they are renewed while everything else stays.
     """
-    renewed = {*_AWS_TOKENS, *_AWS_KEYS, "AWS_CREDENTIAL_EXPIRATION"} if aws_session() else set()
+    renewed = {*_AWS_TOKENS, *_AWS_KEYS, _AWS_EXPIRATION} if _aws_session() else set()
     found = sorted(
         (name, value)
         for name, value in os.environ.items()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ckptstore.config import client_environment
 from ckptstore.storage.credentials import SessionKeys, lasting_options, session_keys
 
 SESSION = {"key": "k", "secret": "s", "token": "t"}
@@ -24,6 +25,7 @@ IN_CLIENT_KWARGS = {
 def without_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "SECURITY_TOKEN"):
         monkeypatch.delenv(f"AWS_{name}", raising=False)
+    monkeypatch.delenv("AWS_CREDENTIAL_EXPIRATION", raising=False)
 
 
 @pytest.fixture
@@ -69,6 +71,22 @@ def test_the_environment_counts_where_nothing_else_says_who_asks() -> None:
     assert session_keys({"endpoint_url": "e"}) == SessionKeys("k", "s", "t")
     for options in ({"profile": "p"}, {"session": object()}, {"key": "k", "secret": "s"}, {"anon": True}):
         assert session_keys(options) is None, options
+
+
+@pytest.mark.usefixtures("session_in_environment")
+def test_what_the_client_reads_again_itself_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = client_environment()
+    monkeypatch.setenv("AWS_CREDENTIAL_EXPIRATION", "2026-12-01T00:00:00Z")
+    assert session_keys({}) is None
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "t2")
+    # The storage stays the same nevertheless.
+    assert client_environment() == before
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert client_environment() != before
+    before = client_environment()
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    # Keys that hold for ever tell storages apart.
+    assert client_environment() != before
 
 
 def test_a_file_system_that_is_no_object_store_has_options_of_its_own() -> None:
