@@ -11,6 +11,7 @@ from ckptstore.storage.base import Location
 __all__ = ["fenced_by", "fenced_by_unknown"]
 
 _HINT = "This run saves nothing more here. To continue it, stop the other run and restart this one."
+_HINT_SET_BACK = "Restart this run: it takes over what the record lists now, and saves again."
 
 
 def fenced_by(owner: Owner, epoch: int, record: Location) -> FencedError:
@@ -27,7 +28,11 @@ def fenced_by(owner: Owner, epoch: int, record: Location) -> FencedError:
     else:
         what = f"the record of {owner.basename!r} was set back to one of an earlier run: {who}"
     return FencedError(
-        what, url=record.url, expected=f"epoch {epoch}", actual=f"epoch {owner.epoch}", hint=_HINT
+        what,
+        url=record.url,
+        expected=f"epoch {epoch}",
+        actual=f"epoch {owner.epoch}",
+        hint=_HINT if owner.epoch >= epoch else _HINT_SET_BACK,
     )
 
 

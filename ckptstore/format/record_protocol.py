@@ -53,6 +53,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from ckptstore.errors import FormatError, UnsupportedError
@@ -92,6 +93,9 @@ _PAIR = re.compile(rf' ([a-z_]+)=({_STRING}|[^\s"]++)')
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _CRC32C = re.compile(r"[0-9a-f]{8}")
 _SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
+
+# Of owners that own nothing any more.
+_MOST_FENCES = 8
 
 # In the ranges of one record: 256 checkpoints of 1024 shards. It bounds what a short text can make a reader
 # allocate to some 25 MiB.
@@ -262,17 +266,22 @@ class Record:
         return replace(self, owners=owners)
 
     def without_idle_owners(self) -> Record:
-        """Return this record without the owners of single prefixes that nothing in it names."""
+        """Return this record without the owners of single prefixes that nothing in it names.
+
+        The newest few that have replaced another run stay: they fence it, should it wake up.
+        """
         named = set(() if self.state is None else self.state.all_model_checkpoint_paths)
         named.update(line.prefix for line in self.pending)
         named.update(line.prefix for line in self.superseded)
         named.update(line.prefix for line in self.intents)
-        owners = {
-            name: owner
-            for name, owner in self.owners.items()
-            if name.form != "exact" or name.basename in named
-        }
-        return replace(self, owners=owners)
+        idle = [
+            owner for owner in self.owners.values() if owner.form == "exact" and owner.basename not in named
+        ]
+        fences = sorted((owner for owner in idle if owner.epoch > 1), key=attrgetter("time_s"))[
+            -_MOST_FENCES:
+        ]
+        gone = {owner.name for owner in idle} - {owner.name for owner in fences}
+        return replace(self, owners={name: each for name, each in self.owners.items() if name not in gone})
 
     def shards_named(self, prefix: str) -> set[ShardName]:
         """Shards of `prefix` in pending and superseded lines; a new save must not use their counts."""

@@ -306,5 +306,6 @@ def test_a_record_that_was_put_back_is_told_from_a_run_that_took_over(run_url: s
     two = ck.Saver(run="two")
     save(two, f"{run_url}/model", 2)
     put_record(run_url, backup)
-    with pytest.raises(ck.FencedError, match="set back to one of an earlier run"):
+    with pytest.raises(ck.FencedError, match="set back to one of an earlier run") as caught:
         save(two, f"{run_url}/model", 3)
+    assert str(caught.value.hint).startswith("Restart this run")

@@ -88,6 +88,18 @@ def test_two_runs_that_save_one_prefix_fence_each_other_and_nobody_else(run_url:
         assert set(restored["w"]) == {stamp}, name
 
 
+def test_a_run_that_was_replaced_is_fenced_even_when_nothing_names_the_prefix_any_more(run_url: str) -> None:
+    old, new = ck.Saver(run="old"), ck.Saver(run="new", max_to_keep=1)
+    save(old, f"{run_url}/best")
+    save(new, f"{run_url}/best", stamp=1.0)
+    for name in ("other", "third", "fourth"):
+        save(new, f"{run_url}/{name}")
+    assert checkpoints_in(run_url) == ["fourth"]
+    with pytest.raises(ck.FencedError, match="run new"):
+        save(old, f"{run_url}/best", stamp=2.0)
+    assert checkpoints_in(run_url) == ["fourth"]
+
+
 def test_a_step_saved_over_a_prefix_that_somebody_owns_alone_tells_that_run(run_url: str) -> None:
     alone = ck.Saver(run="alone")
     save(alone, f"{run_url}/model-5")

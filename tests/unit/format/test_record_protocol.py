@@ -80,6 +80,13 @@ def test_owners_of_single_prefixes_leave_with_the_last_line_that_names_them() ->
     ]
 
 
+def test_the_newest_owners_that_replaced_a_run_stay_as_a_fence() -> None:
+    idle = [Owner(f"m-{number}", 2, "r", "h", float(number), "w", form="exact") for number in range(20)]
+    record = Record(STATE, {owner.name: owner for owner in (*idle, OWNER)})
+    kept = record.without_idle_owners().owners
+    assert [name.basename for name in kept] == [*(f"m-{number}" for number in range(12, 20)), "model"]
+
+
 names = st.text(min_size=1, max_size=30)
 MODEL = 'model_checkpoint_path: "m-1"\n'
 
