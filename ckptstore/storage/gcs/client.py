@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import copy
 import inspect
 import math
 import os
@@ -160,10 +161,10 @@ class GcsClient:
         Fault
             If it cannot be loaded; the one before stays.
         """
-        held = self._fs.credentials
-        self._fs.credentials = self._load_credentials(
-            lambda: type(held)(held.project, held.access, token, on_google=held.on_google), token
-        )
+        credentials = copy.copy(self._fs.credentials)
+        self._load_credentials(lambda: credentials.connect(method=token), token)
+        # At once: a request may be looking at them.
+        self._fs.credentials = credentials
 
     def _find_data_path(self, options: Mapping[str, Any], wants_direct: bool) -> DataPath:
         if not wants_direct:
