@@ -20,6 +20,11 @@ from ckptstore.storage.base import Location
 __all__ = ["Announcements", "is_set_back", "may_be_adopted", "was_published"]
 
 
+# Of saves that may still be under way. Those of dead ones stay if nobody saves as their owner again, or if
+# every process passes the same `run`: a record must not grow by them.
+_MOST_OPEN = 64
+
+
 class Announcements:
     """What one writer announces in the record.
 
@@ -49,13 +54,11 @@ class Announcements:
         adopted : collection of str
             Prefixes whose announcement is still the only proof.
         """
-        open_ones = [
-            each
-            for each in record.intents
-            if self._is_open(each) or (each.owner in self._owned and each.prefix in adopted)
-        ]
+        proofs = {each for each in record.intents if each.owner in self._owned and each.prefix in adopted}
+        open_ones = [each for each in record.intents if each not in proofs and self._is_open(each)]
+        stay = proofs.union(open_ones[-_MOST_OPEN:])
         self._announced.add(intent)
-        return (*open_ones, intent)
+        return (*(each for each in record.intents if each in stay), intent)
 
     def left_open(self, record: Record, window: Collection[str]) -> tuple[Intent, ...]:
         """Return what stays announced when the checkpoints of `window` are listed."""

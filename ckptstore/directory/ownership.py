@@ -423,7 +423,8 @@ class Ownership:
         intents = self._announcements.announce(
             record, replace(intent, after=newest or ""), {entry.prefix for entry in self.adopted}
         )
-        return replace(record.with_owner(line), intents=intents)
+        # Of a save that died nothing else may name the owner.
+        return replace(record.with_owner(line), intents=intents).without_idle_owners(self.owned)
 
     def open_intents(self, record: Record, window: Collection[str]) -> tuple[Intent, ...]:
         """Return what stays announced when the checkpoints of `window` are listed."""

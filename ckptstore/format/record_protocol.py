@@ -51,7 +51,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
@@ -265,8 +265,8 @@ class Record:
             owners.pop(OwnerName(owner.basename, ""), None)
         return replace(self, owners=owners)
 
-    def without_idle_owners(self) -> Record:
-        """Return this record without the owners of single prefixes that nothing in it names.
+    def without_idle_owners(self, besides: Collection[OwnerName] = ()) -> Record:
+        """Return this record without the owners of single prefixes that nothing names, `besides` these.
 
         The newest few that have replaced another run stay: they fence it, should it wake up.
         """
@@ -280,7 +280,7 @@ class Record:
         fences = sorted((owner for owner in idle if owner.epoch > 1), key=attrgetter("time_s"))[
             -_MOST_FENCES:
         ]
-        gone = {owner.name for owner in idle} - {owner.name for owner in fences}
+        gone = {owner.name for owner in idle} - {owner.name for owner in fences} - {*besides}
         return replace(self, owners={name: each for name, each in self.owners.items() if name not in gone})
 
     def shards_named(self, prefix: str) -> set[ShardName]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
-from ckptstore.testing import CountingStorage, ManualClock
+from ckptstore.testing import CountingStorage, FaultyStorage, ManualClock, SimulatedCrash
 from tests.unit.directory.helpers import fresh_memory
 from tests.unit.directory.repairing import record_of
 
@@ -210,6 +211,36 @@ def test_runs_that_save_once_and_end(way: Way, kind: str) -> None:
     # A new run lists the directory, once.
     if way.name not in KEEPS_FILES:
         assert max(calls for _, calls in late) <= 1.1 * max(calls for _, calls in early)
+
+
+@pytest.mark.parametrize("way", ["one run", "a name each"])
+def test_saves_that_die_before_their_index(way: str) -> None:
+    directory = fresh_memory()
+    ck.Saver(run="job").save(VALUES, f"{directory}/model", 0)
+    sizes = []
+    for number in range(1, 201):
+        storages: list[FaultyStorage] = []
+
+        def wrap(inner: Storage, storages: list[FaultyStorage] = storages) -> Storage:
+            storages.append(FaultyStorage(inner, crash_before=1, counted=is_index_put))
+            return storages[-1]
+
+        one = way == "one run"
+        saver = ck.Saver(run="job" if one else f"job {number}")
+        prefix, step = (f"{directory}/model", number) if one else (f"{directory}/model-{number}", None)
+        with use_wrapper(wrap), pytest.raises(SimulatedCrash):
+            saver.save(VALUES, prefix, step)
+        for storage in storages:
+            storage.release_holds()
+        record = record_of(directory)
+        sizes.append(len(record.intents) + len(record.owners))
+    assert sizes[-1] == sizes[99]
+    ck.Saver(run="job").save(VALUES, f"{directory}/model", 300)
+    assert ck.latest_checkpoint(directory) == f"{directory}/model-300"
+
+
+def is_index_put(primitive: str, keys: Sequence[str]) -> bool:
+    return primitive in ("put_new", "put_if") and keys[0].endswith(".index")
 
 
 def test_without_waiting_for_the_disk(tmp_path: Path) -> None:
