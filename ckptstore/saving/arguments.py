@@ -248,7 +248,7 @@ def step_number(global_step: Any) -> int:
     )
 
 
-def check_list(value: object) -> None:
-    """Raise `UsageError` unless this is a list, as TensorFlow does."""
-    if not isinstance(value, list):
+def check_list(value: object, kind: type = list) -> None:
+    """Raise `UsageError` unless this is of `kind`, a list where TensorFlow wants one; a text is none."""
+    if not isinstance(value, kind) or isinstance(value, str | bytes):
         raise UsageError("a list of checkpoints is needed", expected="list", actual=type(value).__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -467,7 +467,8 @@ class Saver:
         self, checkpoint_paths: Sequence[str], *, storage_options: Options = None
     ) -> None:
         """Let retention count those of these prefixes that exist, dated by their files."""
-        check_list(checkpoint_paths)
+        # Whatever a record lists: a tuple here, a container of protobuf from TensorFlow.
+        check_list(checkpoint_paths, Iterable)
         dated = []
         for path in checkpoint_paths:
             times = get_checkpoint_mtimes([path], storage_options=self._options_of(storage_options))

@@ -502,6 +502,16 @@ class TestSetByHand:
             getattr(ck.Saver(), method)(wrong)
         with pytest.raises(ck.UsageError, match="list"):
             ck.Saver().recover_last_checkpoints("model-1")
+        with pytest.raises(ck.UsageError, match="list"):
+            ck.Saver().recover_last_checkpoints(None)  # type: ignore[arg-type]
+
+    def test_what_a_record_lists_is_recovered_as_it_comes(self, base: str, tmp_path: Path) -> None:
+        save_steps(ck.Saver(run="a"), base, [1, 2])
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        saver = ck.Saver(max_to_keep=2, run="b")
+        saver.recover_last_checkpoints(state.all_model_checkpoint_paths)
+        assert listed(saver) == ["model-1", "model-2"]
 
 
 class TestLastGraph:
