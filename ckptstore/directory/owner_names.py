@@ -17,6 +17,7 @@ __all__ = [
     "owner_of_save",
     "owner_of_step",
     "start_of",
+    "step_of",
 ]
 
 _MOST_DIGITS = 20
@@ -32,6 +33,11 @@ def basename_of_step(prefix: str) -> str | None:
     if basename and len(digits) <= _MOST_DIGITS and digits.isdecimal() and digits.isascii():
         return basename
     return None
+
+
+def step_of(prefix: str) -> int | None:
+    """Return the step with which `prefix` was saved if a save with a step made it."""
+    return None if basename_of_step(prefix) is None else int(prefix.rpartition("-")[2])
 
 
 def owner_of_step(prefix: str) -> OwnerName | None:
@@ -88,7 +94,7 @@ def line_of(record: Record, name: OwnerName) -> Owner | None:
 
 def highest_step(owner: Owner | None, prefixes: Iterable[str]) -> int | None:
     """Return the highest step that the line of `owner` or one of `prefixes` names."""
-    steps = [step for prefix in prefixes if (step := split_step(prefix)[1]) is not None]
+    steps = [step for prefix in prefixes if (step := step_of(prefix)) is not None]
     if owner is not None and owner.highest_step is not None:
         steps.append(owner.highest_step)
     return max(steps, default=None)

@@ -33,6 +33,7 @@ from ckptstore.directory.owner_names import (
     may_have_saved,
     owner_of_step,
     start_of,
+    step_of,
 )
 from ckptstore.directory.paths import inside
 from ckptstore.directory.record_entries import listed_paths, newest_own, own_entries
@@ -40,7 +41,6 @@ from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.torn_entries import TornEntries
 from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
-from ckptstore.format.naming import split_step
 from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
 
@@ -585,7 +585,7 @@ class Ownership:
         for gone in left:
             step = owner_of_step(gone)
             if step in self.owned:
-                self.owned[step].forget(gone, split_step(gone)[1])
+                self.owned[step].forget(gone, step_of(gone))
             self._mtimes_s.pop(gone, None)
         saved = self.owned[name]
         saved.add(prefix)

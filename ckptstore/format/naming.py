@@ -185,6 +185,9 @@ def series_of(prefix_basename: str) -> Series:
     text = text[:behind] + _METRIC_BEHIND.sub("#", _METRIC.sub(r"\1#", text[behind:]))
     for start, stop in sorted(spans, reverse=True):
         text = f"{text[:start]}#{text[stop:]}"
+    if step is not None and step < 0:
+        # Far more people save "model-" with steps than steps below 0.
+        text, step = f"{text}-", -step
     if step is not None:
         place.append(step)
     return Series(_METRIC.sub(r"\1#", text) if place else text, tuple(place))

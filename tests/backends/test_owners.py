@@ -9,6 +9,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.directory.record_update import read_record
+from ckptstore.format.naming import data_name
 from ckptstore.format.record_protocol import OwnerName
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
@@ -61,6 +62,15 @@ def test_a_basename_that_ends_in_a_dash_is_another_one(run_url: str) -> None:
     assert checkpoints_in(run_url) == ["model--1", "model-3"]
     save(dashed, f"{run_url}/model-", 2)
     assert checkpoints_in(run_url) == ["model--2", "model-3"]
+
+
+def test_the_steps_of_a_basename_that_ends_in_a_dash_are_no_negative_ones(run_url: str) -> None:
+    saver = ck.Saver(max_to_keep=1, run="dashed")
+    for step in (9, 10, 11):
+        save(saver, f"{run_url}/model-", step)
+    save(saver, f"{run_url}/model-", 9)
+    # Its data had the canonical name before: a late delete could hit that.
+    assert data_name("model--9", 0, 1) not in names_in(run_url)
 
 
 def test_a_negative_step_owns_its_prefix_alone(run_url: str) -> None:

@@ -205,6 +205,7 @@ def latest_and_warning(directory: str) -> tuple[str, str]:
         ["model-9", "model-10"],
         ["model-00000009", "model-00000010"],
         ["model-9", "model-00000010", "model-11"],
+        ["model--9", "model--10"],
         ["model.ckpt-9.h5", "model.ckpt-10.h5"],
         ["cp-0009.ckpt", "cp-0010.ckpt"],
         ["epoch=9-step=900", "epoch=10-step=1000"],
