@@ -244,7 +244,7 @@ class CheckpointWriter:
         except CkptStoreError as error:
             explain_unrecorded(error, request.prefix, self._record)
             raise
-        self._ownership.record_saved(after, request.owner, prefix, change.left)
+        self._ownership.record_saved(after, request.owner, Entry(prefix, change.now_s), change.left)
         self._unrecorded.clear()
         self._deletes.done.clear()
         self._window = change.after

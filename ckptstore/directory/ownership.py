@@ -145,7 +145,7 @@ class Ownership:
         # superseded lines, so these are the present ones.
         self.snapshot = RecordSnapshot(Record(), None)
         self._announcements = Announcements(run, self.owned.keys())
-        # Prefix → time of its index when it was acquired.
+        # Prefix → time of its index when it was acquired, or of the save by this run.
         self._mtimes_s: dict[str, float] = {}
         self.torn = TornEntries(directory)
         # For good: this run saves nothing more as one of these.
@@ -561,13 +561,13 @@ class Ownership:
         self.snapshot = snapshot
 
     def record_saved(
-        self, snapshot: RecordSnapshot, name: OwnerName, prefix: str, left: Iterable[str]
+        self, snapshot: RecordSnapshot, name: OwnerName, saved: Entry, left: Iterable[str]
     ) -> None:
         """Update this from the record, just written.
 
         Parameters
         ----------
-        prefix : str
+        saved : Entry
             Of `name`; it is the latest now.
         left : iterable of str
             Prefixes that left the list.
@@ -587,10 +587,11 @@ class Ownership:
             if step in self.owned:
                 self.owned[step].forget(gone, step_of(gone))
             self._mtimes_s.pop(gone, None)
-        saved = self.owned[name]
-        saved.add(prefix)
-        saved.has_saved = True
-        self.torn.discard(prefix)
+        owned = self.owned[name]
+        owned.add(saved.prefix)
+        owned.has_saved = True
+        self._mtimes_s[saved.prefix] = saved.time_s
+        self.torn.discard(saved.prefix)
         self.adopted.clear()
         self._announcements.settle(record)
         self.snapshot = snapshot

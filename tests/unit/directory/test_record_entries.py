@@ -102,6 +102,20 @@ class TestWindow:
             save_steps(one if step % 2 else two, base, [step])
         assert checkpoints_in(str(tmp_path)) == ["model-4", "model-5", "model-6"]
 
+    def test_a_record_without_times_does_not_make_old_checkpoints_new(
+        self, base: str, tmp_path: Path
+    ) -> None:
+        clock = ManualClock()
+        saver = ck.Saver(clock=clock)
+        save_steps(saver, base, [1, 2])
+        saved_s = clock()
+        ck.update_checkpoint_state(tmp_path, f"{base}-2", [f"{base}-1", f"{base}-2"])
+        clock.advance(HOUR)
+        save_steps(saver, base, [3])
+        state = ck.get_checkpoint_state(tmp_path)
+        assert state is not None
+        assert state.all_model_checkpoint_timestamps == (saved_s, saved_s, saved_s + HOUR)
+
     def test_what_another_saver_has_saved_and_this_one_saves_again_is_listed_once(self, base: str) -> None:
         save_steps(ck.Saver(max_to_keep=3), base, [1])
         saver = ck.Saver(max_to_keep=5)
