@@ -41,7 +41,7 @@ FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop histories demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -146,6 +146,11 @@ interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFl
 	@echo '== interop'
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
 	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
+
+# The lane interop tries 150 of them.
+histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in TensorFlow and here; not part of `make test`
+	@echo '== histories'
+	CKPTSTORE_HISTORIES=2000 $(IN_TF) -m pytest tests/interop/test_histories.py -q -p tests.forbid_skips $(ARGS)
 
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
 # $(1): environment

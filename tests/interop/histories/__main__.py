@@ -12,8 +12,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tests.interop.histories.compare import differences_of, explain, shortest
 from tests.interop.histories.rules import ROWS, Rules
+from tests.interop.histories.session import Session, tf1
 from tests.interop.histories.steps import draw
-from tests.interop.histories.tensorflow_side import Session, tf1
 
 
 def _main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 import warnings
@@ -14,14 +15,18 @@ from pathlib import Path
 import numpy as np
 
 import ckptstore as ck
+from ckptstore.cli.main import main
 from ckptstore.testing.clock import ManualClock
 from tests.interop.histories import rules as r
 from tests.interop.histories.our_side import OurSide
 from tests.interop.histories.rules import DataFacts, Rules
+from tests.interop.histories.session import Session, tf1
 from tests.interop.histories.steps import (
     Advance,
     DeleteFiles,
     History,
+    ManagerSave,
+    NewManager,
     NewSaver,
     Recover,
     Remove,
@@ -29,8 +34,9 @@ from tests.interop.histories.steps import (
     Save,
     SetLast,
     Step,
+    UpdateState,
 )
-from tests.interop.histories.tensorflow_side import Session, TensorFlowSide, tf1
+from tests.interop.histories.tensorflow_side import TensorFlowSide
 from tests.interop.histories.view import FILE, PrefixFiles, files_of
 
 __all__ = ["Difference", "command", "differences_of", "explain", "shortest"]
@@ -56,34 +62,42 @@ class _Comparison:
         self.clock = ManualClock()
         self.theirs = TensorFlowSide(session, self.clock, shown[0], rules, fresh_start=history.fresh_start)
         self.ours = OurSide(self.clock, shown[1], fresh_start=history.fresh_start)
+        self.theirs.beside = shown[1]
         self.numbers: dict[str, int] = {}
+        self.handed_over = 0
         self.indexes_deleted: Counter[str] = Counter()
-        self.times: dict[str, float] = {}
         self.session = session
 
     def carry_out(self, number: int, step: Step) -> tuple[object, object]:
         answers: list[object] = []
-        if isinstance(step, Recover | Restart):
-            self.date_files()
         if isinstance(step, Advance):
             self.clock.advance(step.seconds)
             return None, None
         if isinstance(step, Remove | DeleteFiles):
             self.delete(step)
             return None, None
+        if isinstance(step, UpdateState):
+            self.theirs.update_state(step)
+            self.ours.update_state(step)
+            return None, None
+        if isinstance(step, Restart):
+            self.restart(step)
+            return None, None
         for side in (self.theirs, self.ours):
             answer: object = None
             if isinstance(step, NewSaver):
                 side.new_saver(step)
-            elif isinstance(step, Restart):
-                side.restart()
-            elif isinstance(step, Save):
-                answer = side.save(step, number)
+            elif isinstance(step, NewManager):
+                answer = side.new_manager(step)
+            elif isinstance(step, Save | ManagerSave):
+                answer = (
+                    side.save(step, number) if isinstance(step, Save) else side.manager_save(step, number)
+                )
                 if answer not in (None, "CorruptError"):
                     # The newest last.
                     self.numbers.pop(str(answer), None)
                     self.numbers[str(answer)] = number
-                    self.times[str(answer)] = self.clock.now_s
+                    self.date(side.directory / f"{answer}.index")
             elif isinstance(step, Recover):
                 answer = side.recover(step)
             elif isinstance(step, SetLast):
@@ -108,22 +122,40 @@ class _Comparison:
                 if match and match[1] == prefix and step.kind in ("all", match[2].partition("-")[0]):
                     path.unlink()
 
-    def date_files(self) -> None:
-        """Let the files be as old as the clock says; where it matters both programs look at the index."""
+    def date(self, path: Path) -> None:
+        """Let the file be as old as the clock says; where it matters both programs look at the index."""
+        # Whole seconds: of others, the last places of a number get lost on the way.
+        os.utime(path, (int(self.clock.now_s),) * 2)
+
+    def restart(self, step: Restart) -> None:
+        """Let all Savers and managers end, and do what happens between two processes."""
         for side in (self.theirs, self.ours):
-            for path in side.directory.glob("*.index"):
-                os.utime(path, (self.times[path.stem],) * 2)
+            side.restart()
+            if step.deletes is not None:
+                (side.directory / step.deletes).unlink(missing_ok=True)
+                self.theirs.lines[side.shown].pop(step.deletes, None)
+        if step.swaps:
+            self.handed_over += 1
+            self.theirs.as_tensorflow_wrote_it()
+            # What one program left to be deleted later, the other one does not know of.
+            with contextlib.redirect_stdout(io.StringIO()):
+                for side in (self.theirs, self.ours):
+                    assert main(["gc", side.shown, "--min-age", "0s"]) == 0
+            self.theirs.shown, self.ours.shown = self.ours.shown, self.theirs.shown
+            self.theirs.beside = self.ours.shown
 
     def differences(self, answers: tuple[object, object]) -> list[str]:
         theirs, ours = self.theirs.view(answers[0]), self.ours.view(answers[1])
         theirs.other_files = self.rules.apply(r.lock_file, theirs.other_files, ours.other_files)
-        for prefix, mine in ours.checkpoints.items():
-            item = theirs.checkpoints.get(prefix, PrefixFiles())
+        for prefix in {*ours.checkpoints, *theirs.checkpoints}:
+            mine = ours.checkpoints.get(prefix, PrefixFiles())
+            item = theirs.checkpoints.pop(prefix, PrefixFiles())
             facts = DataFacts(
                 prefix in self.theirs.saved_again,
                 prefix in self.theirs.written_over,
                 self.indexes_deleted[prefix],
                 len(self.theirs.records),
+                self.handed_over,
             )
             for rule in (
                 r.new_names_for_new_data,
@@ -148,13 +180,19 @@ class _Comparison:
         return texts
 
     def _read_in_tensorflow(self, path: str) -> np.ndarray:
+        if path.rpartition("/")[2].startswith("ckpt-"):
+            return tf1.train.load_checkpoint(path).get_tensor(_VALUE)
         return self.session.restored(path)
+
+
+# Of the variable w of an object-based checkpoint.
+_VALUE = "w/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def _read_here(path: str) -> np.ndarray:
     values: dict[str, np.ndarray] = {}
     ck.Saver().restore(values, path)
-    return values["w"]
+    return values[_VALUE if _VALUE in values else "w"]
 
 
 def _different(where: str, theirs: object, ours: object) -> Iterable[str]:

@@ -7,7 +7,7 @@ what TensorFlow did, never read from our files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -38,11 +38,11 @@ def owner_of_listed(prefix: str) -> Owner:
 
 @dataclass
 class Line:
-    """One owner of a record. `next_keep` is the clock of keep_checkpoint_every_n_hours."""
+    """One owner of a record; `clocks` are those of keep_checkpoint_every_n_hours."""
 
     run: int
     keep: int
-    next_keep: float | None = None
+    clocks: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,6 +55,8 @@ class Ledger:
         Prefix → `max_to_keep` of the Saver that saved it, where that is not the one of the owner's line.
     saved_in : dict
         Prefix → run in which it was saved last.
+    user_wrote : int
+        How often the user wrote the record.
     deleted, replaced : set of str
         Prefixes whose files the next save deletes, or finds deleted, and those with data that was replaced.
     """
@@ -62,6 +64,7 @@ class Ledger:
     owners: dict[Owner, Line] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     saved_in: dict[str, int] = field(default_factory=dict)
+    user_wrote: int = 0
     deleted: set[str] = field(default_factory=set)
     replaced: set[str] = field(default_factory=set)
 
@@ -93,6 +96,8 @@ class Writer:
     ----------
     gone, torn, unknown : set of str
         Of what was listed when it became the owner: without an index, without data, not looked at yet.
+    mtimes : dict
+        Prefix → time of the index by then.
     """
 
     run: int
@@ -102,6 +107,8 @@ class Writer:
     gone: set[str] = field(default_factory=set)
     torn: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
+    mtimes: dict[str, float] = field(default_factory=dict)
+    user_wrote: int = 0
 
     def owns(self, ledger: Ledger, prefix: str) -> bool:
         """Return whether a listed checkpoint is this Saver's."""
@@ -120,6 +127,15 @@ class Writer:
         if line is None or Owner(prefix, "exact") in self.owned:
             return True
         return ledger.counted.get(prefix, line.keep) == self.keep
+
+    def clock_s(self, ledger: Ledger, name: str, resume: Callable[[float], float]) -> float | None:
+        """Return the newest clock of what this Saver owns; None if there is none."""
+        clocks = []
+        for owner in self.owned & ledger.owners.keys():
+            clock_s = ledger.owners[owner].clocks.get(name)
+            if clock_s is not None:
+                clocks.append(clock_s if owner in self.has_saved else resume(clock_s))
+        return max(clocks, default=None)
 
     def acquire(self, ledger: Ledger, owner: Owner) -> None:
         """Become `owner`; what Savers of an earlier run told apart, this one counts together."""

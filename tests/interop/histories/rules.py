@@ -48,12 +48,15 @@ class DataFacts(NamedTuple):
         How often its index was deleted by hand, and its data was not.
     records : int
         How many there are in the directory.
+    handed_over : int
+        How often the two programs changed places.
     """
 
     is_reused: bool
     is_written_over: bool
     indexes_deleted: int
     records: int
+    handed_over: int
 
 
 class Rules:
@@ -85,20 +88,21 @@ class Rules:
 @_row("saving a prefix again: for a while the new data stands beside the old index")
 def new_names_for_new_data(item: PrefixFiles, ours: PrefixFiles, facts: DataFacts) -> PrefixFiles:
     # Another shard count; beside it what was replaced last, until the next save into the record that did it.
-    most = facts.records + (1 if item.data else -1)
+    # TensorFlow's record does not say what there is to delete.
+    most = facts.records + (1 if item.data else -1) + 2 * facts.handed_over
     return _with_data_of(item, ours, most if facts.is_reused else 0)
 
 
 @_row("saving a listed prefix again with `write_state=False`: its files are replaced")
 def data_that_no_record_names(item: PrefixFiles, ours: PrefixFiles, facts: DataFacts) -> PrefixFiles:
     # What such a save replaced stays until the next one, or for gc.
-    most = facts.records + (2 if item.data else 0)
+    most = facts.records + (2 if item.data else 0) + 2 * facts.handed_over
     return _with_data_of(item, ours, most if facts.is_written_over else 0)
 
 
 @_row("a checkpoint whose index is gone is deleted with all of its files, or its data is replaced")
 def data_without_an_index_stays(item: PrefixFiles, ours: PrefixFiles, facts: DataFacts) -> PrefixFiles:
-    most = facts.records + facts.indexes_deleted + (2 if item.data else 0)
+    most = facts.records + facts.indexes_deleted + 2 * facts.handed_over + (2 if item.data else 0)
     return _with_data_of(item, ours, most if facts.indexes_deleted else 0)
 
 
@@ -110,14 +114,14 @@ def files_without_an_index_stay(present: dict[str, bytes], before: dict[str, byt
 def _with_data_of(item: PrefixFiles, ours: PrefixFiles, most: int) -> PrefixFiles:
     counts = {name.rpartition("-of-")[2] for name in ours.data}
     is_one_shard_each = all(name.startswith("data-00000-of-") for name in ours.data)
-    is_right = is_one_shard_each and len(counts) == len(ours.data) and 1 <= len(ours.data) <= most
+    is_right = is_one_shard_each and len(counts) == len(ours.data) and ours.index <= len(ours.data) <= most
     return replace(item, data=ours.data) if is_right else item
 
 
 @_row("no other files")
 def lock_file(others: tuple[str, ...], ours: tuple[str, ...]) -> tuple[str, ...]:
-    lock = ".ckptstore.lock"
-    return tuple(sorted([*others, lock])) if lock in ours else others
+    lock = {".ckptstore.lock"}
+    return tuple(sorted(({*others} - lock) | ({*ours} & lock)))
 
 
 @_row("`save_relative_paths=False` writes absolute paths into the record")
@@ -138,12 +142,14 @@ def _in_order(window: Window, listed: Listed | None) -> Window:
     )
 
 
-def _joined(window: Window, listed: Listed | None, joins: Callable[[str], bool], now_s: float) -> Window:
+def _joined(
+    window: Window, listed: Listed | None, joins: Callable[[str], bool], writer: Writer, now_s: float
+) -> Window:
     if listed is None:
         return window
     names = {name for name, _ in window}
     more = [
-        (name, now_s if time_s is None else time_s)
+        (name, writer.mtimes.get(name, now_s) if time_s is None else time_s)
         for name, time_s in listed.entries
         if joins(name) and name not in names
     ]
@@ -157,19 +163,23 @@ def the_list_goes_on(
     def joins(name: str) -> bool:
         return writer.counts(ledger, name) and ledger.saved_in.get(name) != writer.run
 
-    return _joined(window, listed, joins, now_s)
+    return _joined(window, listed, joins, writer, now_s)
 
 
 @_row("a checkpoint in the list whose files are gone or torn takes a place, and a good one is deleted for it")
-def what_is_gone_takes_no_place(window: Window, writer: Writer, new: str, directory: Path) -> Window:
+def what_is_gone_takes_no_place(
+    window: Window, writer: Writer, new: str, directory: Path, stay_for_good: Callable[[Window], list[str]]
+) -> Window:
     while True:
         window = [entry for entry in window if entry[0] not in writer.gone and entry[0] not in writer.torn]
-        others = [name for name, _ in window if name != new]
-        if len(others) < writer.keep:
+        others = [entry for entry in window if entry[0] != new]
+        surplus = others[: max(0, len(others) + 1 - writer.keep)] if writer.keep else []
+        preserved = stay_for_good(surplus)
+        if len(preserved) == len(surplus):
             return window
         # Looked at when something is to be deleted.
         files = files_of(directory)[0]
-        suspects = {name for name in others if name in writer.unknown}
+        suspects = {name for name, _ in others if name in writer.unknown and name not in preserved}
         torn = {name for name in suspects if not is_complete(files, name)}
         writer.unknown -= suspects
         writer.torn |= torn
@@ -184,12 +194,47 @@ def savers_share_a_list(
     def joins(name: str) -> bool:
         return writer.counts(ledger, name) and ledger.saved_in.get(name) == writer.run
 
-    window = _joined(window, listed, joins, now_s)
+    window = _joined(window, listed, joins, writer, now_s)
     if listed is None:
         return window
     times = dict(listed.entries)
     window = [(n, times[n] or time_s) for n, time_s in window if n in times and writer.counts(ledger, n)]
     return _in_order(window, listed)
+
+
+@_row(
+    "`update_checkpoint_state` has no effect on a `Saver` or manager that lives: its next save writes its"
+    " own list"
+)
+def what_the_user_wrote_counts(
+    window: Window, listed: Listed | None, ledger: Ledger, writer: Writer, now_s: float
+) -> Window:
+    if listed is None or writer.user_wrote == ledger.user_wrote:
+        return window
+    known = {**dict(window), **writer.mtimes}
+    return [
+        (name, known.get(name, now_s) if time_s is None else time_s)
+        for name, time_s in listed.entries
+        if writer.counts(ledger, name)
+    ]
+
+
+@_row("a record that was set back to an older step: that step is deleted first")
+def what_was_gone_back_to_is_the_newest(window: Window, listed: Listed | None) -> Window:
+    if listed is None or listed.latest not in listed.names[:-1]:
+        return window
+    return sorted(window, key=lambda entry: entry[0] == listed.latest)
+
+
+@_row("`update_checkpoint_state` lists a latest one that is not the last of the list twice")
+def the_latest_is_listed_once(listed: Listed) -> Listed:
+    is_twice = listed.paths[-1] in listed.paths[:-1]
+    return replace(listed, paths=listed.paths[:-1]) if is_twice else listed
+
+
+@_row("`update_checkpoint_state` without `last_preserved_timestamp` drops that of the record")
+def the_time_of_the_last_preserved_stays(listed: Listed, before: Listed) -> Listed:
+    return replace(listed, last_preserved=before.last_preserved)
 
 
 @_row("two savers in one directory overwrite each other's list")
@@ -222,18 +267,22 @@ def one_list_per_record(key: str, record: str) -> str:
     "the every-H-hours clock of `Saver` starts again with each restart, so a job that is preempted more often"
     " keeps none"
 )
-def the_clock_goes_on(next_keep_s: float, ledger: Ledger, writer: Writer, first_keep_s: float) -> float:
-    clocks = []
-    for owner in writer.owned:
-        line = ledger.owners.get(owner)
-        if line is not None and line.next_keep is not None:
-            clocks.append(line.next_keep if owner in writer.has_saved else min(line.next_keep, first_keep_s))
-    return max(clocks, default=first_keep_s)
+def the_clock_goes_on(next_keep_s: float, clock_s: float | None, first_keep_s: float) -> float:
+    return first_keep_s if clock_s is None else clock_s
+
+
+@_row("`CheckpointManager` reads the record once, when it is made")
+def the_first_save_reads_the_record(
+    preserved_s: float, clock_s: float | None, before: Listed | None, built_s: float
+) -> float:
+    if clock_s is not None or before is None:
+        return preserved_s if clock_s is None else clock_s
+    return min(before.last_preserved, built_s)
 
 
 @_row("a clock that was set back stops `keep_checkpoint_every_n_hours` until it has caught up")
-def the_clock_is_not_in_the_future(next_keep_s: float, now_s: float, every_s: float) -> float:
-    return min(next_keep_s, now_s + every_s)
+def the_clock_is_not_in_the_future(clock_s: float, latest_s: float) -> float:
+    return min(clock_s, latest_s)
 
 
 @_row("each save deletes at most one old checkpoint, so a lowered `max_to_keep` has no effect")
@@ -254,6 +303,37 @@ def the_last_graph_stays(
 @_row("`Saver` writes no times into the record")
 def times_in_the_record(listed: Listed, window: Window) -> Listed:
     return replace(listed, times=tuple(time_s for _, time_s in window))
+
+
+@_row("two savers in one directory overwrite each other's list")
+def a_manager_counts_its_own(window: Window, ledger: Ledger, owner: Owner) -> Window:
+    return [
+        (n, t) for n, t in window if owner_of_listed(n) == owner and Owner(n, "exact") not in ledger.owners
+    ]
+
+
+@_row(
+    "`CheckpointManager` takes an entry whose time equals `last_preserved_timestamp` for one that was"
+    " preserved, and never deletes it after a restart: two saves within one tick of the clock"
+)
+def what_is_listed_is_counted(window: Window, listed: Listed | None, now_s: float) -> Window:
+    if listed is None or not listed.times:
+        return window
+    return [(name, min(time_s or 0.0, now_s)) for name, time_s in listed.entries]
+
+
+@_row("`CheckpointManager` ignores what a record without times lists")
+def also_without_times(window: Window, listed: Listed | None, now_s: float) -> Window:
+    if listed is None or listed.times:
+        return window
+    return [(name, now_s) for name in listed.names]
+
+
+@_row("`CheckpointManager` ignores what a record without times lists")
+def as_old_as_the_files(window: Window, before: Listed | None, writer: Writer) -> Window:
+    if before is None or before.times:
+        return window
+    return [(name, writer.mtimes.get(name, time_s)) for name, time_s in window]
 
 
 # -------------------------------------------------------------------------------------- finding and restoring
@@ -290,37 +370,40 @@ def the_data_is_there(latest: str | None, directory: Path) -> str | None:
 def another_checkpoint_of_the_directory(
     latest: str | None, listed: Listed | None, directory: Path
 ) -> str | None:
-    files = files_of(directory)[0]
-    complete = {name for name in files if is_complete(files, name)}
     if latest is not None or listed is None:
         return latest
-    if not complete:
-        return "CorruptError"
+    return _newest(listed, directory) or "CorruptError"
 
-    def mtime_s(name: str) -> float:
-        return (directory / f"{name}.index").stat().st_mtime
+
+@_row("no record gives None")
+def the_newest_of_the_directory(latest: str | None, listed: Listed | None, directory: Path) -> str | None:
+    if latest is not None or listed is not None:
+        return latest
+    is_there = any(item.index or item.data for item in files_of(directory)[0].values())
+    return _newest(None, directory) or ("CorruptError" if is_there else None)
+
+
+def _newest(listed: Listed | None, directory: Path) -> str | None:
+    """Return the newest complete checkpoint: of the basename that the record names, else listed, else any."""
+    files = files_of(directory)[0]
+    complete = [name for name in files if is_complete(files, name)]
 
     def place(name: str) -> tuple[float, float]:
         step = step_of(name)[1]
-        return -inf if step is None else step, mtime_s(name)
+        return -inf if step is None else step, (directory / f"{name}.index").stat().st_mtime
 
-    newest: dict[str, tuple[float, str]] = {}
-    for name in sorted(complete, key=place):
-        newest[step_of(name)[0]] = (mtime_s(name), name)
+    newest: dict[str, str] = {}
+    for name in sorted((name for name in files if files[name].index), key=place):
+        newest[step_of(name)[0]] = name
 
-    def rank(name: str) -> tuple[bool, bool, bool, tuple[float, str], float]:
-        basename, step = step_of(name)
-        is_same = basename == step_of(listed.latest)[0]
-        is_listed = not is_same and name in listed.names
-        return (
-            is_same,
-            is_listed,
-            step_of(newest[basename][1])[1] is not None,
-            newest[basename],
-            -inf if step is None else step,
-        )
+    def rank(name: str) -> tuple[object, ...]:
+        basename = step_of(name)[0]
+        is_same = listed is not None and basename == step_of(listed.latest)[0]
+        is_listed = listed is not None and not is_same and name in listed.names
+        top = newest[basename]
+        return is_same, is_listed, step_of(top)[1] is not None, place(top)[1], top, place(name)
 
-    return max(complete, key=rank)
+    return max(complete, key=rank, default=None)
 
 
 def step_of(name: str) -> tuple[str, int | None]:

@@ -10,6 +10,8 @@ __all__ = [
     "Advance",
     "DeleteFiles",
     "History",
+    "ManagerSave",
+    "NewManager",
     "NewSaver",
     "Recover",
     "Remove",
@@ -17,6 +19,7 @@ __all__ = [
     "Save",
     "SetLast",
     "Step",
+    "UpdateState",
     "draw",
 ]
 
@@ -53,7 +56,18 @@ class Advance:
 
 @dataclass(frozen=True)
 class Restart:
-    """The process ends: all Savers and managers are gone. Another one begins."""
+    """The process ends: all Savers and managers are gone. Another one begins.
+
+    Attributes
+    ----------
+    swaps : bool
+        Each program goes on in the directory of the other one.
+    deletes : str or None
+        Record that is deleted by hand.
+    """
+
+    swaps: bool = False
+    deletes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,56 @@ class DeleteFiles:
     kind: Literal["index", "data", "meta", "all"]
 
 
-Step = NewSaver | Save | Advance | Restart | Recover | SetLast | Remove | DeleteFiles
+@dataclass(frozen=True)
+class NewManager:
+    """Make a CheckpointManager for a new Checkpoint, and let it restore what is there or not."""
+
+    max_to_keep: int | None
+    hours: float | None
+    interval: int | None
+    restores: bool
+
+
+@dataclass(frozen=True)
+class ManagerSave:
+    """Train for some steps, and save with the manager."""
+
+    trained: int
+    number: int | None
+    check_interval: bool
+
+
+@dataclass(frozen=True)
+class UpdateState:
+    """``update_checkpoint_state`` by hand: the one listed `back` entries ago is the latest.
+
+    Attributes
+    ----------
+    is_cut : bool
+        What is newer is not listed any more.
+    with_times : bool
+        Only where it is cut: TensorFlow wants one time more otherwise.
+    """
+
+    record: str | None
+    back: int
+    is_cut: bool
+    with_times: bool
+
+
+Step = (
+    NewSaver
+    | Save
+    | Advance
+    | Restart
+    | Recover
+    | SetLast
+    | Remove
+    | DeleteFiles
+    | NewManager
+    | ManagerSave
+    | UpdateState
+)
 
 
 @dataclass(frozen=True)
@@ -121,39 +184,74 @@ class _Generator:
         self.without_state = self.random.choice((0.0, 0.0, 0.1, 0.3))
         self.with_step = self.random.choice((1.0, 1.0, 0.9, 0.5, 0.0))
         self.is_stepwise = self.random.random() < 0.7
-        self.slots = self.random.choice((1, 1, 1, 2))
+        self.savers = self.random.choice((0, 1, 1, 1, 2))
+        self.slots = max(1, self.savers)
+        self.managed = 1.0 if self.savers == 0 else self.random.choice((0.0, 0.0, 0.3))
         self.clock_goes_back = self.random.random() < 0.15
-        self.faults = self.random.choice((0.0, 0.0, 0.3, 0.6))
+        self.swaps = self.random.choice((0.0, 0.0, 0.5, 1.0))
+        self.updates = self.random.choice((0.0, 0.0, 0.5, 1.0))
+        self.faults = self.random.choice((0.0, 0.0, 0.5, 1.0))
         self.counter = self.random.choice((0, 0, 1, 100, 2**33))
 
     def history(self) -> History:
-        steps: list[Step] = [self.saver(slot) for slot in range(self.slots)]
+        steps: list[Step] = self.begin()
         for _ in range(self.random.randint(4, 16)):
             steps += self.some()
         return History(self.random.random() < 0.4, self.random.random() < 0.4, tuple(steps))
 
+    def begin(self) -> list[Step]:
+        managers = [self.manager()] if self.managed else []
+        return [*(self.saver(slot) for slot in range(self.savers)), *managers]
+
+    def restart(self) -> Restart:
+        deletes = self.random.random() < 0.2 * self.faults
+        record = (self.random.choice(self.records) or "checkpoint") if deletes else None
+        return Restart(self.random.random() < self.swaps, record)
+
+    def manager(self) -> NewManager:
+        return NewManager(
+            self.random.choice((None, 1, 2, 2, 3, 5)),
+            self.random.choice((None, None, 1.0, 2.5, 0.25)),
+            self.random.choice((None, None, 1, 10)),
+            self.random.random() < 0.6,
+        )
+
+    def manager_save(self) -> ManagerSave:
+        number = None if self.random.random() < 0.85 else self.random.choice((0, 1, 2, 7, 2**33))
+        return ManagerSave(self.random.choice((0, 1, 5, 10)), number, self.random.random() < 0.7)
+
     def some(self) -> list[Step]:
-        kind = self.random.random()
         slot = self.random.randrange(self.slots)
-        if kind < 0.66:
-            return [Advance(self.seconds()), self.save(slot)]
-        if kind < 0.72:
-            return [Advance(self.seconds())]
-        if kind < 0.76:
-            return [self.saver(slot)]
-        if kind < 0.80:
-            return [Recover(slot, self.random.choice(self.records))]
-        if kind < 0.84:
-            count = self.random.choice((0, 1, 2, 4))
-            return [SetLast(slot, self.random.choice(self.records), count, self.random.random() < 0.7)]
-        if kind < 0.91 and self.random.random() < self.faults:
-            back = self.random.choice((0, 1, 1, 2, 3))
-            kinds: tuple[Literal["index", "data", "meta", "all"], ...] = ("index", "data", "meta", "all")
-            return [self.random.choice((Remove(back), DeleteFiles(back, self.random.choice(kinds))))]
-        restart: list[Step] = [Restart(), *(self.saver(slot) for slot in range(self.slots))]
+        record = self.random.choice(self.records)
+        kinds = ("save", "advance", "new", "recover", "set", "update", "fault", "restart")
+        kind = self.random.choices(kinds, (15, 1, 1, 1, 1, 2 * self.updates, 3 * self.faults, 2))[0]
+        match kind:
+            case "advance":
+                return [Advance(self.seconds())]
+            case "new":
+                return [self.manager() if self.random.random() < self.managed else self.saver(slot)]
+            case "recover":
+                return [Recover(slot, record)]
+            case "set":
+                return [SetLast(slot, record, self.random.choice((0, 1, 2, 4)), self.random.random() < 0.7)]
+            case "update":
+                is_cut = self.random.random() < 0.5
+                with_times = is_cut and self.random.random() < 0.5
+                return [UpdateState(record, self.random.choice((0, 1, 1, 2)), is_cut, with_times)]
+            case "fault":
+                return [self.fault()]
+            case "restart":
+                recovers = [Recover(slot, record)] if self.random.random() < 0.3 else []
+                return [self.restart(), *self.begin(), *recovers]
+        if self.random.random() < self.managed:
+            return [Advance(self.seconds()), self.manager_save()]
+        return [Advance(self.seconds()), self.save(slot)]
+
+    def fault(self) -> Step:
+        back = self.random.choice((0, 0, 1, 1, 2, 3))
         if self.random.random() < 0.4:
-            restart.append(Recover(slot, self.random.choice(self.records)))
-        return restart
+            return Remove(back)
+        return DeleteFiles(back, self.random.choice(("index", "data", "meta", "all")))
 
     def saver(self, slot: int) -> NewSaver:
         return NewSaver(

@@ -2,83 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saver_pb2
-from tensorflow.python.checkpoint import checkpoint_management
-from tensorflow.python.training import saver as saver_module
 
 from ckptstore.testing.clock import ManualClock
 from tests.interop.histories import rules as r
-from tests.interop.histories.ledger import Ledger, Line, Owner, Writer, owner_of, owner_of_listed
-from tests.interop.histories.rules import Rules
-from tests.interop.histories.steps import HOUR_S, NewSaver, Recover, Save, SetLast
-from tests.interop.histories.view import FILE, Listed, View, files_of, read_listed, write_listed
+from tests.interop.histories.keeping import Keeping
+from tests.interop.histories.ledger import Ledger, Owner, Writer, owner_of, owner_of_listed
+from tests.interop.histories.rules import Rules, Window
+from tests.interop.histories.session import Session, tf1
+from tests.interop.histories.steps import (
+    HOUR_S,
+    ManagerSave,
+    NewManager,
+    NewSaver,
+    Recover,
+    Save,
+    SetLast,
+    UpdateState,
+)
+from tests.interop.histories.view import View, files_of, read_listed, update, write_listed
 
-__all__ = ["Session", "TensorFlowSide"]
-
-tf1 = tf.compat.v1
-
-
-class _Time:
-    """In the place of the module ``time``."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.time = clock
-
-
-class Session:
-    """One graph with one variable, for all histories: what takes time in TensorFlow is to build them."""
-
-    def __init__(self) -> None:
-        self.graph = tf.Graph()
-        with self.graph.as_default():
-            self.value = tf1.get_variable("w", shape=(2,), dtype=tf.float32)
-            self._saver_def = tf1.train.Saver().as_saver_def()
-            self._fed = tf1.placeholder(tf.float32, (2,))
-            self._assign = self.value.assign(self._fed)
-        self.session = tf1.Session(graph=self.graph)
-
-    def set(self, number: float) -> None:
-        """Let the variable have this number everywhere."""
-        self.session.run(self._assign, {self._fed: np.full(2, number, np.float32)})
-
-    def restored(self, path: str) -> np.ndarray:
-        """Return the value of the variable in a checkpoint."""
-        saver = self.saver(5, 1.0)
-        with self.graph.as_default():
-            saver.restore(self.session, path)
-        return self.session.run(self.value)
-
-    def saver(self, max_to_keep: int | None, hours: float, **options: bool) -> Any:
-        """Return a new Saver; the graph stays as it is."""
-        saver_def = saver_pb2.SaverDef()
-        saver_def.CopyFrom(self._saver_def)
-        saver_def.max_to_keep = max_to_keep or 0
-        saver_def.keep_checkpoint_every_n_hours = hours
-        with self.graph.as_default():
-            return tf1.train.Saver(saver_def=saver_def, **options)
-
-    @contextlib.contextmanager
-    def clock(self, clock: Callable[[], float]) -> Iterator[None]:
-        """Let TensorFlow's Savers and managers take the time from `clock`."""
-        modules = (saver_module, checkpoint_management)
-        before = [module.time for module in modules]
-        for module in modules:
-            module.time = _Time(clock)
-        try:
-            yield
-        finally:
-            for module, time in zip(modules, before, strict=True):
-                module.time = time
+__all__ = ["TensorFlowSide"]
 
 
 @dataclass
@@ -90,8 +41,10 @@ class _Saver:
     lists: dict[str, Any] = field(default_factory=dict)
     writers: dict[str, Writer] = field(default_factory=dict)
     set_by_user: list[tuple[str, float]] = field(default_factory=list)
-    named_by_user: list[str] = field(default_factory=list)
-    taken_over: set[str] | None = None
+    named_by_user: list[str] | None = None
+    taken_over: set[str] = field(default_factory=set)
+    # Record → what the user set, until a save has taken it over.
+    forced: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def keep(self) -> int:
@@ -100,6 +53,36 @@ class _Saver:
     @property
     def every_s(self) -> float:
         return self.step.hours * HOUR_S
+
+
+@dataclass
+class _Manager:
+    """A CheckpointManager of TensorFlow."""
+
+    step: NewManager
+    built_s: float
+    manager: Any
+    counter: Any
+    writer: Writer
+
+    @property
+    def owner(self) -> Owner:
+        return Owner("ckpt", "steps")
+
+    @property
+    def window(self) -> list[tuple[str, float]]:
+        return [(os.path.basename(path), time_s) for path, time_s in self.manager._maybe_delete.items()]
+
+    def set_window(self, shown: str, window: list[tuple[str, float]]) -> None:
+        self.manager._maybe_delete = OrderedDict((f"{shown}/{name}", time_s) for name, time_s in window)
+
+    def will_save(self, *, check_interval: bool) -> bool:
+        interval = self.step.interval
+        last = None if interval is None else self.manager._last_checkpoint_step
+        if interval is None or last is None:
+            return True
+        now = int(self.counter)
+        return now != last and not (check_interval and now < last + interval)
 
 
 class TensorFlowSide:
@@ -121,7 +104,12 @@ class TensorFlowSide:
         self.fresh_start = fresh_start
         self.run = 1
         self.savers: dict[int, _Saver] = {}
-        self.ledgers: defaultdict[str, Ledger] = defaultdict(Ledger)
+        self.manager: _Manager | None = None
+        # Directory → record → what ckptstore's record in it says. It is that of `beside` which counts.
+        self.lines: defaultdict[str, defaultdict[str, Ledger]] = defaultdict(lambda: defaultdict(Ledger))
+        self.beside = ""
+        # Records that a Saver wrote last: TensorFlow's have no times.
+        self.absolute: dict[str, bool] = {}
         self.records: set[str] = set()
         self.saved: set[str] = set()
         # And steps below an earlier one, whose names may have been in use.
@@ -136,6 +124,25 @@ class TensorFlowSide:
     def restart(self) -> None:
         self.run += 1
         self.savers.clear()
+        self.manager = None
+
+    @property
+    def ledgers(self) -> defaultdict[str, Ledger]:
+        """What the records say in the directory where ckptstore works."""
+        return self.lines[self.beside]
+
+    def as_tensorflow_wrote_it(self) -> None:
+        """Let the records that a Saver wrote look as it does: no times, and paths as it was told."""
+        for record, is_absolute in self.absolute.items():
+            for shown in (self.shown, self.beside):
+                listed = read_listed(Path(shown), record)
+                if listed is None:
+                    continue
+                prefix = "<directory>/" if is_absolute else ""
+                paths = tuple(f"{prefix}{name}" for name in listed.names)
+                latest = prefix + listed.latest.removeprefix("<directory>/")
+                write_listed(Path(shown), record, replace(listed, latest=latest, paths=paths, times=()))
+        self.absolute.clear()
 
     def new_saver(self, step: NewSaver) -> None:
         self.savers[step.slot] = _Saver(step, self.clock.now_s)
@@ -168,20 +175,21 @@ class TensorFlowSide:
             path = self._call(saved, step)
         name = os.path.basename(path)
         owner = owner_of(name, step.global_step)
+        self._note_names(name, owner, step.global_step or 0, is_written_over=not step.state)
+        return name
+
+    def _note_names(self, name: str, owner: Owner, step: int, *, is_written_over: bool) -> None:
         highest = self.highest.get(owner)
-        number_of_step = step.global_step or 0
-        if name in self.saved or (
-            owner.form == "steps" and highest is not None and number_of_step <= highest
-        ):
+        is_below = owner.form == "steps" and highest is not None and step <= highest
+        if name in self.saved or is_below:
             self.saved_again.add(name)
         looks_like = owner_of_listed(name)
         if looks_like.form == "steps":
-            highest = self.highest.get(looks_like, -1)
-            self.highest[looks_like] = max(highest, int(name.rpartition("-")[2]))
-        if name in self.saved and not step.state:
+            number = int(name.rpartition("-")[2])
+            self.highest[looks_like] = max(self.highest.get(looks_like, -1), number)
+        if name in self.saved and is_written_over:
             self.written_over.add(name)
         self.saved.add(name)
-        return name
 
     def _call(self, saved: Any, step: Save) -> str:
         with self.session.graph.as_default():
@@ -202,161 +210,142 @@ class TensorFlowSide:
     def _save_and_keep(self, step: Save, saver: _Saver, record: str, saved: Any) -> str:
         rules, now_s = self.rules, self.clock.now_s
         prefix = self._prefix(step, saver)
-        owner = owner_of(prefix, step.global_step)
-        ledger = self.ledgers[record]
-        before = read_listed(self.directory, record)
-        writer = saver.writers.get(record)
-        if writer is None:
-            writer = saver.writers[record] = Writer(self.run, saver.keep)
-            if saver.taken_over is None:
-                saved._last_checkpoints = []
-        is_forced = False
-        if saver.taken_over is not None and record not in saver.taken_over:
-            is_forced = True
+        writer = saver.writers.setdefault(record, Writer(self.run, saver.keep))
+        if saver.named_by_user is not None and record not in saver.taken_over:
+            saver.forced[record] = saver.named_by_user
             saver.taken_over.add(record)
             saved._last_checkpoints = [(f"{self.shown}/{name}", time_s) for name, time_s in saver.set_by_user]
-            named, saver.named_by_user = saver.named_by_user, []
-            saver.set_by_user = []
-        window = self._window(saved)
-        is_anew = False
-        if owner not in writer.owned and not self._has_saved_beside(writer, owner):
-            answer = rules.apply(r.nothing_can_be_restored, prefix, owner, before, self.directory)
-            if answer != prefix and not self.fresh_start:
-                return answer
-            is_anew = answer != prefix
-        self._acquire(ledger, writer, owner, before, is_anew=is_anew)
-        for name in (prefix, *(named if is_forced else ())):
-            exact = Owner(name, "exact")
-            if exact in ledger.owners:
-                self._acquire(ledger, writer, exact, before)
-            elif name != prefix:
-                self._acquire(ledger, writer, owner_of_listed(name), before)
-        if saver.keep and not is_forced:
-            facts = (before, ledger, writer, now_s)
-            window = rules.apply(r.the_list_goes_on, window, *facts)
-            window = rules.apply(r.savers_share_a_list, window, *facts)
-            window = rules.apply(r.what_is_gone_takes_no_place, window, writer, prefix, self.directory)
-        saved._last_checkpoints = [(f"{self.shown}/{name}", time_s) for name, time_s in window]
-        next_keep_s = rules.apply(
-            r.the_clock_goes_on, saved._next_checkpoint_time, ledger, writer, saver.built_s + saver.every_s
+            saver.named_by_user, saver.set_by_user = [], []
+        ledger, owner = self.ledgers[record], owner_of(prefix, step.global_step)
+        keeping = Keeping(rules, self.directory, record, ledger, writer, prefix, owner)
+        if keeping.refuses(fresh_start=self.fresh_start):
+            return "CorruptError"
+        keeping.acquire(saver.forced.get(record, []), now_s)
+        first_keep_s = saver.built_s + saver.every_s
+        clock_s = writer.clock_s(ledger, "next_keep", lambda clock_s: min(clock_s, first_keep_s))
+        if not saver.keep:
+            clock_s = writer.clock_s(ledger, "next_keep", lambda clock_s: clock_s)
+        next_keep_s = rules.apply(r.the_clock_goes_on, saved._next_checkpoint_time, clock_s, first_keep_s)
+        saved._next_checkpoint_time = rules.apply(
+            r.the_clock_is_not_in_the_future, next_keep_s, now_s + saver.every_s
         )
-        next_keep_s = rules.apply(r.the_clock_is_not_in_the_future, next_keep_s, now_s, saver.every_s)
-        saved._next_checkpoint_time = next_keep_s
-        graphs_before = self._graphs()
-        old = files_of(self.directory)[0]
+        window = self._window(saved)
+        if saver.keep and record not in saver.forced:
 
-        was_listed = before.names if before is not None else ()
-        ledger.deleted = {name for name in ledger.deleted if not self._deletes(writer, ledger, name)}
-        without_index = self._bytes_of({name for name, item in old.items() if not item.index})
-        left_open = {
-            name
-            for name in ledger.replaced
-            if not writer.owns(ledger, name)
-            and (name in was_listed or not self._deletes(writer, ledger, name))
-        }
+            def stay_for_good(surplus: Window) -> list[str]:
+                clock_s, names = saved._next_checkpoint_time, []
+                for name, time_s in surplus:
+                    if time_s > clock_s:
+                        clock_s += saver.every_s
+                        names.append(name)
+                return names
+
+            window = keeping.window(window, now_s, stay_for_good)
+            saved._last_checkpoints = [(f"{self.shown}/{name}", time_s) for name, time_s in window]
+        keeping.begin(window)
+        saver.forced.pop(record, None)
+
         path = self._call(saved, step)
 
-        self.records.add(record)
-        listed = read_listed(self.directory, record)
-        assert listed is not None
+        self.lines[self.shown][record].forget_lines()
+        self.absolute[record] = not saver.step.relative and os.path.isabs(self.shown)
         surplus = len(saved._last_checkpoints) - saver.keep if saver.keep else 0
         for _ in range(rules.apply(r.the_surplus_goes_at_once, 0, surplus)):
             saved._checkpoints_to_be_deleted.append(saved._last_checkpoints.pop(0))
             saved._MaybeDeleteOldCheckpoints()
-        present = self._bytes_of({name for name in old if not old[name].index})
-        for name, data in rules.apply(r.files_without_an_index_stay, present, without_index).items():
-            (self.directory / name).write_bytes(data)
-        stays = {name for name, _ in self._window(saved)} if saver.keep else {prefix}
+        self.records.add(record)
+        listed = read_listed(self.directory, record)
+        assert listed is not None
+        window = self._window(saved) if saver.keep else [(prefix, now_s)]
+        stays = {name for name, _ in window}
         listed = listed.with_entries([entry for entry in listed.entries if entry[0] in stays])
-        new = self._window(saved) if saver.keep else [(prefix, now_s)]
-        listed = rules.apply(r.times_in_the_record, listed, new)
-        self._update_ledger(ledger, writer, owner, saved, [name for name, _ in new], prefix)
-        listed = rules.apply(
-            r.both_lists, listed, before, ledger, writer, {prefix, *(name for name, _ in window)}
-        )
-        listed = rules.apply(r.relative_paths, listed)
-        write_listed(self.directory, record, listed)
-        files = files_of(self.directory)[0]
-        ledger.deleted |= {name for name, item in old.items() if item.index and name not in files}
-        replaced = {prefix} if prefix in old and old[prefix].index else set()
-        ledger.replaced |= replaced
-        ledger.drop_idle(listed.names)
-        ledger.replaced = left_open | replaced
-        writer.owned = {each for each in writer.owned if each.form == "steps" or each in ledger.owners}
-        left = {
-            name: data
-            for name, data in graphs_before.items()
-            if old[name].index and name not in files_of(self.directory)[0]
-        }
-        order = [name for name, _ in window]
-        lost = {
-            name: left[name]
-            for name in sorted(left, key=lambda name: order.index(name) if name in order else -1)
-        }
-        for name, data in rules.apply(
-            r.the_last_graph_stays, self._graphs(), lost, [name for name, _ in new]
-        ).items():
-            (self.directory / f"{name}.meta").write_bytes(data)
+        listed = rules.apply(r.times_in_the_record, listed, window)
+        keeping.finish(window, listed, {"next_keep": saved._next_checkpoint_time if saver.keep else clock_s})
         return path
-
-    def _deletes(self, writer: Writer, ledger: Ledger, name: str) -> bool:
-        """Return whether this Saver deletes what an earlier save left to do."""
-        return writer.owns(ledger, name) or Owner(name, "exact") in ledger.owners
-
-    def _has_saved_beside(self, writer: Writer, owner: Owner) -> bool:
-        def basename(each: Owner) -> str:
-            return each.basename if each.form == "steps" else r.step_of(each.basename)[0]
-
-        return basename(owner) in {basename(each) for each in writer.has_saved & writer.owned}
-
-    def _acquire(
-        self, ledger: Ledger, writer: Writer, owner: Owner, listed: Listed | None, *, is_anew: bool = False
-    ) -> None:
-        if owner in writer.owned:
-            return
-        writer.acquire(ledger, owner)
-        files = files_of(self.directory)[0]
-        for name in () if listed is None else listed.names:
-            if not writer.owns(ledger, name) or owner not in (owner_of_listed(name), Owner(name, "exact")):
-                continue
-            if is_anew or name not in files or not files[name].index:
-                writer.gone.add(name)
-            elif not files[name].data:
-                writer.torn.add(name)
-            else:
-                writer.unknown.add(name)
-
-    def _update_ledger(
-        self, ledger: Ledger, writer: Writer, owner: Owner, saved: Any, window: list[str], prefix: str
-    ) -> None:
-        clocks = [ledger.owners[each].next_keep for each in writer.owned if each in ledger.owners]
-        line = ledger.owners.setdefault(owner, Line(self.run, writer.keep))
-        if writer.keep:
-            line.next_keep = saved._next_checkpoint_time
-        else:
-            line.next_keep = max((clock_s for clock_s in clocks if clock_s is not None), default=None)
-        for each in writer.owned:
-            if each.form == "exact":
-                ledger.owners.setdefault(each, Line(self.run, writer.keep))
-        writer.has_saved.add(owner)
-        for names in (writer.gone, writer.torn, writer.unknown):
-            names.discard(prefix)
-        ledger.saved_in[prefix] = self.run
-        for name in window:
-            each = owner_of_listed(name)
-            ledger.counted.pop(name, None)
-            if each in writer.owned and each in ledger.owners and ledger.owners[each].keep != writer.keep:
-                ledger.counted[name] = writer.keep
 
     def _window(self, saved: Any) -> list[tuple[str, float]]:
         return [(os.path.basename(path), time_s) for path, time_s in saved._last_checkpoints]
 
-    def _bytes_of(self, prefixes: set[str]) -> dict[str, bytes]:
-        matches = [(path, FILE.fullmatch(path.name)) for path in self.directory.iterdir()]
-        return {path.name: path.read_bytes() for path, match in matches if match and match[1] in prefixes}
+    # -------------------------------------------------------------------------------------------- managers
 
-    def _graphs(self) -> dict[str, bytes]:
-        return {path.name.removesuffix(".meta"): path.read_bytes() for path in self.directory.glob("*.meta")}
+    def new_manager(self, step: NewManager) -> object:
+        checkpoint = tf.train.Checkpoint(w=tf.Variable([0.0, 0.0]))
+        counter = tf.Variable(0, dtype=tf.int64)
+        manager = tf.train.CheckpointManager(
+            checkpoint,
+            self.shown,
+            step.max_to_keep,
+            keep_checkpoint_every_n_hours=step.hours,
+            step_counter=counter,
+            checkpoint_interval=step.interval,
+        )
+        listed = read_listed(self.directory, "checkpoint")
+        self.manager = made = _Manager(
+            step, self.clock.now_s, manager, counter, Writer(self.run, step.max_to_keep or 0)
+        )
+        latest = self._latest(manager.latest_checkpoint, "checkpoint")
+        if latest == "CorruptError" and self.fresh_start:
+            latest = None
+        manager._latest_checkpoint = None if latest is None else f"{self.shown}/{latest}"
+        window = self.rules.apply(r.what_is_listed_is_counted, made.window, listed, self.clock.now_s)
+        window = self.rules.apply(r.also_without_times, window, listed, self.clock.now_s)
+        window = self.rules.apply(r.a_manager_counts_its_own, window, self.ledgers["checkpoint"], made.owner)
+        made.set_window(self.shown, window)
+        if not step.restores or latest is None or not latest.startswith("ckpt-"):
+            return None
+        return os.path.basename(manager.restore_or_initialize())
+
+    def manager_save(self, step: ManagerSave, number: int) -> object:
+        made = self.manager
+        if made is None:
+            return None
+        manager, now_s, rules = made.manager, self.clock.now_s, self.rules
+        made.counter.assign_add(step.trained)
+        if not made.will_save(check_interval=step.check_interval):
+            return manager.save(step.number, check_interval=step.check_interval)
+        manager.checkpoint.w.assign(np.full(2, number, np.float32))
+        count = int(manager.checkpoint.save_counter) + 1
+        prefix = f"ckpt-{count if step.number is None else step.number}"
+        ledger, writer = self.ledgers["checkpoint"], made.writer
+        keeping = Keeping(rules, self.directory, "checkpoint", ledger, writer, prefix, made.owner)
+        if keeping.refuses(fresh_start=self.fresh_start):
+            manager.checkpoint.save_counter.assign_add(1)
+            return "CorruptError"
+        keeping.acquire([], now_s)
+        clock_s = writer.clock_s(ledger, "last_preserved", lambda clock_s: min(clock_s, made.built_s))
+        facts = (clock_s, keeping.before, made.built_s)
+        clock_s = rules.apply(r.the_first_save_reads_the_record, manager._last_preserved_timestamp, *facts)
+        clock_s = rules.apply(r.the_clock_is_not_in_the_future, clock_s, now_s)
+        manager._last_preserved_timestamp = clock_s
+
+        def stay_for_good(surplus: Window) -> list[str]:
+            preserved_s, names = manager._last_preserved_timestamp, []
+            for name, time_s in surplus:
+                if made.step.hours and time_s - made.step.hours * HOUR_S >= preserved_s:
+                    preserved_s = time_s
+                    names.append(name)
+            return names
+
+        window = rules.apply(r.as_old_as_the_files, made.window, keeping.before, writer)
+        window = keeping.window(window, now_s, stay_for_good)
+        made.set_window(self.shown, window)
+        keeping.begin(window)
+
+        path = manager.save(step.number, check_interval=step.check_interval)
+
+        self.lines[self.shown]["checkpoint"].forget_lines()
+        self.absolute.pop("checkpoint", None)
+        self.records.add("checkpoint")
+        listed = read_listed(self.directory, "checkpoint")
+        assert listed is not None
+        preserved_s = manager._last_preserved_timestamp
+        keeping.finish(made.window, listed, {"last_preserved": preserved_s})
+        written = read_listed(self.directory, "checkpoint")
+        assert written is not None
+        write_listed(self.directory, "checkpoint", replace(written, last_preserved=preserved_s))
+        name = os.path.basename(path)
+        self._note_names(name, made.owner, int(name.rpartition("-")[2]), is_written_over=False)
+        return name
 
     # ------------------------------------------------------------------------------------- what the user sets
 
@@ -388,8 +377,22 @@ class TensorFlowSide:
         window = self.rules.apply(r.nothing_is_counted_without_a_limit, window, saver.keep)
         saver.set_by_user = window
         saver.taken_over = set()
+        saver.forced = {record: [] for record in saver.writers}
         for saved in saver.lists.values():
             saved._last_checkpoints = []
+
+    def update_state(self, step: UpdateState) -> None:
+        record = step.record or "checkpoint"
+        before = read_listed(self.directory, record)
+        if before is None:
+            return
+        update(step, self.shown, tf1.train.update_checkpoint_state)
+        listed = read_listed(self.directory, record)
+        assert listed is not None
+        listed = self.rules.apply(r.the_latest_is_listed_once, listed)
+        listed = self.rules.apply(r.the_time_of_the_last_preserved_stays, listed, before)
+        write_listed(self.directory, record, self.rules.apply(r.relative_paths, listed))
+        self.ledgers[record].user_wrote += 1
 
     # ----------------------------------------------------------------------------------------------- looking
 
@@ -401,14 +404,23 @@ class TensorFlowSide:
             if listed is not None:
                 result.records[record] = listed
             path = tf1.train.latest_checkpoint(self.shown, record)
-            latest = None if path is None else os.path.relpath(path, self.shown)
-            latest = self.rules.apply(r.the_data_is_there, latest, self.directory)
-            result.latest[record] = self.rules.apply(
-                r.another_checkpoint_of_the_directory, latest, listed, self.directory
-            )
+            result.latest[record] = self._latest(path, record)
+        if self.manager is not None:
+            manager = self.manager.manager
+            result.lists["manager"] = tuple(name for name, _ in self.manager.window)
+            latest = manager.latest_checkpoint
+            result.latest["manager"] = None if latest is None else os.path.basename(latest)
         for slot, saver in self.savers.items():
             shown = [os.path.basename(path) for path, _ in saver.set_by_user]
             for record in saver.writers:
                 shown += [name for name, _ in self._window(self._list_of(saver, record))]
             result.lists[f"saver {slot}"] = tuple(shown)
         return result
+
+    def _latest(self, path: str | None, record: str) -> str | None:
+        """Return the latest checkpoint, of which TensorFlow says that it is `path`."""
+        latest = None if path is None else os.path.relpath(path, self.shown)
+        latest = self.rules.apply(r.the_data_is_there, latest, self.directory)
+        listed = read_listed(self.directory, record)
+        latest = self.rules.apply(r.another_checkpoint_of_the_directory, latest, listed, self.directory)
+        return self.rules.apply(r.the_newest_of_the_directory, latest, listed, self.directory)

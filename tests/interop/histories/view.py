@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from google.protobuf import text_format
 from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
 
-__all__ = ["FILE", "Listed", "PrefixFiles", "View", "files_of", "read_listed", "write_listed"]
+from tests.interop.histories.steps import UpdateState
+
+__all__ = ["FILE", "Listed", "PrefixFiles", "View", "files_of", "read_listed", "update", "write_listed"]
 
 FILE = re.compile(r"(.+)\.(index|meta|data-\d+-of-\d+)", re.DOTALL)
 
@@ -110,7 +113,7 @@ def read_listed(directory: Path, record: str) -> Listed | None:
 
 
 def write_listed(directory: Path, record: str, listed: Listed) -> None:
-    """Write a record as TensorFlow does, in the place of TensorFlow's own."""
+    """Write the fields of a record as TensorFlow does; ckptstore's lines stay."""
 
     def path(shown: str) -> str:
         return shown.replace("<directory>", str(directory.absolute()), 1)
@@ -121,4 +124,21 @@ def write_listed(directory: Path, record: str, listed: Listed) -> None:
         all_model_checkpoint_timestamps=listed.times,
         last_preserved_timestamp=listed.last_preserved or None,
     )
-    (directory / record).write_text(text_format.MessageToString(state))
+    comments = [line for line in (directory / record).read_text().splitlines(keepends=True) if line[0] == "#"]
+    (directory / record).write_text("".join(comments) + text_format.MessageToString(state))
+
+
+def update(step: UpdateState, shown: str, update_checkpoint_state: Callable[..., None]) -> None:
+    """Call TensorFlow's function, or ours, for a directory."""
+    listed = read_listed(Path(shown), step.record or "checkpoint")
+    if listed is None:
+        return
+    position = max(0, len(listed.names) - 1 - step.back)
+    names = listed.names[: position + 1] if step.is_cut else listed.names
+    update_checkpoint_state(
+        shown,
+        f"{shown}/{listed.names[position]}",
+        [f"{shown}/{name}" for name in names],
+        latest_filename=step.record,
+        all_model_checkpoint_timestamps=listed.times[: position + 1] if step.with_times else None,
+    )
