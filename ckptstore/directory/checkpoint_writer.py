@@ -228,6 +228,8 @@ class CheckpointWriter:
             if meta is not None:
                 files.put_graph(meta, suffix, is_there=published is not None)
             running.before_commit()
+            # Until the record has it: an answer may be lost, and the index be ours all the same.
+            self._deletes.saved_s.pop(prefix, None)
             self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
             try:
                 self._publish(unrecorded, published, request.owner, claim)
@@ -247,11 +249,13 @@ class CheckpointWriter:
         self._ownership.record_saved(after, request.owner, Entry(prefix, change.now_s), change.left)
         self._unrecorded.clear()
         self._deletes.done.clear()
+        self._deletes.saved_s[prefix] = change.now_s
         self._window = change.after
         self._last = LastSaved(prefix, files.index, files.versions)
         self._deletes.collect_pending(after.record)
         for gone in change.left:
             self._deletes.known.pop(gone, None)
+            self._deletes.saved_s.pop(gone, None)
             self._graphs.forget(gone, suffix)
 
     def _acquire(self, request: SaveRequest) -> Owned:

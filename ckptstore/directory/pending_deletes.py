@@ -14,6 +14,7 @@ from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.paths import inside
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_entries import listed_paths
+from ckptstore.directory.retention import Entry
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record_protocol import OwnerName, Pending, Record, Superseded
@@ -34,6 +35,8 @@ class PendingDeletes:
     ----------
     known : dict
         Prefix → the index that this writer saw there last.
+    saved_s : dict
+        Prefix → time in the record, of what this writer saved.
     done : set
         Lines of the record whose deletes are finished; the next record omits them.
 
@@ -46,7 +49,28 @@ class PendingDeletes:
         self._directory = directory
         self._ownership = ownership
         self.known: dict[str, PublishedIndex] = {}
+        self.saved_s: dict[str, float] = {}
         self.done: set[Pending | Superseded] = set()
+
+    def victim(self, entry: Entry) -> PublishedIndex | None:
+        """Return the index of a checkpoint that retention drops; None if it is gone, or not ours any more.
+
+        Who saves the prefix again under this record gives it another time there, and each save has data files
+        of its own. So it was saved under another record, or without one, if the time is the same and the
+        files are not.
+        """
+        known = self.known.get(entry.prefix)
+        found = self.look_up(entry.prefix)
+        is_ours = known is None or found is None or known.shards == found.shards
+        if is_ours or self.saved_s.get(entry.prefix) != entry.time_s:
+            return found
+        warnings.warn(
+            f"{entry.prefix!r} was saved again under another record or without one: it leaves the list and is"
+            " not deleted",
+            CkptStoreWarning,
+            stacklevel=11,
+        )
+        return None
 
     def look_up(self, prefix: str) -> PublishedIndex | None:
         """Return the index of a checkpoint that is to be deleted, None if it is gone."""

@@ -212,7 +212,7 @@ class RecordChange:
         lines = [line for line in record.pending if line not in self.deletes.done]
         for victim in victims:
             if victim.prefix not in self._found:
-                self._found[victim.prefix] = self.deletes.look_up(victim.prefix)
+                self._found[victim.prefix] = self.deletes.victim(victim)
             published = self._found[victim.prefix]
             if published is not None:
                 line = Pending(victim.prefix, published.version, published.shards, self.request.suffix)

@@ -112,6 +112,32 @@ def test_two_records_of_one_directory_do_not_take_over_each_other(run_url: str) 
     assert checkpoints_in(run_url) == ["model-6", "model-7"]
 
 
+@pytest.mark.parametrize("how", ["another record", "no record"])
+def test_what_was_saved_again_elsewhere_is_not_deleted(how: str, run_url: str) -> None:
+    usual = ck.Saver(max_to_keep=1, run="usual")
+    save(usual, f"{run_url}/model", 1)
+    options: dict[str, object] = (
+        {"latest_filename": "best"} if how == "another record" else {"write_state": False}
+    )
+    save(ck.Saver(run="best"), f"{run_url}/model", 1, **options)
+    with pytest.warns(ck.CkptStoreWarning, match="'model-1' was saved again under another record"):
+        save(usual, f"{run_url}/model", 2)
+    save(usual, f"{run_url}/model", 3)
+    assert listed(usual) == ["model-3"]
+    assert checkpoints_in(run_url) == ["model-1", "model-3"]
+    if how == "another record":
+        assert ck.latest_checkpoint(run_url, "best") == f"{run_url}/model-1"
+
+
+def test_what_another_saver_of_the_run_saved_again_is_deleted(run_url: str) -> None:
+    one, two = (ck.Saver(max_to_keep=1, run="job") for _ in range(2))
+    save(one, f"{run_url}/model", 1)
+    save(two, f"{run_url}/model", 1)
+    save(one, f"{run_url}/model", 2)
+    save(one, f"{run_url}/model", 3)
+    assert checkpoints_in(run_url) == ["model-3"]
+
+
 BY_HAND = {
     "by hand": "model-1",
     "by hand, with a dot": "./model-1",
