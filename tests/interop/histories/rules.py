@@ -389,21 +389,27 @@ def _newest(listed: Listed | None, directory: Path) -> str | None:
     complete = [name for name in files if is_complete(files, name)]
 
     def place(name: str) -> tuple[float, float]:
-        step = step_of(name)[1]
+        step = _series_of(name)[1]
         return -inf if step is None else step, (directory / f"{name}.index").stat().st_mtime
 
     newest: dict[str, str] = {}
     for name in sorted((name for name in files if files[name].index), key=place):
-        newest[step_of(name)[0]] = name
+        newest[_series_of(name)[0]] = name
 
     def rank(name: str) -> tuple[object, ...]:
-        basename = step_of(name)[0]
-        is_same = listed is not None and basename == step_of(listed.latest)[0]
+        basename = _series_of(name)[0]
+        is_same = listed is not None and basename == _series_of(listed.latest)[0]
         is_listed = listed is not None and not is_same and name in listed.names
         top = newest[basename]
-        return is_same, is_listed, step_of(top)[1] is not None, place(top)[1], top, place(name)
+        return is_same, is_listed, _series_of(top)[1] is not None, place(top)[1], top, place(name)
 
     return max(complete, key=rank, default=None)
+
+
+def _series_of(name: str) -> tuple[str, int | None]:
+    """Return basename and step of a name: ``model--1`` is step 1 of ``model-``."""
+    basename, _, digits = name.rpartition("-")
+    return (basename, int(digits)) if basename and digits.isdecimal() else (name, None)
 
 
 def step_of(name: str) -> tuple[str, int | None]:
