@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ckptstore.directory.catalog import PrefixFiles, fault_of, newest_first
-from ckptstore.errors import AccessError, CorruptError, NotFoundError
+from ckptstore.errors import AccessError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
 from ckptstore.storage.abilities import MarksUploads
 from ckptstore.storage.base import Location
@@ -67,7 +67,9 @@ class Incomplete:
         that copies a checkpoint in the order of the names, while it is not done.
         """
         for item in found:
-            if item.index is None and item.data and not _is_of_save(directory, item):
+            if item.index is not None or not item.data or _is_of_save(directory, item):
+                continue
+            if not _is_published(directory, item.prefix):
                 what = f"there are data files, and no file {index_name(item.prefix)}"
                 self.add(item.prefix, what, what)
 
@@ -103,6 +105,16 @@ def nothing_restorable(
         # Saving works without the permission to read.
         return None
     return incomplete.error(directory) if incomplete else None
+
+
+def _is_published(directory: Location, prefix: str) -> bool:
+    """Return whether there is an index by now: a save that published since the listing took the mark away."""
+    index = directory.child(index_name(prefix))
+    try:
+        index.storage.head(index.key)
+    except (NotFoundError, UsageError):
+        return False
+    return True
 
 
 def _is_of_save(directory: Location, item: PrefixFiles) -> bool:

@@ -69,6 +69,21 @@ def test_the_latest_is_looked_for_again_when_retention_took_what_the_record_name
         assert ck.latest_checkpoint(directory) == f"{directory}/model-3"
 
 
+def test_a_first_save_that_publishes_while_a_reader_looks_is_not_incomplete(tmp_path: Path) -> None:
+    # There is no record yet, the listing shows the data alone, and by now that is no upload any more.
+    ck.Saver().save(values(1.0), tmp_path / "model", 1, write_state=False)
+    index = tmp_path / "model-1.index"
+    aside = index.rename(tmp_path / "aside")
+
+    def publish() -> None:
+        aside.rename(index)
+
+    data = "model-1.data-00000-of-00001"
+    with use_wrapper(lambda inner: Before(inner, "is_upload", data, publish)):
+        assert ck.latest_checkpoint(tmp_path) is None
+    assert ck.latest_checkpoint(tmp_path) == str(tmp_path / "model-1")
+
+
 def test_a_latest_that_is_always_replaced_is_not_no_checkpoint(directory: str) -> None:
     saver = ck.Saver(max_to_keep=1)
     save_steps(saver, f"{directory}/model", [1])
