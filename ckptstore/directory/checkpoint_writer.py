@@ -234,7 +234,7 @@ class CheckpointWriter:
             try:
                 self._publish(unrecorded, published, request.owner, claim)
                 # A record that somebody rewrites may list it already: the answer to ours was lost then.
-                owned.add(prefix)
+                owned.add(prefix, self._deletes.known[prefix])
             finally:
                 if not files.may_be_published:
                     del self._unrecorded[prefix]
@@ -320,12 +320,11 @@ class CheckpointWriter:
 
     def _refuse_unknown(self, name: OwnerName, prefix: str, record: Record) -> None:
         """Raise if `record` lost our lines, and another run has saved since: `prefix`, or its latest."""
-        owned, known = self._ownership.owned[name], self._deletes.known
+        known = self._ownership.owned[name].published
         latest = newest_own(self.directory, record.state, self._ownership.filter_of(record, name))
         for each in dict.fromkeys([prefix] if latest not in known else [prefix, latest]):
             there = read_published_index(self.directory, each)
-            is_known = each in owned.published and (there is None or known.get(each, there) == there)
-            if there is not None and not is_known:
+            if there is not None and (each not in known or known[each] not in (None, there)):
                 raise self._ownership.fence_unknown(name, each)
 
     def _taken(
@@ -371,5 +370,7 @@ class CheckpointWriter:
             published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
             self._ownership.check(snapshot, name)
+            if published is not None and self._ownership.is_rewritten(snapshot, name):
+                raise self._ownership.fence_unknown(name, files.prefix)
             if published is not None and snapshot.version is None:
                 claim()

@@ -36,6 +36,7 @@ from ckptstore.directory.owner_names import (
     step_of,
 )
 from ckptstore.directory.paths import inside
+from ckptstore.directory.published_index import PublishedIndex
 from ckptstore.directory.record_entries import listed_paths, newest_own, own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
@@ -67,8 +68,8 @@ class Owned:
     seen : set of str
         Prefixes that had files when the run started, or that it saved and that are still listed; their
         canonical data names may be taken.
-    published : set of str
-        Those of `seen` that had an index when the run started, or that it published.
+    published : dict of str to PublishedIndex or None
+        Those of `seen` that had an index when the run started, None here, or that it published.
     highest_gone : int or None
         The highest step of those that left `seen`.
     has_saved : bool
@@ -85,20 +86,20 @@ class Owned:
     had_record: bool = True
     highest_step: int | None = None
     seen: set[str] = field(default_factory=set)
-    published: set[str] = field(default_factory=set)
+    published: dict[str, PublishedIndex | None] = field(default_factory=dict)
     highest_gone: int | None = None
     has_saved: bool = False
     is_listed: bool = False
     knows_all: bool = False
 
-    def add(self, prefix: str) -> None:
+    def add(self, prefix: str, index: PublishedIndex) -> None:
         """Note that this run has published `prefix`."""
         self.seen.add(prefix)
-        self.published.add(prefix)
+        self.published[prefix] = index
 
     def forget(self, prefix: str, step: int | None) -> None:
         """Note that `prefix` is not listed any more."""
-        self.published.discard(prefix)
+        self.published.pop(prefix, None)
         if prefix in self.seen:
             self.seen.discard(prefix)
             self.highest_gone = max(-1 if self.highest_gone is None else self.highest_gone, step or 0)
@@ -338,7 +339,7 @@ class Ownership:
         owned.is_listed = listing is not None
         found = {prefix: item for prefix, item in (listing or {}).items() if may_have_saved(name, prefix)}
         owned.seen = set(found)
-        owned.published = {prefix for prefix, item in found.items() if item.index is not None}
+        owned.published = {prefix: None for prefix, item in found.items() if item.index is not None}
         # Times of the storage's clock, never in the future of ours: such a checkpoint would be preserved
         # for ever.
         now_s = self.clock()
@@ -467,7 +468,7 @@ class Ownership:
     def _refuse_unknown(self, record: Record, name: OwnerName) -> None:
         """Raise if a rewritten record lists what this run never saw: another run saved in between."""
         listed = listed_paths(self.last_seen.state)
-        known = self.owned[name].published | {inside(self.directory, path) for path, _ in listed}
+        known = self.owned[name].published.keys() | {inside(self.directory, path) for path, _ in listed}
         is_own = self.filter_of(record, name)
         for entry in own_entries(self.directory, record.state, is_own, {}, 0.0):
             if entry.prefix not in known:
@@ -588,7 +589,7 @@ class Ownership:
                 self.owned[step].forget(gone, step_of(gone))
             self._mtimes_s.pop(gone, None)
         owned = self.owned[name]
-        owned.add(saved.prefix)
+        owned.seen.add(saved.prefix)
         owned.has_saved = True
         self._mtimes_s[saved.prefix] = saved.time_s
         self.torn.discard(saved.prefix)

@@ -202,6 +202,10 @@ class History:
                 self._savers.add(owner.run)
         if not after.owners:
             self._highest_before = max(self._epochs.values(), default=0)
+            # What was announced there is not proved any more.
+            self._before_record.update(
+                name.removesuffix(".index") for name in self.files if name.endswith(".index")
+            )
         self._dropped = {
             name: owner
             for name, owner in (self._dropped if after.owners else last).items()
