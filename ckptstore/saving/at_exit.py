@@ -48,41 +48,43 @@ class PendingSave(Protocol):
 class _Guard:
     def __init__(self) -> None:
         self.pending: dict[int, PendingSave] = {}
-        self.changed = threading.Condition()
+        # Taken by itself: an interrupt in `Condition.__enter__`, which is Python, leaves it locked for ever.
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
         self.thread: threading.Thread | None = None
 
     def enter(self, save: PendingSave) -> None:
-        with self.changed:
+        with self.lock:
             self.pending[id(save)] = save
-            if self.thread is None:
-                thread = threading.Thread(target=self._watch, name="ckptstore-exit", daemon=False)
+            if self.thread is None or not self.thread.is_alive():
+                # Before it starts: after an interrupt another one would be begun beside it.
+                self.thread = threading.Thread(target=self._watch, name="ckptstore-exit", daemon=False)
                 # The interpreter starts no new thread while it ends; only the exit handler remains then.
                 with suppress(RuntimeError):
-                    thread.start()
-                    self.thread = thread
+                    self.thread.start()
 
     def leave(self, save: PendingSave) -> None:
-        with self.changed:
+        with self.lock:
             self.pending.pop(id(save), None)
             self.changed.notify_all()
 
     def _watch(self) -> None:
         main = threading.main_thread()
-        with self.changed:
+        with self.lock:
             while self.pending and main.is_alive():
                 self.changed.wait(_CHECK_EVERY_S)
             if not self.pending:
                 self.thread = None
                 return
         self.finish()
-        with self.changed:
+        with self.lock:
             self.thread = None
 
     def finish(self) -> None:
         """Wait for the pending saves within the deadline; cancel those that do not finish."""
         started_s = moved_s = time.monotonic()
         seen = -1
-        with self.changed:
+        with self.lock:
             while self.pending:
                 now_s = time.monotonic()
                 done = sum(save.done_bytes for save in self.pending.values())
@@ -94,7 +96,7 @@ class _Guard:
             late = list(self.pending.values())
         # A save that waits for another one is cancelled before it.
         cancelled = [save for save in reversed(late) if save.cancel()]
-        with self.changed:
+        with self.lock:
             self.changed.wait_for(lambda: not self.pending, CLEAN_UP_S)
             stuck = [save for save in self.pending.values() if save not in cancelled]
         for save in cancelled:
@@ -128,7 +130,9 @@ def leave(save: PendingSave) -> None:
 def join_idle(timeout_s: float) -> None:
     """Wait for the guard's thread to end if no save is pending."""
     thread = _guard.thread
-    if thread is not None and not _guard.pending and thread is not threading.current_thread():
+    if thread is None or not thread.is_alive() or thread is threading.current_thread():
+        return
+    if not _guard.pending:
         thread.join(timeout_s)
 
 

@@ -104,7 +104,9 @@ class SaveQueue:
         # The process that owns everything below; a forked child starts anew.
         self._pid = os.getpid()
         # Guards the fields below; notified when a save is over. While a save runs or waits, `_worker` is set.
-        self._changed = threading.Condition()
+        # Taken by itself: an interrupt in `Condition.__enter__`, which is Python, leaves it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # Next first, without the running one; while it is not empty, the worker runs or is about to.
         self._waiting: deque[QueuedSave] = deque()
         # Set from the moment a save is next, which may be before its thread reaches it, until `_end`.
@@ -149,14 +151,14 @@ class SaveQueue:
         refuse_reentry()
         if not self.is_idle:
             self.check_may_wait()
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._running is None and not self._waiting)
         self.join_idle()
 
     def raise_failure(self) -> None:
         """Raise the first unreported failure of a background save."""
         self._check_process()
-        with self._changed:
+        with self._lock:
             unreported, self._unreported = list(self._unreported.values()), {}
         if unreported:
             for other in unreported[1:]:
@@ -203,7 +205,7 @@ class SaveQueue:
         except BaseException:
             # The caller gets no handle, and the arrays may change from now on.
             self.cancel(save)
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: save not in self._waiting and self._running is not save)
             self.mark_reported(save)
             raise
@@ -218,7 +220,7 @@ class SaveQueue:
 
     def _append(self, save: QueuedSave) -> None:
         skipped: list[QueuedSave] = []
-        with self._changed:
+        with self._lock:
             waiting = list(self._waiting)
             try:
                 if self._running is None and not waiting:
@@ -264,7 +266,7 @@ class SaveQueue:
         token = _AT_WORK.set(self)
         try:
             while True:
-                with self._changed:
+                with self._lock:
                     if self._worker is not worker:
                         return
                     if self._running is None and not self._waiting:
@@ -280,7 +282,7 @@ class SaveQueue:
                     error = _cancelled(save, "it was cancelled", error)
                 self._end(save, error)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 if self._worker is worker:
                     self._worker = None
             raise
@@ -293,7 +295,7 @@ class SaveQueue:
         if error is not None and not isinstance(error, SaveCancelledError):
             error.add_note(f"This failed while {save.prefix} was being saved in the background.")
             is_failure = True
-        with self._changed:
+        with self._lock:
             if error is not None and is_failure:
                 self._unreported[save] = error
             if self._running is save:
@@ -310,7 +312,7 @@ class SaveQueue:
 
     def cancel(self, save: QueuedSave) -> bool:
         """Cancel `save` unless it is being published already; return whether it was in time."""
-        with self._changed:
+        with self._lock:
             is_waiting = save in self._waiting
             if is_waiting:
                 self._waiting.remove(save)
@@ -324,7 +326,7 @@ class SaveQueue:
     def mark_reported(self, save: QueuedSave) -> None:
         """Record that the outcome of `save` was reported to the caller."""
         if self._pid == os.getpid():
-            with self._changed:
+            with self._lock:
                 self._unreported.pop(save, None)
 
     def join_idle(self) -> None:
@@ -343,7 +345,7 @@ class SaveQueue:
             self._warn()
 
     def _warn(self) -> None:
-        with self._changed:
+        with self._lock:
             unreported, self._unreported = self._unreported, {}
         for error in unreported.values():
             text = f"a background save failed, and its result was never asked for: {error}"

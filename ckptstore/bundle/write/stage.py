@@ -97,7 +97,8 @@ class Stage:
         self._url = url
         self._scope = Scope(what="cannot copy the arrays")
         # Reentrant: a signal handler that cancels may interrupt the thread that holds it.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # Published blocks of each shard, in order; appended by the thread that copies, until `_is_closed`.
         self._shards: list[list[_Staged]] = [[] for _ in plan.shards]
         # Item → checksum of strings; set before their first block is published.
@@ -139,7 +140,7 @@ class Stage:
             if failure is not error and isinstance(error, Exception):
                 raise failure from None
             raise
-        with self._changed:
+        with self._lock:
             self._is_copied = True
             self._changed.notify_all()
 
@@ -206,7 +207,7 @@ class Stage:
 
     def _publish(self, number: int) -> None:
         """Hand the block that was filled last to the thread that saves."""
-        with self._changed:
+        with self._lock:
             # The thread that saves may be done already when only empty tensors are left.
             if self._filling is None:
                 return
@@ -225,11 +226,11 @@ class Stage:
         block: list[Block] = []
 
         def free() -> None:
-            with self._changed:
+            with self._lock:
                 self._out -= 1
             give_blocks(block, self._most_out)
 
-        with self._changed:
+        with self._lock:
             self._out += 1
             self._most_out = max(self._most_out, self._out)
         lease = BudgetLease(self._budget, BLOCK_SIZE_BYTES, free)
@@ -259,7 +260,7 @@ class Stage:
         ConflictError
             If it was read before, and its first blocks are given back.
         """
-        with self._changed:
+        with self._lock:
             if number < self._begun and not self.is_whole:
                 raise ConflictError(
                     "another writer used the names of the data files, and the copy is released already",
@@ -282,7 +283,7 @@ class Stage:
         try:
             self._stuck_bytes = held_bytes
             self._budget.wake()
-            with self._changed:
+            with self._lock:
                 while not is_due():
                     if self._error is not None:
                         raise self._error
@@ -300,12 +301,12 @@ class Stage:
             self._shards[number][index].release()
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def close(self, error: BaseException | None = None) -> None:
         """Give the memory back; a `copy` in progress raises `error`. Blocks handed out must not be in use."""
-        with self._changed:
+        with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True

@@ -196,6 +196,9 @@ class _CoroutineCall:
             self._task.cancel()
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
+        # It ends in this thread: asyncio counts its tasks, and what a signal handler raises while another
+        # thread takes one out of the count, Python ignores, `sys.exit` for example.
+        self._task = None
         if task.cancelled():
             self.answer.set_exception(Fault(Kind.CANCELLED, "the request was given up"))
             return
