@@ -211,9 +211,8 @@ def what_the_user_wrote_counts(
 ) -> Window:
     if listed is None or writer.user_wrote == ledger.user_wrote:
         return window
-    known = {**dict(window), **writer.mtimes}
     return [
-        (name, known.get(name, now_s) if time_s is None else time_s)
+        (name, writer.mtimes.get(name, now_s) if time_s is None else time_s)
         for name, time_s in listed.entries
         if writer.counts(ledger, name)
     ]
