@@ -89,7 +89,7 @@ def _no_read_back() -> Iterator[None]:
         yield
 
 
-def _delete_whatever_version(directory: Location, pending: Pending) -> None:
+def _delete_whatever_version(directory: Location, pending: Pending, **_: Any) -> None:
     names = [data_name(pending.prefix, *shard) for shard in pending.shards]
     names = [index_name(pending.prefix), *names, meta_name(pending.prefix, pending.suffix)]
     directory.storage.delete_many([directory.child(name).key for name in names])
@@ -102,7 +102,7 @@ def _no_version_of_victims() -> Iterator[None]:
         yield
 
 
-def _delete_what_is_listed(directory: Location, pending: Pending) -> None:
+def _delete_what_is_listed(directory: Location, pending: Pending, **_: Any) -> None:
     storage = directory.storage
     if storage.delete_if(directory.child(index_name(pending.prefix)).key, pending.version):
         storage.delete_many([info.key for info in storage.list(directory.child(f"{pending.prefix}.").key)])
