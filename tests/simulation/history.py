@@ -214,9 +214,16 @@ class History:
         for owner in after.owners.values():
             self._epochs[owner.run] = self._highest_before + owner.epoch
 
-    def was_replaced(self, run: str) -> bool:
-        """Return whether another run came in the place of `run`."""
-        return run in self._replaced or run not in self._epochs
+    def was_replaced(self, run: str, prefix: str) -> bool:
+        """Return whether another run came in the place of `run`.
+
+        Where somebody rewrote the record, a checkpoint of another run at `prefix`, or as the latest, says so
+        before that run has written the record, or even if it never will (docs/design/018-who-owns-what.md).
+        """
+        if run in self._replaced or run not in self._epochs:
+            return True
+        marks = {self.mark_at(each) for each in (prefix, self._latest)} if self._dropped else set()
+        return any(save.mark in marks and save.run != run for save in self.saves)
 
     def _counted(self, record: Record) -> Record:
         """Return `record` without what takes no place in a window."""

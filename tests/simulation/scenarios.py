@@ -268,7 +268,7 @@ class Run:
             self._call_save(saver, save.mark, basename, step if with_step else None)
         except Exception as error:  # noqa: BLE001  # a save that fails in any other way is a finding too
             with history.noting:
-                if not (isinstance(error, FencedError) and history.was_replaced(run)):
+                if not (isinstance(error, FencedError) and history.was_replaced(run, save.prefix)):
                     assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):
                 self._check_finality(saver, run, basename, _STEPS - 1 if with_step else None)
