@@ -155,6 +155,13 @@ class Keeping:
         listed = rules.apply(r.relative_paths, listed)
         write_listed(self.directory, self.record, listed)
         self._keep_graph([name for name, _ in window])
+        left = self.writer.saved - {name for name, _ in window}
+        outside = self._bytes_of(self.old_bytes, lambda name: name in left & self.ledger.outside)
+        present = {name: data for name, data in self._read().items() if name in outside}
+        for name, data in rules.apply(r.what_was_saved_outside_stays, present, outside).items():
+            if name not in present:
+                (self.directory / name).write_bytes(data)
+        self.writer.saved -= left
         self._drop_lines(listed)
 
     def _read(self) -> dict[str, bytes]:
@@ -172,6 +179,7 @@ class Keeping:
             if each.form == "exact":
                 ledger.owners.setdefault(each, Line(writer.run, writer.keep))
         writer.has_saved.add(self.owner)
+        writer.saved.add(self.prefix)
         writer.mtimes[self.prefix] = window[-1][1]
         writer.user_wrote = ledger.user_wrote
         for names in (writer.gone, writer.torn, writer.unknown):

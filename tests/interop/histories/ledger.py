@@ -59,6 +59,8 @@ class Ledger:
         How often the user wrote the record.
     deleted, replaced : set of str
         Prefixes whose files the next save deletes, or finds deleted, and those with data that was replaced.
+    outside : set of str
+        Prefixes that were saved last under another record, or without one.
     """
 
     owners: dict[Owner, Line] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class Ledger:
     user_wrote: int = 0
     deleted: set[str] = field(default_factory=set)
     replaced: set[str] = field(default_factory=set)
+    outside: set[str] = field(default_factory=set)
 
     def forget_lines(self) -> None:
         """TensorFlow rewrote the record."""
@@ -98,6 +101,8 @@ class Writer:
         Of what was listed when it became the owner: without an index, without data, not looked at yet.
     mtimes : dict
         Prefix → time of the index by then.
+    saved : set of str
+        What it saved itself and still lists.
     """
 
     run: int
@@ -108,6 +113,7 @@ class Writer:
     torn: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)
     mtimes: dict[str, float] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)
     user_wrote: int = 0
 
     def owns(self, ledger: Ledger, prefix: str) -> bool:

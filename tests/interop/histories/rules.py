@@ -111,6 +111,11 @@ def files_without_an_index_stay(present: dict[str, bytes], before: dict[str, byt
     return {**before, **present}
 
 
+@_row("what was saved last under another record, or with `write_state=False`, is deleted by the list it left")
+def what_was_saved_outside_stays(present: dict[str, bytes], before: dict[str, bytes]) -> dict[str, bytes]:
+    return {**before, **present}
+
+
 def _with_data_of(item: PrefixFiles, ours: PrefixFiles, most: int) -> PrefixFiles:
     counts = {name.rpartition("-of-")[2] for name in ours.data}
     is_one_shard_each = all(name.startswith("data-00000-of-") for name in ours.data)

@@ -176,7 +176,16 @@ class TensorFlowSide:
         name = os.path.basename(path)
         owner = owner_of(name, step.global_step)
         self._note_names(name, owner, step.global_step or 0, is_written_over=not step.state)
+        self._note_record(name, record if step.state else "")
         return name
+
+    def _note_record(self, name: str, record: str) -> None:
+        """Note under which record `name` was saved last; empty for none."""
+        for each, ledger in self.ledgers.items():
+            if each == record:
+                ledger.outside.discard(name)
+            else:
+                ledger.outside.add(name)
 
     def _note_names(self, name: str, owner: Owner, step: int, *, is_written_over: bool) -> None:
         highest = self.highest.get(owner)
@@ -345,6 +354,7 @@ class TensorFlowSide:
         write_listed(self.directory, "checkpoint", replace(written, last_preserved=preserved_s))
         name = os.path.basename(path)
         self._note_names(name, made.owner, int(name.rpartition("-")[2]), is_written_over=False)
+        self._note_record(name, "checkpoint")
         return name
 
     # ------------------------------------------------------------------------------------- what the user sets
