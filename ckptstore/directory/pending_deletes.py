@@ -11,9 +11,8 @@ from ckptstore.directory.collect import collect_pending, collect_shards
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.owner_names import owner_of_step
 from ckptstore.directory.ownership import Ownership
-from ckptstore.directory.paths import inside
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
-from ckptstore.directory.record_entries import listed_paths
+from ckptstore.directory.record_entries import is_listed
 from ckptstore.directory.retention import Entry
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
@@ -113,10 +112,7 @@ class PendingDeletes:
 
     def collect_pending(self, record: Record) -> None:
         """Do the pending deletes of the record. The checkpoint exists, so a failure is only a warning."""
-        if not record.pending:
-            return
         is_own = self._ownership.own_filter(record)
-        listed = {inside(self._directory, path) for path, _ in listed_paths(record.state)}
         for pending in record.pending:
             exact = record.owners.get(OwnerName(pending.prefix, "exact"))
             # What was owned alone has no owner that comes back: whoever saves here deletes it.
@@ -124,7 +120,7 @@ class PendingDeletes:
             is_valid = "/" not in pending.prefix and is_graph_suffix(pending.suffix)
             if not is_mine or not is_valid or pending in self.done:
                 continue
-            if pending.prefix in listed:
+            if is_listed(self._directory, record.state, pending.prefix):
                 # Saved again since, or written by hand.
                 self.done.add(pending)
                 continue

@@ -9,7 +9,7 @@ from ckptstore.directory.retention import Entry
 from ckptstore.format.record import CheckpointState
 from ckptstore.storage.base import Location
 
-__all__ = ["listed_paths", "newest_own", "other_entries", "own_entries", "restate"]
+__all__ = ["is_listed", "listed_paths", "newest_own", "other_entries", "own_entries", "restate"]
 
 # For a listed checkpoint without a time: TensorFlow's CheckpointManager never deletes one with this time.
 UNKNOWN_TIME_S = 0.0
@@ -27,6 +27,15 @@ def listed_paths(state: CheckpointState | None) -> list[tuple[str, float | None]
     if state.model_checkpoint_path not in paths:
         result.append((state.model_checkpoint_path, None))
     return result
+
+
+def is_listed(directory: Location, state: CheckpointState | None, prefix: str) -> bool:
+    """Return whether `state` lists `prefix`, a direct child of `directory`."""
+    if state is None:
+        return False
+    paths = (*state.all_model_checkpoint_paths, state.model_checkpoint_path)
+    # By its name, as nearly all of up to ten thousand are; or by a longer path.
+    return prefix in paths or any(inside(directory, path) == prefix for path in paths if "/" in path)
 
 
 def own_entries(

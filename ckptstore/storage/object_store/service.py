@@ -33,6 +33,9 @@ __all__ = ["ObjectService"]
 
 _T = TypeVar("_T")
 
+# How often an object may come and go while it is looked at.
+_MOST_PROOFS = 3
+
 # For work that no caller waits for.
 _BACKGROUND_THREADS = 2
 
@@ -148,23 +151,27 @@ class ObjectService:
         return info
 
     def _head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
-        try:
-            return self.transport.head(object_name, attempts)
-        except Fault as fault:
-            is_mute = not self.transport.explains_head and fault.kind in (Kind.FORBIDDEN, Kind.BAD_REQUEST)
-            if fault.kind is not Kind.UNPROVED and not is_mute:
-                raise
-        # The answer to a HEAD has no body: a missing object looks like a missing bucket, expired credentials
-        # or a mistyped endpoint. The answer to a GET has one, and raises the right fault.
-        with suppress(_ObjectExists):
+        for _ in range(_MOST_PROOFS):
             try:
-                self.transport.get(
-                    object_name, attempts, byte_range="bytes=0-0", version=None, accept=_stop_reading
-                )
-            except Fault as reason:
-                if reason.kind is not Kind.BAD_RANGE:  # an empty object
+                return self.transport.head(object_name, attempts)
+            except Fault as fault:
+                is_refused = fault.kind in (Kind.FORBIDDEN, Kind.BAD_REQUEST)
+                is_missing = fault.kind is Kind.UNPROVED
+                if not is_missing and (not is_refused or self.transport.explains_head):
                     raise
-        # It was created in between, or only the HEAD is refused.
+            # The answer to a HEAD has no body: a missing object looks like a missing bucket, expired
+            # credentials or a mistyped endpoint. The answer to a GET has one, and raises the right fault.
+            with suppress(_ObjectExists):
+                try:
+                    self.transport.get(
+                        object_name, attempts, byte_range="bytes=0-0", version=None, accept=_stop_reading
+                    )
+                except Fault as reason:
+                    if reason.kind is not Kind.BAD_RANGE:  # an empty object
+                        raise
+            # It was created in between, and may be gone again; or only the HEAD is refused.
+            if not is_missing:
+                break
         return self.transport.head(object_name, attempts)
 
     def proves_checksums(self, target: ObjectName) -> bool:

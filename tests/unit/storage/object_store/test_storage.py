@@ -247,6 +247,20 @@ def test_what_appears_between_head_and_get_is_there(transport: ScriptedTransport
     assert storage.head(KEY).size_bytes == len(data)
 
 
+def test_what_comes_and_goes_while_it_is_looked_at_is_not_there(transport: ScriptedTransport) -> None:
+    def appear() -> None:
+        transport.add_object(NAME, b"x")
+
+    def vanish() -> None:
+        del transport.objects[NAME]
+
+    storage = storage_of(transport)
+    # Each HEAD misses it, and the GET that is to prove that finds it.
+    transport.script("head", before(Kind.UNPROVED, appear), before(Kind.UNPROVED, vanish))
+    with pytest.raises(NotFoundError):
+        storage.head(KEY)
+
+
 @pytest.mark.parametrize(
     "key", ["b", "b/", "", "/x", "b//x", "b/./x", "b/x/..", "b/x\n", "b/x/", "b/" + "x" * 1025, "b/\ud800"]
 )
