@@ -170,6 +170,7 @@ def series_of(prefix_basename: str) -> Series:
     if len(prefix_basename) > _LONGEST_NAME:
         return Series(prefix_basename, ())
     text, step = split_step(prefix_basename)
+    has_two_dashes = prefix_basename.startswith("--", len(text))
     if step is not None and _DECIMAL_AT_END.search(prefix_basename):
         # The exponent of a metric: "loss=1e-05".
         text, step = prefix_basename, None
@@ -185,9 +186,9 @@ def series_of(prefix_basename: str) -> Series:
     text = text[:behind] + _METRIC_BEHIND.sub("#", _METRIC.sub(r"\1#", text[behind:]))
     for start, stop in sorted(spans, reverse=True):
         text = f"{text[:start]}#{text[stop:]}"
-    if step is not None and step < 0:
+    if step is not None and has_two_dashes:
         # Far more people save "model-" with steps than steps below 0.
-        text, step = f"{text}-", -step
+        text, step = f"{text}-", abs(step)
     if step is not None:
         place.append(step)
     return Series(_METRIC.sub(r"\1#", text) if place else text, tuple(place))

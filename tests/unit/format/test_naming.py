@@ -126,6 +126,7 @@ def test_every_step_survives(basename, step, pad):
         ("model-100", "model", (100,)),
         ("model-00000100", "model", (100,)),
         ("model--3", "model-", (3,)),
+        ("model--0", "model-", (0,)),
         ("model", "model", ()),
         ("model.ckpt-100.h5", "model.ckpt-#.h5", (100,)),
         ("ckpt-7.weights.h5", "ckpt-#.weights.h5", (7,)),
