@@ -59,7 +59,7 @@ class RecordChange:
     now_s : float
         Time of the save, seconds since 1970.
     victims : tuple of Entry
-        That the last call deletes.
+        What the last call deletes.
     after : Window
         From which the next save starts.
     left : tuple of str
@@ -101,7 +101,8 @@ class RecordChange:
         if self._decided is not None and self._decided[0] is snapshot:
             # Decided before the index was published; since then only files were deleted and replaced.
             record = self._decided[1]
-            return replace(record, pending=self._pending(record, ()), superseded=self._superseded(record))
+            pending, superseded = self._pending(record, ()), self._superseded(record)
+            return replace(record, pending=pending, superseded=superseded).without_idle_owners()
         record = self._change(snapshot)
         self._decided = (snapshot, record)
         return record
@@ -112,13 +113,14 @@ class RecordChange:
         record = snapshot.record
         record = replace(record, state=record.state and moved_here(self.ownership.directory, record.state))
         verdict = self._decide(record, foreign=foreign)
-        self.victims = verdict.victims
         stays = {entry.prefix for entry in verdict.window}
         self.left = tuple(entry.prefix for entry in self._before if entry.prefix not in stays)
         counted = {entry.prefix for entry in (*verdict.window, *verdict.victims, *verdict.preserved)}
+        pending = self._pending(record, verdict.victims)
+        self.victims = tuple(each for each in verdict.victims if self._found[each.prefix] is not None)
         record = replace(
             record,
-            pending=self._pending(record, verdict.victims),
+            pending=pending,
             superseded=self._superseded(record),
             intents=self.ownership.open_intents(record, {entry.prefix for entry in verdict.window}),
             # Saved again, or set by the user: it is owned again.
@@ -212,7 +214,12 @@ class RecordChange:
         lines = [line for line in record.pending if line not in self.deletes.done]
         for victim in victims:
             if victim.prefix not in self._found:
-                self._found[victim.prefix] = self.deletes.victim(victim)
+                # What the user set may have been saved by another Saver since.
+                self._found[victim.prefix] = (
+                    self.deletes.look_up(victim.prefix)
+                    if self.start.is_forced
+                    else self.deletes.victim(victim)
+                )
             published = self._found[victim.prefix]
             if published is not None:
                 line = Pending(victim.prefix, published.version, published.shards, self.request.suffix)

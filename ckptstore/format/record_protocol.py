@@ -270,7 +270,9 @@ class Record:
 
         The newest few that have replaced another run stay: they fence it, should it wake up.
         """
-        named = set(() if self.state is None else self.state.all_model_checkpoint_paths)
+        paths = () if self.state is None else self.state.all_model_checkpoint_paths
+        # By its name, or by a longer path, as TensorFlow writes it.
+        named = {*paths, *(path.rpartition("/")[2] for path in paths if "/" in path)}
         named.update(line.prefix for line in self.pending)
         named.update(line.prefix for line in self.superseded)
         named.update(line.prefix for line in self.intents)

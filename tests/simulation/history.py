@@ -108,6 +108,8 @@ class History:
         self._replaced: set[str] = set()
         self._changes = 0
         self._before_record: set[str] = set()
+        # Saves that had not ended when somebody rewrote the record.
+        self._under_way: set[int] = set()
         bucket.on_change = self._changed
 
     def note(self, name: str, text: str) -> None:
@@ -149,9 +151,13 @@ class History:
             for number, save in enumerate(saves)
             if self._epochs.get(save.run, 0) > newest or (save.run == last.run and number > saves.index(last))
         ]
+        # Where somebody rewrote the record, two runs may go on until one of them has written it again.
+        also = {save.mark for save in saves if save.mark in self._under_way and save.prefix == last.prefix}
         own = [p for p in self._listed if p.startswith(basename) and p not in self.bystanders]
         with self.noting:
-            assert_acknowledged_save_is_kept(self.mark_at(own[-1]) if own else None, {last.mark, *later})
+            assert_acknowledged_save_is_kept(
+                self.mark_at(own[-1]) if own else None, {last.mark, *later, *also}
+            )
 
     def _changed(self, key: str) -> None:
         name = key[_START:]
@@ -202,6 +208,7 @@ class History:
                 self._savers.add(owner.run)
         if not after.owners:
             self._highest_before = max(self._epochs.values(), default=0)
+            self._under_way.update(save.mark for save in self.saves if not save.is_acknowledged)
             # What was announced there is not proved any more.
             self._before_record.update(
                 name.removesuffix(".index") for name in self.files if name.endswith(".index")

@@ -154,7 +154,6 @@ class Keeping:
         )
         listed = rules.apply(r.relative_paths, listed)
         write_listed(self.directory, self.record, listed)
-        self._keep_graph([name for name, _ in window])
         left = self.writer.saved - {name for name, _ in window}
         outside = self._bytes_of(self.old_bytes, lambda name: name in left & self.ledger.outside)
         present = {name: data for name, data in self._read().items() if name in outside}
@@ -162,6 +161,7 @@ class Keeping:
             if name not in present:
                 (self.directory / name).write_bytes(data)
         self.writer.saved -= left
+        self._keep_graph([name for name, _ in window])
         self._drop_lines(listed)
 
     def _read(self) -> dict[str, bytes]:

@@ -335,9 +335,11 @@ def also_without_times(window: Window, listed: Listed | None, now_s: float) -> W
 
 @_row("`CheckpointManager` ignores what a record without times lists")
 def as_old_as_the_files(window: Window, before: Listed | None, writer: Writer) -> Window:
-    if before is None or before.times:
+    if before is None:
         return window
-    return [(name, writer.mtimes.get(name, time_s)) for name, time_s in window]
+    # Another Saver writes 0 where there was no time.
+    unknown = {name for name, time_s in before.entries if not time_s}
+    return [(n, writer.mtimes.get(n, time_s) if n in unknown else time_s) for n, time_s in window]
 
 
 # -------------------------------------------------------------------------------------- finding and restoring

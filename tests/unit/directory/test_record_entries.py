@@ -495,6 +495,16 @@ class TestSetByHand:
         assert listed(saver) == ["model-4", "model-5"]
         assert checkpoints_in(str(tmp_path)) == ["model-1", "model-3", "model-4", "model-5"]
 
+    def test_what_another_saver_has_saved_since_is_deleted_in_its_turn(
+        self, base: str, tmp_path: Path
+    ) -> None:
+        one, other = ck.Saver(max_to_keep=1, run="job"), ck.Saver(max_to_keep=5, run="job")
+        save_steps(one, base, [1])
+        one.recover_last_checkpoints([f"{base}-1"])
+        save_steps(other, base, [1])
+        save_steps(one, base, [2])
+        assert checkpoints_in(str(tmp_path)) == ["model-2"]
+
     def test_those_of_another_basename_are_counted_too(self, base: str, tmp_path: Path) -> None:
         save_steps(ck.Saver(run="a"), f"{tmp_path}/old", [1, 2])
         saver = ck.Saver(max_to_keep=2, run="b")

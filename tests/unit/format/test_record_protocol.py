@@ -80,6 +80,12 @@ def test_owners_of_single_prefixes_leave_with_the_last_line_that_names_them() ->
     ]
 
 
+def test_the_owner_of_a_single_prefix_stays_where_the_list_has_a_path() -> None:
+    single = Owner("model--1", 1, "r", "h", 1.0, "w", form="exact")
+    record = Record(CheckpointState("/d/model--1", ("/d/model--1",)), {single.name: single})
+    assert record.without_idle_owners() == record
+
+
 def test_the_newest_owners_that_replaced_a_run_stay_as_a_fence() -> None:
     idle = [Owner(f"m-{number}", 2, "r", "h", float(number), "w", form="exact") for number in range(20)]
     record = Record(STATE, {owner.name: owner for owner in (*idle, OWNER)})
