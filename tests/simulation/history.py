@@ -103,8 +103,9 @@ class History:
         self._highest_before = 0
         # Owners that the record had before somebody rewrote it, until they are there again.
         self._dropped: dict[OwnerName, Owner] = {}
-        # Runs whose save a record named, and runs in whose place another one came.
+        # Runs whose save a record named, or announced, and runs in whose place another one came.
         self._savers: set[str] = set()
+        self._beginners: set[str] = set()
         self._replaced: set[str] = set()
         self._changes = 0
         self._before_record: set[str] = set()
@@ -198,11 +199,14 @@ class History:
     def _look_at_owners(self, before: Record | None, after: Record) -> None:
         """Note who owns what and has saved; FENCE: a rewrite of the record helps no run that was replaced."""
         last = self._dropped if before is None else {**self._dropped, **before.owners}
+        self._beginners.update(intent.run for intent in after.intents)
         for name, owner in after.owners.items():
             previous = last.get(name)
             if previous is not None and previous.run != owner.run:
                 self._replaced.add(previous.run)
-                if name in self._dropped and previous.run in self._savers and owner.run in self._replaced:
+                # Who was replaced before its first save looks around only then: what it finds, it knows.
+                is_zombie = owner.run in self._replaced & (self._savers | self._beginners)
+                if name in self._dropped and previous.run in self._savers and is_zombie:
                     self.note("FENCE", f"{owner.run} came back after a save of {previous.run}")
             if before is None or (before.state != after.state and before.owners.get(name) != owner):
                 self._savers.add(owner.run)
