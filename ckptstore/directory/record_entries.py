@@ -54,15 +54,14 @@ def own_entries(
     is_own : callable
         Whether a prefix, a direct child of `directory`, is theirs.
     mtimes_s : mapping
-        Prefix → time of its index, where the record has no time; where that fails too, `now_s`.
+        Prefix → time of its index, for a record without times; where that fails too, `now_s`.
     """
     entries: dict[str, Entry] = {}
     for path, time_s in listed_paths(state):
         name = inside(directory, path)
         if name is not None and is_own(name):
             entries.pop(name, None)
-            # Another owner's save writes UNKNOWN_TIME_S where there was no time: 0.0 is none either.
-            entries[name] = Entry(name, time_s or mtimes_s.get(name, now_s))
+            entries[name] = Entry(name, mtimes_s.get(name, now_s) if time_s is None else time_s)
     return list(entries.values())
 
 

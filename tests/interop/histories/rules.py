@@ -337,9 +337,11 @@ def also_without_times(window: Window, listed: Listed | None, now_s: float) -> W
 def as_old_as_the_files(window: Window, before: Listed | None, writer: Writer) -> Window:
     if before is None:
         return window
-    # Another Saver writes 0 where there was no time.
-    unknown = {name for name, time_s in before.entries if not time_s}
-    return [(n, writer.mtimes.get(n, time_s) if n in unknown else time_s) for n, time_s in window]
+    if before.times:
+        # Another Saver has written 0 where there was no time.
+        unknown = {name for name, time_s in before.entries if time_s == 0.0}
+        return [(name, 0.0 if name in unknown else time_s) for name, time_s in window]
+    return [(name, writer.mtimes.get(name, time_s)) for name, time_s in window]
 
 
 # -------------------------------------------------------------------------------------- finding and restoring
