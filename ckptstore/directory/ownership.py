@@ -516,8 +516,12 @@ class Ownership:
 
     def _epoch(self, record: Record, name: OwnerName) -> int:
         owned, present = self.owned[name], record.owners.get(name)
-        # One higher where our line was dropped: another run may have taken that for a free place.
-        return owned.epoch + owned.in_record if present is None else max(owned.epoch, present.epoch)
+        if present is not None:
+            return max(owned.epoch, present.epoch)
+        # One higher where our line was dropped: another run may have taken that for a free place. That of a
+        # single prefix leaves a record of ours when nothing names the prefix any more.
+        has_left = name.form == "exact" and bool(record.owners)
+        return owned.epoch + (owned.in_record and not has_left)
 
     def _last_line(self, record: Record, name: OwnerName) -> Owner | None:
         # A program that rewrote the record dropped our line.
