@@ -34,7 +34,7 @@ class SessionKeys(NamedTuple):
 
 
 def session_keys(options: Mapping[str, Any]) -> SessionKeys | None:
-    """Return the session's credentials in options of S3, or else in the environment; None without a token."""
+    """Return the keys with a session token in options of S3, or else in the environment; None without."""
     inner = _client_kwargs(options)
     given = [
         next((options[name] for name in names if options.get(name)), inner.get(client_name))

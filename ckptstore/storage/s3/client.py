@@ -192,7 +192,7 @@ class S3Client:
         self.server = ""
 
     def renew(self, options: Mapping[str, Any]) -> None:
-        """Use the session's credentials in `options` from now on, also for what is repeated.
+        """Use the keys and the session token in `options` from now on, also for what is repeated.
 
         Parameters
         ----------
