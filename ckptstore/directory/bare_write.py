@@ -16,7 +16,7 @@ from ckptstore.directory.save_request import RunningSave, SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError
 from ckptstore.format.naming import meta_name
-from ckptstore.format.record_protocol import ShardName
+from ckptstore.format.record_facts import ShardName
 from ckptstore.storage.base import Storage
 from ckptstore.storage.values import Committed
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ckptstore.bundle.verify.verify import BundleFault, verify_bundle
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import parse_file_name, series_of, split_step
-from ckptstore.format.record_protocol import ShardName
+from ckptstore.format.record_facts import ShardName
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
 

@@ -33,7 +33,7 @@ from ckptstore.errors import (
     UsageError,
 )
 from ckptstore.format.naming import index_name
-from ckptstore.format.record_protocol import Intent, OwnerName, Record, Superseded
+from ckptstore.format.record_facts import Intent, OwnerName, Record, Superseded
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.retry import Backoff

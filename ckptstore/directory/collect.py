@@ -15,7 +15,7 @@ from ckptstore.format.naming import (
     parse_v1_pattern,
     v1_shard_name,
 )
-from ckptstore.format.record_protocol import Pending, ShardName
+from ckptstore.format.record_facts import Pending, ShardName
 from ckptstore.storage.base import Location
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 
 from ckptstore.errors import FencedError
-from ckptstore.format.record_protocol import Owner
+from ckptstore.format.record_facts import Owner
 from ckptstore.storage.base import Location
 
 __all__ = ["fenced_by", "fenced_by_unknown"]

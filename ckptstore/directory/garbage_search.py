@@ -25,7 +25,7 @@ from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
 from ckptstore.format.naming import index_name, parse_file_name
-from ckptstore.format.record_protocol import Record, ShardName
+from ckptstore.format.record_facts import Record, ShardName
 from ckptstore.storage.abilities import KnowsWriters, now_s
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo

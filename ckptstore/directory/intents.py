@@ -14,7 +14,7 @@ from ckptstore.directory.catalog import fault_of
 from ckptstore.errors import NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Intent, OwnerName, Record
+from ckptstore.format.record_facts import Intent, OwnerName, Record
 from ckptstore.storage.base import Location
 
 __all__ = ["Announcements", "is_set_back", "may_be_adopted", "was_published"]

@@ -13,7 +13,7 @@ from ckptstore.directory.collect import drop_leftovers, drop_stale_uploads
 from ckptstore.directory.published_index import read_published_index
 from ckptstore.errors import CkptStoreError, CkptStoreWarning
 from ckptstore.format.naming import data_name, meta_name
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
 

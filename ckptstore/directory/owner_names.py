@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ckptstore.format.naming import split_step
-from ckptstore.format.record_protocol import Owner, OwnerName, Record
+from ckptstore.format.record_facts import Owner, OwnerName, Record
 
 __all__ = [
     "basename_of_step",

@@ -42,7 +42,7 @@ from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.torn_entries import TornEntries
 from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
-from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Record
+from ckptstore.format.record_facts import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
 
 __all__ = ["Owned", "Ownership"]

@@ -16,7 +16,7 @@ from ckptstore.directory.record_entries import is_listed
 from ckptstore.directory.retention import Entry
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
 from ckptstore.format.naming import index_name
-from ckptstore.format.record_protocol import OwnerName, Pending, Record, Superseded
+from ckptstore.format.record_facts import OwnerName, Pending, Record, Superseded
 from ckptstore.storage.base import Location
 
 __all__ = ["PendingDeletes"]

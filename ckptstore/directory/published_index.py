@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ckptstore.errors import CkptStoreError, ConflictError, NotFoundError
 from ckptstore.format.entry_columns import shards_of
 from ckptstore.format.naming import data_name, index_name
-from ckptstore.format.record_protocol import ShardName
+from ckptstore.format.record_facts import ShardName
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 

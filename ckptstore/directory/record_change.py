@@ -16,7 +16,7 @@ from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning
-from ckptstore.format.record_protocol import Pending, Record, Superseded
+from ckptstore.format.record_facts import Pending, Record, Superseded
 
 __all__ = ["RecordChange", "Window"]
 

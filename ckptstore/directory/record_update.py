@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError, FormatError, NotFoundError
 from ckptstore.format.record import as_utf8, parse_state
-from ckptstore.format.record_protocol import Record, format_record, parse_record
+from ckptstore.format.record_facts import Record
+from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.retry import Backoff

@@ -25,7 +25,7 @@ from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.format.record_salvage import salvage_record
 from ckptstore.storage.abilities import now_s
 from ckptstore.storage.base import Location

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.owner_names import owner_of_save
-from ckptstore.format.record_protocol import OwnerName
+from ckptstore.format.record_facts import OwnerName
 from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 

@@ -28,7 +28,7 @@ from ckptstore.errors import (
     NotFoundError,
 )
 from ckptstore.format.naming import data_name, index_name, meta_name
-from ckptstore.format.record_protocol import ShardName
+from ckptstore.format.record_facts import ShardName
 from ckptstore.storage.abilities import KnowsWriters, SupportsCopies
 from ckptstore.storage.base import Location
 from ckptstore.storage.scope import Scope

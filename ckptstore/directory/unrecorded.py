@@ -9,7 +9,7 @@ from ckptstore.directory.record_update import RECORD_NAME
 from ckptstore.directory.retention import Entry
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError
-from ckptstore.format.record_protocol import Superseded
+from ckptstore.format.record_facts import Superseded
 from ckptstore.storage.base import Location
 
 __all__ = ["Unrecorded", "adopt_unrecorded", "explain_unrecorded"]

@@ -1,8 +1,8 @@
-"""The protocol state that ckptstore keeps in comment lines of the record.
+"""The lines of the record that are ckptstore's: how `record_facts` are written and read.
 
 TensorFlow ignores ``#`` comments in the record, but finds no checkpoint at all if there is an unknown
-*field*; so ownership, fencing and unfinished deletes live in comments. The four fields themselves are
-`ckptstore.format.record`.
+*field*; so ownership, fencing and unfinished deletes live in comments. What they mean is
+`ckptstore.format.record_facts`, the four fields themselves are `ckptstore.format.record`.
 
 Format
 ------
@@ -51,37 +51,36 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
-from typing import Literal, NamedTuple, TypeAlias, cast, get_args
+from collections.abc import Sequence
+from typing import cast, get_args
 
 from ckptstore.errors import FormatError, UnsupportedError
-from ckptstore.format.record import CheckpointState, format_state, parse_state
+from ckptstore.format.record import format_state, parse_state
+from ckptstore.format.record_facts import (
+    DEFAULT_SUFFIX,
+    Counted,
+    Fact,
+    Form,
+    Intent,
+    Kept,
+    Owner,
+    Pending,
+    Record,
+    ShardName,
+    Superseded,
+    record_of,
+)
 
 __all__ = [
     "FACT_BEGINNINGS",
-    "Counted",
-    "Fact",
-    "Form",
-    "Intent",
-    "Kept",
-    "Owner",
-    "OwnerName",
-    "Pending",
     "RangeRoom",
-    "Record",
-    "ShardName",
-    "Superseded",
     "format_record",
     "is_header",
     "parse_fact",
     "parse_record",
-    "record_of",
 ]
 
 _VERSION = 1
-_META = "meta"
 _HEADER = re.compile(r"# ckptstore ([0-9]{1,9})\s*$")
 # Possessive, because a plain repetition remembers 80 bytes for each escape of a hostile line.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -94,201 +93,11 @@ _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _CRC32C = re.compile(r"[0-9a-f]{8}")
 _SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
 
-# Of owners that own nothing any more.
-_MOST_FENCES = 8
-
 # In the ranges of one record: 256 checkpoints of 1024 shards. It bounds what a short text can make a reader
 # allocate to some 25 MiB.
 _MOST_IN_RANGES = 262_144
 
-ShardName = tuple[int, int]
-"""Shard number and count, as in ``.data-00003-of-00007``."""
-
-
-Form: TypeAlias = Literal["", "steps", "exact"]
-"""How an owner names what it saves: ``steps`` is ``<basename>-<step>``, ``exact`` is the basename itself.
-
-A line of 0.1.0rc1 has none.
-"""
-
-
-class OwnerName(NamedTuple):
-    """Who owns checkpoints of a record: what the user said when they were saved."""
-
-    basename: str
-    form: Form
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The owner of some checkpoints.
-
-    Attributes
-    ----------
-    basename : str
-        ``"model"`` with the form ``steps`` owns ``model-<step>``, with the form ``exact`` it owns ``model``.
-    epoch : int
-        Grows with each run that takes over; the highest one is the owner.
-    run, host : str
-        Identity of the run, and of the machine it runs on.
-    time_s : float
-        When it took over, seconds since 1970.
-    write_id : str
-        Of the record write that this line came with; makes the bytes of each record unique.
-    highest_step : int or None
-        The highest step that it ever listed.
-    next_keep_s : float or None
-        Saver's every-H-hours clock.
-    last_preserved_s : float or None
-        CheckpointManager's clock; TensorFlow's own field holds one for the whole record only.
-    keep : int or None
-        The ``max_to_keep`` (0 without a limit) of the Saver that counts what has no `Counted` line.
-    suffix : str
-        Of the graphs that it writes: no others are deleted with its checkpoints.
-    """
-
-    basename: str
-    epoch: int
-    run: str
-    host: str
-    time_s: float
-    write_id: str
-    highest_step: int | None = None
-    next_keep_s: float | None = None
-    last_preserved_s: float | None = None
-    form: Form = ""
-    keep: int | None = None
-    suffix: str = _META
-
-    @property
-    def name(self) -> OwnerName:
-        """What it owns."""
-        return OwnerName(self.basename, self.form)
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A checkpoint that left the record and whose files are to be deleted."""
-
-    prefix: str
-    version: str
-    shards: tuple[ShardName, ...]
-    suffix: str = _META
-
-
-@dataclass(frozen=True, slots=True)
-class Superseded:
-    """Data files of an overwritten checkpoint, deleted one save later so that readers in flight finish."""
-
-    prefix: str
-    shards: tuple[ShardName, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A listed checkpoint that no saver owns: retention neither counts nor deletes it."""
-
-    prefix: str
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """A listed checkpoint that another Saver of the same run saved than the one in the owner's line.
-
-    Attributes
-    ----------
-    keep : int
-        Its ``max_to_keep``: only a Saver with the same one counts the checkpoint.
-    """
-
-    prefix: str
-    keep: int
-
-
-@dataclass(frozen=True, slots=True)
-class Intent:
-    """A checkpoint that is about to be published: proof that what is found there is its owner's.
-
-    Attributes
-    ----------
-    form : {"steps", "exact"}
-        How the user named it.
-    run : str
-        Of the save.
-    index_crc32c : int
-        Of the bytes of the index.
-    after : str
-        The newest listed checkpoint of the owner when this was written; "" if there was none.
-    """
-
-    prefix: str
-    form: Form
-    run: str
-    index_crc32c: int
-    after: str = ""
-
-    @property
-    def owner(self) -> OwnerName:
-        """Who saves it."""
-        return OwnerName(self.prefix if self.form == "exact" else self.prefix.rpartition("-")[0], self.form)
-
-
-Fact: TypeAlias = Owner | Pending | Superseded | Kept | Counted | Intent
-"""The content of one protocol line."""
-
 FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ", "# counted ", "# intent ")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A whole record: TensorFlow's four fields and our protocol state.
-
-    ``state`` is None while a record names no checkpoint. ``kept`` are the prefixes of `Kept` lines
-    (docs/design/004-repair.md). ``counted`` is prefix → ``max_to_keep`` of `Counted` lines.
-    """
-
-    state: CheckpointState | None = None
-    owners: Mapping[OwnerName, Owner] = field(default_factory=dict)
-    pending: tuple[Pending, ...] = ()
-    superseded: tuple[Superseded, ...] = ()
-    kept: tuple[str, ...] = ()
-    intents: tuple[Intent, ...] = ()
-    counted: Mapping[str, int] = field(default_factory=dict)
-
-    def with_owner(self, owner: Owner) -> Record:
-        """Return this record with `owner` in the place of the owner of the same name.
-
-        An owner of steps takes the place of a line without a form, too.
-        """
-        owners = {**self.owners, owner.name: owner}
-        if owner.form == "steps":
-            owners.pop(OwnerName(owner.basename, ""), None)
-        return replace(self, owners=owners)
-
-    def without_idle_owners(self, besides: Collection[OwnerName] = ()) -> Record:
-        """Return this record without the owners of single prefixes that nothing names, `besides` these.
-
-        The newest few that have replaced another run stay: they fence it, should it wake up.
-        """
-        paths = () if self.state is None else self.state.all_model_checkpoint_paths
-        # By its name, or by a longer path, as TensorFlow writes it.
-        named = {*paths, *(path.rpartition("/")[2] for path in paths if "/" in path)}
-        named.update(line.prefix for line in self.pending)
-        named.update(line.prefix for line in self.superseded)
-        named.update(line.prefix for line in self.intents)
-        idle = [
-            owner for owner in self.owners.values() if owner.form == "exact" and owner.basename not in named
-        ]
-        fences = sorted((owner for owner in idle if owner.epoch > 1), key=attrgetter("time_s"))[
-            -_MOST_FENCES:
-        ]
-        gone = {owner.name for owner in idle} - {owner.name for owner in fences} - {*besides}
-        return replace(self, owners={name: each for name, each in self.owners.items() if name not in gone})
-
-    def shards_named(self, prefix: str) -> set[ShardName]:
-        """Shards of `prefix` in pending and superseded lines; a new save must not use their counts."""
-        lines: Iterable[Pending | Superseded] = (*self.pending, *self.superseded)
-        return {shard for line in lines if line.prefix == prefix for shard in line.shards}
 
 
 def format_record(record: Record) -> bytes:
@@ -308,7 +117,7 @@ def format_record(record: Record) -> bytes:
             line += f" last_preserved={owner.last_preserved_s!r}"
         if owner.keep is not None:
             line += f" keep={owner.keep}"
-        if owner.suffix != _META:
+        if owner.suffix != DEFAULT_SUFFIX:
             line += f" suffix={_quote(owner.suffix)}"
         lines.append(line)
     ranges = RangeRoom()
@@ -368,20 +177,6 @@ def parse_record(data: bytes, *, source: str) -> Record:
                 hint="Delete the comment lines, and the next save takes over anew; or run ckptstore repair.",
             ) from None
     return record_of(state, facts)
-
-
-def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
-    """Return the record with these protocol lines; of several owners of one name the last one counts."""
-    lines = list(facts)
-    return Record(
-        state,
-        {line.name: line for line in lines if isinstance(line, Owner)},
-        tuple(line for line in lines if isinstance(line, Pending)),
-        tuple(line for line in lines if isinstance(line, Superseded)),
-        tuple(dict.fromkeys(line.prefix for line in lines if isinstance(line, Kept))),
-        tuple(line for line in lines if isinstance(line, Intent)),
-        {line.prefix: line.keep for line in lines if isinstance(line, Counted)},
-    )
 
 
 def is_header(line: str, *, source: str) -> bool:
@@ -446,7 +241,7 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
                 _time(values["last_preserved"]) if "last_preserved" in values else None,
                 _form(values.get("form", "")),
                 _integer(values["keep"]) if "keep" in values else None,
-                values.get("suffix", _META),
+                values.get("suffix", DEFAULT_SUFFIX),
             )
         if kind == "kept":
             return Kept(name)
@@ -457,7 +252,7 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
             return Intent(name, _form(values["form"]), values["run"], crc32c, values.get("after", ""))
         shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
-            return Pending(name, values["version"], shards, values.get("suffix", _META))
+            return Pending(name, values["version"], shards, values.get("suffix", DEFAULT_SUFFIX))
         return Superseded(name, shards)
     except (KeyError, RecursionError) as error:
         raise ValueError(line) from error

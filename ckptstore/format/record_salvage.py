@@ -11,16 +11,8 @@ from dataclasses import dataclass, replace
 
 from ckptstore.errors import FormatError
 from ckptstore.format.record import CheckpointState, parse_state
-from ckptstore.format.record_protocol import (
-    FACT_BEGINNINGS,
-    Fact,
-    Owner,
-    RangeRoom,
-    Record,
-    is_header,
-    parse_fact,
-    record_of,
-)
+from ckptstore.format.record_facts import Fact, Owner, Record, record_of
+from ckptstore.format.record_protocol import FACT_BEGINNINGS, RangeRoom, is_header, parse_fact
 
 __all__ = ["Salvage", "salvage_record"]
 

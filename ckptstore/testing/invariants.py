@@ -20,7 +20,8 @@ from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
 from ckptstore.format.naming import data_name, index_name, parse_file_name
-from ckptstore.format.record_protocol import Record, parse_record
+from ckptstore.format.record_facts import Record
+from ckptstore.format.record_protocol import parse_record
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 

@@ -16,7 +16,7 @@ from ckptstore.directory.record_update import RecordSnapshot, read_state, update
 from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import pause

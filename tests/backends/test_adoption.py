@@ -10,7 +10,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.record_update import read_record
 from ckptstore.format.naming import data_name, index_name
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.testing import ManualClock

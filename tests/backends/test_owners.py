@@ -10,7 +10,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.directory.record_update import read_record
 from ckptstore.format.naming import data_name
-from ckptstore.format.record_protocol import OwnerName
+from ckptstore.format.record_facts import OwnerName
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 

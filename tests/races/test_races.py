@@ -16,7 +16,7 @@ from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Owner, OwnerName, Record
+from ckptstore.format.record_facts import Owner, OwnerName, Record
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
 

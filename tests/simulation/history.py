@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ckptstore.format.naming import index_name, meta_name
-from ckptstore.format.record_protocol import Intent, Owner, OwnerName, Pending, Record, Superseded
+from ckptstore.format.record_facts import Intent, Owner, OwnerName, Pending, Record, Superseded
 from ckptstore.testing.invariants import (
     InvariantViolation,
     assert_acknowledged_save_is_kept,

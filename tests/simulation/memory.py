@@ -21,7 +21,8 @@ from ckptstore.format.entry import decode_entry, decode_header
 from ckptstore.format.entry_columns import shards_of
 from ckptstore.format.naming import parse_file_name, split_step
 from ckptstore.format.record import CheckpointState, parse_state
-from ckptstore.format.record_protocol import Record, format_record, parse_record
+from ckptstore.format.record_facts import Record
+from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.format.table import Table
 from ckptstore.format.table_builder import TableBuilder
 

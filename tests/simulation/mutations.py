@@ -21,7 +21,7 @@ from ckptstore.directory.shard_set import ShardSet
 from ckptstore.directory.torn_entries import TornEntries
 from ckptstore.errors import FencedError, TransientError
 from ckptstore.format.naming import data_name, index_name, meta_name
-from ckptstore.format.record_protocol import Intent, OwnerName, Pending, Record
+from ckptstore.format.record_facts import Intent, OwnerName, Pending, Record
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind

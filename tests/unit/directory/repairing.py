@@ -11,7 +11,7 @@ from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.directory.repair import RepairReport, repair_record
 from ckptstore.directory.retention import KeepNewest
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.storage.registry import locate
 from ckptstore.testing import ManualClock
 from tests.own_warnings import own_warnings

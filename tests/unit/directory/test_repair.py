@@ -20,7 +20,8 @@ from ckptstore.errors import (
     UnsupportedError,
     UsageError,
 )
-from ckptstore.format.record_protocol import OwnerName, format_record
+from ckptstore.format.record_facts import OwnerName
+from ckptstore.format.record_protocol import format_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, parse_state
-from ckptstore.format.record_protocol import (
-    Owner,
-    OwnerName,
-    Pending,
-    Record,
-    Superseded,
-    format_record,
-    parse_record,
-)
+from ckptstore.format.record_facts import Owner, OwnerName, Pending, Record, Superseded
+from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
 
 STATE = CheckpointState("model-2", ("model-1", "model-2"), (1.0, 2.5))

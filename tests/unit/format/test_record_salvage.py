@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ckptstore.errors import UnsupportedError
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Owner, OwnerName, Pending, Record, Superseded, format_record
+from ckptstore.format.record_facts import Owner, OwnerName, Pending, Record, Superseded
+from ckptstore.format.record_protocol import format_record
 from ckptstore.format.record_salvage import salvage_record
 
 STATE = CheckpointState("model-2", ("model-1", "model-2"), (1000.5, 2000.25), 17.0)

@@ -6,7 +6,7 @@ from ckptstore.directory.garbage import Garbage, GarbageFile, GarbageReport
 from ckptstore.directory.repair import RepairItem, RepairReport
 from ckptstore.errors import AccessError, FormatError, NotFoundError
 from ckptstore.format.record import CheckpointState
-from ckptstore.format.record_protocol import Record
+from ckptstore.format.record_facts import Record
 from ckptstore.storage.finding import Finding, failed
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.view.diagnosis_report import DiagnosisFacts, diagnosis_lines, diagnosis_table
