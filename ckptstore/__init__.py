@@ -55,7 +55,7 @@ _HOMES = {
     "train.meta_graph": ("export_meta_graph",),
     "train.saver": ("Saver",),
     "transfer.progress": ("Event",),
-    "types": ("DType", "TensorSpec"),
+    "types": ("DType", "Piece", "TensorSpec"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

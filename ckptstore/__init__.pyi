@@ -59,6 +59,6 @@ from ckptstore.train.import_meta_graph import import_meta_graph as import_meta_g
 from ckptstore.train.meta_graph import export_meta_graph as export_meta_graph
 from ckptstore.train.saver import Saver as Saver
 from ckptstore.transfer.progress import Event as Event
-from ckptstore.types import DType as DType, TensorSpec as TensorSpec
+from ckptstore.types import DType as DType, Piece as Piece, TensorSpec as TensorSpec
 
 __version__: str

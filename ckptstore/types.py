@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["ByteRange", "DType", "Options", "PathText", "Slice", "TensorSpec"]
+from ckptstore.errors import UsageError
+
+__all__ = ["ByteRange", "DType", "Options", "PathText", "Piece", "Slice", "TensorSpec"]
 
 PathText: TypeAlias = str | os.PathLike[str]
 """A path or URL as callers write it."""
@@ -98,6 +103,106 @@ class Slice:
     def shape_within(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of this box inside a tensor of shape `shape`."""
         return tuple(length for _, length in self.resolve(shape))
+
+
+_INT64_MAX = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
+class Piece:
+    """A box of a tensor: what one process holds of it, or wants of it.
+
+    A save or a restore takes one, or a sequence of them, in the place of an array.
+
+    Parameters
+    ----------
+    array : array-like
+        The elements of the box. What shares its memory with numpy is not copied. A restore fills it, so it
+        must be writable then.
+    shape : sequence of int
+        Of the whole tensor.
+    start : sequence of int
+        Where the box begins, one number per dimension.
+
+    Attributes
+    ----------
+    array : ndarray
+        May have no elements: a process that holds nothing of a tensor may say so.
+    shape, start : tuple of int
+
+    Raises
+    ------
+    UsageError
+        If there is no array, or the box does not lie inside the shape.
+
+    Threads
+    -------
+    Safe for concurrent use, as far as the array is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Piece(np.zeros((2, 3)), shape=(4, 3), start=(2, 0)).box
+    Slice(extents=((2, 2), (0, 3)))
+    """
+
+    array: npt.NDArray[Any]
+    shape: tuple[int, ...]
+    start: tuple[int, ...]
+
+    def __init__(
+        self, array: npt.ArrayLike, shape: Sequence[SupportsIndex], start: Sequence[SupportsIndex]
+    ) -> None:
+        given = array if isinstance(array, np.ndarray) else _to_array(array)
+        try:
+            sizes = tuple([operator.index(size) for size in shape])
+            begins = tuple([operator.index(number) for number in start])
+        except TypeError as error:
+            raise UsageError(
+                "shape and start of a piece are sequences of integers",
+                actual=f"shape {shape!r}, start {start!r}"[:200],
+            ) from error
+        if not (
+            len(sizes) == len(begins) == given.ndim
+            and all(
+                begin >= 0 and begin + length <= size
+                for begin, length, size in zip(begins, given.shape, sizes, strict=True)
+            )
+            and math.prod(sizes) <= _INT64_MAX
+        ):
+            raise UsageError(
+                "a piece does not lie inside its tensor",
+                expected=f"one start and one length per dimension, inside shape {list(sizes)}",
+                actual=f"start {list(begins)}, an array of shape {list(given.shape)}",
+                hint="`shape` is that of the whole tensor, `start` the place of the array's first element.",
+            )
+        object.__setattr__(self, "array", given)
+        object.__setattr__(self, "shape", sizes)
+        object.__setattr__(self, "start", begins)
+
+    def __repr__(self) -> str:
+        return f"Piece({list(self.array.shape)} of {list(self.shape)} at {list(self.start)})"
+
+    @property
+    def box(self) -> Slice:
+        """Where the array lies in the tensor, every extent spelled out."""
+        return Slice(tuple(zip(self.start, self.array.shape, strict=True)))
+
+    @property
+    def covers_whole(self) -> bool:
+        """Whether this is the whole tensor."""
+        return self.array.shape == self.shape
+
+
+def _to_array(value: Any) -> npt.NDArray[Any]:
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise UsageError(
+            "a piece needs an array that numpy can look at", actual=type(value).__name__
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ckptstore.bundle.write.plan import WriteItem, write_items
+from ckptstore.bundle.write.coverage import check_pieces
+from ckptstore.bundle.write.plan import WriteItem, pieces_of, write_items
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
@@ -174,17 +175,21 @@ class GraphArguments:
             )
 
 
-def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool) -> list[WriteItem]:
+def items_of(
+    values: Any, names: Mapping[str, str] | None, *, allow_empty: bool, all_pieces: bool = True
+) -> list[WriteItem]:
     """Return the items to save, converted and checked, in the order in which they are written.
 
     Parameters
     ----------
     values : mapping
-        Name → array-like.
+        Name → array-like, `Piece` or sequence of them.
     names : mapping or None
         Checkpoint name → name in `values`; None: all.
     allow_empty : bool
         Whether there may be nothing to save.
+    all_pieces : bool
+        Whether all pieces of each tensor are here, so that they must cover it.
 
     Raises
     ------
@@ -203,7 +208,12 @@ def items_of(values: Any, names: Mapping[str, str] | None, *, allow_empty: bool)
         names = {name: name for name in sorted(values)}
     if not names and not allow_empty:
         raise UsageError("No variables to save", hint="Give at least one array, or set allow_empty=True.")
-    return write_items(_pairs(values, names))
+    pairs = list(_pairs(values, names))
+    if all_pieces:
+        check_pieces(
+            (name, pieces) for name, value in pairs if (pieces := pieces_of(value, tensor=name)) is not None
+        )
+    return write_items(pairs)
 
 
 def _pairs(values: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

@@ -248,8 +248,10 @@ class Saver:
         Parameters
         ----------
         values : mapping
-            Name → array-like. The arrays must stand still until this returns: of one that another thread
-            changes meanwhile, any mixture is saved, or the save fails. `save_async` copies them.
+            Name → array-like, `Piece`, or a sequence of pieces that make up the tensor; those are stored as
+            the slices of a partitioned tensor. The arrays must stand still until this returns: of one that
+            another thread changes meanwhile, any mixture is saved, or the save fails. `save_async` copies
+            them.
         save_path : str or PathLike
             Prefix or URL; missing directories are made.
         global_step : int, optional
@@ -278,8 +280,8 @@ class Saver:
         Raises
         ------
         UsageError
-            A wrong argument or an array that cannot be stored; nothing was written. Or an array changed while
-            it was being saved; nothing of this save stays.
+            A wrong argument, an array that cannot be stored, or pieces that overlap or leave a hole; nothing
+            was written. Or an array changed while it was being saved; nothing of this save stays.
         TensorNotFoundError
             `var_list` asks for a name that `values` lacks; nothing was written.
         CorruptError

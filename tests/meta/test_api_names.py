@@ -17,7 +17,7 @@ from tests.meta.source import ROOT
 
 NAMES = {
     # low level
-    *("BundleWriter", "merge_bundles", "DType", "TensorSpec", "CheckpointReader"),
+    *("BundleWriter", "merge_bundles", "DType", "Piece", "TensorSpec", "CheckpointReader"),
     *("load_checkpoint", "load_variable", "list_variables", "inspect_checkpoint"),
     # TensorFlow's shapes
     *("Saver", "SaveHandle", "CheckpointManager", "Checkpoint", "Optimizer", "CheckpointState", "Event"),
@@ -43,6 +43,7 @@ EACH_SAVE = {"deadline_s": None, "memory_budget": None, "durability": "disk", "p
 # Dotted name → (what may be given by position: (name, default) in order; keyword-only: name → default).
 # A trailing Ellipsis in the first part: more may follow.
 SIGNATURES = {
+    "Piece": ([("array", REQUIRED), ("shape", REQUIRED), ("start", REQUIRED)], {}),
     "BundleWriter": ([("prefix", REQUIRED)], URL),
     "BundleWriter.add": ([("name", REQUIRED), ("array", REQUIRED)], {"dtype": None}),
     "BundleWriter.add_slice": (

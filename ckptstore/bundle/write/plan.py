@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, slices
 from ckptstore.format.entry import BundleEntry, name_to_key
-from ckptstore.types import DType, Slice
+from ckptstore.types import DType, Piece, Slice
 
 __all__ = [
     "ClaimedNames",
@@ -24,6 +24,7 @@ __all__ = [
     "ShardPlan",
     "StoredShard",
     "WriteItem",
+    "pieces_of",
     "plan_save",
     "stored_size_bytes",
     "write_item",
@@ -207,13 +208,74 @@ def write_item(
     return WriteItem(name, dtype, stored.shape, box, full_shape, stored_size_bytes(stored, dtype), stored)
 
 
-def write_items(tensors: Iterable[tuple[str, npt.ArrayLike]]) -> list[WriteItem]:
-    """Convert and check many whole tensors; errors as for `write_item`, at the first that has one."""
+def write_items(tensors: Iterable[tuple[str, Any]]) -> list[WriteItem]:
+    """Convert and check many tensors; errors as for `write_item`, at the first that has one.
+
+    Parameters
+    ----------
+    tensors : iterable of (str, array-like, Piece or sequence of Piece)
+        A piece without elements is left out: the file has no empty boxes.
+
+    Raises
+    ------
+    UsageError
+        Also if pieces and other things are mixed. Whether pieces cover their tensor is for `coverage` to say.
+    """
     items: list[WriteItem] = []
-    for name, array in tensors:
+    for name, value in tensors:
         # Among ASCII texts only the empty one is not a name.
-        plain = _plain_item(name, array) if isinstance(name, str) and name and name.isascii() else None
-        items.append(write_item(name, array) if plain is None else plain)
+        is_name = isinstance(name, str) and bool(name) and name.isascii()
+        plain = _plain_item(name, value) if is_name else None
+        if plain is not None:
+            items.append(plain)
+        elif (pieces := pieces_of(value, tensor=name)) is not None:
+            items += _piece_items(name, pieces)
+        else:
+            items.append(write_item(name, value))
+    return items
+
+
+def pieces_of(value: Any, *, tensor: str) -> Sequence[Piece] | None:
+    """Return the pieces that a caller gives of a tensor; None if `value` is something else.
+
+    Raises
+    ------
+    UsageError
+        If only some elements of a sequence are pieces.
+    """
+    if isinstance(value, Piece):
+        return (value,)
+    if not isinstance(value, list | tuple) or not any(isinstance(item, Piece) for item in value):
+        return None
+    if not _are_pieces(value):
+        other = next(item for item in value if not isinstance(item, Piece))
+        raise UsageError(
+            "pieces of a tensor and other things are mixed",
+            tensor=tensor,
+            expected="Piece",
+            actual=type(other).__name__,
+        )
+    return value
+
+
+def _are_pieces(values: Sequence[Any]) -> TypeGuard[Sequence[Piece]]:
+    return all(isinstance(value, Piece) for value in values)
+
+
+def _piece_items(name: str, pieces: Sequence[Piece]) -> list[WriteItem]:
+    first = pieces[0]
+    if not np.prod(first.shape, dtype=np.int64):
+        # Nothing to cut, and a file cannot say where an empty box lies.
+        return [write_item(name, np.empty(first.shape, first.array.dtype))]
+    items = []
+    for piece in pieces:
+        array = piece.array
+        if not array.size:
+            continue
+        item = _plain_item(name, array) or write_item(name, array)
+        if not piece.covers_whole:
+            item = item._replace(slice=piece.box, full_shape=piece.shape)
+        items.append(item)
     return items
 
 
