@@ -17,7 +17,9 @@
     ├── AccessError (PermissionError)        correct credentials or permissions
     ├── StorageFullError (OSError)           make room; retrying does not help
     ├── TransientError (OSError)             try again later
-    │   └── DeadlineError (TimeoutError)     it took longer than allowed
+    │   ├── DeadlineError (TimeoutError)     it took longer than allowed
+    │   │   └── RanksMissingError            ranks of the job were not heard in time; they are named
+    │   └── CoordinatorLostError             the other ranks cannot be reached any more
     ├── AmbiguousOutcomeError                the write may or may not have happened: check before repeating
     └── UnsupportedError (NotImplementedError)  valid, but not possible here
 
@@ -30,7 +32,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckptstore.suggest import did_you_mean_or_known
@@ -42,12 +44,14 @@ __all__ = [
     "CkptStoreError",
     "CkptStoreWarning",
     "ConflictError",
+    "CoordinatorLostError",
     "CorruptError",
     "DeadlineError",
     "FencedError",
     "FormatError",
     "IncompleteBundleError",
     "NotFoundError",
+    "RanksMissingError",
     "SaveCancelledError",
     "StorageFullError",
     "TensorNotFoundError",
@@ -270,6 +274,46 @@ class DeadlineError(TransientError, TimeoutError):
     """An operation took longer than it was allowed to."""
 
     code = "deadline"
+
+
+class RanksMissingError(DeadlineError):
+    """Ranks of the job were not heard of in time, or are known to be dead; nothing was published.
+
+    Parameters
+    ----------
+    what, **fields
+        See `CkptStoreError`.
+    ranks : sequence of int
+        The ranks that are missing; 0 is the chief.
+    host_names : sequence of str
+        The host of each of `ranks`, in the same order.
+    phase : str
+        What they had not finished, e.g. ``"write"``.
+    """
+
+    code = "ranks-missing"
+    next_step = "Look at the hosts of these ranks; the checkpoint before this one is still the latest."
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        ranks: Sequence[int] = (),
+        host_names: Sequence[str] = (),
+        phase: str = "",
+        **fields: Any,
+    ) -> None:
+        super().__init__(what, **fields)
+        self.ranks = tuple(ranks)
+        self.host_names = tuple(host_names)
+        self.phase = phase
+
+
+class CoordinatorLostError(TransientError):
+    """The chief cannot be reached any more, and it is not known whether the save was published."""
+
+    code = "coordinator-lost"
+    next_step = "Ask the storage: `latest_checkpoint` names the newest checkpoint that was published."
 
 
 class AmbiguousOutcomeError(CkptStoreError):

@@ -1,4 +1,4 @@
-"""The test kit for storages and for programs on top of them; shipped for backends outside of ckptstore.
+"""The test kit for storages, coordinators and programs on top; shipped for those outside of ckptstore.
 
 `StorageContract` needs pytest, the rest nothing. Each is imported on first use.
 """
@@ -13,16 +13,28 @@ if TYPE_CHECKING:
     from ckptstore.testing.contract import StorageContract
     from ckptstore.testing.counting import Call, CountingStorage
     from ckptstore.testing.faulty import FaultyStorage, SimulatedCrash
+    from ckptstore.testing.local_coordinators import LocalCoordinator, make_local_coordinators
 
-__all__ = ["Call", "CountingStorage", "FaultyStorage", "ManualClock", "SimulatedCrash", "StorageContract"]
+__all__ = [
+    "Call",
+    "CountingStorage",
+    "FaultyStorage",
+    "LocalCoordinator",
+    "ManualClock",
+    "SimulatedCrash",
+    "StorageContract",
+    "make_local_coordinators",
+]
 
 _HOMES = {
     "Call": "counting",
     "CountingStorage": "counting",
     "FaultyStorage": "faulty",
+    "LocalCoordinator": "local_coordinators",
     "ManualClock": "clock",
     "SimulatedCrash": "faulty",
     "StorageContract": "contract",
+    "make_local_coordinators": "local_coordinators",
 }
 
 

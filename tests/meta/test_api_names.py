@@ -32,6 +32,7 @@ NAMES = {
     *("TruncatedFileError", "ChecksumError", "IncompleteBundleError", "ConflictError", "FencedError"),
     *("AccessError", "StorageFullError", "TransientError", "DeadlineError", "AmbiguousOutcomeError"),
     *("UnsupportedError", "SaveCancelledError", "CkptStoreWarning"),
+    *("RanksMissingError", "CoordinatorLostError"),
     "__version__",
 }
 

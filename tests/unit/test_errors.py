@@ -42,6 +42,8 @@ TREE = {
     "StorageFullError": ("storage-full", (CkptStoreError, OSError)),
     "TransientError": ("transient", (CkptStoreError, OSError)),
     "DeadlineError": ("deadline", (TransientError, TimeoutError)),
+    "RanksMissingError": ("ranks-missing", (errors.DeadlineError, TimeoutError)),
+    "CoordinatorLostError": ("coordinator-lost", (TransientError,)),
     "AmbiguousOutcomeError": ("ambiguous", (CkptStoreError,)),
     "UnsupportedError": ("unsupported", (CkptStoreError, NotImplementedError)),
 }
@@ -194,3 +196,10 @@ def test_tensor_not_found_is_caught_as_key_error():
     with pytest.raises(KeyError) as caught:
         raise TensorNotFoundError("no such tensor", tensor="w", hint="Close names: 'w1'.")
     assert str(caught.value) == "no such tensor [tensor 'w']. Close names: 'w1'."
+
+
+def test_missing_ranks_are_named_also_after_pickling():
+    error = errors.RanksMissingError("late", ranks=[2], host_names=["node-b"], phase="write", url="mem://x")
+    again = pickle.loads(pickle.dumps(error))
+    for one in (error, again):
+        assert (one.ranks, one.host_names, one.phase, one.url) == ((2,), ("node-b",), "write", "mem://x")
