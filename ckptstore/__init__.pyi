@@ -1,6 +1,13 @@
 """What type checkers see of ckptstore: the public names, which `__init__.py` imports on first use."""
 
 from ckptstore import inspect_checkpoint as inspect_checkpoint
+from ckptstore.directory.retention_rules import (
+    Best as Best,
+    EveryHours as EveryHours,
+    EveryNSteps as EveryNSteps,
+    Latest as Latest,
+    YoungerThan as YoungerThan,
+)
 from ckptstore.errors import (
     AccessError as AccessError,
     AmbiguousOutcomeError as AmbiguousOutcomeError,

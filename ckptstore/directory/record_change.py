@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ckptstore.directory.moved import moved_here
+from ckptstore.directory.owner_names import step_of
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex
 from ckptstore.directory.record_entries import other_entries, restate
 from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
+from ckptstore.directory.retention_rules import RulesRetention
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning
 from ckptstore.format.record_facts import Pending, Record, Superseded
@@ -167,7 +169,10 @@ class RecordChange:
                 )
             return Verdict(self._counted(record, foreign=True), clock_s=clock_s)
         while True:
-            verdict = self.retention.decide(self._counted(record, foreign=False), clock_s)
+            counted = self._counted(record, foreign=False)
+            if isinstance(self.retention, RulesRetention):
+                counted = self._with_facts(record, counted)
+            verdict = self.retention.decide(counted, clock_s, self.now_s)
             if not verdict.victims or self.start.is_forced:
                 return verdict
             # A good one must not go because torn ones fill the window.
@@ -187,6 +192,13 @@ class RecordChange:
         self._before = (*[e for e in entries if e.prefix != prefix], Entry(prefix, self.now_s))
         return self._before
 
+    def _with_facts(self, record: Record, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Return `entries` with what rules look at."""
+        alone = {name.basename for name in (*record.owners, *self.ownership.owned) if name.form == "exact"}
+        return tuple(
+            replace(entry, step=None if entry.prefix in alone else step_of(entry.prefix)) for entry in entries
+        )
+
     def _warn_of_many(self, victims: tuple[Entry, ...]) -> None:
         """Say before anything is published that more will go than comes."""
         if len(victims) <= 1 or self._has_warned_of_many:
@@ -195,8 +207,8 @@ class RecordChange:
         names = [entry.prefix for entry in victims]
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         warnings.warn(
-            f"this save of {self.prefix!r} deletes {len(names)} checkpoints, because only"
-            f" {self.retention.keep} are to be kept: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}",
+            f"this save of {self.prefix!r} deletes {len(names)} checkpoints, because"
+            f" {self.retention.reason}: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}",
             CkptStoreWarning,
             stacklevel=10,
         )

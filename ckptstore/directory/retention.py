@@ -3,11 +3,13 @@
 Two algorithms, because TensorFlow has two: `SaverRetention` (``tf.train.Saver``) and `ManagerRetention`
 (``tf.train.CheckpointManager``). Both look at the window of checkpoints listed for one owner, oldest first,
 and decide when a checkpoint leaves it: deleted, or preserved for good because enough hours have passed.
+Rules without a clock are in `retention_rules`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 __all__ = ["ClockName", "Entry", "KeepNewest", "ManagerRetention", "Retention", "SaverRetention", "Verdict"]
@@ -27,10 +29,16 @@ class Entry:
         Relative to the directory of the record.
     time_s : float
         When its save was complete, seconds since 1970.
+    step : int or None
+        With which it was saved; known where a rule asks.
+    metrics : mapping
+        Of its save, by name; known where a rule asks, or the record does not have them yet.
     """
 
     prefix: str
     time_s: float
+    step: int | None = field(default=None, compare=False)
+    metrics: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,17 @@ class Retention(Protocol):
 
     @property
     def keep(self) -> int:
-        """How many stay; 0 without a limit."""
+        """How many stay; 0 without a limit; a negative number that stands for rules."""
 
-    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
-        """Return the verdict over `window`, whose last entry is the checkpoint being saved."""
+    @property
+    def reason(self) -> str:
+        """Why checkpoints go, for a warning."""
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
+        """Return the verdict over `window`, which is not empty.
+
+        Its last entry is the checkpoint being saved, unless that is pinned.
+        """
 
     def resume(self, clock_s: float) -> float:
         """Return the clock with which to go on from the one that an earlier run stored."""
@@ -77,8 +92,9 @@ class KeepNewest:
 
     clock_name: ClassVar[ClockName] = "next_keep_s"
     keep: ClassVar[int] = 0
+    reason: ClassVar[str] = "all but the newest leave the list"
 
-    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
         return Verdict(window[-1:], clock_s=clock_s)
 
     def resume(self, clock_s: float) -> float:
@@ -110,10 +126,14 @@ class SaverRetention:
     def keep(self) -> int:
         return self.max_to_keep
 
-    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+    @property
+    def reason(self) -> str:
+        return f"only {self.max_to_keep} are to be kept"
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
         next_keep_s = self.built_s + self.every_s if clock_s is None else clock_s
         # Later only if the clock was set back: nothing would be preserved until it has caught up.
-        next_keep_s = min(next_keep_s, window[-1].time_s + self.every_s)
+        next_keep_s = min(next_keep_s, now_s + self.every_s)
         surplus = max(0, len(window) - self.max_to_keep)
         victims = []
         preserved = []
@@ -152,11 +172,15 @@ class ManagerRetention:
     def keep(self) -> int:
         return self.max_to_keep or 0
 
-    def decide(self, window: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+    @property
+    def reason(self) -> str:
+        return f"only {self.max_to_keep} are to be kept"
+
+    def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
         # One second back, as TensorFlow starts it: a checkpoint saved at once counts as later.
         last_preserved_s = self.built_s - 1.0 if clock_s is None else clock_s
         # Later only if the clock was set back: nothing would be preserved until it has caught up.
-        last_preserved_s = min(last_preserved_s, window[-1].time_s)
+        last_preserved_s = min(last_preserved_s, now_s)
         surplus = 0 if self.max_to_keep is None else max(0, len(window) - self.max_to_keep)
         victims = []
         preserved = []

@@ -14,6 +14,7 @@ from ckptstore.bundle.write.plan import WriteItem, pieces_of, write_items
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
+from ckptstore.directory.retention_rules import RetentionRule, RulesRetention, check_rules
 from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.format.naming import numbered
@@ -23,12 +24,15 @@ from ckptstore.storage.registry import locate
 from ckptstore.types import Options, PathText
 
 __all__ = [
+    "KEEP_HOURS",
+    "MAX_TO_KEEP",
     "SECONDS_PER_HOUR",
     "V2",
     "GraphArguments",
     "SaveTarget",
     "SaverSettings",
     "VarList",
+    "both_given",
     "check_list",
     "check_supported",
     "check_var_list",
@@ -45,6 +49,21 @@ V2 = 2
 SECONDS_PER_HOUR = 3600.0
 
 
+class _DefaultInt(int):
+    """A default that can be told from the same number given by a caller."""
+
+
+class _DefaultFloat(float):
+    """A default that can be told from the same number given by a caller."""
+
+
+MAX_TO_KEEP = _DefaultInt(5)
+"""TensorFlow's default."""
+
+KEEP_HOURS = _DefaultFloat(10000.0)
+"""TensorFlow's default."""
+
+
 @dataclass(frozen=True, slots=True)
 class SaverSettings:
     """The settings that a Saver shares with TensorFlow's ``SaverDef``.
@@ -53,23 +72,32 @@ class SaverSettings:
     ----------
     max_to_keep : int
         0 keeps all.
+    rules : tuple of RetentionRule or None
+        In the place of `max_to_keep` and `keep_hours`.
     """
 
     max_to_keep: int
     keep_hours: float
     sharded: bool
+    rules: tuple[RetentionRule, ...] | None = None
 
     @staticmethod
     def checked(
-        saver_def: SaverDef | None, max_to_keep: Any, keep_hours: float, sharded: bool
+        saver_def: SaverDef | None, max_to_keep: Any, keep_hours: float, sharded: bool, rules: Any = None
     ) -> SaverSettings:
         """Return the settings of `saver_def`, or the others where it is None.
 
         Raises
         ------
         UsageError
-            If `max_to_keep` is not a number of checkpoints.
+            If `max_to_keep` is not a number of checkpoints, or `rules` are given beside other numbers.
         """
+        if rules is not None:
+            if max_to_keep is not MAX_TO_KEEP or keep_hours is not KEEP_HOURS:
+                raise both_given()
+            # TensorFlow knows no rules: a Saver that it makes of these settings deletes nothing.
+            is_sharded = sharded if saver_def is None else saver_def.sharded
+            return SaverSettings(0, float(KEEP_HOURS), is_sharded, check_rules(rules))
         if saver_def is not None:
             max_to_keep = saver_def.max_to_keep
             keep_hours = saver_def.keep_checkpoint_every_n_hours
@@ -86,9 +114,19 @@ class SaverSettings:
 
     def retention(self, clock: Callable[[], float]) -> Retention:
         """Return the retention; its hours count from the present time of `clock`."""
+        if self.rules is not None:
+            return RulesRetention(self.rules)
         if not self.max_to_keep:
             return KeepNewest()
         return SaverRetention(self.max_to_keep, self.keep_hours * SECONDS_PER_HOUR, float(clock()))
+
+
+def both_given() -> UsageError:
+    """Return the error of who gives rules beside ``max_to_keep`` or hours."""
+    return UsageError(
+        "retention is given beside max_to_keep or keep_checkpoint_every_n_hours",
+        hint="These are two of the rules in other words: add Latest(n) or EveryHours(h) to the list.",
+    )
 
 
 def check_supported(*, builder: object, write_version: int, defer_build: bool, var_list: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import numpy as np
 from ckptstore.config import process_run
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.latest import find_latest
-from ckptstore.directory.retention import ManagerRetention
+from ckptstore.directory.retention import ManagerRetention, Retention
+from ckptstore.directory.retention_rules import RetentionRule, RulesRetention, check_rules
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
-from ckptstore.saving.arguments import SECONDS_PER_HOUR
+from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name
@@ -65,11 +66,13 @@ class CheckpointManager:
     deadline_s, memory_budget, progress, reuse_unchanged, fresh_start :
         How each save is made; as for `Saver`. With `fresh_start` checkpoints that cannot be restored are
         "no checkpoint" for `latest_checkpoint` and `restore_or_initialize`, too.
+    retention : sequence of rules, optional
+        As for `Saver`; `max_to_keep` must be None then.
 
     Raises
     ------
     UsageError
-        If `max_to_keep` is not positive, or an interval is given without a counter.
+        If `max_to_keep` is not positive, rules are given beside it, or an interval without a counter.
 
     Threads
     -------
@@ -97,7 +100,10 @@ class CheckpointManager:
         progress: Progress = None,
         reuse_unchanged: bool = False,
         fresh_start: bool = False,
+        retention: Sequence[RetentionRule] | None = None,
     ) -> None:
+        if retention is not None and (max_to_keep is not None or keep_checkpoint_every_n_hours is not None):
+            raise both_given()
         if max_to_keep is not None and max_to_keep <= 0:
             raise UsageError("Expected a positive integer or `None` for `max_to_keep`", actual=max_to_keep)
         if checkpoint_interval is not None and step_counter is None:
@@ -116,10 +122,12 @@ class CheckpointManager:
         self._run = run
         self._storage_options = storage_options
         hours = keep_checkpoint_every_n_hours
-        retention = ManagerRetention(
+        keeps: Retention = ManagerRetention(
             max_to_keep, None if hours is None else hours * SECONDS_PER_HOUR, float(clock())
         )
-        self._writer = CheckpointWriter(self._directory, None, retention, clock)
+        if retention is not None:
+            keeps = RulesRetention(check_rules(retention))
+        self._writer = CheckpointWriter(self._directory, None, keeps, clock)
         self._writer.peek(checkpoint_name)
         # The fault: why there is no latest one, although there are checkpoints.
         self._latest, self._fault = self._look_for_latest()

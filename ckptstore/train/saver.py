@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from types import TracebackType
 from typing import Any, Self
 
+from ckptstore.directory.retention_rules import RetentionRule
 from ckptstore.errors import UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.graph import Graph
 from ckptstore.reading.open_checkpoint import restore_values
 from ckptstore.reading.options import ReadOptions
 from ckptstore.saving.arguments import (
+    KEEP_HOURS,
+    MAX_TO_KEEP,
     V2,
     GraphArguments,
     SaverSettings,
@@ -110,6 +113,10 @@ class Saver:
         those before it. ``"skip"``: so it does, unless a newer one takes its place while it waits, and its
         handle raises `SaveCancelledError`. ``"refuse"``: it raises `ConflictError` at once. `save` always
         waits.
+    retention : sequence of rules, optional
+        A checkpoint stays if one of these keeps it: `Latest`, `EveryNSteps`, `EveryHours`, `Best`,
+        `YoungerThan`, or an object of your own with ``keep(entries, now_s)``. The newest always stays. In the
+        place of `max_to_keep` and `keep_checkpoint_every_n_hours`, also of those in `saver_def`.
     storage_options : mapping, optional
         For every call that gets none of its own.
 
@@ -145,8 +152,8 @@ class Saver:
         var_list: VarList | None = None,
         reshape: bool = False,
         sharded: bool = False,
-        max_to_keep: int | None = 5,
-        keep_checkpoint_every_n_hours: float = 10000.0,
+        max_to_keep: int | None = MAX_TO_KEEP,
+        keep_checkpoint_every_n_hours: float = KEEP_HOURS,
         name: str | None = None,
         restore_sequentially: bool = False,
         saver_def: SaverDef | None = None,
@@ -168,6 +175,7 @@ class Saver:
         reuse_unchanged: bool = False,
         queue: QueuePolicy = "wait",
         fresh_start: bool = False,
+        retention: Sequence[RetentionRule] | None = None,
         storage_options: Options = None,
     ) -> None:
         check_supported(
@@ -175,7 +183,7 @@ class Saver:
         )
         self._saver_def = None if saver_def is None else SaverDef.coerce(saver_def)
         self._settings = SaverSettings.checked(
-            self._saver_def, max_to_keep, keep_checkpoint_every_n_hours, sharded
+            self._saver_def, max_to_keep, keep_checkpoint_every_n_hours, sharded, retention
         )
         self._names = check_var_list(var_list)
         if self._names is not None and not self._names and not allow_empty:
@@ -443,11 +451,11 @@ class Saver:
 
     @property
     def last_checkpoints(self) -> list[str]:
-        """Prefixes that retention still counts, oldest first; empty without `max_to_keep`.
+        """Prefixes that retention still counts, oldest first; empty if everything is kept.
 
         Those that are saved: the prefix of a save in flight comes when it is published.
         """
-        if not self._settings.max_to_keep:
+        if not self._settings.max_to_keep and self._settings.rules is None:
             return []
         return self._directories.paths
 

@@ -25,6 +25,8 @@ NAMES = {
     *("get_checkpoint_state", "update_checkpoint_state", "checkpoints_iterator", "wait_for_new_checkpoint"),
     # the short modern API
     *("open_checkpoint", "OpenCheckpoint", "RestoreReport"),
+    # retention beyond TensorFlow
+    *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -124,6 +126,7 @@ SIGNATURES = {
             "reuse_unchanged": False,
             "queue": "wait",
             "fresh_start": False,
+            "retention": None,
             "storage_options": None,
         },
     ),
@@ -179,7 +182,10 @@ SIGNATURES = {
             ("init_fn", None),
             ("last_checkpoint_step", None),
         ],
-        {"clock": time.time, "run": None, **URL, **EACH_SAVE, "reuse_unchanged": False, "fresh_start": False},
+        {
+            **{"clock": time.time, "run": None, **URL, **EACH_SAVE},
+            **{"reuse_unchanged": False, "fresh_start": False, "retention": None},
+        },
     ),
     "CheckpointManager.save": ([("checkpoint_number", None), ("check_interval", True), ...], {}),
     "CheckpointManager.restore_or_initialize": ([], {}),

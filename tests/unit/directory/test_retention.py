@@ -22,7 +22,7 @@ class Timeline:
 
     def save(self, name: str, hours: float) -> None:
         window = (*(e for e in self.window if e.prefix != name), Entry(name, hours * HOUR_S))
-        verdict = self.retention.decide(window, self.clock_s)
+        verdict = self.retention.decide(window, self.clock_s, hours * HOUR_S)
         self.window, self.clock_s = verdict.window, verdict.clock_s
         gone = {entry.prefix for entry in verdict.victims}
         self.on_disk = [n for n in self.on_disk if n != name and n not in gone] + [name]
@@ -80,14 +80,14 @@ def test_zero_hours_preserve_everything() -> None:
 
 def test_infinite_times_are_never_deleted_and_move_the_clock() -> None:
     retention = SaverRetention(1, HOUR_S, built_s=0.0)
-    verdict = retention.decide((Entry("a", float("inf")), Entry("b", 10.0)), None)
+    verdict = retention.decide((Entry("a", float("inf")), Entry("b", 10.0)), None, 10.0)
     assert [entry.prefix for entry in verdict.preserved] == ["a"]
     assert verdict.clock_s == 2 * HOUR_S
 
 
 def test_a_lowered_limit_converges_at_once() -> None:
     window = tuple(Entry(str(k), float(k)) for k in range(10))
-    verdict = SaverRetention(3, 1e9, built_s=0.0).decide(window, None)
+    verdict = SaverRetention(3, 1e9, built_s=0.0).decide(window, None, 9.0)
     assert [entry.prefix for entry in verdict.window] == ["7", "8", "9"]
     assert [entry.prefix for entry in verdict.victims] == ["0", "1", "2", "3", "4", "5", "6"]
 
@@ -95,11 +95,13 @@ def test_a_lowered_limit_converges_at_once() -> None:
 def test_the_clock_survives_a_restart_and_a_shorter_interval_counts_at_once() -> None:
     window = (Entry("a", 2.5 * HOUR_S), Entry("b", 3 * HOUR_S))
     restarted = SaverRetention(1, 2 * HOUR_S, built_s=2.9 * HOUR_S)
-    assert [e.prefix for e in restarted.decide(window, restarted.resume(2 * HOUR_S)).preserved] == ["a"]
-    assert restarted.decide(window, None).preserved == ()
+    now_s = 3 * HOUR_S
+    verdict = restarted.decide(window, restarted.resume(2 * HOUR_S), now_s)
+    assert [entry.prefix for entry in verdict.preserved] == ["a"]
+    assert restarted.decide(window, None, now_s).preserved == ()
     shortened = SaverRetention(1, HOUR_S, built_s=0.0)
     clock_s = shortened.resume(10_000 * HOUR_S)
-    assert [e.prefix for e in shortened.decide(window, clock_s).preserved] == ["a"]
+    assert [e.prefix for e in shortened.decide(window, clock_s, now_s).preserved] == ["a"]
     assert ManagerRetention(1, HOUR_S, built_s=5.0).resume(9.0) == 5.0
 
 
@@ -136,7 +138,7 @@ def test_nothing_is_lost_and_the_newest_stay(
     for number, gap in enumerate(gaps):
         now_s += gap
         before = (*window, Entry(str(number), now_s))
-        verdict = retention.decide(before, clock_s)
+        verdict = retention.decide(before, clock_s, now_s)
         window, clock_s = verdict.window, verdict.clock_s
         assert sorted(
             [*verdict.window, *verdict.victims, *verdict.preserved], key=lambda e: int(e.prefix)
@@ -147,14 +149,15 @@ def test_nothing_is_lost_and_the_newest_stay(
 def test_verdicts_do_not_depend_on_how_often_they_are_asked() -> None:
     retention = SaverRetention(1, HOUR_S, built_s=0.0)
     window = (Entry("a", 2 * HOUR_S), Entry("b", 3 * HOUR_S))
-    assert retention.decide(window, 1.5 * HOUR_S) == retention.decide(window, 1.5 * HOUR_S)
+    asked = (window, 1.5 * HOUR_S, 3 * HOUR_S)
+    assert retention.decide(*asked) == retention.decide(*asked)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_manager_without_hours_preserves_nothing(keep: int) -> None:
     window = tuple(Entry(str(k), k * HOUR_S) for k in range(6))
-    assert ManagerRetention(keep, None, 0.0).decide(window, None).preserved == ()
-    assert ManagerRetention(None, 1.0, 0.0).decide(window, None).window == window
+    assert ManagerRetention(keep, None, 0.0).decide(window, None, 5 * HOUR_S).preserved == ()
+    assert ManagerRetention(None, 1.0, 0.0).decide(window, None, 5 * HOUR_S).window == window
 
 
 @pytest.mark.parametrize(
