@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format import dtypes
 from ckptstore.format.block import BlockRows
+from ckptstore.format.coding import encode_varint
 from ckptstore.format.entry import (
     HEADER_KEY,
     BundleEntry,
@@ -38,9 +39,11 @@ __all__ = [
     "EntryColumns",
     "EntryKind",
     "Integers",
+    "RenumberedValues",
     "encode_columns",
     "encode_entries",
     "encode_index",
+    "renumber_values",
     "shards_of",
     "varint_field",
 ]
@@ -108,6 +111,57 @@ def encode_columns(
     tails = np.stack([column for column, _ in columns], axis=1)[kept].tobytes()
     ends = kept.sum(axis=1).cumsum().tolist()
     return [head + tails[start:end] for head, start, end in zip(heads, [0, *ends], ends, strict=False)]
+
+
+class RenumberedValues(NamedTuple):
+    """The values of some entries under another shard number.
+
+    Attributes
+    ----------
+    values : list of bytes
+    heads_stop : list of int
+        Where in each value type and shape end.
+    slices_at : list of int
+        Where in each value the slices of a partitioned tensor begin; 0 for all others.
+    """
+
+    values: list[bytes]
+    heads_stop: list[int]
+    slices_at: list[int]
+
+
+def renumber_values(rows: BlockRows, shard_id: int, *, source: str) -> RenumberedValues:
+    """Return the values of a block with `shard_id` in the place of the number that they have.
+
+    Whatever else they hold stays as it is; reading the index checks it.
+
+    Raises
+    ------
+    FormatError
+        If an entry in an unusual form is malformed.
+    """
+    number = b"\x18" + encode_varint(shard_id) if shard_id else b""
+    contents, data, starts, stops = _columns_of(rows)
+    is_usual, heads = _usual_heads(data, starts, stops)
+    heads = np.where(is_usual, heads, starts)
+    _, rests = varint_field(0x18, data, heads, stops)
+    is_usual &= rests <= stops
+    lists = is_usual & (rests < stops) & (data[np.minimum(rests, stops)] == 0x3A)
+    spans = zip(rows.starts, heads.tolist(), rests.tolist(), rows.stops, strict=True)
+    values = [contents[start:head] + number + contents[rest:stop] for start, head, rest, stop in spans]
+    heads_stop = heads - starts
+    slices_at = np.where(lists, heads_stop + len(number), 0)
+    for row in np.flatnonzero(~is_usual).tolist():
+        value = contents[rows.starts[row] : rows.stops[row]]
+        entry = decode_entry(value, source=source, tensor=rows.keys[row].decode(errors="replace"))
+        values[row] = encode_entry(entry._replace(shard_id=shard_id))
+        heads_stop[row] = len(encode_entry_head(entry.dtype_enum, entry.shape))
+        if entry.slices:
+            values[row] = encode_entry(
+                BundleEntry(entry.dtype_enum, entry.shape, shard_id, slices=entry.slices)
+            )
+            slices_at[row] = heads_stop[row] + len(number)
+    return RenumberedValues(values, heads_stop.tolist(), slices_at.tolist())
 
 
 def encode_index(header: BundleHeader, keys: Sequence[bytes], values: Sequence[bytes]) -> bytes:
@@ -225,18 +279,8 @@ class EntryColumns(NamedTuple):
 
 def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, ...]:
     """Return the columns of one block, `EntryColumns.kind_ids` first."""
-    # A varint or a checksum may be read behind the last entry.
-    data = np.frombuffer(rows.contents + bytes(16), np.uint8)
-    starts, stops = np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
-    is_usual = (
-        (stops - starts >= 4)
-        & (data[starts] == 0x08)
-        & (data[starts + 1] < 128)
-        & (data[starts + 2] == 0x12)
-        & (data[starts + 3] < 128)
-    )
-    heads = starts + 4 + data[starts + 3]
-    is_usual &= heads <= stops
+    contents, data, starts, stops = _columns_of(rows)
+    is_usual, heads = _usual_heads(data, starts, stops)
     at = np.where(is_usual, heads, stops)
     shard_ids, at = varint_field(0x18, data, at, stops)
     offsets, at = varint_field(0x20, data, at, stops)
@@ -251,7 +295,6 @@ def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, .
     # A sum beyond 63 bits turns negative.
     is_usual &= (shard_ids <= _INT32_MAX) & (offsets + sizes_bytes >= 0)
     heads = np.where(is_usual, heads, starts)
-    contents = rows.contents
     kind_ids = np.fromiter(
         [number_of[contents[start:end]] for start, end in zip(rows.starts, heads.tolist(), strict=True)],
         np.int64,
@@ -260,6 +303,28 @@ def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, .
     has_slices &= kind_ids != _UNUSUAL
     slices_at = np.where(has_slices, at - starts, 0)
     return kind_ids, shard_ids, offsets, sizes_bytes, np.where(has_crc, crcs, 0), slices_at
+
+
+def _columns_of(rows: BlockRows) -> tuple[bytes, npt.NDArray[np.uint8], Integers, Integers]:
+    """Return the contents of a block, also as numbers, and where its values begin and end."""
+    # A varint or a checksum may be read behind the last entry.
+    data = np.frombuffer(rows.contents + bytes(16), np.uint8)
+    return rows.contents, data, np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
+
+
+def _usual_heads(
+    data: npt.NDArray[np.uint8], starts: Integers, stops: Integers
+) -> tuple[npt.NDArray[np.bool_], Integers]:
+    """Return which values begin with a type and a shape in the usual form, and where those end."""
+    is_usual = (
+        (stops - starts >= 4)
+        & (data[starts] == 0x08)
+        & (data[starts + 1] < 128)
+        & (data[starts + 2] == 0x12)
+        & (data[starts + 3] < 128)
+    )
+    heads = starts + 4 + data[starts + 3]
+    return is_usual & (heads <= stops), heads
 
 
 def varint_field(

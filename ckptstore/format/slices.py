@@ -46,6 +46,7 @@ __all__ = [
     "make_slice",
     "parse_shape_and_slice",
     "parse_slice_spec",
+    "shown_name",
 ]
 
 # int() takes spaces, underscores and other alphabets' digits, and refuses more than 4300 digits.
@@ -229,6 +230,17 @@ def decode_slice_key(key: bytes, *, source: str = "") -> tuple[str, Slice]:
     if pos != len(key):
         raise FormatError("a slice key has bytes after its last extent", url=source, actual=key[:64].hex())
     return key_to_name(raw_name), Slice(tuple(extents))
+
+
+def shown_name(key: bytes) -> str:
+    """Return how messages call the entry of `key`: a tensor's name, or name and slice."""
+    if key[:1] == b"\x00":
+        try:
+            name, box = decode_slice_key(key)
+        except FormatError:
+            return key_to_name(key)
+        return f"{name} (slice {format_slice(box)})"
+    return key_to_name(key)
 
 
 def find_overlap(slices: Sequence[Slice], shape: Sequence[int]) -> tuple[int, int] | None:

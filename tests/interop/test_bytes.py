@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import ckptstore as ck
+from ckptstore.bundle.write.partial_indexes import merge_partial_indexes
 
 DTYPES = [
     "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
@@ -91,17 +92,54 @@ def test_slices_and_merge(tmp_path: Path, rng: np.random.Generator) -> None:
                 writer.add_slice("w", (40, 3), f"{row},{size}:-", whole[row : row + size])
             writer.add(f"v{number}", np.arange(number + 2))
         assert_same_files(f"{tmp_path}/ours_{name}", f"{tmp_path}/theirs_{name}")
+    partial = [Path(f"{tmp_path}/theirs_{name}.index").read_bytes() for name in parts]
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=[f"{tmp_path}/theirs_{name}" for name in parts],
         destination_prefix=f"{tmp_path}/theirs",
         delete_old_dirs=True,
         allow_missing_files=False,
     )
+    assert merge_partial_indexes(enumerate(partial), 2) == Path(f"{tmp_path}/theirs.index").read_bytes()
     ck.merge_bundles([tmp_path / f"ours_{name}" for name in parts], tmp_path / "ours")
     assert_same_files(f"{tmp_path}/ours", f"{tmp_path}/theirs")
     assert not list(tmp_path.glob("ours_*"))
     np.testing.assert_array_equal(ck.load_variable(tmp_path / "ours", "w"), whole)
     assert ck.list_variables(tmp_path / "ours") == tf.train.list_variables(f"{tmp_path}/ours")
+
+
+def test_tensorflow_reads_what_was_saved_in_pieces(tmp_path: Path, rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((7, 6)).astype(np.float32)
+    grid = rng.integers(0, 99, (5, 4)).astype(np.int64)
+    empty = np.zeros((0, 3), np.float32)
+    values = {
+        "rows": [ck.Piece(rows[at : at + 2], rows.shape, (at, 0)) for at in (4, 0, 6, 2, 7)],
+        "grid": [
+            ck.Piece(grid[top:end, left:right], grid.shape, (top, left))
+            for top, end in ((0, 3), (3, 5))
+            for left, right in ((0, 1), (1, 4))
+        ],
+        "empty": ck.Piece(empty, empty.shape, (0, 0)),
+        "step": ck.Piece(np.array(3), (), ()),
+    }
+    path = ck.Saver().save(values, tmp_path / "model", 3)
+    reader = tf.train.load_checkpoint(path)
+    expected: dict[str, np.ndarray] = {"rows": rows, "grid": grid, "empty": empty, "step": np.array(3)}
+    assert reader.get_variable_to_shape_map() == {name: list(a.shape) for name, a in expected.items()}
+    for name, array in expected.items():
+        np.testing.assert_array_equal(reader.get_tensor(name), array)
+    # A slice of its own, as a partitioned variable restores it, for a type that TensorFlow cannot assemble.
+    half = rows.astype(np.float16)
+    pieces = [ck.Piece(half[:4], half.shape, (0, 0)), ck.Piece(half[4:], half.shape, (4, 0))]
+    path = ck.Saver().save({"half": pieces}, tmp_path / "half")
+    (found,) = tf.raw_ops.RestoreV2(
+        prefix=path, tensor_names=["half"], shape_and_slices=["7 6 4,3:0,6"], dtypes=[tf.float16]
+    )
+    np.testing.assert_array_equal(found.numpy(), half[4:])
+    with tf.Graph().as_default():
+        graph = tf.compat.v1.train.import_meta_graph(f"{tmp_path}/model-3.meta")
+        with tf.compat.v1.Session() as session:
+            graph.restore(session, f"{tmp_path}/model-3")
+            np.testing.assert_array_equal(session.run("rows:0"), rows)
 
 
 def test_a_saver_writes_the_bytes_of_tensorflows_saver(tmp_path: Path, rng: np.random.Generator) -> None:

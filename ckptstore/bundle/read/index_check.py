@@ -27,10 +27,10 @@ from ckptstore.format.slice_columns import (
     slice_key_prefix,
     slice_starts,
 )
-from ckptstore.format.slices import decode_slice_key, encode_slice_key, format_slice
+from ckptstore.format.slices import decode_slice_key, encode_slice_key, shown_name
 from ckptstore.types import Slice
 
-__all__ = ["IndexCheck", "Partition", "key_of", "shown_name"]
+__all__ = ["IndexCheck", "Partition", "key_of"]
 
 _FULL_EXTENT = (0, -1)
 
@@ -48,17 +48,6 @@ def key_of(name: object) -> bytes:
         return name if isinstance(name, bytes) else b""
     except UsageError:
         return b""
-
-
-def shown_name(key: bytes) -> str:
-    """Return how messages call the entry of `key`: a tensor's name, or name and slice."""
-    if key[:1] == b"\x00":
-        try:
-            name, box = decode_slice_key(key)
-        except FormatError:
-            return key_to_name(key)
-        return f"{name} (slice {format_slice(box)})"
-    return key_to_name(key)
 
 
 class Partition(NamedTuple):

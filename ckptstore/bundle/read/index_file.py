@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from ckptstore.bundle.read.index_check import IndexCheck, shown_name
+from ckptstore.bundle.read.index_check import IndexCheck
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, decode_entry, decode_header
+from ckptstore.format.slices import shown_name
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks

@@ -11,7 +11,7 @@ import numpy as np
 
 from ckptstore.bundle.read.claims import ShardClaims, claims_by_shard
 from ckptstore.bundle.read.fetch import PartSums
-from ckptstore.bundle.read.index_check import IndexCheck, shown_name
+from ckptstore.bundle.read.index_check import IndexCheck
 from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.plan import ReadRun, plan_reads
 from ckptstore.bundle.read.reader_v2 import ReaderV2
@@ -23,6 +23,7 @@ from ckptstore.format.block import rows_of
 from ckptstore.format.crc32c import crc32c
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, check_entry, element_count, key_to_name
 from ckptstore.format.entry_columns import Integers
+from ckptstore.format.slices import shown_name
 from ckptstore.format.strings import decode_strings, decode_variants
 from ckptstore.transfer.download import Download, Request, joined
 from ckptstore.transfer.ranges import split
