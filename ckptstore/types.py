@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -87,9 +87,10 @@ class ByteRange:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """A box of a partitioned tensor: one ``(start, length)`` per dimension; length -1 = the full extent."""
+
+    # A tuple, because a large index has a million of them, which are hashed and compared.
 
     extents: tuple[tuple[int, int], ...]
 

@@ -17,6 +17,7 @@ An explicit full range such as ``0,3`` stays explicit: it has another key than `
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 
@@ -197,10 +198,19 @@ def _from_pairs(pairs: Sequence[tuple[int, int]], tensor: str | None) -> Slice:
 
 def encode_slice_key(name: str, box: Slice) -> bytes:
     """Return the key of the entry that holds the bytes of one slice."""
-    parts = [encode_num(0), encode_string(name_to_key(name)), encode_num(len(box.extents))]
-    for start, length in box.extents:
-        parts += (encode_signed(start), encode_signed(length))
-    return b"".join(parts)
+    return _key_prefix(name, len(box.extents)) + _encode_extents(box)
+
+
+# The slices of a tensor come one after the other.
+@functools.lru_cache(maxsize=64)
+def _key_prefix(name: str, rank: int) -> bytes:
+    return encode_num(0) + encode_string(name_to_key(name)) + encode_num(rank)
+
+
+# Many tensors of a model are cut alike.
+@functools.lru_cache(maxsize=16_384)
+def _encode_extents(box: Slice) -> bytes:
+    return b"".join([encode_signed(number) for extent in box.extents for number in extent])
 
 
 def decode_slice_key(key: bytes, *, source: str = "") -> tuple[str, Slice]:

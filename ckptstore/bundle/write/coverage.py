@@ -5,6 +5,7 @@ Boxes of many tensors are checked at once, as columns of numbers. Only an error 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -99,23 +100,34 @@ def check_pieces(tensors: Iterable[tuple[str, Sequence[Piece]]]) -> None:
                 )
         by_rank.setdefault(len(shape), []).append((name, pieces))
     for rank, group in by_rank.items():
-        every = [(number, piece) for number, (_, pieces) in enumerate(group) for piece in pieces]
-        starts = np.array([piece.start for _, piece in every], np.int64).reshape(len(every), rank)
-        sizes = np.array([piece.array.shape for _, piece in every], np.int64).reshape(len(every), rank)
-        tensors_of = np.array([number for number, _ in every], np.int64)
-        first_of = np.searchsorted(tensors_of, np.arange(len(group)))
+        counts = [len(pieces) for _, pieces in group]
+        every = list(itertools.chain.from_iterable([pieces for _, pieces in group]))
+        starts = _table([piece.start for piece in every], rank)
+        sizes = _table([piece.array.shape for piece in every], rank)
         boxes = BoxColumns(
             [name for name, _ in group],
-            np.array([pieces[0].shape for _, pieces in group], np.int64).reshape(len(group), rank),
-            tensors_of,
+            _table([pieces[0].shape for _, pieces in group], rank),
+            np.repeat(np.arange(len(group)), counts),
             starts,
             starts + sizes,
         )
-        check_coverage(boxes, _position_labels(tensors_of, first_of))
+        check_coverage(boxes, _position_labels(np.array(counts)))
 
 
-def _position_labels(tensors: Integers, first_of: Integers) -> Callable[[int], str]:
-    return lambda row: f"piece {row - int(first_of[tensors[row]])}"
+def _table(rows: Sequence[tuple[int, ...]], rank: int) -> Integers:
+    # Several times faster than np.array on tuples.
+    numbers = itertools.chain.from_iterable(rows)
+    return np.fromiter(numbers, np.int64, len(rows) * rank).reshape(len(rows), rank)
+
+
+def _position_labels(counts: Integers) -> Callable[[int], str]:
+    stops = np.cumsum(counts)
+
+    def label(row: int) -> str:
+        tensor = int(np.searchsorted(stops, row, side="right"))
+        return f"piece {row - int(stops[tensor] - counts[tensor])}"
+
+    return label
 
 
 def format_box(start: Sequence[int], stop: Sequence[int]) -> str:

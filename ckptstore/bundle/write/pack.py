@@ -40,7 +40,7 @@ _PLAIN = frozenset(dtypes.STORED_AS_IS)
 def is_plain(item: WriteItem) -> bool:
     """Return whether `gather` accepts this."""
     array = item.array
-    return array.dtype in _PLAIN and item.slice is None and array.flags.c_contiguous
+    return array.dtype in _PLAIN and array.flags.c_contiguous
 
 
 class Gathered(NamedTuple):
@@ -57,7 +57,7 @@ class Gathered(NamedTuple):
 
 
 def gather(items: Sequence[WriteItem], *, shard_id: int, offset: int) -> Gathered:
-    """Copy the bytes of tensors, and make their entries.
+    """Copy the bytes of tensors or slices, and make their entries.
 
     Parameters
     ----------

@@ -222,6 +222,7 @@ def write_items(tensors: Iterable[tuple[str, Any]]) -> list[WriteItem]:
         Also if pieces and other things are mixed. Whether pieces cover their tensor is for `coverage` to say.
     """
     items: list[WriteItem] = []
+    boxes: dict[object, Slice] = {}
     for name, value in tensors:
         # Among ASCII texts only the empty one is not a name.
         is_name = isinstance(name, str) and bool(name) and name.isascii()
@@ -229,7 +230,7 @@ def write_items(tensors: Iterable[tuple[str, Any]]) -> list[WriteItem]:
         if plain is not None:
             items.append(plain)
         elif (pieces := pieces_of(value, tensor=name)) is not None:
-            items += _piece_items(name, pieces)
+            items += _piece_items(name, pieces, boxes)
         else:
             items.append(write_item(name, value))
     return items
@@ -262,9 +263,11 @@ def _are_pieces(values: Sequence[Any]) -> TypeGuard[Sequence[Piece]]:
     return all(isinstance(value, Piece) for value in values)
 
 
-def _piece_items(name: str, pieces: Sequence[Piece]) -> list[WriteItem]:
+def _piece_items(name: str, pieces: Sequence[Piece], boxes: dict[object, Slice]) -> list[WriteItem]:
+    """Return the items of the pieces of a tensor; `boxes` remembers those of other tensors."""
+    name_to_key(name)
     first = pieces[0]
-    if not np.prod(first.shape, dtype=np.int64):
+    if 0 in first.shape:
         # Nothing to cut, and a file cannot say where an empty box lies.
         return [write_item(name, np.empty(first.shape, first.array.dtype))]
     items = []
@@ -272,10 +275,15 @@ def _piece_items(name: str, pieces: Sequence[Piece]) -> list[WriteItem]:
         array = piece.array
         if not array.size:
             continue
-        item = _plain_item(name, array) or write_item(name, array)
-        if not piece.covers_whole:
-            item = item._replace(slice=piece.box, full_shape=piece.shape)
-        items.append(item)
+        dtype, shape, whole = dtypes.STORED_AS_IS.get(array.dtype), array.shape, piece.shape
+        # Many tensors of a model are cut alike.
+        place = (piece.start, shape)
+        box = None if shape == whole else boxes.get(place) or boxes.setdefault(place, piece.box)
+        if dtype is not None and type(array) is np.ndarray and array.flags.c_contiguous:
+            fields = (name, dtype, shape, box, whole, array.nbytes, array)
+            items.append(tuple.__new__(WriteItem, fields))
+        else:
+            items.append(write_item(name, array)._replace(slice=box, full_shape=whole))
     return items
 
 
@@ -322,26 +330,29 @@ class ClaimedNames:
             on its type and full shape. Slices that overlap are accepted, as TensorFlow does; reading them
             fails.
         """
-        name = item.name
-        if name in self._whole or (item.slice is None and name in self._boxes):
+        name, dtype, _, box, full_shape, _, _ = item
+        if name in self._whole or (box is None and name in self._boxes):
             raise UsageError(
                 f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
             )
-        if item.slice is None:
+        if box is None:
             self._whole.add(name)
             return
-        dtype, full_shape, boxes = self._boxes.setdefault(name, (item.dtype, item.full_shape, set()))
-        if (dtype, full_shape) != (item.dtype, item.full_shape):
+        known = self._boxes.get(name)
+        if known is None:
+            self._boxes[name] = dtype, full_shape, {box}
+            return
+        if known[:2] != (dtype, full_shape):
             raise UsageError(
                 "the slices of one tensor do not agree on its type and full shape",
                 tensor=name,
-                expected=f"{dtype} {list(full_shape)}",
-                actual=f"{item.dtype} {list(item.full_shape)}",
+                expected=f"{known[0]} {list(known[1])}",
+                actual=f"{dtype} {list(full_shape)}",
             )
-        if item.slice in boxes:
-            text = slices.format_slice(item.slice)
+        if box in known[2]:
+            text = slices.format_slice(box)
             raise UsageError(f"Adding duplicate key: {name}, slice {text}", tensor=name)
-        boxes.add(item.slice)
+        known[2].add(box)
 
 
 def plan_save(

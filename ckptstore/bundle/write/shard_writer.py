@@ -98,7 +98,7 @@ class ShardWriter:
         self._names = ClaimedNames()
         self._entries: list[IndexEntry] = []
         self._unproved: dict[int, Checksum] = {}
-        self._partitioned: dict[bytes, tuple[DType, tuple[int, ...], list[Slice]]] = {}
+        self._partitioned: dict[str, tuple[DType, tuple[int, ...], list[Slice]]] = {}
         self._batch = _Batch()
         self._raw: list[bytes] = []
         self._raw_lease: BudgetLease | None = None
@@ -219,8 +219,11 @@ class ShardWriter:
         the order in which they were added.
         """
         partitioned = [
-            (key, BundleEntry(dtype.as_datatype_enum, shape, self._shard_id, 0, 0, 0, tuple(boxes)))
-            for key, (dtype, shape, boxes) in self._partitioned.items()
+            (
+                name_to_key(name),
+                BundleEntry(dtype.as_datatype_enum, shape, self._shard_id, slices=tuple(boxes)),
+            )
+            for name, (dtype, shape, boxes) in self._partitioned.items()
         ]
         return [*self._entries, *partitioned]
 
@@ -247,7 +250,7 @@ class ShardWriter:
             self._raw_lease = None
 
     def _write_small(self, items: Sequence[WriteItem], size_bytes: int) -> None:
-        """Append whole tensors that are in memory as in the file."""
+        """Append tensors and slices that are in memory as in the file."""
         if len(items) < _GATHERED_FROM:
             for item in items:
                 self._collect(item, item.array.tobytes())
@@ -255,6 +258,7 @@ class ShardWriter:
         self._flush()
         lease = self._sender.reserve(size_bytes)
         payload, entries = gather(items, shard_id=self._shard_id, offset=self._noted_bytes)
+        self._note_slices(items)
         self._entries += entries
         self._noted_bytes += size_bytes
         self._sender.put(memoryview(payload), lease=lease)
@@ -300,12 +304,17 @@ class ShardWriter:
         """Return the key of the entry; of a slice, also note it for the entry that lists the slices."""
         if item.slice is None:
             return name_to_key(item.name)
-        self._note_slice(item, item.slice)
+        self._note_slices([item])
         return encode_slice_key(item.name, item.slice)
 
-    def _note_slice(self, item: WriteItem, box: Slice) -> None:
-        key = name_to_key(item.name)
-        self._partitioned.setdefault(key, (item.dtype, item.full_shape, []))[2].append(box)
+    def _note_slices(self, items: Iterable[WriteItem]) -> None:
+        """Note slices for the entries that list them."""
+        for name, dtype, _, box, full_shape, _, _ in items:
+            if box is not None:
+                known = self._partitioned.get(name)
+                if known is None:
+                    known = self._partitioned[name] = dtype, full_shape, []
+                known[2].append(box)
 
     def _note(self, item: WriteItem, size_bytes: int, crc: int) -> None:
         enum = item.dtype.as_datatype_enum
@@ -316,9 +325,7 @@ class ShardWriter:
     def _note_batch(self, batch: _Batch, crcs: list[int]) -> None:
         for index, crc in batch.crcs.items():
             crcs[index] = crc
-        for item in batch.items:
-            if item.slice is not None:
-                self._note_slice(item, item.slice)
+        self._note_slices(batch.items)
         self._entries += entries_of(batch.items, crcs, shard_id=self._shard_id, offset=self._noted_bytes)
         self._noted_bytes += batch.size_bytes
 
