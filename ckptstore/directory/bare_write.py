@@ -7,18 +7,20 @@ generations of data. What a process that ended did not delete waits for ``gc``.
 
 from __future__ import annotations
 
-import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 from ckptstore.directory.collect import collect_shards
+from ckptstore.directory.open_save import OpenSave, SaveSteps
 from ckptstore.directory.publish import put_graph
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.save_request import RunningSave, SaveRequest
-from ckptstore.directory.shard_set import ShardSet
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError
+from ckptstore.directory.shard_set import ShardSet, have_written, shards_of_save
+from ckptstore.errors import CkptStoreError, ConflictError
 from ckptstore.format.naming import meta_name
 from ckptstore.format.record_facts import ShardName
 from ckptstore.storage.base import Storage
 from ckptstore.storage.values import Committed
+from ckptstore.warn import warn
 
 __all__ = ["BareSink", "collect_replaced"]
 
@@ -36,36 +38,42 @@ class BareSink:
     Safe for concurrent use.
     """
 
-    def save(self, request: SaveRequest, running: RunningSave) -> None:
-        """Write the checkpoint of `request`.
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Nothing: several saves may be open at once."""
+        return nullcontext()
 
-        Raises
-        ------
-        ConflictError
-            If another writer saves the same prefix at the same time.
+    def open(self, request: SaveRequest, running: RunningSave) -> OpenSave:
+        """Return a save that writes the checkpoint of `request`.
+
+        It ends with `ConflictError` if another writer saves the same prefix at the same time.
         """
-        directory, prefix = request.prefix.parent, request.prefix.name
-        if not request.has_tensors:
-            running.before_commit()
-            if request.meta is not None:
-                put_graph(directory.child(meta_name(prefix, request.suffix)), request.meta)
-            return
-        published = read_published_index(directory, prefix)
-        with ShardSet(directory, prefix, transfer=running.transfer, stage=running.stage) as files:
-            files.write(request.plan, None if published is None else published.counts)
-            if request.meta is not None:
-                files.put_graph(request.meta, request.suffix, is_there=published is not None)
-            running.before_commit()
-            if not isinstance(files.publish(published), Committed):
-                raise ConflictError(
-                    "another writer saved the same checkpoint at the same time",
-                    url=request.prefix.url,
-                    hint="Its checkpoint is complete; save under another name, or let one job save here.",
-                )
-        collect_replaced(files, published)
+        return OpenSave(_steps(request, running))
 
     def last_saved(self) -> None:
         """Return None: without a record there is no checkpoint before this one."""
+
+
+def _steps(request: SaveRequest, running: RunningSave) -> SaveSteps:
+    directory, prefix = request.prefix.parent, request.prefix.name
+    if not request.has_tensors:
+        running.before_commit()
+        if request.meta is not None:
+            put_graph(directory.child(meta_name(prefix, request.suffix)), request.meta)
+        return
+    published = read_published_index(directory, prefix)
+    with shards_of_save(request, running) as files:
+        yield from have_written(files, request, running, None if published is None else published.counts)
+        if request.meta is not None:
+            files.put_graph(request.meta, request.suffix, is_there=published is not None)
+        running.before_commit()
+        if not isinstance(files.publish(published), Committed):
+            raise ConflictError(
+                "another writer saved the same checkpoint at the same time",
+                url=request.prefix.url,
+                hint="Its checkpoint is complete; save under another name, or let one job save here.",
+            )
+    collect_replaced(files, published)
 
 
 def collect_replaced(files: ShardSet, published: PublishedIndex | None) -> None:
@@ -90,8 +98,4 @@ def collect_replaced(files: ShardSet, published: PublishedIndex | None) -> None:
     try:
         collect_shards(files.directory, files.prefix, gone)
     except CkptStoreError as error:
-        warnings.warn(
-            f"the checkpoint is saved, but old data of {files.prefix!r} could not be deleted: {error}",
-            CkptStoreWarning,
-            stacklevel=5,
-        )
+        warn(f"the checkpoint is saved, but old data of {files.prefix!r} could not be deleted: {error}")

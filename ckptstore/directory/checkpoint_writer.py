@@ -6,12 +6,14 @@ complete new checkpoint, and the next save repairs what is left (docs/design/001
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 from ckptstore.checksums import crc32c
 from ckptstore.directory.graph_keeper import GraphKeeper
 from ckptstore.directory.moved import moved_here
+from ckptstore.directory.open_save import Assignment, OpenSave, SaveSteps, ShardReport
 from ckptstore.directory.owner_names import owner_of_step
 from ckptstore.directory.ownership import Owned, Ownership
 from ckptstore.directory.paths import inside
@@ -22,7 +24,7 @@ from ckptstore.directory.record_entries import newest_own, own_entries
 from ckptstore.directory.record_update import RECORD_NAME, RecordSnapshot, read_record, update_record
 from ckptstore.directory.retention import Entry, Retention
 from ckptstore.directory.save_request import LastSaved, RunningSave, SaveRequest
-from ckptstore.directory.shard_set import ShardSet
+from ckptstore.directory.shard_set import ShardSet, have_written, shards_of_save
 from ckptstore.directory.unrecorded import Unrecorded, adopt_unrecorded, explain_unrecorded
 from ckptstore.errors import (
     AmbiguousOutcomeError,
@@ -78,7 +80,7 @@ class CheckpointWriter:
 
     Threads
     -------
-    Saves of several threads come one after the other.
+    Saves of several threads come one after the other, under `lock`.
     """
 
     def __init__(
@@ -147,43 +149,40 @@ class CheckpointWriter:
         entries = own_entries(self.directory, state, is_own, {}, self._clock())
         self._window = Window(tuple(entries))
 
-    def save(self, request: SaveRequest, running: RunningSave) -> None:
-        """Save one checkpoint, make it the latest, and delete what retention drops.
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by the caller while a save is open.
+
+        Raises
+        ------
+        UsageError
+            If this thread, or one that works for it, has a save open.
+        """
+        if self in _SAVING.get():
+            raise UsageError(
+                "a save into this directory was started within another one, which waits for it",
+                url=self.directory.url,
+                hint="Do not save in a report of progress.",
+            )
+        return self._locks[0]
+
+    def open(self, request: SaveRequest, running: RunningSave) -> OpenSave:
+        """Return a save that makes its checkpoint the latest, and deletes what retention drops.
 
         Parameters
         ----------
         request : SaveRequest
             Its prefix is a direct child of the directory.
-        running : RunningSave
-
-        Raises
-        ------
-        FencedError
-            A newer run owns this basename; nothing of this save stays.
-        AmbiguousOutcomeError
-            An answer was lost for good; nothing was cleaned up.
-        CkptStoreError
-            The checkpoint was not published, and the previous one still restores. Or it was published, and
-            the record does not name it; the message says so.
 
         Guarantees
         ----------
-        When it returns, the checkpoint exists and is the latest. Files that could not be deleted are a
+        When it is over, the checkpoint exists and is the latest. Files that could not be deleted are a
         warning.
         """
-        if self in _SAVING.get():
-            raise UsageError(
-                "a save into this directory was started within another one, which waits for it",
-                url=request.prefix.url,
-                hint="Do not save in a report of progress.",
-            )
-        with self._locks[0]:
-            # In a context of its own: Ctrl-C leaves nothing set, whatever it interrupts.
-            context = copy_context()
-            context.run(_SAVING.set, (*_SAVING.get(), self))
-            context.run(self._save, request, running)
+        return OpenSave(self._steps(request, running))
 
-    def _save(self, request: SaveRequest, running: RunningSave) -> None:
+    def _steps(self, request: SaveRequest, running: RunningSave) -> SaveSteps:
+        _SAVING.set((*_SAVING.get(), self))
         if request.run != self._ownership.run:
             self._begin(request.run)
         prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
@@ -197,10 +196,9 @@ class CheckpointWriter:
             and (owned.highest_step is None or step > owned.highest_step)
         )
         published = None if fresh else read_published_index(self.directory, prefix)
-        with ShardSet(self.directory, prefix, transfer=running.transfer, stage=running.stage) as files:
-            before = self._write(
-                files, request, None if fresh else self._taken(prefix, step, published, owned)
-            )
+        with shards_of_save(request, running) as files:
+            taken = None if fresh else self._taken(prefix, step, published, owned)
+            before = yield from self._written(files, request, running, taken)
             change = RecordChange(
                 request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
@@ -276,8 +274,10 @@ class CheckpointWriter:
                 self._ownership.acquire(owner_of_step(each) or exact, self._timeout_s, check=False)
         return owned
 
-    def _write(self, files: ShardSet, request: SaveRequest, taken: set[int] | None) -> RecordSnapshot:
-        """Write the data files under names that no pending delete has, and announce the index in the record.
+    def _written(
+        self, files: ShardSet, request: SaveRequest, running: RunningSave, taken: set[int] | None
+    ) -> Generator[Assignment, Sequence[ShardReport] | None, RecordSnapshot]:
+        """Have the data files written under names that no pending delete has, and announce the index.
 
         Returns
         -------
@@ -285,7 +285,7 @@ class CheckpointWriter:
             The record by then. It has no announcement where there was no record of ours to write it into.
         """
         while True:
-            files.write(request.plan, taken)
+            yield from have_written(files, request, running, taken)
             try:
                 return self._announce(files, request)
             except _NamesTakenError as error:

@@ -5,17 +5,17 @@ Elsewhere nothing proves that a writer is dead, and `garbage` removes what it le
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from ckptstore.directory.catalog import PrefixFiles
 from ckptstore.directory.collect import drop_leftovers, drop_stale_uploads
 from ckptstore.directory.published_index import read_published_index
-from ckptstore.errors import CkptStoreError, CkptStoreWarning
+from ckptstore.errors import CkptStoreError
 from ckptstore.format.naming import data_name, meta_name
 from ckptstore.format.record_facts import Record
 from ckptstore.storage.abilities import KnowsWriters
 from ckptstore.storage.base import Location
+from ckptstore.warn import warn
 
 __all__ = ["remove_leftovers"]
 
@@ -54,9 +54,7 @@ def remove_leftovers(
             # However old: only those of provably dead writers.
             drop_stale_uploads(place, float("inf"))
     except CkptStoreError as error:
-        warnings.warn(
-            f"leftovers of a dead writer could not be removed: {error}", CkptStoreWarning, stacklevel=6
-        )
+        warn(f"leftovers of a dead writer could not be removed: {error}")
 
 
 def _leftovers_of(directory: Location, item: PrefixFiles, record: Record) -> list[str]:

@@ -12,7 +12,6 @@ fail to restore (docs/design/002-acquire-without-a-record.md).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,9 +40,10 @@ from ckptstore.directory.record_entries import listed_paths, newest_own, own_ent
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.torn_entries import TornEntries
-from ckptstore.errors import AccessError, CkptStoreWarning, CorruptError, FencedError
+from ckptstore.errors import AccessError, CorruptError, FencedError
 from ckptstore.format.record_facts import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
+from ckptstore.warn import warn
 
 __all__ = ["Owned", "Ownership"]
 
@@ -248,11 +248,7 @@ class Ownership:
             return self.owned[name]
         snapshot = read_record(self.record)
         if snapshot.fault is not None:
-            warnings.warn(
-                f"the record cannot be read and will be written anew: {snapshot.fault}",
-                CkptStoreWarning,
-                stacklevel=5,
-            )
+            warn(f"the record cannot be read and will be written anew: {snapshot.fault}")
         check = check and not self._has_saved_beside(name)
         listed: list[str] = []
         fault: CorruptError | None = None
@@ -373,11 +369,7 @@ class Ownership:
                 return list_checkpoints(self.directory, common_basename(name), partial(is_beside, name))
             return list_checkpoints(self.directory, start_of(name), partial(may_have_saved, name))
         except AccessError as error:
-            warnings.warn(
-                f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}",
-                CkptStoreWarning,
-                stacklevel=6,
-            )
+            warn(f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}")
             return None
 
     def _take_over(self, name: OwnerName, snapshot: RecordSnapshot, timeout_s: float) -> RecordSnapshot:

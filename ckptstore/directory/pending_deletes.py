@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,10 +13,11 @@ from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
 from ckptstore.directory.record_entries import is_listed
 from ckptstore.directory.retention import Entry
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, NotFoundError
+from ckptstore.errors import CkptStoreError, NotFoundError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record_facts import OwnerName, Pending, Record, Superseded
 from ckptstore.storage.base import Location
+from ckptstore.warn import warn
 
 __all__ = ["PendingDeletes"]
 
@@ -63,11 +63,9 @@ class PendingDeletes:
         is_ours = known is None or found is None or known.shards == found.shards
         if is_ours or self.saved_s.get(entry.prefix) != entry.time_s:
             return found
-        warnings.warn(
+        warn(
             f"{entry.prefix!r} was saved again under another record or without one: it leaves the list and is"
-            " not deleted",
-            CkptStoreWarning,
-            stacklevel=11,
+            " not deleted"
         )
         return None
 
@@ -141,10 +139,6 @@ class PendingDeletes:
         try:
             collect()
         except CkptStoreError as error:
-            warnings.warn(
-                f"the checkpoint is saved, but old files of {line.prefix!r} are not deleted yet: {error}",
-                CkptStoreWarning,
-                stacklevel=5,
-            )
+            warn(f"the checkpoint is saved, but old files of {line.prefix!r} are not deleted yet: {error}")
         else:
             self.done.add(line)

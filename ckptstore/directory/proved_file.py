@@ -6,18 +6,18 @@ was whole before would be deleted some day.
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 
 from ckptstore.bundle.write.plan import ShardPlan
 from ckptstore.bundle.write.unchanged import stored_crc32c
 from ckptstore.checksums import crc32c
-from ckptstore.errors import CkptStoreError, CkptStoreWarning
+from ckptstore.errors import CkptStoreError
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.types import ByteRange
+from ckptstore.warn import warn
 
 __all__ = ["proved_version"]
 
@@ -60,11 +60,7 @@ def proved_version(directory: Location, shard: ShardPlan, check: Callable[[], ob
             found = _crc32c_of(location, info, check)
     if found == wanted:
         return info.version
-    warnings.warn(
-        f"a data file of the checkpoint before is damaged, and is not used again: {location.url}",
-        CkptStoreWarning,
-        stacklevel=6,
-    )
+    warn(f"a data file of the checkpoint before is damaged, and is not used again: {location.url}")
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -17,8 +16,8 @@ from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
 from ckptstore.directory.retention_rules import RulesRetention
 from ckptstore.directory.save_request import SaveRequest
-from ckptstore.errors import CkptStoreWarning
 from ckptstore.format.record_facts import Pending, Record, Superseded
+from ckptstore.warn import warn
 
 __all__ = ["RecordChange", "Window"]
 
@@ -161,11 +160,9 @@ class RecordChange:
         if foreign:
             if not self._has_warned:
                 self._has_warned = True
-                warnings.warn(
+                warn(
                     f"another program rewrote {self.ownership.record.url};"
-                    " this save deletes nothing and takes over again",
-                    CkptStoreWarning,
-                    stacklevel=9,
+                    " this save deletes nothing and takes over again"
                 )
             return Verdict(self._counted(record, foreign=True), clock_s=clock_s)
         while True:
@@ -206,11 +203,9 @@ class RecordChange:
         self._has_warned_of_many = True
         names = [entry.prefix for entry in victims]
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        warnings.warn(
+        warn(
             f"this save of {self.prefix!r} deletes {len(names)} checkpoints, because"
-            f" {self.retention.reason}: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}",
-            CkptStoreWarning,
-            stacklevel=10,
+            f" {self.retention.reason}: {', '.join(map(repr, names[:_MOST_NAMES]))}{more}"
         )
 
     def _clock_s(self, record: Record) -> float | None:

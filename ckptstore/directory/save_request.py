@@ -7,17 +7,20 @@ There are two sinks: `CheckpointWriter` keeps a record, `BareSink` does not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
+from ckptstore.directory.open_save import OpenSave, write_here
 from ckptstore.directory.owner_names import owner_of_save
 from ckptstore.format.record_facts import OwnerName
 from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 
-__all__ = ["CheckpointSink", "LastSaved", "RunningSave", "SaveRequest"]
+__all__ = ["CheckpointSink", "LastSaved", "RunningSave", "SaveRequest", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ class SaveRequest:
         That the user gave; it is at the end of the prefix then.
     fresh_start : bool
         Save although there are checkpoints of the basename and none of them can be restored.
+    shards : int or None
+        How many data files the checkpoint has, where other processes write some of them; None: those of
+        `plan`.
     """
 
     prefix: Location
@@ -45,6 +51,12 @@ class SaveRequest:
     suffix: str = "meta"
     step: int | None = None
     fresh_start: bool = False
+    shards: int | None = None
+
+    @property
+    def shard_count(self) -> int:
+        """How many data files the checkpoint has."""
+        return len(self.plan.shards) if self.shards is None else self.shards
 
     @property
     def owner(self) -> OwnerName:
@@ -54,7 +66,7 @@ class SaveRequest:
     @property
     def has_tensors(self) -> bool:
         """Whether a checkpoint is written; without tensors only the graph is."""
-        return any(shard.items for shard in self.plan.shards)
+        return self.shards is not None or any(shard.items for shard in self.plan.shards)
 
 
 def _nothing() -> None: ...
@@ -98,8 +110,14 @@ class LastSaved(NamedTuple):
 class CheckpointSink(Protocol):
     """Writes checkpoints."""
 
-    def save(self, request: SaveRequest, running: RunningSave) -> None:
-        """Write data, graph and index, and whatever else this sink keeps.
+    @property
+    def lock(self) -> AbstractContextManager[object]:
+        """Held by the caller while a save is open."""
+
+    def open(self, request: SaveRequest, running: RunningSave) -> OpenSave:
+        """Return a save that publishes what others write, and does whatever else this sink does.
+
+        It ends with `CkptStoreError` as `save`.
 
         Guarantees
         ----------
@@ -108,3 +126,29 @@ class CheckpointSink(Protocol):
 
     def last_saved(self) -> LastSaved | None:
         """Return the checkpoint whose data files the next one may reuse; None if there is none."""
+
+
+def save(sink: CheckpointSink, request: SaveRequest, running: RunningSave) -> None:
+    """Save a checkpoint whose data files this process writes.
+
+    Raises
+    ------
+    FencedError
+        A newer run owns this basename; nothing of this save stays.
+    AmbiguousOutcomeError
+        An answer was lost for good; nothing was cleaned up.
+    CkptStoreError
+        The checkpoint was not published, and the previous one still restores. Or it was published, and the
+        record does not name it; the message says so.
+
+    Guarantees
+    ----------
+    When it returns, the checkpoint exists; with a record, it is the latest.
+    """
+
+    def run() -> None:
+        with sink.lock, sink.open(request, running) as phases:
+            write_here(phases, request.plan, restart=running.transfer.restart)
+
+    # In a context of its own: Ctrl-C leaves nothing set, whatever it interrupts.
+    copy_context().run(run)

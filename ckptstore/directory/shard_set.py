@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from ckptstore.bundle.write.index import IndexEntry, build_index, renumbered
+from ckptstore.bundle.write.partial_indexes import merge_partial_indexes
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.collect import collect_graph, collect_shards
+from ckptstore.directory.open_save import Assignment, SaveSteps, ShardReport
 from ckptstore.directory.proved_file import proved_version
 from ckptstore.directory.publish import publish_index, put_graph
 from ckptstore.directory.published_index import (
@@ -19,6 +21,7 @@ from ckptstore.directory.published_index import (
     name_is_taken,
     read_published_index,
 )
+from ckptstore.directory.save_request import RunningSave, SaveRequest
 from ckptstore.errors import (
     AccessError,
     AmbiguousOutcomeError,
@@ -37,7 +40,7 @@ from ckptstore.storage.values import Ambiguous, Committed, Lost, PutOutcome
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["ShardSet"]
+__all__ = ["ShardSet", "have_written", "shards_of_save"]
 
 _COPY_SIZE_BYTES = 8 * 1024 * 1024
 
@@ -53,10 +56,9 @@ class ShardSet:
 
     Calls
     -----
-    A checkpoint writer uses `write`, `put_graph`, `publish` and `drop`, and reads `shards`, `versions`,
-    `index` and `may_be_published`; after a failure between index and record, `recheck_publication`. Another
-    implementation of these can take the place of this class. `begin`, `seal`, `copy` and `finish` build a
-    bundle file by file.
+    `write` or, file by file, `begin`, `seal` and `copy`; `accept` for files that other processes wrote; then
+    `finish`. A sink adds `put_graph` and `publish`; after a failure between index and record,
+    `recheck_publication`.
 
     Parameters
     ----------
@@ -66,6 +68,8 @@ class ShardSet:
         The save that this belongs to.
     stage : Stage, optional
         The copy of the bytes of the plan that is written.
+    canonical_count : int
+        The count that TensorFlow gives these files, which another writer may use as well.
     """
 
     def __init__(
@@ -75,12 +79,13 @@ class ShardSet:
         *,
         transfer: Transfer | None = None,
         stage: Stage | None = None,
+        canonical_count: int = 0,
     ) -> None:
         self.directory = directory
         self.prefix = prefix
         self._transfer = transfer or Transfer("save", directory.child(prefix).url)
         self._stage = stage
-        # Complete once `write` or `finish` returned; `versions` is by number, of the files in `_committed`.
+        # Complete once `finish` returned; `versions` is by number, of the files in `shards`.
         self.index = b""
         self.versions: dict[int, str] = {}
         # Whether an index may name the files: True from before `publish` asks until it is refused for
@@ -92,57 +97,74 @@ class ShardSet:
         self._upload: Upload | None = None
         self._writer: ShardWriter | None = None
         self._name: ShardName = (0, 0)
-        # Of the files in `_committed`, which are those that this save made and has not deleted.
-        self._entries: list[IndexEntry] = []
+        # By number. Of the files in `_committed`, which were made here and are not deleted; and the indexes
+        # of those in `_accepted`.
+        self._entries: dict[int, Sequence[IndexEntry]] = {}
+        self._reported: dict[int, bytes] = {}
         self._committed: list[ShardName] = []
+        # Files that other processes wrote.
+        self._accepted: list[ShardName] = []
         # The name that is being committed, while and as long as the outcome is not known.
         self._in_doubt: ShardName | None = None
-        # The count that TensorFlow gives these files, which another writer may use as well.
-        self._canonical_count = 0
+        self._canonical_count = canonical_count
         # What `put_graph` wrote or tried to.
         self._graph: tuple[Location, bytes] | None = None
 
     @property
     def shards(self) -> tuple[ShardName, ...]:
         """Shard number and count of each file."""
-        return tuple(self._committed)
+        return (*self._committed, *self._accepted)
 
-    def write(self, plan: SavePlan, taken: Collection[int] | None) -> None:
-        """Write every shard of `plan` in one pass, and build the index bytes.
+    def write(self, plan: SavePlan, count: int, numbers: Sequence[int] | None = None) -> bool:
+        """Write the shards of `plan` in one pass.
 
         Parameters
         ----------
-        taken : collection of int or None
-            See `choose_count`.
-        """
-        refused = taken
-        shards = self._canonical_count = len(plan.shards)
-        if refused is None and self._stage is not None and not self._stage.is_whole:
-            # What is staged piece by piece cannot be written twice.
-            refused = set() if name_is_taken(self.directory, self.prefix, shards, shards) else None
-        self._transfer.restart(plan.size_bytes)
-        while not self._write(plan, choose_count(shards, refused)):
-            refused = refused or set()
-            self._transfer.restart(plan.size_bytes)
+        count : int
+            In the names of the files.
+        numbers : sequence of int, optional
+            Of the shards; without it they are counted from 0.
 
-    def _write(self, plan: SavePlan, count: int) -> bool:
-        for number, shard in enumerate(plan.shards):
-            is_new = self._take(number, count, shard)
+        Returns
+        -------
+        bool
+            False if a file of one of the names is there already: it stays, and nothing of this save does.
+        """
+        for place, shard in enumerate(plan.shards):
+            number = place if numbers is None else numbers[place]
+            is_new = self._take(number, count, shard, place)
             if is_new is None:
                 writer = self.begin(number, count, shard.size_bytes)
                 if self._stage is None:
                     writer.write(shard.items)
                 else:
-                    writer.write_staged(shard.items, self._stage.shard(number, writer.held_bytes))
+                    writer.write_staged(shard.items, self._stage.shard(place, writer.held_bytes))
                 is_new = self.seal()
             if not is_new:
-                # A leftover of a save that died keeps its name.
                 self.drop()
                 return False
-        self.finish(count)
         return True
 
-    def _take(self, number: int, count: int, shard: ShardPlan) -> bool | None:
+    def accept(self, reports: Sequence[ShardReport]) -> None:
+        """Add data files that others wrote: the index names them, and they are deleted by their writers."""
+        for report in reports:
+            number, _ = report.name
+            self._accepted.append(report.name)
+            self.versions[number] = report.version
+            self._reported[number] = report.index
+
+    def reports(self) -> list[ShardReport]:
+        """Return what another process needs to know of the files that were written here."""
+        return [
+            ShardReport(name, self.versions[name[0]], build_index(self._entries[name[0]], 1))
+            for name in self._committed
+        ]
+
+    def settle(self) -> None:
+        """Keep the files that were written here: an index names them, or it is not known whether one does."""
+        self.may_be_published = True
+
+    def _take(self, number: int, count: int, shard: ShardPlan, place: int) -> bool | None:
         """Copy the data file that has the bytes of `shard` already.
 
         Returns
@@ -170,9 +192,9 @@ class ShardSet:
             return None
         is_new = self._outcome_is_new(outcome)
         if is_new:
-            self._entries.extend(renumbered(source.entries, number))
+            self._entries[number] = renumbered(source.entries, number)
             if self._stage is not None:
-                self._stage.shard(number, lambda: 0).skip(shard.size_bytes)
+                self._stage.shard(place, lambda: 0).skip(shard.size_bytes)
             self._transfer.advance(shard.size_bytes)
         return is_new
 
@@ -205,7 +227,7 @@ class ShardSet:
         self._writer.close()
         if not is_new:
             return False
-        self._entries.extend(self._writer.entries)
+        self._entries[self._name[0]] = self._writer.entries
         return True
 
     def _commit(self, upload: Upload) -> bool:
@@ -256,7 +278,12 @@ class ShardSet:
 
     def finish(self, count: int) -> None:
         """Build the index of all shards."""
-        self.index = build_index(self._entries, count)
+        if self._reported:
+            own = {number: build_index(entries, 1) for number, entries in self._entries.items()}
+            self.index = merge_partial_indexes(sorted({**own, **self._reported}.items()), count)
+        else:
+            entries = [entry for number in sorted(self._entries) for entry in self._entries[number]]
+            self.index = build_index(entries, count)
 
     def put_graph(self, data: bytes, suffix: str, *, is_there: bool) -> None:
         """Put the graph beside the checkpoint, to be dropped with it; `is_there` as for the function.
@@ -303,7 +330,7 @@ class ShardSet:
                 hint="Nothing was cleaned up; check whether the checkpoint is there before saving it again.",
             )
         self.may_be_published = isinstance(outcome, Committed)
-        self._mark(self._committed if self.may_be_published else replaced, is_needed=True)
+        self._mark(self.shards if self.may_be_published else replaced, is_needed=True)
         return outcome
 
     def _mark(self, shards: Collection[ShardName], *, is_needed: bool) -> None:
@@ -332,7 +359,9 @@ class ShardSet:
         if self._writer is not None:
             self._writer.close()
         committed, self._committed = self._committed, []
+        self._accepted.clear()
         self._entries.clear()
+        self._reported.clear()
         doubtful = [] if self._in_doubt is None else [self._in_doubt]
         if fenced:
             doubtful += [name for name in committed if name[1] == self._canonical_count]
@@ -399,3 +428,38 @@ class ShardSet:
             if error is None:
                 raise
             error.add_note(f"Its files could not be removed either: {second}")
+
+
+def shards_of_save(request: SaveRequest, running: RunningSave) -> ShardSet:
+    """Return the data files of `request`, none of which is written yet."""
+    return ShardSet(
+        request.prefix.parent,
+        request.prefix.name,
+        transfer=running.transfer,
+        stage=running.stage,
+        canonical_count=request.shard_count,
+    )
+
+
+def have_written(
+    files: ShardSet, request: SaveRequest, running: RunningSave, taken: Collection[int] | None
+) -> SaveSteps:
+    """Have the data files of `request` written under names that nobody uses, and build their index.
+
+    Parameters
+    ----------
+    taken : collection of int or None
+        See `choose_count`.
+    """
+    shards = request.shard_count
+    # What is staged piece by piece cannot be written twice.
+    if taken is None and running.stage is not None and not running.stage.is_whole:
+        taken = set() if name_is_taken(files.directory, files.prefix, shards, shards) else None
+    while True:
+        count = choose_count(shards, taken)
+        reports = yield Assignment(files, count)
+        if reports is not None:
+            break
+        taken = {*(taken or ()), count}
+    files.accept(reports)
+    files.finish(count)

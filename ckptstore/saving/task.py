@@ -9,7 +9,7 @@ from enum import Enum
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.bundle.write.unchanged import split_unchanged, stored_shards
-from ckptstore.directory.save_request import CheckpointSink, LastSaved, RunningSave, SaveRequest
+from ckptstore.directory.save_request import CheckpointSink, LastSaved, RunningSave, SaveRequest, save
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saving.options import SaveOptions
@@ -145,7 +145,7 @@ class SaveTask:
                 transfer.budget = self._budget
         with transfer:
             self._split_plan()
-            self._sink.save(self._request, RunningSave(transfer, self._stage, self._begin_commit))
+            save(self._sink, self._request, RunningSave(transfer, self._stage, self._begin_commit))
             return self.url if self._request.has_tensors else None
 
     def _begin_commit(self) -> None:

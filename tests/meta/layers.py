@@ -65,7 +65,7 @@ class Floors:
 PACKAGE_FLOORS = Floors(
     "The package",
     (
-        Floor("the ground", ("errors", "types", "config", "checksums", "suggest"), peers=True),
+        Floor("the ground", ("errors", "types", "config", "checksums", "suggest", "warn"), peers=True),
         Floor("bytes: what a file holds, where it is kept", ("format", "storage")),
         Floor("many parts and ranges at once", ("transfer",)),
         Floor("one checkpoint", ("bundle", "graph", "trackable")),

@@ -13,10 +13,12 @@ import ckptstore.directory.pending_deletes
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.intents import Announcements
+from ckptstore.directory.open_save import Assignment, SaveSteps
 from ckptstore.directory.owner_names import highest_step, may_have_saved, owner_of_step, start_of
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.retention import Entry
+from ckptstore.directory.save_request import SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.directory.torn_entries import TornEntries
 from ckptstore.errors import FencedError, TransientError
@@ -115,13 +117,15 @@ def _no_exact_names() -> Iterator[None]:
         yield
 
 
-def _write_under(first: Callable[[int, Any], int]) -> Callable[..., None]:
-    def write(self: ShardSet, plan: Any, taken: Any) -> None:
-        count = first(len(plan.shards), taken)
-        while not self._write(plan, count):
+def _names_from(first: Callable[[int, Any], int]) -> Callable[..., SaveSteps]:
+    def have_written(files: ShardSet, request: SaveRequest, running: object, taken: Any) -> SaveSteps:
+        count = first(request.shard_count, taken)
+        while (reports := (yield Assignment(files, count))) is None:
             count += 1
+        files.accept(reports)
+        files.finish(count)
 
-    return write
+    return have_written
 
 
 @_mutation("zombie-rollback", "CORR", "LOST", "DANGL")
@@ -131,7 +135,7 @@ def _no_random_count() -> Iterator[None]:
     def next_count(shards: int, taken: Any) -> int:
         return max(taken) + 1 if taken else shards
 
-    with mock.patch.object(ShardSet, "write", _write_under(next_count)):
+    with mock.patch.object(ckptstore.directory.checkpoint_writer, "have_written", _names_from(next_count)):
         yield
 
 
@@ -184,7 +188,7 @@ def _equal_index_bytes() -> Iterator[None]:
         return shards if taken is None else shards + 1
 
     with (
-        mock.patch.object(ShardSet, "write", _write_under(low_count)),
+        mock.patch.object(ckptstore.directory.checkpoint_writer, "have_written", _names_from(low_count)),
         mock.patch.object(Record, "shards_named", lambda *_: set()),
     ):
         yield

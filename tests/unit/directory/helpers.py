@@ -14,7 +14,7 @@ import ckptstore as ck
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.bare_write import BareSink
-from ckptstore.directory.save_request import RunningSave, SaveRequest
+from ckptstore.directory.save_request import RunningSave, SaveRequest, save
 from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
@@ -135,7 +135,7 @@ def write_checkpoint(
     """Write one checkpoint without a record; as part of `transfer`, if that is given and entered."""
     request = SaveRequest(directory.child(name), plan)
     if transfer is not None:
-        BareSink().save(request, RunningSave(transfer, stage))
+        save(BareSink(), request, RunningSave(transfer, stage))
         return
     with Transfer("save", request.prefix.url) as own:
-        BareSink().save(request, RunningSave(own, stage))
+        save(BareSink(), request, RunningSave(own, stage))
