@@ -14,8 +14,10 @@ from ckptstore.checksums import crc32c
 from ckptstore.directory.graph_keeper import GraphKeeper
 from ckptstore.directory.moved import moved_here
 from ckptstore.directory.open_save import Assignment, OpenSave, SaveSteps, ShardReport
+from ckptstore.directory.own_prefixes import own_filter
+from ckptstore.directory.owned import Owned
 from ckptstore.directory.owner_names import owner_of_step
-from ckptstore.directory.ownership import Owned, Ownership
+from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.paths import inside
 from ckptstore.directory.pending_deletes import PendingDeletes
 from ckptstore.directory.published_index import PublishedIndex, read_published_index
@@ -140,12 +142,7 @@ class CheckpointWriter:
         """Set `window` to the steps of `basename` that the record lists, without taking anything over."""
         record = read_record(self._record).record
         state = record.state and moved_here(self.directory, record.state)
-        kept = frozenset(record.kept)
-
-        def is_own(prefix: str) -> bool:
-            is_alone = OwnerName(prefix, "exact") in record.owners
-            return prefix not in kept and not is_alone and owner_of_step(prefix) == (basename, "steps")
-
+        is_own = own_filter([OwnerName(basename, "steps")], record)
         entries = own_entries(self.directory, state, is_own, {}, self._clock())
         self._window = Window(tuple(entries))
 

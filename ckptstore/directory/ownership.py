@@ -13,21 +13,21 @@ fail to restore (docs/design/002-acquire-without-a-record.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
 from ckptstore.config import host_name
-from ckptstore.directory.catalog import PrefixFiles, list_checkpoints
+from ckptstore.directory.catalog import PrefixFiles
 from ckptstore.directory.fencing import fenced_by, fenced_by_unknown
+from ckptstore.directory.first_look import check_listed, list_files
 from ckptstore.directory.incomplete import nothing_restorable
 from ckptstore.directory.intents import Announcements, is_set_back, may_be_adopted, was_published
 from ckptstore.directory.leftovers import remove_leftovers
 from ckptstore.directory.moved import moved_here
+from ckptstore.directory.own_prefixes import counted_lines, counts_filter, own_filter
+from ckptstore.directory.owned import Owned
 from ckptstore.directory.owner_names import (
-    basename_of_step,
     common_basename,
     highest_step,
-    is_beside,
     line_of,
     may_have_saved,
     owner_of_step,
@@ -35,79 +35,20 @@ from ckptstore.directory.owner_names import (
     step_of,
 )
 from ckptstore.directory.paths import inside
-from ckptstore.directory.published_index import PublishedIndex
 from ckptstore.directory.record_entries import listed_paths, newest_own, own_entries
 from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
 from ckptstore.directory.retention import ClockName, Entry
 from ckptstore.directory.torn_entries import TornEntries
-from ckptstore.errors import AccessError, CorruptError, FencedError
+from ckptstore.errors import CorruptError, FencedError
 from ckptstore.format.record_facts import Intent, Owner, OwnerName, Record
 from ckptstore.storage.base import Location
 from ckptstore.warn import warn
 
-__all__ = ["Owned", "Ownership"]
-
-# How often a starting run looks again because another one saves meanwhile.
-_MOST_LOOKS = 6
+__all__ = ["Ownership"]
 
 
 class _RecordGoneError(Exception):
     """The record vanished during the take-over: the first save creates another one."""
-
-
-@dataclass(slots=True)
-class Owned:
-    """What this run knows of one owner that it is.
-
-    Attributes
-    ----------
-    in_record : bool
-        Whether the record is known to carry our owner line.
-    had_record : bool
-        Whether there was a record when the run started.
-    seen : set of str
-        Prefixes that had files when the run started, or that it saved and that are still listed; their
-        canonical data names may be taken.
-    published : dict of str to PublishedIndex or None
-        Those of `seen` that had an index when the run started, None here, or that it published.
-    highest_gone : int or None
-        The highest step of those that left `seen`.
-    has_saved : bool
-        Whether the record holds a save of this run.
-    is_listed : bool
-        Whether the directory could be listed.
-    knows_all : bool
-        Whether there was neither record nor file when the run started: every prefix ever listed is in
-        `seen`, or its step is at most `highest_gone`.
-    """
-
-    epoch: int
-    in_record: bool
-    had_record: bool = True
-    highest_step: int | None = None
-    seen: set[str] = field(default_factory=set)
-    published: dict[str, PublishedIndex | None] = field(default_factory=dict)
-    highest_gone: int | None = None
-    has_saved: bool = False
-    is_listed: bool = False
-    knows_all: bool = False
-
-    def add(self, prefix: str, index: PublishedIndex) -> None:
-        """Note that this run has published `prefix`."""
-        self.seen.add(prefix)
-        self.published[prefix] = index
-
-    def forget(self, prefix: str, step: int | None) -> None:
-        """Note that `prefix` is not listed any more."""
-        self.published.pop(prefix, None)
-        if prefix in self.seen:
-            self.seen.discard(prefix)
-            self.highest_gone = max(-1 if self.highest_gone is None else self.highest_gone, step or 0)
-
-    def never_listed(self, prefix: str, step: int | None) -> bool:
-        """Return whether `prefix` certainly never was in the list."""
-        is_above = self.highest_gone is None or (step is not None and step > self.highest_gone)
-        return self.knows_all and prefix not in self.seen and is_above
 
 
 class Ownership:
@@ -159,18 +100,7 @@ class Ownership:
 
     def own_filter(self, record: Record) -> Callable[[str], bool]:
         """Return a function that tells which of the listed prefixes of `record` are this run's."""
-        alone = {name.basename for name in self.owned if name.form == "exact"}
-        with_steps = {name.basename for name in self.owned if name.form == "steps"}
-        of_others = {name.basename for name in record.owners if name.form == "exact"} - alone
-        of_others.update(record.kept)
-        alone.difference_update(record.kept)
-
-        def is_own(prefix: str) -> bool:
-            if prefix in alone:
-                return True
-            return prefix not in of_others and basename_of_step(prefix) in with_steps
-
-        return is_own
+        return own_filter(self.owned, record)
 
     def filter_of(self, record: Record, name: OwnerName) -> Callable[[str], bool]:
         """Return a function that tells which of the listed prefixes are this run's as `name`."""
@@ -182,26 +112,9 @@ class Ownership:
 
         Those of `own_filter` but for what another Saver of this run has saved, and for torn ones.
         """
-        is_own = self.own_filter(record)
+        is_counted = counts_filter(self.owned, record, self._keep, self.own_filter(record))
         torn = self.torn.torn
-        keeps = {name.basename: self._keep_of(record, name) for name in self.owned if name.form == "steps"}
-        if not record.counted and not torn and all(keep in (None, self._keep) for keep in keeps.values()):
-            return is_own
-        alone = {name.basename for name in self.owned if name.form == "exact"}
-
-        def is_counted(prefix: str) -> bool:
-            if not is_own(prefix) or prefix in torn:
-                return False
-            keep = None if prefix in alone else keeps.get(basename_of_step(prefix) or "")
-            return keep is None or record.counted.get(prefix, keep) == self._keep
-
-        return is_counted
-
-    @staticmethod
-    def _keep_of(record: Record, name: OwnerName) -> int | None:
-        """Return the ``max_to_keep`` in the owner line of `name`."""
-        line = record.owners.get(name)
-        return None if line is None else line.keep
+        return is_counted if not torn else lambda prefix: prefix not in torn and is_counted(prefix)
 
     def basis(self) -> list[object]:
         """Return on what the filters depend besides the record."""
@@ -209,19 +122,7 @@ class Ownership:
 
     def counted_in(self, record: Record, window: Collection[str]) -> dict[str, int]:
         """Return the `counted` lines of `record`, which lists `window` and has our owner lines."""
-        # Where this Saver is not the one that took over.
-        others = {
-            name.basename for name in self.owned if self._keep_of(record, name) not in (None, self._keep)
-        }
-        if not others and not record.counted:
-            return {}
-        listed = frozenset(() if record.state is None else record.state.all_model_checkpoint_paths)
-        counted = {prefix: keep for prefix, keep in record.counted.items() if prefix in listed}
-        for prefix in window:
-            counted.pop(prefix, None)
-            if basename_of_step(prefix) in others:
-                counted[prefix] = self._keep
-        return counted
+        return counted_lines(self.owned, record, self._keep, window)
 
     def acquire(
         self, name: OwnerName, timeout_s: float, *, fresh_start: bool = False, check: bool = True
@@ -254,7 +155,9 @@ class Ownership:
         fault: CorruptError | None = None
         if check:
             # Before the take-over: nothing is written if this raises.
-            snapshot, listed, fault = self._check_listed(name, snapshot, fresh_start)
+            snapshot, listed, fault = check_listed(
+                self.directory, self.record, name, snapshot, fresh_start=fresh_start
+            )
         record = snapshot.record
         previous = line_of(record, name)
         # The owner of a single prefix that is new gets its line together with its checkpoint.
@@ -262,7 +165,7 @@ class Ownership:
         if record.state is not None and not is_new and (previous is None or previous.run != self.run):
             snapshot = self._take_over(name, snapshot, timeout_s)
         looks_beside = check and not listed
-        listing = self._list_files(name, beside=looks_beside)
+        listing = list_files(self.directory, name, beside=looks_beside)
         if looks_beside and not fresh_start:
             fault = nothing_restorable(self.directory, [], lambda: listing or {})
             if fault is not None and read_record(self.record).version == snapshot.version:
@@ -282,41 +185,6 @@ class Ownership:
         return any(
             owned.has_saved and common_basename(each) == basename for each, owned in self.owned.items()
         )
-
-    def _check_listed(
-        self, name: OwnerName, snapshot: RecordSnapshot, fresh_start: bool
-    ) -> tuple[RecordSnapshot, list[str], CorruptError | None]:
-        """Raise if the record lists checkpoints of the same basename, and none of them can be restored.
-
-        Returns
-        -------
-        snapshot : RecordSnapshot
-            The record by then.
-        listed : list of str
-            What it lists of the same basename, whoever owns it, the newest last.
-        fault : CorruptError or None
-            With `fresh_start`, what is not raised.
-        """
-        is_listed = partial(is_beside, name)
-        listed: list[str] = []
-        for _ in range(_MOST_LOOKS):
-            state = snapshot.record.state and moved_here(self.directory, snapshot.record.state)
-            listed = [entry.prefix for entry in own_entries(self.directory, state, is_listed, {}, 0.0)]
-            if not listed:
-                break
-            fault = nothing_restorable(
-                self.directory, listed, lambda: self._list_files(name, beside=True) or {}
-            )
-            if fault is None:
-                break
-            # Retention of a run that still saves may have taken them: the record has moved on then.
-            now = read_record(self.record)
-            if now.version == snapshot.version:
-                if not fresh_start:
-                    raise fault
-                return snapshot, listed, fault
-            snapshot = now
-        return snapshot, listed, None
 
     def _look_around(
         self,
@@ -358,19 +226,6 @@ class Ownership:
                 owned.highest_step = highest_step(None, [p for p, i in found.items() if i.index])
         if listing is not None:
             remove_leftovers(self.directory, self.record, start_of(name), found, record)
-
-    def _list_files(self, name: OwnerName, *, beside: bool) -> dict[str, PrefixFiles] | None:
-        """Return the files of `name`, with those of the same basename if these are `beside` it.
-
-        None if listing is not allowed: saving works without it.
-        """
-        try:
-            if beside:
-                return list_checkpoints(self.directory, common_basename(name), partial(is_beside, name))
-            return list_checkpoints(self.directory, start_of(name), partial(may_have_saved, name))
-        except AccessError as error:
-            warn(f"the directory cannot be listed; dead saves are neither adopted nor cleaned up: {error}")
-            return None
 
     def _take_over(self, name: OwnerName, snapshot: RecordSnapshot, timeout_s: float) -> RecordSnapshot:
         def raise_epoch(now: RecordSnapshot) -> Record:
@@ -512,8 +367,7 @@ class Ownership:
             return max(owned.epoch, present.epoch)
         # One higher where our line was dropped: another run may have taken that for a free place. That of a
         # single prefix leaves a record of ours when nothing names the prefix any more.
-        has_left = name.form == "exact" and bool(record.owners)
-        return owned.epoch + (owned.in_record and not has_left)
+        return owned.epoch + (owned.in_record and not _may_have_left(record, name))
 
     def _last_line(self, record: Record, name: OwnerName) -> Owner | None:
         # A program that rewrote the record dropped our line.
