@@ -1,7 +1,7 @@
 """Files that no checkpoint needs: what killed saves left behind, and what overwrites replaced.
 
 * A data file is garbage when the index of its prefix, read now, does not name it and no unfinished delete of
-  a record does.
+  a record does. Data files that are numbered like those of one whole save belong to the index beside them.
 * A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
   is left of a step. A graph that was exported there, and the last one of its checkpoints, stay.
 * TensorFlow's temporary files, and those of our own questions to a server, by exact names.
@@ -14,7 +14,7 @@ are left to the next save, which knows them by name and version.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckptstore.directory.catalog import PrefixFiles, sorted_by_prefix
@@ -141,7 +141,7 @@ class _GarbageSearch:
         sets: dict[int, list[ShardName]] = {}
         for shard in item.data:
             sets.setdefault(shard[1], []).append(shard)
-        if item.index is not None and len(sets) <= 1:
+        if item.index is not None and _is_one_save(sets):
             # They belong together, no need to open the index.
             return
         if item.prefix in self.others:
@@ -221,6 +221,7 @@ class _GarbageSearch:
     ) -> None:
         """Judge the data files beside an index that names others."""
         superseded = self.superseded.get(item.prefix, set())
+        is_whole = all(shard in item.data for shard in published.shards)
         for count, shards in sets.items():
             if count in published.counts:
                 continue
@@ -230,8 +231,9 @@ class _GarbageSearch:
                 if shard not in pending
             ]
             since_s = max((file.info.mtime_s for file in files), default=0.0)
-            if item.index is not None and superseded.intersection(shards):
-                # A reader may hold the index that named them: they are not needed since it was replaced.
+            if item.index is not None and (superseded.intersection(shards) or not is_whole):
+                # A reader may hold the index that named them: they are not needed since it was replaced. Or
+                # the index is one of a dead save, or still to be replaced by a copy under way.
                 since_s = max(since_s, item.index.mtime_s)
             self._add(files, since_s)
 
@@ -248,6 +250,11 @@ class _GarbageSearch:
 
     def _name(self, info: ObjectInfo) -> str:
         return info.key.rpartition("/")[2]
+
+
+def _is_one_save(sets: Mapping[int, Sequence[ShardName]]) -> bool:
+    """Return whether the data files look like those of one save: the first of a name numbers all of them."""
+    return all(len(sets) == 1 and len(shards) == count for count, shards in sets.items())
 
 
 def _beginnings(infos: Iterable[ObjectInfo]) -> set[str]:

@@ -27,6 +27,7 @@ from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
+from ckptstore.format.naming import data_name
 from ckptstore.format.record import format_state
 from ckptstore.saving.prepare import SavePreparation
 from ckptstore.saving.saver_graph import SaverGraph
@@ -358,9 +359,12 @@ class Run:
         history.check_acknowledged(BASENAME)
         if self.scenario.name == "steps":
             history.check_nothing_is_left()
-        # gc does not open an index beside which the data files of one save are left.
-        torn = tuple(f"{prefix}." for prefix in history.torn)
-        files = {name: data for name, data in history.files.items() if not name.startswith(torn)}
+        # gc does not open an index beside which the data files are numbered like those of one whole save.
+        names = [{data_name(torn, shard, n) for shard in range(n)} for torn in history.torn for n in (1, 2)]
+        files = dict(history.files)
+        for whole in names:
+            if whole <= files.keys():
+                files = {name: data for name, data in files.items() if name not in whole}
         with history.noting:
             assert_no_orphans(files)
 

@@ -91,6 +91,15 @@ class TestWhatGoes:
         collect(run)
         assert stamp_of(f"{run}/model-3") == 3
 
+    def test_data_beside_an_index_of_a_save_that_died_elsewhere(self, run: Path) -> None:
+        # A create that was sent again late put the index back, when its own data had been deleted.
+        os.rename(run / "model-2.data-00000-of-00001", run / "model-2.data-00000-of-48213")
+        age(run / "model-2.data-00000-of-48213", 2 * DAY)
+        # The index may be one that a copy under way has just brought.
+        assert reasons(look(run, min_age_s=DAY)) == {}
+        age(run / "model-2.index", 2 * DAY)
+        assert reasons(look(run, min_age_s=DAY)) == {"model-2.data-00000-of-48213": "replaced"}
+
     def test_temporary_files_of_tensorflow_by_exact_names(self, run: Path) -> None:
         left = leftovers(
             run,
@@ -134,6 +143,22 @@ class TestWhatGoes:
 
 
 class TestWhatStays:
+    def test_data_that_may_be_a_checkpoint_copied_in_part(self, tmp_path: Path) -> None:
+        parts = [f"{tmp_path}/parts/{name}" for name in "abc"]
+        for part in parts:
+            with ck.BundleWriter(part) as writer:
+                writer.add(part, [1.0, 2.0])
+        ck.merge_bundles(parts, f"{tmp_path}/wide")
+        os.remove(tmp_path / "wide.data-00001-of-00003")
+        assert reasons(look(tmp_path)) == {}
+        # Whole by their names: no index is opened for these, whatever it names.
+        ck.Saver().save(values(1), f"{tmp_path}/model", write_state=False)
+        ck.Saver().save(values(2), f"{tmp_path}/model", write_state=False)
+        collect(tmp_path)
+        data = next(name for name in names_in(str(tmp_path)) if name.startswith("model.data"))
+        os.rename(tmp_path / data, tmp_path / "model.data-00000-of-00001")
+        assert reasons(look(tmp_path)) == {}
+
     def test_an_index_is_never_removed(self, run: Path) -> None:
         # Preserved, unlisted, torn, not readable, and without data.
         ck.Saver().save(values(9), f"{run}/other", write_state=False)
