@@ -132,7 +132,8 @@ class CheckpointWriter:
     @property
     def window(self) -> tuple[Entry, ...]:
         """The checkpoints that retention counts, oldest first."""
-        return self._window.entries
+        pins = frozenset(self._ownership.last_seen.pins)
+        return tuple(entry for entry in self._window.entries if entry.prefix not in pins)
 
     def set_window(self, window: tuple[Entry, ...]) -> None:
         """Make the next save start from `window` instead of from the list of the record."""
@@ -144,7 +145,7 @@ class CheckpointWriter:
         state = record.state and moved_here(self.directory, record.state)
         is_own = own_filter([OwnerName(basename, "steps")], record)
         entries = own_entries(self.directory, state, is_own, {}, self._clock())
-        self._window = Window(tuple(entries))
+        self._window = Window(tuple(entry for entry in entries if entry.prefix not in record.pins))
 
     @property
     def lock(self) -> AbstractContextManager[object]:
@@ -225,7 +226,7 @@ class CheckpointWriter:
             running.before_commit()
             # Until the record has it: an answer may be lost, and the index be ours all the same.
             self._deletes.saved_s.pop(prefix, None)
-            self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced)
+            self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced, request.metrics)
             try:
                 self._publish(unrecorded, published, request.owner, claim)
                 # A record that somebody rewrites may list it already: the answer to ours was lost then.
@@ -291,7 +292,13 @@ class CheckpointWriter:
 
     def _announce(self, files: ShardSet, request: SaveRequest) -> RecordSnapshot:
         name = request.owner
-        intent = Intent(files.prefix, name.form, request.run, crc32c(files.index))
+        intent = Intent(
+            files.prefix,
+            name.form,
+            request.run,
+            crc32c(files.index),
+            metrics=tuple(request.metrics.items()),
+        )
 
         def change(snapshot: RecordSnapshot) -> Record:
             # Another Saver of this run may have saved the prefix meanwhile: its files are then pending

@@ -253,7 +253,8 @@ class Ownership:
             if intent.owner != name or not may_be_adopted(record, intent, listed):
                 continue
             if intent.prefix not in adopted and was_published(self.directory, intent):
-                self.adopted.append(Entry(intent.prefix, self._mtimes_s.get(intent.prefix, now_s)))
+                time_s = self._mtimes_s.get(intent.prefix, now_s)
+                self.adopted.append(Entry(intent.prefix, time_s, metrics=dict(intent.metrics)))
                 adopted.append(intent.prefix)
         return adopted
 

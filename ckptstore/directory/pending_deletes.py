@@ -118,7 +118,7 @@ class PendingDeletes:
             is_valid = "/" not in pending.prefix and is_graph_suffix(pending.suffix)
             if not is_mine or not is_valid or pending in self.done:
                 continue
-            if is_listed(self._directory, record.state, pending.prefix):
+            if pending.prefix in record.pins or is_listed(self._directory, record.state, pending.prefix):
                 # Saved again since, or written by hand.
                 self.done.add(pending)
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from ckptstore.directory.record_update import RecordSnapshot
 from ckptstore.directory.retention import Entry, ManagerRetention, Retention, Verdict
 from ckptstore.directory.retention_rules import RulesRetention
 from ckptstore.directory.save_request import SaveRequest
+from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_facts import Pending, Record, Superseded
 from ckptstore.warn import warn
 
@@ -117,6 +118,7 @@ class RecordChange:
         stays = {entry.prefix for entry in verdict.window}
         self.left = tuple(entry.prefix for entry in self._before if entry.prefix not in stays)
         counted = {entry.prefix for entry in (*verdict.window, *verdict.victims, *verdict.preserved)}
+        pins = self._pins(record, foreign=foreign)
         pending = self._pending(record, verdict.victims)
         self.victims = tuple(each for each in verdict.victims if self._found[each.prefix] is not None)
         record = replace(
@@ -145,7 +147,7 @@ class RecordChange:
             is_counted = self.ownership.counts_filter(record)
             others = other_entries(self.ownership.directory, record.state, is_counted, counted)
         state = restate(others, verdict.window, self.prefix, last_preserved_s)
-        record = replace(record, state=state)
+        record = replace(record, state=state, pins=pins, notes=self._notes(record, state, foreign=foreign))
         self.after = Window(verdict.window, others=others, basis=(state, *self.ownership.basis()))
         counted_lines = self.ownership.counted_in(record, [entry.prefix for entry in verdict.window])
         return replace(record, counted=counted_lines).without_idle_owners()
@@ -169,7 +171,7 @@ class RecordChange:
             counted = self._counted(record, foreign=False)
             if isinstance(self.retention, RulesRetention):
                 counted = self._with_facts(record, counted)
-            verdict = self.retention.decide(counted, clock_s, self.now_s)
+            verdict = self._decide_unpinned(frozenset(record.pins), counted, clock_s)
             if not verdict.victims or self.start.is_forced:
                 return verdict
             # A good one must not go because torn ones fill the window.
@@ -189,16 +191,56 @@ class RecordChange:
         self._before = (*[e for e in entries if e.prefix != prefix], Entry(prefix, self.now_s))
         return self._before
 
+    def _decide_unpinned(
+        self, pins: frozenset[str], counted: tuple[Entry, ...], clock_s: float | None
+    ) -> Verdict:
+        """Return the verdict over what is not pinned; what is keeps its place in the list."""
+        free = tuple(entry for entry in counted if entry.prefix not in pins) if pins else counted
+        if not free:
+            return Verdict(counted, clock_s=clock_s)
+        verdict = self.retention.decide(free, clock_s, self.now_s)
+        if len(free) == len(counted):
+            return verdict
+        stays = pins.union(entry.prefix for entry in verdict.window)
+        return replace(verdict, window=tuple(entry for entry in counted if entry.prefix in stays))
+
+    def _pins(self, record: Record, *, foreign: bool) -> tuple[str, ...]:
+        """Return the pins; those that a program which does not know them has dropped come back."""
+        known = self.ownership.last_seen.pins if foreign else ()
+        return tuple(dict.fromkeys((*record.pins, *known))) if known else record.pins
+
+    def _notes(
+        self, record: Record, state: CheckpointState, *, foreign: bool
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Return the metrics of what `state` lists."""
+        known = self.ownership.last_seen.notes if foreign else {}
+        notes = {**known, **record.notes, **self._new_metrics()}
+        if not notes:
+            return {}
+        listed = frozenset(state.all_model_checkpoint_paths)
+        return {prefix: metrics for prefix, metrics in notes.items() if metrics and prefix in listed}
+
+    def _new_metrics(self) -> dict[str, Mapping[str, float]]:
+        """Return those that the record does not have yet: of this save, and of adopted ones."""
+        adopted = {entry.prefix: entry.metrics for entry in self.ownership.adopted}
+        return {**adopted, self.prefix: self.request.metrics}
+
     def _with_facts(self, record: Record, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
         """Return `entries` with what rules look at."""
         alone = {name.basename for name in (*record.owners, *self.ownership.owned) if name.form == "exact"}
+        notes = {**record.notes, **self._new_metrics()}
         return tuple(
-            replace(entry, step=None if entry.prefix in alone else step_of(entry.prefix)) for entry in entries
+            replace(
+                entry,
+                step=None if entry.prefix in alone else step_of(entry.prefix),
+                metrics=notes.get(entry.prefix, {}),
+            )
+            for entry in entries
         )
 
     def _warn_of_many(self, victims: tuple[Entry, ...]) -> None:
-        """Say before anything is published that more will go than comes."""
-        if len(victims) <= 1 or self._has_warned_of_many:
+        """Say before anything is published that more will go than usual."""
+        if len(victims) <= self.retention.usual or self._has_warned_of_many:
             return
         self._has_warned_of_many = True
         names = [entry.prefix for entry in victims]

@@ -101,9 +101,10 @@ def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapsho
     except CorruptError as fault:
         try:
             # A damaged protocol line must lose neither the list nor the lines that say which entries no saver
-            # owns.
+            # owns, or are pinned.
             state = parse_state(data, source=location.url)
-            record = Record(state, kept=salvage_record(data, source=location.url).kept)
+            salvaged = salvage_record(data, source=location.url)
+            record = Record(state, kept=salvaged.kept, pins=salvaged.record.pins, notes=salvaged.record.notes)
         except CorruptError:
             record = Record()
         return RecordSnapshot(record, got.version, fault, data, data != got.data)

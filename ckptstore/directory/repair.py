@@ -178,6 +178,7 @@ class _RepairPlan:
         self._state = snapshot.record.state and self._salvage.record.state
         self._pending = self._salvage.record.pending
         self._intents = self._salvage.record.intents
+        self._notes = dict(self._salvage.record.notes)
         self._found = list_checkpoints(directory)
         self._now_s = now_s(directory.storage)
         self._items: dict[str, RepairItem] = {}
@@ -217,6 +218,7 @@ class _RepairPlan:
             or any(item.action in ("moved", "added", "dropped") for item in self._items.values())
         )
         kept = tuple(self._name(item) for item in self._listed() if item.is_kept)
+        listed = {self._name(item) for item in self._listed()}
         owners = {
             # Another write id in the place of the old one: no two records of a directory have the same bytes.
             name: replace(owner, write_id=new_write_id())
@@ -229,6 +231,7 @@ class _RepairPlan:
             pending=self._pending,
             kept=kept,
             intents=self._intents,
+            notes={prefix: metrics for prefix, metrics in self._notes.items() if prefix in listed},
         )
         return RepairReport(
             url=self._directory.url or ".",
@@ -285,6 +288,9 @@ class _RepairPlan:
             is_free = may_be_adopted(record, intent, listed) and intent.prefix in self._found
             if is_free and intent.prefix not in adopted and was_published(self._directory, intent):
                 self._take_in(self._found[intent.prefix], is_kept=False)
+                self._notes.pop(intent.prefix, None)
+                if intent.metrics:
+                    self._notes[intent.prefix] = dict(intent.metrics)
                 adopted.append(intent.prefix)
         self._intents = tuple(each for each in record.intents if each.prefix not in adopted)
         return adopted

@@ -73,8 +73,12 @@ class Retention(Protocol):
         """How many stay; 0 without a limit; a negative number that stands for rules."""
 
     @property
+    def usual(self) -> int:
+        """How many one save drops in the ordinary course; more are announced by a warning."""
+
+    @property
     def reason(self) -> str:
-        """Why checkpoints go, for a warning."""
+        """Why checkpoints go, for this warning."""
 
     def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
         """Return the verdict over `window`, which is not empty.
@@ -92,6 +96,7 @@ class KeepNewest:
 
     clock_name: ClassVar[ClockName] = "next_keep_s"
     keep: ClassVar[int] = 0
+    usual: ClassVar[int] = 1
     reason: ClassVar[str] = "all but the newest leave the list"
 
     def decide(self, window: tuple[Entry, ...], clock_s: float | None, now_s: float) -> Verdict:
@@ -117,6 +122,7 @@ class SaverRetention:
     """
 
     clock_name: ClassVar[ClockName] = "next_keep_s"
+    usual: ClassVar[int] = 1
 
     max_to_keep: int
     every_s: float
@@ -163,6 +169,7 @@ class ManagerRetention:
     """
 
     clock_name: ClassVar[ClockName] = "last_preserved_s"
+    usual: ClassVar[int] = 1
 
     max_to_keep: int | None
     every_s: float | None

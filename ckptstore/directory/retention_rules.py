@@ -290,6 +290,11 @@ class RulesRetention:
         return -1 - crc32c("\n".join(names).encode())
 
     @property
+    def usual(self) -> int:
+        """One for each rule, and the one that stayed only because it was the newest."""
+        return len(self.rules) + 1
+
+    @property
     def reason(self) -> str:
         """Why a checkpoint goes."""
         return "no rule keeps them"

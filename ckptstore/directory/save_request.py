@@ -6,10 +6,10 @@ There are two sinks: `CheckpointWriter` keeps a record, `BareSink` does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from ckptstore.bundle.write.plan import SavePlan
@@ -42,6 +42,8 @@ class SaveRequest:
     shards : int or None
         How many data files the checkpoint has, where other processes write some of them; None: those of
         `plan`.
+    metrics : mapping
+        What the record says of it: name → value.
     """
 
     prefix: Location
@@ -52,6 +54,7 @@ class SaveRequest:
     step: int | None = None
     fresh_start: bool = False
     shards: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def shard_count(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckptstore.directory.ownership import Ownership
@@ -25,11 +26,14 @@ class Unrecorded:
         Of the save, seconds since 1970.
     replaced : list of Superseded
         Data files of the indexes that it has replaced.
+    metrics : mapping
+        Of the save.
     """
 
     files: ShardSet
     time_s: float
     replaced: list[Superseded]
+    metrics: Mapping[str, float]
 
 
 def adopt_unrecorded(
@@ -56,7 +60,7 @@ def adopt_unrecorded(
         if save.files.recheck_publication():
             replaced += save.replaced
             if name != prefix:
-                ownership.adopted.append(Entry(name, save.time_s))
+                ownership.adopted.append(Entry(name, save.time_s, metrics=save.metrics))
         del unrecorded[name]
     return replaced
 

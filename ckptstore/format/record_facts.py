@@ -19,9 +19,11 @@ __all__ = [
     "Form",
     "Intent",
     "Kept",
+    "Note",
     "Owner",
     "OwnerName",
     "Pending",
+    "Pin",
     "Record",
     "ShardName",
     "Superseded",
@@ -125,13 +127,29 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A checkpoint that is not deleted, and takes no place in a window, until somebody unpins it."""
+
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """The metrics with which a listed checkpoint was saved."""
+
+    prefix: str
+    metrics: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Counted:
     """A listed checkpoint that another Saver of the same run saved than the one in the owner's line.
 
     Attributes
     ----------
     keep : int
-        Its ``max_to_keep``: only a Saver with the same one counts the checkpoint.
+        Its ``max_to_keep``, or the negative number of its rules: only a Saver with the same one counts the
+        checkpoint.
     """
 
     prefix: str
@@ -152,6 +170,8 @@ class Intent:
         Of the bytes of the index.
     after : str
         The newest listed checkpoint of the owner when this was written; "" if there was none.
+    metrics : tuple of (str, float)
+        Of the save. Not compared: NaN is not equal to itself.
     """
 
     prefix: str
@@ -159,6 +179,7 @@ class Intent:
     run: str
     index_crc32c: int
     after: str = ""
+    metrics: tuple[tuple[str, float], ...] = field(default=(), compare=False)
 
     @property
     def owner(self) -> OwnerName:
@@ -166,7 +187,7 @@ class Intent:
         return OwnerName(self.prefix if self.form == "exact" else self.prefix.rpartition("-")[0], self.form)
 
 
-Fact: TypeAlias = Owner | Pending | Superseded | Kept | Counted | Intent
+Fact: TypeAlias = Owner | Pending | Superseded | Kept | Pin | Note | Counted | Intent
 """The content of one protocol line."""
 
 
@@ -175,7 +196,8 @@ class Record:
     """A whole record: TensorFlow's four fields and our protocol state.
 
     ``state`` is None while a record names no checkpoint. ``kept`` are the prefixes of `Kept` lines
-    (docs/design/004-repair.md). ``counted`` is prefix → ``max_to_keep`` of `Counted` lines.
+    (docs/design/004-repair.md), ``pins`` those of `Pin` lines. ``counted`` is prefix → ``max_to_keep`` of
+    `Counted` lines, ``notes`` prefix → metrics of `Note` lines.
     """
 
     state: CheckpointState | None = None
@@ -185,6 +207,8 @@ class Record:
     kept: tuple[str, ...] = ()
     intents: tuple[Intent, ...] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
+    pins: tuple[str, ...] = ()
+    notes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def with_owner(self, owner: Owner) -> Record:
         """Return this record with `owner` in the place of the owner of the same name.
@@ -223,7 +247,7 @@ class Record:
 
 
 def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
-    """Return the record with these protocol lines; of several owners of one name the last one counts."""
+    """Return the record with these protocol lines; of several of one owner or note the last one counts."""
     lines = list(facts)
     return Record(
         state,
@@ -233,4 +257,6 @@ def record_of(state: CheckpointState | None, facts: Iterable[Fact]) -> Record:
         tuple(dict.fromkeys(line.prefix for line in lines if isinstance(line, Kept))),
         tuple(line for line in lines if isinstance(line, Intent)),
         {line.prefix: line.keep for line in lines if isinstance(line, Counted)},
+        tuple(dict.fromkeys(line.prefix for line in lines if isinstance(line, Pin))),
+        {line.prefix: dict(line.metrics) for line in lines if isinstance(line, Note)},
     )

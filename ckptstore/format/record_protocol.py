@@ -13,6 +13,8 @@ The header, then one fact per line::
     # pending "model-9000" version="…" shards="00000..01023-of-01024" suffix="meta"
     # superseded "model" shards="00000-of-48213 00002..00004-of-48213"
     # kept "model-100"
+    # pin "model-5000"
+    # note "model-12000" loss=0.12 "top 5"=0.93
     # counted "model-12000" keep=1
     # intent "model-12500" form="steps" run="5f0c…" index="8a2f01c3" after="model-12000"
 
@@ -25,9 +27,15 @@ Grammar; each line begins in column one, and spaces may follow at its end::
     pending    = "# pending " name " version=" string " shards=" shards [" suffix=" string]
     superseded = "# superseded " name " shards=" shards
     kept       = "# kept " name
+    pin        = "# pin " name
+    note       = "# note " name metrics
     counted    = "# counted " name " keep=" integer
     intent     = "# intent " name " form=" form " run=" string " index=" crc32c [" after=" string]
+                 [" metrics=" a string of metrics]
     name       = string
+    metrics    = any number of: " " metric "=" value
+    metric     = letters, digits and "_./:@+-", or a string
+    value      = a decimal number as Python writes it, "nan", "inf" or "-inf"
     form       = '"steps"' | '"exact"'
     crc32c     = a string of eight lower-case hexadecimal digits
     string     = a JSON string in ASCII, so that a line never breaks
@@ -42,8 +50,9 @@ for both. A suffix left out is "meta". Seconds count from 1970 on the writer's c
 Numbers and counts of shards have 5 to 10 digits. A range holds every number from first to last, where first <
 last < count. The ranges of one record hold at most 262 144 shards; what is more is listed by single names.
 
-The pairs of a line may stand in any order, and pairs with other names are ignored. So are other comments, and
-facts before the header. Of several owners of one name and form the last one counts.
+The pairs of a line may stand in any order, and pairs with other names are ignored; in a note every pair is a
+metric. Other comments are ignored, and so are facts before the header. Of several owners of one name and
+form, notes of one name, or metrics of one name in a line, the last one counts.
 """
 
 from __future__ import annotations
@@ -51,7 +60,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast, get_args
 
 from ckptstore.errors import FormatError, UnsupportedError
@@ -63,8 +72,10 @@ from ckptstore.format.record_facts import (
     Form,
     Intent,
     Kept,
+    Note,
     Owner,
     Pending,
+    Pin,
     Record,
     ShardName,
     Superseded,
@@ -85,10 +96,16 @@ _HEADER = re.compile(r"# ckptstore ([0-9]{1,9})\s*$")
 # Possessive, because a plain repetition remembers 80 bytes for each escape of a hostile line.
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _LINE = re.compile(
-    r"# (owner|pending|superseded|kept|counted|intent)"
+    r"# (owner|pending|superseded|kept|pin|counted|intent)"
     rf' ({_STRING})((?: [a-z_]+=(?:{_STRING}|[^\s"]++))*+)\s*$'
 )
 _PAIR = re.compile(rf' ([a-z_]+)=({_STRING}|[^\s"]++)')
+_METRIC_NAME = re.compile(r"[A-Za-z0-9_./:@+-]+")
+_METRIC = rf" (?:{_STRING}|{_METRIC_NAME.pattern}+)=-?[0-9a-z.+-]++"
+_NOTE = re.compile(rf"# note ({_STRING})((?:{_METRIC})*+)\s*$")
+_METRICS = re.compile(rf"(?:{_METRIC})*+")
+_METRIC_PAIR = re.compile(rf" ({_STRING}|{_METRIC_NAME.pattern}+)=(-?[0-9a-z.+-]++)")
+_METRIC_VALUE = re.compile(r"-?(?:[0-9]{1,400}(?:\.[0-9]{1,400})?(?:e[+-]?[0-9]{1,4})?|inf)|nan")
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _CRC32C = re.compile(r"[0-9a-f]{8}")
 _SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
@@ -97,7 +114,8 @@ _SHARDS = re.compile(r"([0-9]{5,10})(?:\.\.([0-9]{5,10}))?-of-([0-9]{5,10})$")
 # allocate to some 25 MiB.
 _MOST_IN_RANGES = 262_144
 
-FACT_BEGINNINGS = ("# owner ", "# pending ", "# superseded ", "# kept ", "# counted ", "# intent ")
+_KINDS = ("owner", "pending", "superseded", "kept", "pin", "note", "counted", "intent")
+FACT_BEGINNINGS = tuple(f"# {kind} " for kind in _KINDS)
 
 
 def format_record(record: Record) -> bytes:
@@ -131,13 +149,22 @@ def format_record(record: Record) -> bytes:
         for superseded in record.superseded
     ]
     lines += [f"# kept {_quote(prefix)}" for prefix in record.kept]
+    lines += [f"# pin {_quote(prefix)}" for prefix in record.pins]
+    lines += [
+        f"# note {_quote(prefix)}{_format_metrics(metrics.items())}"
+        for prefix, metrics in record.notes.items()
+    ]
     lines += [f"# counted {_quote(prefix)} keep={keep}" for prefix, keep in record.counted.items()]
     for intent in record.intents:
         line = (
             f"# intent {_quote(intent.prefix)} form={_quote(intent.form)} run={_quote(intent.run)}"
             f' index="{intent.index_crc32c:08x}"'
         )
-        lines.append(f"{line} after={_quote(intent.after)}" if intent.after else line)
+        if intent.after:
+            line += f" after={_quote(intent.after)}"
+        if intent.metrics:
+            line += f" metrics={_quote(_format_metrics(intent.metrics))}"
+        lines.append(line)
     comments = "\n".join(lines).encode() + b"\n"
     return comments + (format_state(record.state) if record.state is not None else b"")
 
@@ -227,6 +254,8 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
         If it cannot be read.
     """
     try:
+        if line.startswith("# note "):
+            return _parse_note(line)
         kind, name, values = _parse_line(line)
         if kind == "owner":
             return Owner(
@@ -245,11 +274,14 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
             )
         if kind == "kept":
             return Kept(name)
+        if kind == "pin":
+            return Pin(name)
         if kind == "counted":
             return Counted(name, _integer(values["keep"]))
         if kind == "intent":
-            crc32c = _crc32c(values["index"])
-            return Intent(name, _form(values["form"]), values["run"], crc32c, values.get("after", ""))
+            form, crc32c = _form(values["form"]), _crc32c(values["index"])
+            metrics = _parse_metrics(values.get("metrics", ""))
+            return Intent(name, form, values["run"], crc32c, values.get("after", ""), metrics)
         shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
             return Pending(name, values["version"], shards, values.get("suffix", DEFAULT_SUFFIX))
@@ -276,6 +308,30 @@ def _parse_line(line: str) -> tuple[str, str, dict[str, str]]:
         raise ValueError(line)
     values = {key: _unquote(text) if text.startswith('"') else text for key, text in _PAIR.findall(match[3])}
     return match[1], _unquote(match[2]), values
+
+
+def _parse_note(line: str) -> Note:
+    match = _NOTE.match(line)
+    if match is None:
+        raise ValueError(line)
+    return Note(_unquote(match[1]), _parse_metrics(match[2]))
+
+
+def _parse_metrics(text: str) -> tuple[tuple[str, float], ...]:
+    if _METRICS.fullmatch(text) is None:
+        raise ValueError(text)
+    metrics = {}
+    for name, value in _METRIC_PAIR.findall(text):
+        if _METRIC_VALUE.fullmatch(value) is None:
+            raise ValueError(value)
+        metrics[_unquote(name) if name.startswith('"') else name] = float(value)
+    return tuple(metrics.items())
+
+
+def _format_metrics(metrics: Iterable[tuple[str, float]]) -> str:
+    return "".join(
+        f" {name if _METRIC_NAME.fullmatch(name) else _quote(name)}={value!r}" for name, value in metrics
+    )
 
 
 def _form(text: str) -> Form:

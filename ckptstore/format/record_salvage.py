@@ -16,7 +16,7 @@ from ckptstore.format.record_protocol import FACT_BEGINNINGS, RangeRoom, is_head
 
 __all__ = ["Salvage", "salvage_record"]
 
-_KEPT = "# kept "
+_PROTECTING = ("# kept ", "# pin ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Salvage:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Listed checkpoints that no saver owns: all of them, if a line that named such a one is lost."""
+        """Listed checkpoints that no saver owns: all of them, if a line that protected one is lost."""
         state = self.record.state
-        if state is None or not any(line.startswith(_KEPT) for line in self.lost):
+        if state is None or not any(line.startswith(_PROTECTING) for line in self.lost):
             return self.record.kept
         listed = (*state.all_model_checkpoint_paths, state.model_checkpoint_path)
         return tuple(dict.fromkeys((*self.record.kept, *listed)))

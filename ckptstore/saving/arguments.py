@@ -34,6 +34,7 @@ __all__ = [
     "VarList",
     "both_given",
     "check_list",
+    "check_metrics",
     "check_supported",
     "check_var_list",
     "items_of",
@@ -47,6 +48,11 @@ V2 = 2
 """The version of the checkpoint format that is written."""
 
 SECONDS_PER_HOUR = 3600.0
+
+
+# They stand in the record, which each save writes twice.
+_MOST_METRICS = 100
+_LONGEST_METRIC = 200
 
 
 class _DefaultInt(int):
@@ -300,3 +306,46 @@ def check_list(value: object, kind: type = list) -> None:
     """Raise `UsageError` unless this is of `kind`, a list where TensorFlow wants one; a text is none."""
     if not isinstance(value, kind) or isinstance(value, str | bytes):
         raise UsageError("a list of checkpoints is needed", expected="list", actual=type(value).__name__)
+
+
+def check_metrics(metrics: object) -> dict[str, float]:
+    """Return the metrics of a save as floats; those that are not finite are taken as they are.
+
+    Raises
+    ------
+    UsageError
+        If they are not a mapping from names to numbers, or too many.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        raise UsageError("metrics must be a mapping from name to number", actual=type(metrics).__name__)
+    if len(metrics) > _MOST_METRICS:
+        raise UsageError(
+            "too many metrics for one checkpoint",
+            expected=f"at most {_MOST_METRICS}",
+            actual=len(metrics),
+            hint="The record holds them: give those by which checkpoints are chosen.",
+        )
+    return {_metric_name(name): _metric_value(name, value) for name, value in metrics.items()}
+
+
+def _metric_name(name: object) -> str:
+    if isinstance(name, str) and 0 < len(name) <= _LONGEST_METRIC:
+        return name
+    raise UsageError(
+        "the name of a metric must be text",
+        expected=f"1 to {_LONGEST_METRIC} characters",
+        actual=repr(name)[:_LONGEST_METRIC],
+    )
+
+
+def _metric_value(name: object, value: Any) -> float:
+    try:
+        if not isinstance(value, str | bytes) and np.ndim(value) == 0:
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UsageError(
+        f"the metric {name!r} must be a number", expected="a float", actual=repr(value)[:_LONGEST_METRIC]
+    )

@@ -9,7 +9,8 @@ from typing import Any
 from ckptstore.bundle.write.plan import SavePlan, plan_save
 from ckptstore.directory.bare_write import BareSink
 from ckptstore.directory.save_request import CheckpointSink, SaveRequest
-from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, items_of
+from ckptstore.errors import UsageError
+from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, check_metrics, items_of
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.saver_graph import SaverGraph
@@ -42,16 +43,28 @@ class SavePreparation:
     allow_empty: bool
 
     def prepare(
-        self, values: Mapping[str, Any], target: SaveTarget, graph: GraphArguments, *, write_state: bool
+        self,
+        values: Mapping[str, Any],
+        target: SaveTarget,
+        graph: GraphArguments,
+        *,
+        write_state: bool,
+        metrics: object = None,
     ) -> SaveTask:
-        """Check the values, and return what is left to do.
+        """Check values and metrics, and return what is left to do.
 
         Raises
         ------
         UsageError, TensorNotFoundError
-            If an array is missing or cannot be stored.
+            If an array is missing or cannot be stored, or a metric is not a number or cannot be recorded.
         """
         prefix = self.options.place(target.prefix)
+        numbers = check_metrics(metrics)
+        if numbers and not write_state:
+            raise UsageError(
+                "metrics stand in the record, and write_state=False writes none",
+                hint="Leave one of the two out.",
+            )
         plan = self.plan(values)
         meta = (
             self.graph.to_bytes(plan, strip_default_attrs=graph.strip_default_attrs) if graph.write else None
@@ -64,6 +77,7 @@ class SavePreparation:
             graph.suffix,
             target.step,
             self.options.fresh_start,
+            metrics=numbers,
         )
         sink: CheckpointSink = BareSink()
         if write_state and request.has_tensors:

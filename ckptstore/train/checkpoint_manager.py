@@ -18,7 +18,7 @@ from ckptstore.directory.retention_rules import RetentionRule, RulesRetention, c
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
-from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given
+from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given, check_metrics
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name
@@ -179,7 +179,12 @@ class CheckpointManager:
         return [self._directory.child(entry.prefix).url for entry in self._writer.window]
 
     def save(
-        self, checkpoint_number: Any = None, check_interval: bool = True, options: object = None
+        self,
+        checkpoint_number: Any = None,
+        check_interval: bool = True,
+        options: object = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
     ) -> str | None:
         """Save the checkpoint under the next number, make it the latest, delete what retention drops.
 
@@ -191,6 +196,8 @@ class CheckpointManager:
             Whether `checkpoint_interval` counts for this save.
         options : None
             TensorFlow's ``CheckpointOptions`` are not supported.
+        metrics : mapping, optional
+            As for `Saver.save`.
 
         Returns
         -------
@@ -202,6 +209,7 @@ class CheckpointManager:
         CkptStoreError
             As `Saver.save`.
         """
+        numbers = check_metrics(metrics)
         if options is not None:
             warnings.warn("CheckpointOptions have no effect here", CkptStoreWarning, stacklevel=2)
         if self._checkpoint_interval is not None:
@@ -225,6 +233,7 @@ class CheckpointManager:
             self._run or process_run(),
             step=number,
             fresh_start=self._options.fresh_start,
+            metrics=numbers,
         )
         SaveTask(request, self._writer, self._options).run()
         self._latest, self._fault = location.url, None

@@ -247,6 +247,7 @@ class Saver:
         strip_default_attrs: bool = False,
         save_debug_info: bool = False,
         *,
+        metrics: Mapping[str, float] | None = None,
         storage_options: Options = None,
     ) -> str | None:
         """Save arrays as one checkpoint, make it the latest, delete what retention drops.
@@ -277,6 +278,9 @@ class Saver:
             Leave attributes with default values out of the graph.
         save_debug_info : bool
             Must be False: there is no debug information without TensorFlow.
+        metrics : mapping, optional
+            Name → number, which the record keeps as long as it lists the checkpoint; `Best` chooses by them.
+            A value may be NaN or infinite: a save does not fail because a loss has diverged.
         storage_options : mapping, optional
             Goes to the backend as it is. By default those of the Saver.
 
@@ -320,7 +324,7 @@ class Saver:
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
         target = self._target(save_path, global_step, latest_filename, storage_options)
-        task = self._preparation.prepare(values, target, graph, write_state=write_state)
+        task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
         self._queue.wait()
         self._queue.raise_failure()
         try:
@@ -341,6 +345,7 @@ class Saver:
         save_debug_info: bool = False,
         *,
         snapshot: bool = True,
+        metrics: Mapping[str, float] | None = None,
         storage_options: Options = None,
     ) -> SaveHandle:
         """Save arrays in the background; parameters as `save`.
@@ -379,7 +384,7 @@ class Saver:
         self._check_built()
         graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
         target = self._target(save_path, global_step, latest_filename, storage_options)
-        task = self._preparation.prepare(values, target, graph, write_state=write_state)
+        task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
         return SaveHandle(self._queue.submit(task, snapshot=snapshot))
 
     def close(self) -> None:

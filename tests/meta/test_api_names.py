@@ -142,7 +142,7 @@ SIGNATURES = {
             ("strip_default_attrs", False),
             ("save_debug_info", False),
         ],
-        URL,
+        {"metrics": None, **URL},
     ),
     "Saver.save_async": (
         [
@@ -156,7 +156,7 @@ SIGNATURES = {
             ("strip_default_attrs", False),
             ("save_debug_info", False),
         ],
-        {"snapshot": True, **URL},
+        {"snapshot": True, "metrics": None, **URL},
     ),
     "Saver.close": ([], {}),
     "SaveHandle.wait_staged": ([("timeout_s", None)], {}),
@@ -187,7 +187,10 @@ SIGNATURES = {
             **{"reuse_unchanged": False, "fresh_start": False, "retention": None},
         },
     ),
-    "CheckpointManager.save": ([("checkpoint_number", None), ("check_interval", True), ...], {}),
+    "CheckpointManager.save": (
+        [("checkpoint_number", None), ("check_interval", True), ...],
+        {"metrics": None},
+    ),
     "CheckpointManager.restore_or_initialize": ([], {}),
     "Checkpoint": ([("root", None)], {}),
     "Checkpoint.write": ([("prefix", REQUIRED), ...], URL | EACH_SAVE),

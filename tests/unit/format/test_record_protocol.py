@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tracemalloc
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from ckptstore.errors import FormatError, UnsupportedError
 from ckptstore.format.record import CheckpointState, parse_state
-from ckptstore.format.record_facts import Owner, OwnerName, Pending, Record, Superseded
+from ckptstore.format.record_facts import Intent, Owner, OwnerName, Pending, Record, Superseded
 from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
 
@@ -26,17 +27,26 @@ def test_the_documented_lines() -> None:
         (Pending("model-9000", "1:2:3", ((0, 2), (1, 2))),),
         (Superseded("model", ((0, 48213),)),),
         ("model-100",),
+        (Intent("model-3", "steps", "5f0c", 1, metrics=(("loss", 0.5), ("top 5", math.inf))),),
+        pins=("model-7",),
+        notes={"model-2": {"loss": 0.12, "val/top-5": -1e-7, "top 5": 1e16}},
     )
     text = format_record(record).decode()
-    assert text.split("\n")[:5] == [
+    assert text.split("\n")[:8] == [
         "# ckptstore 1",
         '# owner "model" form="steps" epoch=7 run="5f0c" host="9a41" time=1795344521.863018 write="77ab"'
         " highest_step=12000 next_keep=1795351721.5",
         '# pending "model-9000" version="1:2:3" shards="00000..00001-of-00002" suffix="meta"',
         '# superseded "model" shards="00000-of-48213"',
         '# kept "model-100"',
+        '# pin "model-7"',
+        '# note "model-2" loss=0.12 val/top-5=-1e-07 "top 5"=1e+16',
+        '# intent "model-3" form="steps" run="5f0c" index="00000001" metrics=" loss=0.5 \\"top 5\\"=inf"',
     ]
-    assert parse_record(text.encode(), source="r") == record
+    read = parse_record(text.encode(), source="r")
+    assert read == record
+    # They do not take part in the comparison.
+    assert [each.metrics for each in read.intents] == [each.metrics for each in record.intents]
     assert parse_state(text.encode(), source="r") == STATE
 
 
@@ -125,6 +135,22 @@ def test_every_name_comes_back(
     assert parse_record(format_record(record), source="r") == record
 
 
+@given(names, st.dictionaries(names, st.floats(), max_size=4))
+def test_every_metric_comes_back(prefix: str, metrics: dict[str, float]) -> None:
+    intent = Intent(prefix, "exact", "r", 0, metrics=tuple(metrics.items()))
+    record = Record(STATE, intents=(intent,), pins=(prefix,), notes={prefix: metrics})
+    read = parse_record(format_record(record), source="r")
+    # NaN is not equal to itself, but has the same text.
+    assert repr((read.notes, read.intents, read.pins)) == repr((record.notes, record.intents, record.pins))
+
+
+def test_of_two_notes_of_one_checkpoint_the_last_one_counts() -> None:
+    lines = '# ckptstore 1\n# note "m-1" a=1 b=2\n# note "m-1" a=3 a=4.5\n# pin "m-1"\n# pin "m-1"\n'
+    record = parse_record(f'{lines}model_checkpoint_path: "m-1"\n'.encode(), source="r")
+    assert record.notes == {"m-1": {"a": 4.5}}
+    assert record.pins == ("m-1",)
+
+
 def test_neighbouring_shards_are_written_as_a_range() -> None:
     numbers = [0, 1, 2, 4, 6, 7]
     record = Record(superseded=(Superseded("m", (*((n, 9) for n in numbers), (8, 99), (8, 9))),))
@@ -190,6 +216,24 @@ def test_comments_of_others_are_ignored() -> None:
         '# superseded "m-1',
         '# superseded "m-1" shards="00000-of-00001" extra',
         "# kept model-1",
+        "# pin model-1",
+        '# pin "model-1',
+        '# note "m-1" loss',
+        '# note "m-1" loss=',
+        '# note "m-1" =1',
+        '# note "m-1" loss="0.1"',
+        '# note "m-1" loss=0.1 extra',
+        '# note "m-1" loss=1_000',
+        '# note "m-1" loss=0x10',
+        '# note "m-1" loss=1.',
+        '# note "m-1" loss=-nan',
+        '# note "m-1" loss=infinity',
+        '# note "m-1" loss=１',
+        f'# note "m-1" loss={"9" * 401}',
+        '# note "m-1" "los=1',
+        "# note m-1 loss=1",
+        '# intent "m-1" form="steps" run="r" index="00000001" metrics=" loss=x"',
+        '# intent "m-1" form="steps" run="r" index="00000001" metrics="loss=1"',
     ],
 )
 def test_a_broken_protocol_line_is_an_error(line: str) -> None:

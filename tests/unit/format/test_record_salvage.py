@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +98,14 @@ def test_where_a_kept_line_is_lost_all_listed_ones_are_kept():
     assert set(found.kept) == {"model-1", "model-2"}
     found = salvage(format_record(RECORD).replace(b"epoch=7", b"epoch=x"))
     assert found.kept == ("model-1",)
+
+
+def test_where_a_pin_is_lost_nothing_that_is_listed_is_deleted():
+    pinned = replace(RECORD, kept=(), pins=("model-1",), notes={"model-2": {"loss": 0.5}})
+    found = salvage(format_record(pinned).replace(b'# pin "model-1"', b'# pin "model-1'))
+    assert (found.record.pins, set(found.kept)) == ((), {"model-1", "model-2"})
+    found = salvage(format_record(pinned).replace(b"loss=0.5", b"loss=half"))
+    assert (found.record.pins, found.kept, found.record.notes) == (("model-1",), (), {})
 
 
 def test_of_two_owners_of_one_name_the_higher_epoch_counts():
