@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Module → the public names it defines. __init__.pyi lists the same for type checkers.
 _HOMES = {
+    "directory.pins": ("pin", "unpin"),
     "directory.retention_rules": ("Best", "EveryHours", "EveryNSteps", "Latest", "YoungerThan"),
     "errors": (
         "AccessError",

@@ -119,6 +119,15 @@ class ConsoleOutput(Output):
         for line, tone in diagnosis_lines(facts):
             _print(line, tone)
 
+    def pin(self, url: str, *, is_pinned: bool, is_changed: bool) -> None:
+        said = {
+            (True, True): "pinned: {}: nothing deletes it until ckptstore unpin",
+            (True, False): "{} was pinned already",
+            (False, True): "unpinned: {}: retention counts it again if the record lists it",
+            (False, False): "{} was not pinned",
+        }[is_pinned, is_changed]
+        _print(said.format(escaped(url)))
+
     def note(self, text: str) -> None:
         _print(f"ckptstore: {escaped(text)}", "muted", sys.stderr)
 

@@ -70,6 +70,9 @@ class JsonOutput(Output):
     def diagnosis(self, facts: DiagnosisFacts) -> None:
         _write("doctor", diagnosis_object(facts))
 
+    def pin(self, url: str, *, is_pinned: bool, is_changed: bool) -> None:
+        _write("pin", {"url": url, "pinned": is_pinned, "changed": is_changed})
+
     def note(self, text: str) -> None:
         _write("note", {"message": text}, sys.stderr)
 

@@ -63,6 +63,10 @@ class Output(abc.ABC):
         """Show what works in a directory."""
 
     @abc.abstractmethod
+    def pin(self, url: str, *, is_pinned: bool, is_changed: bool) -> None:
+        """Show whether a checkpoint is pinned now, and whether it was before."""
+
+    @abc.abstractmethod
     def note(self, text: str) -> None:
         """Show how the command understood its arguments."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -96,6 +96,8 @@ class _DirectorySurvey:
         self._is_listed = found is not None
         self.listed: dict[str, Location] = {}
         self._being_deleted: set[str] = set()
+        self._pins: frozenset[str] = frozenset()
+        self._notes: Mapping[str, Mapping[str, float]] = {}
         self.latest_problem: Problem | None = None
         self.record = self._read_record()
         self.latest = self._find_latest()
@@ -108,6 +110,7 @@ class _DirectorySurvey:
             self._keep_first_failure(error)
             return RecordFacts(location.url, "unreadable", Problem.of_error(error))
         self._being_deleted = {pending.prefix for pending in snapshot.record.pending}
+        self._pins, self._notes = frozenset(snapshot.record.pins), snapshot.record.notes
         self._add_paths(snapshot)
         if snapshot.fault is not None:
             return RecordFacts(location.url, "unreadable", Problem.of_error(snapshot.fault))
@@ -188,6 +191,8 @@ class _DirectorySurvey:
             listed=name in self.listed,
             latest=self.latest is not None and self._name_of(self.latest) == name,
             published=found.index is not None or version == 1,
+            pinned=name in self._pins,
+            metrics=self._notes.get(name, {}),
         )
 
     def _found_below(self, place: Location) -> PrefixFiles | None:

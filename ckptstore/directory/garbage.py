@@ -67,6 +67,8 @@ class Garbage:
         Files that a record lists as pending deletes: the next save deletes them.
     graphs : tuple of str
         Graphs without a checkpoint that are left alone.
+    pinned : tuple of str
+        Pinned prefixes without an index; their files are left alone.
     unreadable : tuple of (str, CkptStoreError)
         Prefixes whose index does not show which files it needs; their files are left alone.
     uploads : tuple of GarbageFile
@@ -81,6 +83,7 @@ class Garbage:
     in_use: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     graphs: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, CkptStoreError], ...] = ()
     uploads: tuple[GarbageFile, ...] = ()
 

@@ -2,6 +2,7 @@
 
 * A data file is garbage when the index of its prefix, read now, does not name it and no unfinished delete of
   a record does. Data files that are numbered like those of one whole save belong to the index beside them.
+* What is left of a pinned checkpoint stays.
 * A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
   is left of a step. A graph that was exported there, and the last one of its checkpoints, stay.
 * TensorFlow's temporary files, and those of our own questions to a server, by exact names.
@@ -72,12 +73,14 @@ class _GarbageSearch:
     pending: dict[str, set[ShardName]] = field(default_factory=dict)
     superseded: dict[str, set[ShardName]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    pins: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     files: list[GarbageFile] = field(default_factory=list)
     young: list[GarbageFile] = field(default_factory=list)
     in_use: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     graphs: list[str] = field(default_factory=list)
+    pinned: list[str] = field(default_factory=list)
     unreadable: list[tuple[str, CkptStoreError]] = field(default_factory=list)
 
     def run(self) -> Garbage:
@@ -113,6 +116,7 @@ class _GarbageSearch:
             in_use=tuple(self.in_use),
             pending=tuple(self.waiting),
             graphs=tuple(self.graphs),
+            pinned=tuple(self.pinned),
             unreadable=tuple(self.unreadable),
             uploads=self._uploads(),
         )
@@ -131,6 +135,7 @@ class _GarbageSearch:
         for lines, named in ((record.pending, self.pending), (record.superseded, self.superseded)):
             for line in lines:
                 named.setdefault(line.prefix, set()).update(line.shards)
+        self.pins.update(record.pins)
         self.known |= {name.basename for name in record.owners}
         for path, _ in listed_paths(record.state):
             name = relative_prefix(self.directory, path)
@@ -182,6 +187,10 @@ class _GarbageSearch:
         self, item: PrefixFiles, pending: set[ShardName], graphless: Collection[str]
     ) -> None:
         """Judge the files of a prefix that has no index: a save that died, or one that is under way."""
+        if item.prefix in self.pins:
+            # Whoever lost its index may bring it back.
+            self.pinned.append(item.prefix)
+            return
         files = [
             GarbageFile(self._name(info), info, "unpublished")
             for shard, info in item.data.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckptstore.errors import AmbiguousOutcomeError, CorruptError, DeadlineError, FormatError, NotFoundError
 from ckptstore.format.record import as_utf8, parse_state
@@ -15,7 +15,15 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.retry import Backoff
 from ckptstore.storage.values import Ambiguous, Committed, SuffixRange
 
-__all__ = ["RECORD_NAME", "RecordSnapshot", "new_write_id", "read_record", "read_state", "update_record"]
+__all__ = [
+    "RECORD_NAME",
+    "RecordSnapshot",
+    "new_write_id",
+    "read_record",
+    "read_state",
+    "update_record",
+    "with_new_write_ids",
+]
 
 RECORD_NAME = "checkpoint"
 
@@ -52,6 +60,12 @@ class RecordSnapshot:
 def new_write_id() -> str:
     """Return a fresh id that makes the bytes of one record write unique."""
     return uuid.uuid4().hex
+
+
+def with_new_write_ids(record: Record) -> Record:
+    """Return `record` with fresh ids: no two records of a directory have the same bytes, and version."""
+    owners = {name: replace(owner, write_id=new_write_id()) for name, owner in record.owners.items()}
+    return replace(record, owners=owners)
 
 
 def read_record(location: Location) -> RecordSnapshot:

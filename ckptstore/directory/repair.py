@@ -22,7 +22,7 @@ from ckptstore.directory.catalog import (
 from ckptstore.directory.intents import may_be_adopted, was_published
 from ckptstore.directory.paths import UNNAMED, basename_of, relative_prefix, resolve
 from ckptstore.directory.record_entries import UNKNOWN_TIME_S, listed_paths
-from ckptstore.directory.record_update import RecordSnapshot, new_write_id, read_record, update_record
+from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record, with_new_write_ids
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_facts import Record
@@ -219,15 +219,9 @@ class _RepairPlan:
         )
         kept = tuple(self._name(item) for item in self._listed() if item.is_kept)
         listed = {self._name(item) for item in self._listed()}
-        owners = {
-            # Another write id in the place of the old one: no two records of a directory have the same bytes.
-            name: replace(owner, write_id=new_write_id())
-            for name, owner in salvaged.record.owners.items()
-        }
         repaired = replace(
-            salvaged.record,
+            with_new_write_ids(salvaged.record),
             state=self._restated(latest),
-            owners=owners,
             pending=self._pending,
             kept=kept,
             intents=self._intents,

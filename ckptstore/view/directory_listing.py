@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ckptstore.storage.values import ObjectInfo
@@ -59,6 +60,10 @@ class CheckpointFacts:
         Whether the record lists it; whether it is the one to resume from.
     published : bool
         Whether there is an index, or a V1 file. Without it readers do not see the checkpoint.
+    pinned : bool
+        Whether the record has a pin for it.
+    metrics : mapping
+        With which it was saved, as the record says.
     """
 
     prefix: str
@@ -73,6 +78,8 @@ class CheckpointFacts:
     listed: bool
     latest: bool
     published: bool
+    pinned: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +136,18 @@ class DirectoryFacts:
 
 def checkpoint_table(facts: DirectoryFacts) -> TextTable:
     """Return one row per checkpoint, the newest last, next to the prompt."""
+    # Dropped before all others: --json has them.
+    metrics = [Column("METRICS", dropped=1)] if any(item.metrics for item in facts.checkpoints) else []
     columns = (
         Column(""),
-        Column("STEP", right=True, dropped=3),  # it is in the name, too
+        Column("STEP", right=True, dropped=4),  # it is in the name, too
         Column("CHECKPOINT", flexible=True),
         Column("STATE"),
-        Column("SIZE", right=True, dropped=5),
-        Column("AGE", right=True, dropped=4),
-        Column("GRAPH", dropped=1),
-        Column("RECORD", dropped=2),
+        Column("SIZE", right=True, dropped=6),
+        Column("AGE", right=True, dropped=5),
+        Column("GRAPH", dropped=2),
+        Column("RECORD", dropped=3),
+        *metrics,
     )
     rows = [
         Row(
@@ -149,13 +159,22 @@ def checkpoint_table(facts: DirectoryFacts) -> TextTable:
                 "-" if item.mtime_s is None else human_size(item.size_bytes),
                 "-" if item.mtime_s is None else human_age(facts.now_s - item.mtime_s),
                 "yes" if item.graph else "-",
-                "listed" if item.listed else "-",
+                ", ".join(_of_record(item)) or "-",
+                *([_metrics(item)] if metrics else []),
             ),
             "good" if item.latest else _TONES[item.state],
         )
         for item in facts.checkpoints
     ]
     return TextTable(columns, rows)
+
+
+def _of_record(item: CheckpointFacts) -> list[str]:
+    return [word for word, holds in (("listed", item.listed), ("pinned", item.pinned)) if holds]
+
+
+def _metrics(item: CheckpointFacts) -> str:
+    return " ".join(f"{escaped(name)}={value:.6g}" for name, value in item.metrics.items()) or "-"
 
 
 def directory_summary(facts: DirectoryFacts) -> list[tuple[str, Tone]]:
@@ -253,6 +272,12 @@ def directory_object(facts: DirectoryFacts) -> dict[str, Any]:
                 "graph": item.graph,
                 "listed": item.listed,
                 "latest": item.latest,
+                "pinned": item.pinned,
+                # JSON knows no NaN and no infinity.
+                "metrics": {
+                    name: value if math.isfinite(value) else repr(value)
+                    for name, value in item.metrics.items()
+                },
             }
             for item in facts.checkpoints
         ],

@@ -83,6 +83,7 @@ def _kept_lines(garbage: Garbage) -> Iterator[tuple[str, Tone]]:
         for prefix, error in garbage.unreadable
     ]
     lines += [(f"kept: {escaped(prefix)}: its writer is running", "muted") for prefix in garbage.in_use]
+    lines += [(f"kept: {escaped(prefix)}: it is pinned", "muted") for prefix in garbage.pinned]
     lines += [
         (f"kept: {escaped(name)}: a graph that may have been exported by itself", "muted")
         for name in garbage.graphs
@@ -115,6 +116,7 @@ def collection_object(report: GarbageReport, *, dry_run: bool) -> dict[str, Any]
         "pending": list(garbage.pending),
         "in_use": list(garbage.in_use),
         "graphs": list(garbage.graphs),
+        "pinned": list(garbage.pinned),
         "unreadable": [
             {"prefix": prefix, "problem": problem_object(Problem.of_error(error))}
             for prefix, error in garbage.unreadable

@@ -112,6 +112,7 @@ def test_json(run, directory):
         "pending": [],
         "in_use": [],
         "graphs": ["exported.meta"],
+        "pinned": [],
         "unreadable": [{"prefix": "torn", "problem": found["unreadable"][0]["problem"]}],
     }
     assert [file["name"] for file in found["files"]] == [line.split()[0] for line in GOLDEN.splitlines()[1:]]

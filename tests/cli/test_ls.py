@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 
 import numpy as np
 import pytest
+
+import ckptstore as ck
 
 NOW_S = 1_795_000_000.0
 
@@ -98,6 +101,8 @@ def test_json(run, directory):
         "graph": True,
         "listed": True,
         "latest": False,
+        "pinned": False,
+        "metrics": {},
     }
     assert by_step[500]["mtime_s"] is None
     assert {step: item["problem"]["code"] for step, item in by_step.items() if item["problem"]} == {
@@ -172,6 +177,8 @@ def test_v1_checkpoints(run, fixtures_dir):
         "graph": False,
         "listed": True,
         "latest": True,
+        "pinned": False,
+        "metrics": {},
     }
     assert "* latest: v1sh.ckpt-8\n" in run("ls", fixtures_dir / "05_v1_format").out
 
@@ -243,3 +250,23 @@ def test_what_is_gone_is_listed_in_the_order_of_the_record(run, save, tmp_path):
     rows = run("ls", str(directory), "--json").json["checkpoints"]
     names = [row["prefix"] for row in rows]
     assert names == [name for name in listed if name != "model-20"] + ["model-20"]
+
+
+def test_pins_and_metrics(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saver = ck.Saver(max_to_keep=2)
+    values = {"w": np.zeros(4, np.float32)}
+    for step, metrics in ((1, {"loss": 0.25, "top\x1b 5": 1e-9}), (2, {"loss": math.nan}), (3, None)):
+        saver.save(values, "run/model", step, write_meta_graph=False, metrics=metrics)
+        if step == 1:
+            ck.pin("run/model-1")
+    lines = run("ls", "run").out.splitlines()
+    assert lines[0].split() == ["STEP", "CHECKPOINT", "STATE", "SIZE", "AGE", "GRAPH", "RECORD", "METRICS"]
+    assert lines[1].endswith("listed, pinned  loss=0.25 top\\x1b 5=1e-09")
+    assert lines[2].endswith("listed          loss=nan")
+    assert lines[3].endswith("listed          -")
+    found = {item["step"]: item for item in run("ls", "run", "--json").json["checkpoints"]}
+    assert [found[step]["pinned"] for step in (1, 2, 3)] == [True, False, False]
+    assert found[1]["metrics"] == {"loss": 0.25, "top\x1b 5": 1e-9}
+    # JSON knows no NaN.
+    assert found[2]["metrics"] == {"loss": "nan"}

@@ -26,7 +26,7 @@ NAMES = {
     # the short modern API
     *("open_checkpoint", "OpenCheckpoint", "RestoreReport"),
     # retention beyond TensorFlow
-    *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan"),
+    *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan", "pin", "unpin"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -73,6 +73,13 @@ SIGNATURES = {
         [("checkpoint_prefix", REQUIRED), ("checkpoint_format_version", 2), ("meta_graph_suffix", "meta")],
         URL,
     ),
+    "pin": ([("prefix", REQUIRED)], {"latest_filename": None, **URL}),
+    "unpin": ([("prefix", REQUIRED)], {"latest_filename": None, **URL}),
+    "Latest": ([("n", REQUIRED)], {}),
+    "EveryNSteps": ([("n", REQUIRED)], {}),
+    "EveryHours": ([("h", REQUIRED)], {}),
+    "Best": ([("n", REQUIRED), ("metric", REQUIRED), ("mode", "min")], {}),
+    "YoungerThan": ([("seconds", REQUIRED)], {}),
     "get_checkpoint_mtimes": ([("checkpoint_prefixes", REQUIRED)], URL),
     "get_checkpoint_state": ([("checkpoint_dir", REQUIRED), ("latest_filename", None)], URL),
     "update_checkpoint_state": (

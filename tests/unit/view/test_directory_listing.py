@@ -135,6 +135,8 @@ def test_the_object_has_everything_in_exact_form():
         "graph": True,
         "listed": True,
         "latest": True,
+        "pinned": False,
+        "metrics": {},
     }
     assert second["state"] == "torn"
     assert second["problem"]["code"] == "incomplete"
