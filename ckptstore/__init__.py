@@ -40,6 +40,7 @@ _HOMES = {
     "graph": ("Graph", "GraphBuilder", "Operation", "SaverDef", "Tensor"),
     "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "saving.handle": ("SaveHandle",),
+    "saving.report": ("RankReport", "SaveReport"),
     "train.bundle_writer": ("BundleWriter", "merge_bundles"),
     "train.checkpoint": ("Checkpoint", "Optimizer"),
     "train.checkpoint_management": (

@@ -45,6 +45,8 @@ from ckptstore.reading.open_checkpoint import (
     open_checkpoint as open_checkpoint,
 )
 from ckptstore.saving.handle import SaveHandle as SaveHandle
+from ckptstore.saving.report import RankReport as RankReport
+from ckptstore.saving.report import SaveReport as SaveReport
 from ckptstore.train.bundle_writer import BundleWriter as BundleWriter, merge_bundles as merge_bundles
 from ckptstore.train.checkpoint import Checkpoint as Checkpoint, Optimizer as Optimizer
 from ckptstore.train.checkpoint_management import (

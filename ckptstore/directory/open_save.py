@@ -38,7 +38,15 @@ class ShardReport:
 
 
 class WritesShards(Protocol):
-    """Writes data files of a save in this process."""
+    """Writes data files of a save in this process.
+
+    Attributes
+    ----------
+    may_be_published : bool
+        Whether an index may name the files of the save, whoever wrote them: none may be deleted.
+    """
+
+    may_be_published: bool
 
     def write(self, plan: SavePlan, count: int, numbers: Sequence[int] | None = None) -> bool:
         """Write the shards of `plan` under these numbers; False if one of the names is taken."""

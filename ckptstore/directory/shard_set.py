@@ -460,6 +460,7 @@ def have_written(
         reports = yield Assignment(files, count)
         if reports is not None:
             break
+        files.drop()
         taken = {*(taken or ()), count}
     files.accept(reports)
     files.finish(count)

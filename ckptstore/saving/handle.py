@@ -11,6 +11,7 @@ from ckptstore.errors import DeadlineError, UsageError
 from ckptstore.storage.reentry import refuse_reentry
 
 if TYPE_CHECKING:
+    from ckptstore.saving.report import SaveReport
     from ckptstore.saving.save_queue import QueuedSave
 
 __all__ = ["SaveHandle"]
@@ -97,6 +98,14 @@ class SaveHandle:
         if save.error is not None:
             raise save.error
         return save.answer
+
+    def report(self) -> SaveReport | None:
+        """Return what the save took, rank by rank; waits for it, and raises, as `result`.
+
+        None if it is not known: the chief was lost after it had published the checkpoint.
+        """
+        self.result()
+        return self._save.task.report
 
     def cancel(self) -> bool:
         """Cancel the save unless it is being published already. Does not wait.

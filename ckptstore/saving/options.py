@@ -17,7 +17,7 @@ from ckptstore.transfer.transfer import Transfer
 if TYPE_CHECKING:
     from ckptstore.storage.base import Location
 
-__all__ = ["Durability", "QueuePolicy", "SaveOptions"]
+__all__ = ["Durability", "QueuePolicy", "SaveOptions", "check_one_of", "positive_seconds"]
 
 Durability: TypeAlias = Literal["disk", "cache"]
 QueuePolicy: TypeAlias = Literal["wait", "skip", "refuse"]
@@ -43,10 +43,10 @@ class SaveOptions:
 
     def __post_init__(self) -> None:
         if self.deadline_s is not None:
-            object.__setattr__(self, "deadline_s", _positive_seconds("deadline_s", self.deadline_s))
+            object.__setattr__(self, "deadline_s", positive_seconds("deadline_s", self.deadline_s))
         object.__setattr__(self, "memory_budget", check_memory_budget(self.memory_budget))
-        _check_one_of("durability", self.durability, get_args(Durability))
-        _check_one_of("queue", self.queue, get_args(QueuePolicy))
+        check_one_of("durability", self.durability, get_args(Durability))
+        check_one_of("queue", self.queue, get_args(QueuePolicy))
         reporter(self.progress)
         _check_bool("reuse_unchanged", self.reuse_unchanged)
         _check_bool("fresh_start", self.fresh_start)
@@ -70,7 +70,8 @@ class SaveOptions:
         )
 
 
-def _positive_seconds(name: str, value: Any) -> float:
+def positive_seconds(name: str, value: Any) -> float:
+    """Return the option `name`, a number of seconds above 0; anything else is a `UsageError`."""
     # A comparison with NaN is false, in numpy as in Python.
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
@@ -87,7 +88,8 @@ def _check_bool(name: str, value: object) -> None:
         raise UsageError(f"{name} must be True or False", expected="a bool", actual=repr(value))
 
 
-def _check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+def check_one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless the option `name` is one of `known`."""
     if not isinstance(value, str) or value not in known:
         raise UsageError(
             f"{name} has an unknown value",

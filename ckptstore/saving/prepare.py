@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ckptstore.bundle.write.plan import SavePlan, plan_save
@@ -13,6 +14,8 @@ from ckptstore.errors import UsageError
 from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, check_metrics, items_of
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
+from ckptstore.saving.rank_task import ChiefTask, MemberTask
+from ckptstore.saving.ranks import Ranks
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.saving.task import SaveTask
 
@@ -29,6 +32,8 @@ class SavePreparation:
         Checkpoint name → name in the values; None: all.
     allow_empty : bool
         As for `Saver`.
+    ranks : Ranks or None
+        The other processes that hold a part of what is saved.
 
     Threads
     -------
@@ -41,6 +46,7 @@ class SavePreparation:
     graph: SaverGraph
     directories: SaverDirectories
     allow_empty: bool
+    ranks: Ranks | None = None
 
     def prepare(
         self,
@@ -66,9 +72,12 @@ class SavePreparation:
                 hint="Leave one of the two out.",
             )
         plan = self.plan(values)
-        meta = (
-            self.graph.to_bytes(plan, strip_default_attrs=graph.strip_default_attrs) if graph.write else None
-        )
+        # The graph that is made of the tensors needs those of all ranks.
+        waits_for_ranks = self.ranks is not None and self.graph.graph is None
+        is_chief = self.ranks is None or self.ranks.is_chief
+        make_meta = partial(self.graph.to_bytes, strip_default_attrs=graph.strip_default_attrs)
+        writes_graph = graph.write and is_chief
+        meta = make_meta(plan) if writes_graph and not waits_for_ranks else None
         request = SaveRequest(
             prefix,
             plan,
@@ -80,12 +89,21 @@ class SavePreparation:
             metrics=numbers,
         )
         sink: CheckpointSink = BareSink()
-        if write_state and request.has_tensors:
+        if write_state and (request.has_tensors or self.ranks is not None):
             sink = self.directories.writer(prefix, target.record)
-        return SaveTask(request, sink, self.options)
+        if self.ranks is None:
+            return SaveTask(request, sink, self.options)
+        record = target.record.name if write_state else None
+        if not is_chief:
+            return MemberTask(request, sink, self.options, self.ranks, record)
+        makes_meta = make_meta if writes_graph and waits_for_ranks else None
+        return ChiefTask(request, sink, self.options, self.ranks, record, makes_meta)
 
     def plan(self, values: Mapping[str, Any]) -> SavePlan:
         """Return what a save of `values` writes; errors as `prepare`."""
+        if self.ranks is not None:
+            # One rank may hold nothing, or only a part of a tensor.
+            return plan_save(items_of(values, self.names, allow_empty=True, all_pieces=False))
         items = items_of(values, self.names, allow_empty=self.allow_empty)
         if not self.settings.sharded or self.graph.graph is None:
             return plan_save(items)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 
@@ -13,6 +17,7 @@ from ckptstore.directory.save_request import CheckpointSink, LastSaved, RunningS
 from ckptstore.errors import CorruptError, SaveCancelledError
 from ckptstore.format.naming import index_name
 from ckptstore.saving.options import SaveOptions
+from ckptstore.saving.report import RankReport, SaveReport
 from ckptstore.storage.latch import Latch
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
@@ -39,6 +44,8 @@ class SaveTask:
     ----------
     staged : Latch
         Set when the arrays may be changed again.
+    report : SaveReport or None
+        Set when the save has succeeded.
 
     Threads
     -------
@@ -66,6 +73,7 @@ class SaveTask:
         # Set when a stage is copied, or the task is cancelled; `run` waits for it where the stage is whole.
         self._may_begin = Latch()
         self._is_over = False
+        self.report: SaveReport | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -145,8 +153,15 @@ class SaveTask:
                 transfer.budget = self._budget
         with transfer:
             self._split_plan()
-            save(self._sink, self._request, RunningSave(transfer, self._stage, self._begin_commit))
+            self._save(RunningSave(transfer, self._stage, self._begin_commit))
             return self.url if self._request.has_tensors else None
+
+    def _save(self, running: RunningSave) -> None:
+        begun_s = time.monotonic()
+        save(self._sink, self._request, running)
+        seconds = time.monotonic() - begun_s
+        own = RankReport(0, platform.node(), self.size_bytes, 0.0, seconds)
+        self.report = SaveReport((own,), seconds)
 
     def _begin_commit(self) -> None:
         """Pass the last point where a save can be cancelled: an interrupted commit has an open outcome."""
@@ -167,6 +182,16 @@ class SaveTask:
         if transfer is not None:
             transfer.cancel()
         return True
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """Release arrays and memory at the end of the block, however it ends."""
+        try:
+            yield
+        except BaseException as error:
+            self.release(error)
+            raise
+        self.release()
 
     def release(self, error: BaseException | None = None) -> None:
         """Release arrays and memory: the save is over, because of `error` if there is one."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from ckptstore.directory.retention_rules import RetentionRule
+from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import UsageError
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.graph import Graph
@@ -37,6 +39,8 @@ from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.handle import SaveHandle
 from ckptstore.saving.options import Durability, QueuePolicy, SaveOptions
 from ckptstore.saving.prepare import SavePreparation
+from ckptstore.saving.ranks import CheckReplicas, Ranks
+from ckptstore.saving.report import SaveReport
 from ckptstore.saving.save_queue import SaveQueue
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.storage.registry import locate
@@ -117,6 +121,17 @@ class Saver:
         A checkpoint stays if one of these keeps it: `Latest`, `EveryNSteps`, `EveryHours`, `Best`,
         `YoungerThan`, or an object of your own with ``keep(entries, now_s)``. The newest always stays. In the
         place of `max_to_keep` and `keep_checkpoint_every_n_hours`, also of those in `saver_def`.
+    coordinator : Coordinator, optional
+        Save one checkpoint together with the other processes of the job: see `ckptstore.coordinator`. Every
+        rank makes its Savers, and calls `save` and `save_async`, in the same order and with the same path,
+        step and options, and passes what it holds: arrays, or a `Piece` for each of its boxes. All of them
+        return the same prefix, or raise an error of the same class. Only the record, the graph and the
+        options of the chief, rank 0, count.
+    check_replicas : {"first", "always", "never"}
+        Compare the bytes of what several ranks hold: at the first save of a layout, at each, or not at all.
+    stall_s : float
+        Seconds that a rank may write without getting on before it counts as missing. `deadline_s` is 600 with
+        a coordinator, unless it is given.
     storage_options : mapping, optional
         For every call that gets none of its own.
 
@@ -124,6 +139,8 @@ class Saver:
     ----------
     graph : Graph or None
         May be set at any time.
+    last_report : SaveReport or None
+        What the last `save` took, by rank. None before it, or if it is not known.
 
     Raises
     ------
@@ -176,6 +193,9 @@ class Saver:
         queue: QueuePolicy = "wait",
         fresh_start: bool = False,
         retention: Sequence[RetentionRule] | None = None,
+        coordinator: Coordinator | None = None,
+        check_replicas: CheckReplicas = "first",
+        stall_s: float = 120.0,
         storage_options: Options = None,
     ) -> None:
         check_supported(
@@ -197,9 +217,19 @@ class Saver:
         self._storage_options = storage_options
         self._directories = SaverDirectories(self._settings.retention(clock), clock, run, storage_options)
         self._graph = SaverGraph(graph, self._settings)
-        self._preparation = SavePreparation(
-            self._names, self._settings, self._options, self._graph, self._directories, allow_empty
+        self._ranks = (
+            None if coordinator is None else Ranks(coordinator, check_replicas, stall_s, self._options)
         )
+        self._preparation = SavePreparation(
+            self._names,
+            self._settings,
+            self._options,
+            self._graph,
+            self._directories,
+            allow_empty,
+            self._ranks,
+        )
+        self._last_report: SaveReport | None = None
         self._queue = SaveQueue(queue)
         # Failures after the last reference to the Saver is gone become warnings.
         weakref.finalize(self, self._queue.report_as_warnings)
@@ -321,16 +351,17 @@ class Saver:
         One thread at a time. A signal handler that interrupts a save or a request in its own thread cannot
         save or read: that raises `UsageError`. Let it set a flag, or cancel a background save.
         """
-        self._check_built()
-        graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
-        target = self._target(save_path, global_step, latest_filename, storage_options)
-        task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
-        self._queue.wait()
-        self._queue.raise_failure()
-        try:
-            return task.run()
-        finally:
-            task.release()
+        with self._told_to_ranks():
+            self._check_built()
+            graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
+            target = self._target(save_path, global_step, latest_filename, storage_options)
+            task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
+        with task.releasing():
+            self._queue.wait()
+            self._queue.raise_failure()
+            prefix = task.run()
+            self._last_report = task.report
+            return prefix
 
     def save_async(
         self,
@@ -381,11 +412,31 @@ class Saver:
         first; each call of `result` raises it. When the interpreter exits, what is in flight is
         finished, unless it makes no progress.
         """
-        self._check_built()
-        graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
-        target = self._target(save_path, global_step, latest_filename, storage_options)
-        task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
-        return SaveHandle(self._queue.submit(task, snapshot=snapshot))
+        with self._told_to_ranks():
+            self._check_built()
+            graph = GraphArguments(meta_graph_suffix, write_meta_graph, strip_default_attrs, save_debug_info)
+            target = self._target(save_path, global_step, latest_filename, storage_options)
+            task = self._preparation.prepare(values, target, graph, write_state=write_state, metrics=metrics)
+        try:
+            return SaveHandle(self._queue.submit(task, snapshot=snapshot))
+        except BaseException as error:
+            task.release(error)
+            raise
+
+    @contextmanager
+    def _told_to_ranks(self) -> Iterator[None]:
+        """Tell the other ranks of an error: they wait for this one."""
+        try:
+            yield
+        except BaseException as error:
+            if self._ranks is not None:
+                self._ranks.refuse(error)
+            raise
+
+    @property
+    def last_report(self) -> SaveReport | None:
+        """What the last `save` took, by rank."""
+        return self._last_report
 
     def close(self) -> None:
         """Wait for the saves in flight, and raise the first unreported failure.

@@ -84,7 +84,7 @@ def _exit_codes_table() -> str:
 
 
 _API_GROUPS = (
-    ("Saving", ("train.saver", "saving.handle", "transfer.progress")),
+    ("Saving", ("train.saver", "saving.handle", "saving.report", "transfer.progress")),
     ("Retention", ("directory.retention_rules", "directory.pins")),
     ("tf.train.Checkpoint and its manager", ("train.checkpoint", "train.checkpoint_manager")),
     ("Finding checkpoints, and the record", ("train.checkpoint_management",)),

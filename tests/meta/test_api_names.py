@@ -20,7 +20,17 @@ NAMES = {
     *("BundleWriter", "merge_bundles", "DType", "Piece", "TensorSpec", "CheckpointReader"),
     *("load_checkpoint", "load_variable", "list_variables", "inspect_checkpoint"),
     # TensorFlow's shapes
-    *("Saver", "SaveHandle", "CheckpointManager", "Checkpoint", "Optimizer", "CheckpointState", "Event"),
+    *(
+        "Saver",
+        "SaveHandle",
+        "SaveReport",
+        "RankReport",
+        "CheckpointManager",
+        "Checkpoint",
+        "Optimizer",
+        "CheckpointState",
+        "Event",
+    ),
     *("latest_checkpoint", "checkpoint_exists", "remove_checkpoint", "get_checkpoint_mtimes"),
     *("get_checkpoint_state", "update_checkpoint_state", "checkpoints_iterator", "wait_for_new_checkpoint"),
     # the short modern API
@@ -170,6 +180,7 @@ SIGNATURES = {
     "SaveHandle.result": ([("timeout_s", None)], {}),
     "SaveHandle.cancel": ([], {}),
     "SaveHandle.add_done_callback": ([("fn", REQUIRED)], {}),
+    "SaveHandle.report": ([], {}),
     "Saver.restore": ([("values", REQUIRED), ("save_path", REQUIRED)], URL),
     "Saver.export_meta_graph": ([("filename", None), ...], URL),
     "Saver.as_saver_def": ([], {}),

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.write.plan import WriteItem
+from ckptstore.checksums import crc32c
 from ckptstore.format.dtypes import as_bytes_view, storage_dtype
 from ckptstore.format.strings import encode_strings, encode_variants
 
-__all__ = ["byte_view", "encoded", "is_as_stored", "stored_chunks"]
+__all__ = ["byte_view", "encoded", "is_as_stored", "stored_chunks", "stored_crc32c"]
+
+_CHUNK_SIZE_BYTES = 8 * 1024 * 1024
 
 
 def is_as_stored(item: WriteItem) -> bool:
@@ -35,6 +38,18 @@ def encoded(item: WriteItem) -> tuple[bytes, int]:
     """
     encode = encode_strings if item.dtype.name == "string" else encode_variants
     return encode(item.array.ravel().tolist())
+
+
+def stored_crc32c(item: WriteItem) -> int:
+    """Return the checksum of what the file holds of `item`, as its entry has it, unmasked."""
+    if item.array.dtype.hasobject:
+        return encoded(item)[1]
+    if is_as_stored(item):
+        return crc32c(byte_view(item.array))
+    crc = 0
+    for chunk in stored_chunks(item, _CHUNK_SIZE_BYTES):
+        crc = crc32c(byte_view(chunk), crc)
+    return crc
 
 
 def stored_chunks(item: WriteItem, most_bytes: int) -> Iterator[npt.NDArray[Any]]:

@@ -1,0 +1,341 @@
+"""The messages of one save of many ranks: what the chief says, and what it hears.
+
+The chief says words, numbered from 0, which every rank hears in this order; a rank hands over its *hello*,
+and a report for each *order*. While it writes, a rank hands over beats, so that a slow one can be told from a
+frozen one. Every wait is bounded by what the chief has left, and the others wait a grace longer: they then
+hear from the chief who is missing, rather than to miss the chief.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ckptstore.distributed.coordinator import Coordinator, host_names_of
+from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
+from ckptstore.errors import CkptStoreError, CoordinatorLostError, RanksMissingError
+
+__all__ = ["Chief", "Member", "Message", "grace_s", "rank_name"]
+
+_LOG = logging.getLogger("ckptstore")
+
+# After this long without an answer of all, the chief looks for beats, and says that it is there.
+_TICK_S: Final = 1.0
+_LOG_EVERY_S: Final = 30.0
+# Of the beats in one wait for a stalled rank.
+_BEATS_PER_STALL: Final = 4
+_SLOWEST_BEAT_S: Final = 15.0
+# How long handing a message over may take.
+_SEND_S: Final = 20.0
+
+
+def grace_s(deadline_s: float) -> float:
+    """Return how much longer than the chief the others wait."""
+    return 2.0 + 0.01 * deadline_s
+
+
+def rank_name(coordinator: Coordinator, rank: int) -> str:
+    """Return how messages name a rank."""
+    host = host_names_of(coordinator)[rank]
+    return f"rank {rank} ({host})" if host else f"rank {rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of a rank."""
+
+    head: Mapping[str, Any]
+    blob: bytes = b""
+
+    @staticmethod
+    def read(data: bytes) -> Message:
+        """Return the message in `data`.
+
+        Raises
+        ------
+        CorruptError
+            If it is none.
+        """
+        return Message(*unpack(data))
+
+
+class _Round:
+    def __init__(self, coordinator: Coordinator, name: str, stall_s: float) -> None:
+        self.coordinator = coordinator
+        self._name = name
+        self._words = 0
+        self._beat_s = min(_SLOWEST_BEAT_S, stall_s / _BEATS_PER_STALL)
+
+    def _topic(self, phase: str) -> str:
+        return f"{self._name}.{phase}"
+
+
+class Chief(_Round):
+    """The chief's side of one save.
+
+    Parameters
+    ----------
+    name : str
+        Of the save, beginning of its topics; the same on all ranks.
+    left_s : callable
+        How many seconds the save may still take.
+    stall_s : float
+        How long a rank may write without getting on.
+
+    Threads
+    -------
+    One thread, and another one for `collect`, which ends early when `fail` is called.
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, name: str, left_s: Callable[[], float], stall_s: float
+    ) -> None:
+        super().__init__(coordinator, name, stall_s)
+        self._left_s = left_s
+        self._stall_s = stall_s
+        # Of each rank that writes: the number of its next beat, what the last one said, and since when.
+        self._beats: dict[int, tuple[int, Any, float]] = {}
+        self._used: list[str] = []
+        self._is_over = False
+
+    def hear(self, own: Message) -> dict[int, Message]:
+        """Return the hello of every rank.
+
+        Raises
+        ------
+        RanksMissingError
+            If one does not come in time.
+        CkptStoreError
+            Of the first rank that says why it cannot save.
+        """
+        return self._gather("hello", own, "hello", is_writing=False)
+
+    def say(self, kind: str, blob: bytes = b"", **head: Any) -> None:
+        """Say the next word to all ranks."""
+        topic = self._topic(f"word-{self._words}")
+        self._words += 1
+        message = pack({"kind": kind, "left_s": max(0.0, self._left_s()), **head}, blob)
+        self.coordinator.broadcast(topic, message, timeout_s=_SEND_S)
+        self._used.append(topic)
+
+    def fail(self, error: BaseException, *, may_be_published: bool) -> None:
+        """Say that the save failed, and whether files have to stay; never fails itself."""
+        self._is_over = True
+        rank = getattr(error, "_rank", 0)
+        try:
+            self.say("failed", error=pack_error(error), rank=rank, keep=may_be_published)
+        except CkptStoreError as lost:
+            error.add_note(f"The other ranks could not be told: {lost}")
+
+    def collect(self, order: int) -> dict[int, Message]:
+        """Return the report of every rank on an order; errors as `hear`."""
+        self._beats.clear()
+        return self._gather(f"done-{order}", Message({}), "write", is_writing=True)
+
+    def forget(self) -> None:
+        """Drop the messages of this save: every rank has its outcome."""
+        for topic in self._used:
+            self.coordinator.forget(topic)
+
+    def _gather(self, phase: str, own: Message, what: str, *, is_writing: bool) -> dict[int, Message]:
+        topic = self._topic(phase)
+        self._used.append(topic)
+        size, own_data = self.coordinator.size, pack(own.head, own.blob)
+        read: dict[int, Message] = {}
+
+        def is_enough(found: Mapping[int, bytes]) -> bool:
+            for rank in found.keys() - read.keys():
+                read[rank] = Message.read(found[rank])
+            return len(read) == size or any("error" in one.head for one in read.values())
+
+        begun_s = logged_s = time.monotonic()
+        has_said = False
+        while True:
+            left_s = self._left_s()
+            wait_s = max(0.0, min(_TICK_S, left_s))
+            is_enough(self.coordinator.gather(topic, own_data, timeout_s=wait_s, enough=is_enough))
+            for rank, message in sorted(read.items()):
+                if "error" in message.head:
+                    raise self._error_of(rank, message.head["error"])
+            if len(read) == size or self._is_over:
+                return dict(sorted(read.items()))
+            missing = [rank for rank in range(size) if rank not in read]
+            if left_s <= 0.0:
+                raise self._missing(missing, what, f"within {time.monotonic() - begun_s:.0f} s")
+            if not is_writing and not has_said:
+                # Whoever waits knows from now on how long the chief will.
+                self.say("wait")
+                has_said = True
+            if is_writing:
+                stalled = self._stalled(missing, begun_s)
+                if stalled:
+                    raise self._missing(stalled, what, f"progress within {self._stall_s:g} s")
+            if time.monotonic() - logged_s >= _LOG_EVERY_S:
+                logged_s = time.monotonic()
+                _LOG.warning("%s", self._waiting_text(missing))
+
+    def _error_of(self, rank: int, told: Mapping[str, Any]) -> CkptStoreError:
+        error = unpack_error(told, rank_name(self.coordinator, rank))
+        error._rank = rank  # type: ignore[attr-defined]  # noqa: SLF001 (for `fail`)
+        return error
+
+    def _missing(self, ranks: Collection[int], phase: str, expected: str) -> RanksMissingError:
+        names = host_names_of(self.coordinator)
+        shown = ", ".join(rank_name(self.coordinator, rank) for rank in ranks)
+        return RanksMissingError(
+            f"the save failed: {shown} did not {_DUTY[phase]}",
+            expected=f"{'it' if len(ranks) == 1 else 'all of them'} {expected}",
+            ranks=tuple(ranks),
+            host_names=tuple(names[rank] for rank in ranks),
+            phase=phase,
+        )
+
+    def _stalled(self, missing: Collection[int], begun_s: float) -> list[int]:
+        """Return those of `missing` that have not got on for too long."""
+        now_s = time.monotonic()
+        for rank in missing:
+            self._beats.setdefault(rank, (0, None, begun_s))
+        while True:
+            numbers = {self._beats[rank][0] for rank in missing}
+            has_news = False
+            for number in sorted(numbers):
+                topic = self._topic(f"beat-{number}")
+                found = self.coordinator.gather(topic, pack({}), timeout_s=0.0)
+                for rank in missing:
+                    if self._beats[rank][0] != number or rank not in found:
+                        continue
+                    progress = Message.read(found[rank]).head.get("done")
+                    _, before, since_s = self._beats[rank]
+                    moved = progress != before
+                    self._beats[rank] = (number + 1, progress, now_s if moved else since_s)
+                    has_news = True
+                    if topic not in self._used:
+                        self._used.append(topic)
+            if not has_news:
+                break
+        return [rank for rank in missing if now_s - self._beats[rank][2] > self._stall_s]
+
+    def _waiting_text(self, missing: Collection[int]) -> str:
+        shown = []
+        for rank in missing:
+            done = self._beats.get(rank, (0, None, 0.0))[1]
+            share = f", {done:.0%}" if isinstance(done, float) else ""
+            shown.append(f"{rank_name(self.coordinator, rank)}{share}")
+        return f"waiting for {len(missing)} of {self.coordinator.size}: {'; '.join(shown)}"
+
+
+_DUTY: Final = {"hello": "begin it", "write": "write its part"}
+
+
+class Member(_Round):
+    """The side of every rank but the chief; parameters as `Chief`.
+
+    Attributes
+    ----------
+    left_s : float
+        How many seconds to wait for the next word.
+
+    Threads
+    -------
+    One thread, and another one for `listen`, while the first does not `hear`.
+    """
+
+    def __init__(self, coordinator: Coordinator, name: str, deadline_s: float, stall_s: float) -> None:
+        super().__init__(coordinator, name, stall_s)
+        self._grace_s = grace_s(deadline_s)
+        self._ends_s = time.monotonic() + deadline_s + self._grace_s
+        self._beats = 0
+
+    @property
+    def left_s(self) -> float:
+        """How many seconds the chief has to say its next word."""
+        return max(0.0, self._ends_s - time.monotonic())
+
+    def greet(self, hello: Message) -> None:
+        """Hand over the hello."""
+        self._send("hello", hello)
+
+    def report(self, order: int, report: Message) -> None:
+        """Hand over the report on an order."""
+        self._send(f"done-{order}", report)
+
+    def fail(self, phase: str, error: BaseException) -> None:
+        """Say that this rank cannot go on; never fails itself."""
+        try:
+            self._send(phase, Message({"error": pack_error(error)}))
+        except CkptStoreError as lost:
+            error.add_note(f"The chief could not be told: {lost}")
+
+    def _send(self, phase: str, message: Message) -> None:
+        self.coordinator.gather(self._topic(phase), pack(message.head, message.blob), timeout_s=_SEND_S)
+
+    def beat(self, done: float) -> None:
+        """Hand over how much of this rank's part is written, from 0 to 1."""
+        topic = f"beat-{self._beats}"
+        self._beats += 1
+        self._send(topic, Message({"done": done}))
+
+    def look(self, wait_s: float) -> Message | None:
+        """Return the next word, None if it does not come within `wait_s`; words to wait are passed over.
+
+        Raises
+        ------
+        CoordinatorLostError
+            If the mailbox is gone.
+        """
+        ends_s = time.monotonic() + wait_s
+        while True:
+            topic = self._topic(f"word-{self._words}")
+            data = self.coordinator.broadcast(topic, timeout_s=max(0.0, ends_s - time.monotonic()))
+            if data is None:
+                return None
+            self._words += 1
+            word = Message.read(data)
+            left_s = word.head.get("left_s")
+            if isinstance(left_s, (int, float)):
+                self._ends_s = time.monotonic() + float(left_s) + self._grace_s
+            if word.head.get("kind") != "wait":
+                return word
+
+    def hear(self) -> Message | None:
+        """Return the next word; None if the chief says nothing for too long, or the mailbox is gone."""
+        while True:
+            wait_s = self.left_s
+            try:
+                word = self.look(min(wait_s, _SLOWEST_BEAT_S))
+            except CoordinatorLostError as error:
+                _LOG.warning("the chief cannot be heard any more: %s", error)
+                return None
+            if word is not None or wait_s <= 0.0:
+                return word
+
+    def listen(self, progress: Callable[[], float]) -> Message | None:
+        """Return the next word, and hand over beats until it comes; None as `hear`.
+
+        Parameters
+        ----------
+        progress : callable
+            How much of this rank's part is written, from 0 to 1.
+        """
+        while True:
+            wait_s = min(self._beat_s, self.left_s)
+            try:
+                word = self.look(wait_s)
+                if word is not None or wait_s <= 0.0:
+                    return word
+                self.beat(progress())
+            except CkptStoreError as error:
+                _LOG.warning("the chief cannot be heard any more: %s", error)
+                return None
+
+    def chief_missing(self, phase: str) -> RanksMissingError:
+        """Return the error of a rank that has not heard from the chief."""
+        return RanksMissingError(
+            f"the save failed: {rank_name(self.coordinator, 0)}, the chief, was not heard of",
+            ranks=(0,),
+            host_names=host_names_of(self.coordinator)[:1],
+            phase=phase,
+        )

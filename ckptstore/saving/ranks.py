@@ -1,0 +1,182 @@
+"""What a Saver of many ranks keeps between its saves."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+
+from ckptstore.bundle.write.shares import Deal, Manifest, Share, deal
+from ckptstore.distributed.coordinator import Coordinator
+from ckptstore.distributed.manifests import decode_manifest, fingerprint_of
+from ckptstore.distributed.rounds import Chief, Member
+from ckptstore.errors import CorruptError, UnsupportedError, UsageError
+from ckptstore.saving.options import SaveOptions, check_one_of, positive_seconds
+
+__all__ = ["CheckReplicas", "Plan", "Ranks"]
+
+CheckReplicas: TypeAlias = Literal["first", "always", "never"]
+
+DEFAULT_DEADLINE_S: Final = 600.0
+"""How long a save of many ranks may take if the user sets no limit: a frozen rank must not hold up a job."""
+
+# Of one rank: a job alternates between few layouts.
+_MOST_MANIFESTS: Final = 4
+
+# How many Savers this process has made for each coordinator: all ranks make them in the same order.
+_SAVERS: weakref.WeakKeyDictionary[Coordinator, Iterator[int]] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+class Plan(NamedTuple):
+    """Who writes what, and its name.
+
+    Attributes
+    ----------
+    name : str
+        The same on all ranks that have the same plan.
+    """
+
+    name: str
+    deal: Deal
+
+
+class Ranks:
+    """What a Saver of many ranks keeps between its saves.
+
+    Parameters
+    ----------
+    coordinator : Coordinator
+    check_replicas : str
+    stall_s : float
+        See `Saver`.
+    options : SaveOptions
+        Of the Saver.
+
+    Attributes
+    ----------
+    plan : Plan or None
+        Of the last save.
+    acknowledged : str
+        Fingerprint of the manifest that the chief has.
+    failed_counts : dict
+        Prefix → counts in the names of files that failed saves of this run may have left.
+
+    Raises
+    ------
+    UsageError, UnsupportedError
+        If an option is wrong, or does not go together with many ranks.
+
+    Threads
+    -------
+    One save at a time.
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, check_replicas: CheckReplicas, stall_s: float, options: SaveOptions
+    ) -> None:
+        if not isinstance(coordinator, Coordinator):
+            raise UsageError(
+                "this is no coordinator",
+                expected="what ckptstore.coordinator() returns, or an object with its methods",
+                actual=type(coordinator).__name__,
+            )
+        check_one_of("check_replicas", check_replicas, get_args(CheckReplicas))
+        self.coordinator = coordinator
+        self.check_replicas = check_replicas
+        self.stall_s = positive_seconds("stall_s", stall_s)
+        if options.queue != "wait":
+            raise UsageError(
+                "with a coordinator, saves wait for each other: every rank has to save the same ones",
+                expected="queue='wait'",
+                actual=repr(options.queue),
+            )
+        if options.reuse_unchanged:
+            raise UnsupportedError(
+                "reuse_unchanged does not go together with a coordinator yet",
+                hint="Leave one of them out.",
+            )
+        self.deadline_s = options.deadline_s or DEFAULT_DEADLINE_S
+        with _LOCK:
+            number = next(_SAVERS.setdefault(coordinator, itertools.count()))
+        self._names = (f"save-{number}-{save}" for save in itertools.count())
+        self.plan: Plan | None = None
+        self.acknowledged = ""
+        self.failed_counts: dict[str, set[int]] = {}
+        self._manifests: list[dict[str, Manifest]] = [{} for _ in range(coordinator.size)]
+        self._earlier: Chief | None = None
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is rank 0."""
+        return self.coordinator.rank == 0
+
+    def next_name(self) -> str:
+        """Return the name of the next save: it is the same on all ranks, as each of them counts its calls."""
+        return next(self._names)
+
+    def refuse(self, error: BaseException) -> None:
+        """Tell the others that this rank cannot even begin its next save."""
+        name = self.next_name()
+        if self.is_chief:
+            chief = Chief(self.coordinator, name, lambda: 0.0, self.stall_s)
+            chief.fail(error, may_be_published=False)
+        else:
+            Member(self.coordinator, name, self.deadline_s, self.stall_s).fail("hello", error)
+
+    def agree(self, hellos: Sequence[tuple[dict[str, Any], bytes]]) -> tuple[Plan, list[Manifest], bool]:
+        """Decide who writes what, from what every rank says that it holds; only on the chief.
+
+        Parameters
+        ----------
+        hellos : sequence of (dict, bytes)
+            By rank: a head with the ``"fingerprint"`` of its manifest, the name of the ``"plan"`` that it
+            knows and whether it has ``"staged"`` its part of it; and the manifest, if it is new.
+
+        Returns
+        -------
+        Plan, list of Manifest, bool
+            The plan, what each rank holds, and whether the ranks have to be told.
+
+        Raises
+        ------
+        UsageError
+            As `deal`.
+        CorruptError
+            If a rank says something else.
+        """
+        manifests = [self._manifest(rank, head, blob) for rank, (head, blob) in enumerate(hellos)]
+        prints = [str(head.get("fingerprint")) for head, _ in hellos]
+        name = fingerprint_of("".join(prints).encode())
+        if self.plan is None or self.plan.name != name:
+            fixed: dict[int, Sequence[Share]] = {}
+            if self.plan is not None:
+                known = self.plan
+                fixed = {
+                    rank: known.deal.shares[rank]
+                    for rank, (head, _) in enumerate(hellos)
+                    if head.get("staged") is True and head.get("plan") == known.name
+                }
+            self.plan = Plan(name, deal(manifests, fixed))
+        return self.plan, manifests, any(head.get("plan") != name for head, _ in hellos)
+
+    def _manifest(self, rank: int, head: dict[str, Any], blob: bytes) -> Manifest:
+        known = self._manifests[rank]
+        name = str(head.get("fingerprint"))
+        if blob:
+            if fingerprint_of(blob) != name:
+                raise CorruptError(f"rank {rank} holds something else than it says")
+            if len(known) >= _MOST_MANIFESTS:
+                del known[next(iter(known))]
+            known[name] = decode_manifest(blob)
+        if name not in known:
+            raise CorruptError(f"rank {rank} has not said what it holds")
+        return known[name]
+
+    def finished(self, chief: Chief) -> None:
+        """Drop the messages of the save before: every rank has had its outcome by now."""
+        if self._earlier is not None:
+            self._earlier.forget()
+        self._earlier = chief
