@@ -7,14 +7,14 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from ckptstore.errors import UsageError
 
-__all__ = ["ByteRange", "DType", "Options", "PathText", "Piece", "Slice", "TensorSpec"]
+__all__ = ["ByteRange", "DType", "Options", "PathText", "Piece", "Slice", "TensorSpec", "as_pieces"]
 
 PathText: TypeAlias = str | os.PathLike[str]
 """A path or URL as callers write it."""
@@ -204,6 +204,33 @@ def _to_array(value: Any) -> npt.NDArray[Any]:
         raise UsageError(
             "a piece needs an array that numpy can look at", actual=type(value).__name__
         ) from error
+
+
+def as_pieces(value: Any, *, tensor: str) -> Sequence[Piece] | None:
+    """Return the pieces that a caller gives in the place of an array; None if `value` is something else.
+
+    Raises
+    ------
+    UsageError
+        If only some elements of a sequence are pieces.
+    """
+    if isinstance(value, Piece):
+        return (value,)
+    if not isinstance(value, list | tuple) or not any(isinstance(item, Piece) for item in value):
+        return None
+    if not _are_pieces(value):
+        other = next(item for item in value if not isinstance(item, Piece))
+        raise UsageError(
+            "pieces of a tensor and other things are mixed",
+            tensor=tensor,
+            expected="Piece",
+            actual=type(other).__name__,
+        )
+    return value
+
+
+def _are_pieces(values: Sequence[Any]) -> TypeGuard[Sequence[Piece]]:
+    return all(isinstance(value, Piece) for value in values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ckptstore.bundle.read.indexing import BasicIndex
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
-from ckptstore.bundle.read.restore import keys_by_full_name, restore_into
+from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
 from ckptstore.errors import CkptStoreWarning, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
@@ -148,6 +148,49 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
             return array[()]
         return array
 
+    def read_into(self, requests: Iterable[tuple[str, BasicIndex, npt.NDArray[Any]]]) -> None:
+        """Read parts of many tensors into arrays, all in one pass over the files.
+
+        Neighbouring bytes travel together, whichever tensors they belong to, and each at most once.
+
+        Parameters
+        ----------
+        requests : iterable of (str, basic index, ndarray)
+            Name, index as for `read`, and the array that gets it: of the shape and type of the result, with
+            any strides.
+
+        Raises
+        ------
+        TensorNotFoundError
+            If there is no such tensor. Nothing was changed.
+        IndexError
+            If an index is out of range or has too many parts. Nothing was changed.
+        UsageError
+            If an index is not a basic one, an array does not fit or is read-only, or arrays share memory.
+            Nothing was changed.
+        FormatError, UnsupportedError, TruncatedFileError, IncompleteBundleError
+            If the index contradicts itself, or a data file is missing or too short. Nothing was changed.
+        ChecksumError
+            If the bytes of a tensor, or of a slice of a partitioned one, are damaged; as for `restore`. Only
+            what is read whole is verified.
+        NotFoundError
+            If the files were removed or replaced.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ckptstore import BundleWriter
+        >>> with BundleWriter("memory://docs/read_into") as writer:
+        ...     writer.add("w", [[1.0, 2.0], [3.0, 4.0]])
+        >>> row, column = np.empty(2), np.empty(2)
+        >>> open_checkpoint("memory://docs/read_into").read_into([("w", 1, row), ("w", np.s_[:, 0], column)])
+        >>> row, column
+        (array([3., 4.]), array([1., 3.]))
+        """
+        reader = self._open()
+        with self._options.transfer(reader.location.url) as transfer:
+            read_boxes_into(reader, requests, transfer=transfer)
+
     def restore(
         self,
         into: Mapping[str, Any] | None = None,
@@ -163,8 +206,9 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         ----------
         into : mapping, optional
             Name → array. The arrays are filled in place, whatever their strides; None, numpy scalars and
-            Python numbers or text are replaced by new writable arrays. Its keys are what is wanted, unless
-            `names` says so. Without `into` the arrays are new, and in the report.
+            Python numbers or text are replaced by new writable arrays. A `Piece` gets its box of the tensor,
+            as each of a sequence of pieces does. Its keys are what is wanted, unless `names` says so. Without
+            `into` the arrays are new, and in the report.
         names : iterable of str, optional
             Restore only these tensors, as the checkpoint calls them. Those that `into` does not have are
             put into it.

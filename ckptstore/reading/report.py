@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy.typing as npt
-
+from ckptstore.bundle.read.box_plan import PieceCounts
 from ckptstore.bundle.read.open_bundle import BundleReader
 from ckptstore.bundle.read.restore import restore_into
 from ckptstore.errors import UsageError
@@ -23,8 +22,8 @@ class RestoreReport:
     Attributes
     ----------
     restored : dict of name to ndarray
-        What was restored, by the names in `into` (without `into`: after renaming): the arrays that were
-        filled in place, or new writable ones.
+        What was restored, by the names in `into` (without `into`: after renaming): the arrays or pieces that
+        were filled in place, or new writable arrays.
     missing : tuple of str
         Names that were wanted and are not in the checkpoint, as `into` calls them.
     unexpected : tuple of str
@@ -32,12 +31,18 @@ class RestoreReport:
     cast : tuple of str
         Names of those restored whose array holds the file's type in another form: another byte order, text
         of fixed width. Nothing is lost; a type that differs in any other way is an error.
+    verified : int
+        Stored tensors and slices that were read whole and compared with their checksums.
+    unverified : int
+        Stored tensors and slices of which only a part was read: there is no checksum for less than all.
     """
 
-    restored: dict[str, npt.NDArray[Any]]
+    restored: dict[str, Any]
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    verified: int = 0
+    unverified: int = 0
 
     def __repr__(self) -> str:
         return (
@@ -93,8 +98,10 @@ def restore_wanted(
             hint="Name them in `into`, or pass unexpected='ignore'.",
         )
     destination = {} if into is None else into
-    cast = restore_into(reader, destination, present, transfer=transfer)
-    return RestoreReport({target: destination[target] for target in present}, tuple(absent), left, cast)
+    counts = PieceCounts()
+    cast = restore_into(reader, destination, present, transfer=transfer, counts=counts)
+    restored = {target: destination[target] for target in present}
+    return RestoreReport(restored, tuple(absent), left, cast, counts.verified, counts.unverified)
 
 
 def _wanted(into: Mapping[str, Any] | None, selection: Selection, available: Iterable[str]) -> dict[str, str]:

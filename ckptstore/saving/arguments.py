@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ckptstore.bundle.write.coverage import check_pieces
-from ckptstore.bundle.write.plan import WriteItem, pieces_of, write_items
+from ckptstore.bundle.write.plan import WriteItem, write_items
 from ckptstore.directory.graph_keeper import is_graph_suffix
 from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
@@ -21,7 +21,7 @@ from ckptstore.format.naming import numbered
 from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
-from ckptstore.types import Options, PathText
+from ckptstore.types import Options, PathText, as_pieces
 
 __all__ = [
     "KEEP_HOURS",
@@ -255,7 +255,7 @@ def items_of(
     pairs = list(_pairs(values, names))
     if all_pieces:
         check_pieces(
-            (name, pieces) for name, value in pairs if (pieces := pieces_of(value, tensor=name)) is not None
+            (name, pieces) for name, value in pairs if (pieces := as_pieces(value, tensor=name)) is not None
         )
     return write_items(pairs)
 

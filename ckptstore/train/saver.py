@@ -478,7 +478,8 @@ class Saver:
         Parameters
         ----------
         values : mutable mapping
-            Name → array. Without `var_list` it receives every tensor of the file.
+            Name → array, `Piece` or sequence of pieces. Without `var_list` it receives every tensor of the
+            file.
         save_path : str or PathLike
             Prefix or URL, such as `latest_checkpoint` returns; its None is refused here.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -73,6 +76,75 @@ def test_on_the_wire_they_are_as_many(prefix):
     with Scope() as scope:
         ck.open_checkpoint(prefix).restore()
     assert (scope.requests, scope.retries) == (2 + 4, 0)
+
+
+RANKS = 4
+TENSORS = {f"layer{n}/w": np.full((512, 512 + 8 * n), n, "f4") + W[:512, :1] for n in range(12)}
+
+
+@pytest.fixture
+def by_rows(run_url: str) -> str:
+    """A checkpoint of four data files, each with a quarter of the rows of every tensor."""
+    parts = []
+    for rank in range(RANKS):
+        parts.append(f"{run_url}/part{rank}")
+        with ck.BundleWriter(parts[-1]) as writer:
+            for name, array in TENSORS.items():
+                rows = slice(rank * 128, rank * 128 + 128)
+                spec = f"{rows.start},128:0,{array.shape[1]}"
+                writer.add_slice(name, array.shape, spec, array[rows])
+    ck.merge_bundles(parts, f"{run_url}/m")
+    return f"{run_url}/m"
+
+
+def piece(array: np.ndarray, where: tuple[slice, ...]) -> ck.Piece:
+    return ck.Piece(np.zeros_like(array[where]), array.shape, [each.start for each in where])
+
+
+LAYOUTS: dict[str, tuple[Callable[[np.ndarray], Any], int]] = {
+    "the same rows": (lambda a: [piece(a, np.s_[128:256, 0 : a.shape[1]])], 1),
+    "rows of another cut": (lambda a: [piece(a, np.s_[100:271, 0 : a.shape[1]])], 3),
+    "columns": (lambda a: [piece(a, np.s_[0:512, 64:192])], 4),
+    "a few columns": (lambda a: [piece(a, np.s_[0:512, 7:9])], 4),
+    "two devices": (lambda a: [piece(a, np.s_[0:512, 0:128]), piece(a, np.s_[0:512, 384:512])], 4),
+    "a grid": (lambda a: [piece(a, np.s_[0:256, 0:256])], 2),
+    "all of it": (np.zeros_like, 4),
+}
+
+
+@pytest.mark.parametrize("backend", ["minio", "gcs"], indirect=True)
+def test_a_restore_into_any_layout_costs_two_requests_a_file_and_one_for_8_mib(by_rows):
+    for layout, (target_of, files) in LAYOUTS.items():
+        into = {name: target_of(array) for name, array in TENSORS.items()}
+        with Scope() as scope:
+            report = ck.open_checkpoint(by_rows).restore(into=into)
+        read_bytes = files * sum(array.nbytes for array in TENSORS.values()) // RANKS
+        assert scope.requests <= 2 + 2 * files + read_bytes // (8 * MIB), layout
+        for name, array in TENSORS.items():
+            pieces = (
+                into[name] if isinstance(into[name], list) else [ck.Piece(into[name], array.shape, (0, 0))]
+            )
+            for found in pieces:
+                where = tuple(slice(start, start + size) for start, size in found.box.extents)
+                np.testing.assert_array_equal(found.array, array[where], layout)
+        # Pieces of 256 KiB are read whole rather than with a request of their own for each part.
+        assert (report.verified, report.unverified) == (files * len(TENSORS), 0), layout
+
+
+@pytest.mark.parametrize("backend", ["minio", "gcs"], indirect=True)
+def test_sizes_of_many_data_files_come_from_a_listing(run_url):
+    parts = []
+    for rank in range(20):
+        parts.append(f"{run_url}/part{rank}")
+        with ck.BundleWriter(parts[-1]) as writer:
+            writer.add_slice("w", (20, 300_000), f"{rank},1:-", np.full((1, 300_000), rank, "f4"))
+    ck.merge_bundles(parts, f"{run_url}/m")
+    columns = ck.Piece(np.zeros((20, 2), "f4"), (20, 300_000), (0, 299_998))
+    with Scope() as scope:
+        ck.open_checkpoint(f"{run_url}/m").restore(into={"w": columns})
+    assert columns.array[:, 1].tolist() == list(range(20))
+    # The index, the list, a range of each.
+    assert scope.requests == 1 + 1 + 20
 
 
 @pytest.mark.parametrize("backend", ["local"], indirect=True)

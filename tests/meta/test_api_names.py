@@ -114,6 +114,7 @@ SIGNATURES = {
     "open_checkpoint": ([("prefix", REQUIRED)], URL),
     "OpenCheckpoint.specs": ([], {}),
     "OpenCheckpoint.read": ([("name", REQUIRED), ("index", ...)], {}),
+    "OpenCheckpoint.read_into": ([("requests", REQUIRED)], {}),
     "OpenCheckpoint.restore": (
         [("into", None)],
         {"names": None, "rename": None, "missing": "raise", "unexpected": "ignore"},

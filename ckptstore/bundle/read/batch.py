@@ -7,14 +7,30 @@ from typing import Any, NamedTuple
 
 import numpy.typing as npt
 
+from ckptstore.bundle.read.indexing import Axis
 from ckptstore.format import dtypes
 from ckptstore.format.entry import BundleEntry
 from ckptstore.types import DType
 
-__all__ = ["NATIVE", "BulkTensors", "ReadBatch"]
+__all__ = ["NATIVE", "BulkTensors", "ReadBatch", "Taker"]
 
 NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
 """TensorFlow's number of a type → the numpy dtype of its values."""
+
+
+class Taker(NamedTuple):
+    """Some elements of a stored piece, and where they go.
+
+    Attributes
+    ----------
+    axes : tuple of Axis
+        What of each dimension of the piece; at least one element.
+    target : ndarray
+        One dimension for each axis; of the type's numpy dtype in any byte order, of any strides.
+    """
+
+    axes: tuple[Axis, ...]
+    target: npt.NDArray[Any]
 
 
 class ReadBatch:
@@ -36,8 +52,8 @@ class ReadBatch:
         Each receives the values; of the type's numpy dtype in any byte order, of any strides, and of any
         shape with as many elements, which are filled in C order. None: a new array takes that place; only for
         numbers of less than `plan.DIRECT_SIZE_BYTES` in this machine's byte order, and at least one.
-    selects : dict of int to tuple of slice
-        Row → what part of the piece the target receives; strings only. Other rows receive all of it.
+    takers : dict of int to list of Taker
+        Row → who gets what of the piece, instead of a target that gets all of it.
 
     Threads
     -------
@@ -48,10 +64,10 @@ class ReadBatch:
         "dtypes",
         "masked_crc32cs",
         "offsets",
-        "selects",
         "shapes",
         "shard_ids",
         "sizes_bytes",
+        "takers",
         "targets",
         "tensors",
     )
@@ -65,7 +81,7 @@ class ReadBatch:
         self.sizes_bytes: list[int] = []
         self.masked_crc32cs: list[int] = []
         self.targets: list[npt.NDArray[Any] | None] = []
-        self.selects: dict[int, tuple[slice, ...]] = {}
+        self.takers: dict[int, list[Taker]] = {}
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -75,12 +91,12 @@ class ReadBatch:
         tensor: str,
         entry: BundleEntry,
         dtype: DType,
-        target: npt.NDArray[Any],
-        select: tuple[slice, ...] | None = None,
+        target: npt.NDArray[Any] | None,
+        takers: list[Taker] | None = None,
     ) -> None:
-        """Append one piece; `entry` has no slices of its own."""
-        if select is not None:
-            self.selects[len(self.tensors)] = select
+        """Append one piece, for a target or for takers; `entry` has no slices of its own."""
+        if takers is not None:
+            self.takers[len(self.tensors)] = takers
         _, shape, shard_id, offset, size_bytes, masked_crc32c, _ = entry
         self.tensors.append(tensor)
         self.dtypes.append(dtype)
@@ -92,7 +108,7 @@ class ReadBatch:
         self.targets.append(target)
 
     def without(self, rows: Set[int]) -> ReadBatch:
-        """Return the other rows; none of them selects a part."""
+        """Return the other rows; none of them has takers."""
         kept = [row for row in range(len(self)) if row not in rows]
         others = ReadBatch()
         for name in ("tensors", "dtypes", "shapes", "shard_ids", "offsets", "sizes_bytes"):
@@ -112,6 +128,14 @@ class ReadBatch:
             self.sizes_bytes[row],
             self.masked_crc32cs[row],
         )
+
+    def receivers(self, row: int) -> list[npt.NDArray[Any]]:
+        """Return every array that gets something of a row; none for a new array."""
+        takers = self.takers.get(row)
+        if takers is not None:
+            return [taker.target for taker in takers]
+        target = self.targets[row]
+        return [] if target is None else [target]
 
     def target(self, row: int) -> npt.NDArray[Any]:
         """Return the target of a row, which must have one."""

@@ -8,21 +8,23 @@ byte order.
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import operator
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, ReadBatch
+from ckptstore.bundle.read.batch import NATIVE, ReadBatch, Taker
 from ckptstore.bundle.read.chunks import cut
-from ckptstore.bundle.read.indexing import view_of
-from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, ReadRun, plan_reads
+from ckptstore.bundle.read.indexing import as_slices, view_of
+from ckptstore.bundle.read.partial_reads import PartialRead, box_requests, reverse_bytes
+from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, ReadPlan, ReadRun, plan_reads
 from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles
 from ckptstore.errors import TruncatedFileError, UnsupportedError
 from ckptstore.format import dtypes
@@ -34,7 +36,7 @@ from ckptstore.transfer.ranges import split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange, DType
 
-__all__ = ["PartSums", "byte_order_unit", "fetch", "reverse_bytes"]
+__all__ = ["PartSums", "byte_order_unit", "fetch"]
 
 # The most work to find out whether strided targets overlap; beyond it they are assumed to.
 _MOST_OVERLAPS = 16
@@ -42,6 +44,10 @@ _MOST_WORK = 1000
 
 _OBJECT = np.dtype(object)
 _IS_BIG_MACHINE = sys.byteorder == "big"
+
+
+_Span: TypeAlias = tuple[int, int, int, npt.NDArray[Any]]
+"""First address, end, row and array of a target."""
 
 
 def byte_order_unit(dtype: DType, big_endian: bool, *, source: str, tensor: str) -> int:
@@ -69,6 +75,7 @@ def fetch(
     batch: ReadBatch,
     shards: ShardFiles,
     *,
+    partials: Sequence[PartialRead] = (),
     transfer: Transfer | None = None,
     memory_budget: int | None = None,
 ) -> None:
@@ -78,6 +85,8 @@ def fetch(
 
     Parameters
     ----------
+    partials : sequence of PartialRead
+        Parts of other pieces, which are read along with them and not verified.
     transfer : Transfer, optional
         What the reads belong to.
     memory_budget : int, optional
@@ -92,8 +101,9 @@ def fetch(
     """
     is_shared = _may_share_memory(batch)
     parallel = 1 if is_shared else shards.parallel_reads
-    download = Download(parallel, transfer, memory_budget, sum(batch.sizes_bytes))
-    _Fetch(batch, shards, download, transfer).run(is_shared=is_shared)
+    total_bytes = sum(batch.sizes_bytes) + sum([partial.taker.target.nbytes for partial in partials])
+    download = Download(parallel, transfer, memory_budget, total_bytes)
+    _Fetch(batch, partials, shards, download, transfer).run(is_shared=is_shared)
 
 
 def _may_share_memory(batch: ReadBatch) -> bool:
@@ -102,46 +112,48 @@ def _may_share_memory(batch: ReadBatch) -> bool:
     Large ones are verified where they lie. Of small ones, which are verified elsewhere and filled at one go,
     only those count that are a part of a large one.
     """
-    large = [row for row, size in enumerate(batch.sizes_bytes) if size >= DIRECT_SIZE_BYTES]
-    spans = sorted(
-        (*np.lib.array_utils.byte_bounds(batch.target(row)), row)
-        for row in large
-        if not batch.target(row).dtype.hasobject
-    )
-    if not spans:
+    large = [
+        (*np.lib.array_utils.byte_bounds(target), row, target)
+        for row, size in enumerate(batch.sizes_bytes)
+        if size >= DIRECT_SIZE_BYTES
+        for target in batch.receivers(row)
+        if not target.dtype.hasobject
+    ]
+    if not large:
         return False
-    open_spans: list[tuple[int, int, int]] = []
+    spans = sorted(large, key=lambda span: span[:3])
+    open_spans: list[_Span] = []
     for span in spans:
         open_spans = [other for other in open_spans if other[1] > span[0]]
-        if _overlaps_one(batch, span[2], [row for _, _, row in open_spans]):
+        if _overlaps_one(batch, span[2], span[3], open_spans):
             return True
         open_spans.append(span)
-    starts = [start for start, _, _ in spans]
-    reached = list(itertools.accumulate((end for _, end, _ in spans), max))
-    for row, (target, size) in enumerate(zip(batch.targets, batch.sizes_bytes, strict=True)):
-        # An array that owns its memory cannot overlap.
-        if target is None or target.base is None or size >= DIRECT_SIZE_BYTES:
+    starts = [span[0] for span in spans]
+    reached = list(itertools.accumulate((span[1] for span in spans), max))
+    for row, size in enumerate(batch.sizes_bytes):
+        if size >= DIRECT_SIZE_BYTES:
             continue
-        if not target.size or target.dtype.hasobject:
-            continue
-        low, high = np.lib.array_utils.byte_bounds(target)
-        end = bisect.bisect_left(starts, high)
-        first = bisect.bisect_right(reached, low, 0, end)
-        if _overlaps_one(batch, row, [other for _, stop, other in spans[first:end] if stop > low]):
-            return True
+        for target in batch.receivers(row):
+            # An array that owns its memory cannot overlap.
+            if target.base is None or not target.size or target.dtype.hasobject:
+                continue
+            low, high = np.lib.array_utils.byte_bounds(target)
+            end = bisect.bisect_left(starts, high)
+            first = bisect.bisect_right(reached, low, 0, end)
+            if _overlaps_one(batch, row, target, [span for span in spans[first:end] if span[1] > low]):
+                return True
     return False
 
 
-def _overlaps_one(batch: ReadBatch, row: int, others: Sequence[int]) -> bool:
-    """Return whether the target of `row` may overlap one of `others`."""
+def _overlaps_one(batch: ReadBatch, row: int, target: npt.NDArray[Any], others: Sequence[_Span]) -> bool:
+    """Return whether a target of `row` may overlap one of `others`."""
+    # Slices of one tensor do not overlap.
+    others = [span for span in others if batch.tensors[span[2]] != batch.tensors[row]]
     if len(others) >= _MOST_OVERLAPS:
         return True
-    target, tensor = batch.target(row), batch.tensors[row]
-    for other in others:
-        if tensor == batch.tensors[other]:
-            continue  # slices, which do not overlap
+    for _, _, _, other in others:
         try:
-            if np.shares_memory(target, batch.target(other), max_work=_MOST_WORK):  # type: ignore[arg-type]
+            if np.shares_memory(target, other, max_work=_MOST_WORK):  # type: ignore[arg-type]
                 return True
         except np.exceptions.TooHardError:
             return True
@@ -182,11 +194,13 @@ class _Fetch:
     def __init__(
         self,
         batch: ReadBatch,
+        partials: Sequence[PartialRead],
         shards: ShardFiles,
         download: Download,
         transfer: Transfer | None,
     ) -> None:
         self._batch = batch
+        self._partials = sorted(partials, key=_place)
         self._shards = shards
         self._big_endian = shards.big_endian
         self._is_foreign = shards.big_endian != _IS_BIG_MACHINE
@@ -203,17 +217,43 @@ class _Fetch:
                 if not size:
                     self._place_bytes(row, b"", self._shards[batch.shard_ids[row]])
         size = self._download.size_bytes
-        requests: Iterator[Request] = (request for run in plan.runs for request in self._requests(run))
+        lent_bytes = plan.size_bytes + sum([partial.entry.size_bytes for partial in self._partials])
+        requests = self._all_requests(plan)
         if not is_shared:
             requests = joined(requests, size)
         try:
-            self._download.run(requests, lent_size_bytes=min(plan.size_bytes, size))
+            self._download.run(requests, lent_size_bytes=min(lent_bytes, size))
         except TruncatedFileError:
             # If the read was the first request for the file, the error names the tensor.
             rows = zip(batch.shard_ids, batch.offsets, batch.sizes_bytes, batch.tensors, strict=True)
             for shard_id, offset, size_bytes, tensor in rows:
                 self._shards[shard_id].check_inside(offset, size_bytes, tensor)
+            self._check_partials()
             raise
+        self._check_partials()
+
+    def _check_partials(self) -> None:
+        """Raise if a file ends before a piece of which the part that was read is there."""
+        for tensor, entry, _, _ in self._partials:
+            self._shards[entry.shard_id].check_inside(entry.offset, entry.size_bytes, tensor)
+
+    def _all_requests(self, plan: ReadPlan) -> Iterator[Request]:
+        """Yield the requests for runs and partial reads in the order of the files."""
+        in_order: Iterator[ReadRun | PartialRead] = heapq.merge(plan.runs, self._partials, key=_place)
+        for each in in_order:
+            if isinstance(each, ReadRun):
+                yield from self._requests(each)
+                continue
+            shard = self._shards[each.entry.shard_id]
+            unit = byte_order_unit(each.dtype, self._big_endian, source=shard.url, tensor=each.tensor)
+            yield from box_requests(
+                each,
+                shard,
+                self._download,
+                unit=unit,
+                is_far=self._shards.are_far,
+                advance=self._advance,
+            )
 
     def _requests(self, run: ReadRun) -> Iterator[Request]:
         shard = self._shards[run.shard]
@@ -222,10 +262,15 @@ class _Fetch:
             take = partial(self._take_staged, run, shard)
             yield Request(shard, self._batch.tensors[row], [ByteRange(run.start, run.stop)], [None], take)
             return
-        target = self._batch.target(row)
-        if target.dtype.hasobject:
+        if NATIVE[self._batch.dtypes[row].as_datatype_enum] is _OBJECT:
             yield from self._strings_requests(row, run, shard)
-        elif target.flags.c_contiguous:
+            return
+        takers = self._batch.takers.get(row)
+        if takers is not None:
+            yield from self._shared_requests(row, takers, run, shard)
+            return
+        target = self._batch.target(row)
+        if target.flags.c_contiguous:
             yield from self._direct_requests(row, target, run, shard)
         else:
             yield from self._scattered_requests(row, target, run, shard)
@@ -286,6 +331,32 @@ class _Fetch:
             wanted = ByteRange(run.start + start, run.start + stop)
             yield Request(shard, tensor, [wanted], [None], partial(take, number, where))
 
+    def _shared_requests(
+        self, row: int, takers: Sequence[Taker], run: ReadRun, shard: ShardFile
+    ) -> Iterator[Request]:
+        """Read box by box into a block, and from there into whatever wants some of it."""
+        tensor, shape = self._batch.tensors[row], self._batch.shapes[row]
+        native = NATIVE[self._batch.dtypes[row].as_datatype_enum]
+        chunks = list(cut(shape, native.itemsize, self._download.size_bytes))
+        parts = PartSums(len(chunks))
+        unit = self._unit(row, shard, _IS_BIG_MACHINE)
+
+        def take(number: int, where: tuple[slice, ...], buffers: Sequence[memoryview]) -> None:
+            self._count(row, shard, parts, number, buffers[0])
+            reverse_bytes(buffers[0], unit)
+            values = np.ndarray([part.stop - part.start for part in where], native, buffers[0])
+            for axes, target in takers:
+                clipped = [
+                    axis.clipped(part.start, part.stop) for axis, part in zip(axes, where, strict=True)
+                ]
+                if all(axis.size for _, axis in clipped):
+                    place = view_of(target, tuple([place for place, _ in clipped]))
+                    place[...] = view_of(values, as_slices([axis for _, axis in clipped]))
+
+        for number, (start, stop, where) in enumerate(chunks):
+            wanted = ByteRange(run.start + start, run.start + stop)
+            yield Request(shard, tensor, [wanted], [None], partial(take, number, where))
+
     def _unit(self, row: int, shard: ShardFile, to_big_endian: bool) -> int:
         """Return the size of the unit to reverse between file and memory."""
         dtype = self._batch.dtypes[row]
@@ -315,7 +386,7 @@ class _Fetch:
         crcs = crc32c_of_ranges(block, starts, map(operator.add, starts, sizes_bytes))
         found = mask_many(crcs).tolist()
         types, shapes, targets, expected = batch.dtypes, batch.shapes, batch.targets, batch.masked_crc32cs
-        is_foreign, native_of, make = self._is_foreign, NATIVE, np.ndarray
+        is_foreign, native_of, make, takers = self._is_foreign, NATIVE, np.ndarray, batch.takers
         for row, start, masked in zip(rows, starts, found, strict=True):
             native = native_of[types[row].as_datatype_enum]
             if native is _OBJECT:
@@ -323,25 +394,36 @@ class _Fetch:
                 continue
             if masked != expected[row]:
                 shard.check_crc32c(batch.entry(row), unmask(masked), batch.tensors[row])
+            if row in takers:
+                values = make(shapes[row], native, block, start)
+                if is_foreign:
+                    values = self._reversed(row, values, shard)
+                for axes, place in takers[row]:
+                    place[...] = view_of(values, as_slices(axes))
+                continue
             target = targets[row]
             if target is None:
                 targets[row] = make(shapes[row], native, block, start).copy()
                 continue
             values = make(target.shape, native, block, start)
-            if is_foreign:
-                values = values.copy()
-                unit = byte_order_unit(
-                    types[row], self._big_endian, source=shard.url, tensor=batch.tensors[row]
-                )
-                reverse_bytes(dtypes.as_bytes_view(values).data, unit)
-            target[...] = values
+            target[...] = self._reversed(row, values, shard) if is_foreign else values
         self._advance(sum(sizes_bytes))
+
+    def _reversed(self, row: int, values: npt.NDArray[Any], shard: ShardFile) -> npt.NDArray[Any]:
+        """Return a copy in this machine's byte order."""
+        batch = self._batch
+        unit = byte_order_unit(
+            batch.dtypes[row], self._big_endian, source=shard.url, tensor=batch.tensors[row]
+        )
+        copy = values.copy()
+        reverse_bytes(dtypes.as_bytes_view(copy).data, unit)
+        return copy
 
     def _place_bytes(self, row: int, raw: bytes | memoryview, shard: ShardFile) -> None:
         """Verify the bytes of one piece that are strings, or none at all; put the values into the target."""
         batch = self._batch
-        tensor, target = batch.tensors[row], batch.target(row)
-        if not target.dtype.hasobject:
+        tensor = batch.tensors[row]
+        if NATIVE[batch.dtypes[row].as_datatype_enum] is not _OBJECT:
             shard.check_crc32c(batch.entry(row), crc32c(raw), tensor)
             return
         decode = decode_strings if batch.dtypes[row] == dtypes.STRING else decode_variants
@@ -355,18 +437,19 @@ class _Fetch:
             tensor=tensor,
             offset=batch.offsets[row],
         )
-        select = batch.selects.get(row)
-        if select is None:
+        takers = batch.takers.get(row)
+        if takers is None:
+            target = batch.target(row)
             target[...] = values.reshape(target.shape)
-        else:
-            target[...] = values.reshape(batch.shapes[row])[select]
+            return
+        for axes, place in takers:
+            place[...] = view_of(values.reshape(batch.shapes[row]), as_slices(axes))
+
+
+def _place(each: ReadRun | PartialRead) -> tuple[int, int]:
+    """Return shard and offset of the first byte."""
+    return (each.shard if isinstance(each, ReadRun) else each.entry.shard_id), each.start
 
 
 def _is_big_endian(dtype: np.dtype[Any]) -> bool:
     return dtype.isnative == _IS_BIG_MACHINE
-
-
-def reverse_bytes(memory: memoryview, unit: int) -> None:
-    """Reverse the bytes of every unit, in place."""
-    if unit > 1:
-        np.frombuffer(memory, f"u{unit}").byteswap(inplace=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, GAP_SIZE_BYTES, STAGE_SIZE_BYTES
 from ckptstore.errors import UsageError
 
-__all__ = ["Axis", "BasicIndex", "Box", "BoxRead", "as_slices", "parse_index", "split_box", "view_of"]
+__all__ = ["Axis", "BasicIndex", "Box", "BoxLayout", "BoxRead", "as_slices", "parse_index", "view_of"]
 
 BasicIndex: TypeAlias = (
     SupportsIndex | slice | EllipsisType | tuple[SupportsIndex | slice | EllipsisType | None, ...] | None
@@ -186,72 +187,99 @@ class BoxRead(NamedTuple):
     is_contiguous: bool
 
 
-def split_box(
-    axes: Sequence[Axis],
-    shape: Sequence[int],
-    item_size_bytes: int,
-    *,
-    gap_size_bytes: int = GAP_SIZE_BYTES,
-    stage_size_bytes: int = STAGE_SIZE_BYTES,
-) -> Iterator[BoxRead]:
-    """Yield the ranges that a box of a C-order tensor needs.
+class BoxLayout:
+    """Where a box of a C-order tensor lies in the bytes of the tensor, and in which ranges to read it.
 
-    Wanted bytes that lie at most `gap_size_bytes` apart are read together, in ranges of at most
-    `stage_size_bytes`; ranges without gaps, which need no staging, may be longer.
+    Parameters
+    ----------
+    axes : sequence of Axis
+    gap_size_bytes : int
+        Wanted bytes that lie at most so far apart are read together.
+    direct_size_bytes : int
+        Runs without gaps of this size or more are not: they go straight to their place.
+    stage_size_bytes : int
+        No range with gaps is longer. Ranges without gaps, which need no staging, may be.
+
+    Attributes
+    ----------
+    is_contiguous : bool
+        Whether each range holds exactly the elements wanted, in their order.
+    run_size_bytes : int
+        Of wanted bytes without a gap.
+    size_bytes : int
+        Of all ranges together, gaps included.
     """
-    if not all(axis.size for axis in axes):
-        return
-    rank = len(axes)
-    units = [item_size_bytes] * rank
-    for dim in reversed(range(rank - 1)):
-        units[dim] = units[dim + 1] * shape[dim + 1]
-    # spans[d]: bytes from the first to the last wanted element of dimensions d and inner, both included.
-    spans = [item_size_bytes] * (rank + 1)
-    for dim in reversed(range(rank)):
-        spans[dim] = spans[dim + 1] + (axes[dim].size - 1) * abs(axes[dim].step) * units[dim]
 
-    def gap(dim: int) -> int:
-        axis = axes[dim]
-        return abs(axis.step) * units[dim] - spans[dim + 1] if axis.size > 1 else 0
+    def __init__(
+        self,
+        axes: Sequence[Axis],
+        shape: Sequence[int],
+        item_size_bytes: int,
+        *,
+        gap_size_bytes: int = GAP_SIZE_BYTES,
+        direct_size_bytes: int = DIRECT_SIZE_BYTES,
+        stage_size_bytes: int = STAGE_SIZE_BYTES,
+    ) -> None:
+        self._axes = axes
+        self._item_size_bytes = item_size_bytes
+        rank = len(axes)
+        units = self._units = [item_size_bytes] * rank
+        for dim in reversed(range(rank - 1)):
+            units[dim] = units[dim + 1] * shape[dim + 1]
+        # spans[d]: bytes from the first to the last wanted element of dimensions d and inner, both included.
+        spans = [item_size_bytes] * (rank + 1)
+        for dim in reversed(range(rank)):
+            spans[dim] = spans[dim + 1] + (axes[dim].size - 1) * abs(axes[dim].step) * units[dim]
 
-    exact = rank
-    while exact and gap(exact - 1) == 0 and (axes[exact - 1].size == 1 or axes[exact - 1].step > 0):
-        exact -= 1
-    near = exact
-    while near and gap(near - 1) <= gap_size_bytes:
-        near -= 1
-    # Runs that are long by themselves go straight to their place; reading the gaps too would mean copying
-    # all of it.
-    is_contiguous = near == exact or spans[exact] >= DIRECT_SIZE_BYTES
-    split, rows_each = exact, 1
-    if not is_contiguous:
-        split = near
-        while spans[split] > stage_size_bytes:
-            split += 1
-        if split > near:
-            outer = axes[split - 1]
-            rows_each += (stage_size_bytes - spans[split]) // (abs(outer.step) * units[split - 1])
-    grouped = split - 1 if rows_each > 1 else split
-    for picks in itertools.product(
-        *(_groups(axis.size, 1) for axis in axes[:grouped]),
-        *(_groups(axis.size, rows_each) for axis in axes[grouped:split]),
-        *(((0, axis.size),) for axis in axes[split:]),
-    ):
-        low = high = first = 0
-        for (begin, end), axis, unit in zip(picks, axes, units, strict=True):
-            at = axis.start + begin * axis.step
-            last = axis.start + (end - 1) * axis.step
-            first += at * unit
-            low += min(at, last) * unit
-            high += max(at, last) * unit
-        yield BoxRead(
-            low,
-            high + item_size_bytes,
-            first - low,
-            tuple(itertools.starmap(slice, picks)),
-            tuple(axis.step * unit for axis, unit in zip(axes, units, strict=True)),
-            is_contiguous,
+        def gap(dim: int) -> int:
+            axis = axes[dim]
+            return abs(axis.step) * units[dim] - spans[dim + 1] if axis.size > 1 else 0
+
+        exact = rank
+        while exact and gap(exact - 1) == 0 and (axes[exact - 1].size == 1 or axes[exact - 1].step > 0):
+            exact -= 1
+        near = exact
+        while near and gap(near - 1) <= gap_size_bytes:
+            near -= 1
+        # Runs that are long by themselves go straight to their place; reading the gaps too would mean copying
+        # all of it.
+        self.is_contiguous = near == exact or spans[exact] >= direct_size_bytes
+        split, rows_each = exact, 1
+        if not self.is_contiguous:
+            split = near
+            while spans[split] > stage_size_bytes:
+                split += 1
+            if split > near:
+                outer = axes[split - 1]
+                rows_each += (stage_size_bytes - spans[split]) // (abs(outer.step) * units[split - 1])
+        self._split, self._rows_each = split, rows_each
+        self.run_size_bytes = spans[exact]
+        self._is_empty = any(axis.size == 0 for axis in axes)
+        self.size_bytes = (
+            0 if self._is_empty else math.prod(axis.size for axis in axes[:split]) * spans[split]
         )
+
+    def reads(self) -> Iterator[BoxRead]:
+        """Yield the ranges, ascending where no step is negative."""
+        if self._is_empty:
+            return
+        axes, units, split, rows_each = self._axes, self._units, self._split, self._rows_each
+        strides = tuple(axis.step * unit for axis, unit in zip(axes, units, strict=True))
+        grouped = split - 1 if rows_each > 1 else split
+        for picks in itertools.product(
+            *(_groups(axis.size, 1) for axis in axes[:grouped]),
+            *(_groups(axis.size, rows_each) for axis in axes[grouped:split]),
+            *(((0, axis.size),) for axis in axes[split:]),
+        ):
+            low = high = first = 0
+            for (begin, end), axis, unit in zip(picks, axes, units, strict=True):
+                at = axis.start + begin * axis.step
+                last = axis.start + (end - 1) * axis.step
+                first += at * unit
+                low += min(at, last) * unit
+                high += max(at, last) * unit
+            where = tuple(itertools.starmap(slice, picks))
+            yield BoxRead(low, high + self._item_size_bytes, first - low, where, strides, self.is_contiguous)
 
 
 def _groups(count: int, size: int) -> list[tuple[int, int]]:

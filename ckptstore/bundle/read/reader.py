@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.read.batch import BulkTensors, ReadBatch
-from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, parse_index, view_of
+from ckptstore.bundle.read.box_plan import PieceCounts, TensorPieces, WantedBox
+from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, as_slices, parse_index, view_of
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.dtypes import check_array_shape
 from ckptstore.format.entry import BundleEntry, BundleHeader
@@ -26,7 +27,14 @@ from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType, Slice, TensorSpec
 
-__all__ = ["BundleReader", "StoredTensor", "check_destination", "check_partition"]
+__all__ = [
+    "BundleReader",
+    "StoredTensor",
+    "check_destination",
+    "check_partition",
+    "insufficient_slices",
+    "pieces_of",
+]
 
 
 class StoredTensor(NamedTuple):
@@ -231,12 +239,28 @@ class BundleReader(abc.ABC):
             result[...] = filled.reshape(box.shape)
         return result
 
+    def pieces_many(self, names: Sequence[str]) -> list[TensorPieces | None]:
+        """Return for each name its tensor as columns, checked, or None for a name that is not there.
+
+        Raises
+        ------
+        FormatError, UnsupportedError
+            As `stored`, for the first name that has an entry with an error.
+        """
+        return [None if tensor is None else pieces_of(tensor) for tensor in self.stored_many(names)]
+
+    def partitioned_among(self, names: Sequence[str]) -> set[str]:
+        """Return those of many names that are partitioned tensors, as far as that is cheap to tell."""
+        return set()
+
     def read_stored(
         self,
         requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
         *,
         bulk: ReadBatch | None = None,
+        boxes: Sequence[WantedBox] = (),
         transfer: Transfer | None = None,
+        counts: PieceCounts | None = None,
     ) -> list[npt.NDArray[Any]]:
         """Return many tensors that were looked up already.
 
@@ -251,8 +275,12 @@ class BundleReader(abc.ABC):
         bulk : ReadBatch, optional
             Read along with the requests, into its own arrays: something for which `bulk_is_there` returned
             True, and arrays that fit.
+        boxes : sequence of WantedBox
+            Parts of tensors of `pieces_many`, read along with the requests; their targets fit.
         transfer : Transfer, optional
             What the reads belong to.
+        counts : PieceCounts, optional
+            Counts the pieces that are read.
 
         Raises
         ------
@@ -262,6 +290,9 @@ class BundleReader(abc.ABC):
             At the first damaged tensor; arrays that were read before it are filled.
         """
         assert bulk is None
+        for box in boxes:
+            stored, part = self.stored(box.tensor.name), Box(box.axes, box.target.shape)
+            self._check_present(stored, [overlap.piece for overlap in self._overlaps(stored, part)])
         for tensor, out in requests:
             self._check_covered(tensor)
             self._check_present(tensor, range(len(tensor.entries)))
@@ -279,6 +310,12 @@ class BundleReader(abc.ABC):
                 results.append(out)
             if transfer is not None:
                 transfer.advance(size_bytes)
+            if counts is not None:
+                counts.unverified += len(tensor.entries)
+        for box in boxes:
+            box.target[...] = self.read(box.tensor.name, as_slices(box.axes))
+            if counts is not None:
+                counts.unverified += 1
         return results
 
     def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[_Overlap]:
@@ -299,9 +336,8 @@ class BundleReader(abc.ABC):
                 yield _Overlap(
                     piece, tuple(where for where, _ in clipped), tuple(axis for _, axis in clipped)
                 )
-        wanted = math.prod(box.counts)
-        if found != wanted:
-            raise _insufficient_slices(tensor, box, wanted, found, self.url)
+        if found != math.prod(box.counts):
+            raise insufficient_slices(tensor.name, tensor.shape, box.axes, found, self.url)
 
     def _check_covered(self, tensor: StoredTensor) -> None:
         """Raise `FormatError` unless the slices of a partitioned tensor hold all of it."""
@@ -321,17 +357,32 @@ class BundleReader(abc.ABC):
         )
 
 
-def _insufficient_slices(tensor: StoredTensor, box: Box, wanted: int, found: int, url: str) -> FormatError:
+def pieces_of(tensor: StoredTensor) -> TensorPieces:
+    """Return a tensor as columns."""
+    rank, entries = len(tensor.shape), tensor.entries
+    starts = np.zeros((len(entries), rank), np.int64)
+    for row, box in enumerate(tensor.slices):
+        starts[row] = [start for start, _ in box.resolve(tensor.shape)]
+    columns = np.array([entry[2:6] for entry in entries], np.int64)
+    lengths = np.array([entry.shape for entry in entries], np.int64).reshape(len(entries), rank)
+    return TensorPieces(tensor.name, tensor.dtype, tensor.shape, starts, lengths, *columns.T)
+
+
+def insufficient_slices(
+    name: str, shape: Sequence[int], axes: Sequence[Axis], found: int, url: str
+) -> FormatError:
+    """Return the error for a box of which the slices of a tensor hold only `found` elements."""
+    wanted = math.prod([axis.size for axis in axes])
     parts = []
-    for axis, size in zip(box.axes, tensor.shape, strict=True):
+    for axis, size in zip(axes, shape, strict=True):
         last = axis.start + (axis.size - 1) * axis.step
         low, high = min(axis.start, last), max(axis.start, last)
         parts.append("-" if axis.size == size else f"{low},{high + 1 - low}")
     return FormatError(
-        f"Does not have sufficient slices for partitioned tensor {tensor.name} "
+        f"Does not have sufficient slices for partitioned tensor {name} "
         f"to restore in slice_spec: {':'.join(parts)}",
         url=url,
-        tensor=tensor.name,
+        tensor=name,
         expected=f"{wanted} elements",
         actual=found,
         hint="Not all of its slices were saved, or not all shards were merged.",

@@ -11,15 +11,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch
+from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch, Taker
+from ckptstore.bundle.read.box_plan import (
+    BoxPlan,
+    PieceCounts,
+    TensorPieces,
+    WantedBox,
+    plan_boxes,
+    upright,
+)
 from ckptstore.bundle.read.bulk_lookup import find_bulk
 from ckptstore.bundle.read.claims import check_claims
 from ckptstore.bundle.read.fetch import byte_order_unit, fetch
-from ckptstore.bundle.read.fetch_box import fetch_box
 from ckptstore.bundle.read.index_check import IndexCheck, Partition, key_of
 from ckptstore.bundle.read.index_file import IndexFile
-from ckptstore.bundle.read.indexing import Axis, Box, as_slices, view_of
-from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination, check_partition
+from ckptstore.bundle.read.indexing import Axis, Box, view_of
+from ckptstore.bundle.read.partial_reads import PartialRead
+from ckptstore.bundle.read.reader import (
+    BundleReader,
+    StoredTensor,
+    check_destination,
+    check_partition,
+    insufficient_slices,
+    pieces_of,
+)
 from ckptstore.bundle.read.shard_files import ShardFiles
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
 from ckptstore.format import dtypes
@@ -126,6 +141,51 @@ class ReaderV2(BundleReader):
         except CorruptError:
             # One by one those can be found that are in undamaged blocks.
             return None
+
+    def pieces_many(self, names: Sequence[str]) -> list[TensorPieces | None]:
+        index = self._index_of_many(names)
+        if index is None:
+            return super().pieces_many(names)
+        rows = index.rows_of(names)
+        partitions, columns = index.partitions(rows), index.columns
+        found: list[TensorPieces | None] = []
+        for name, row, is_sound in zip(names, rows, index.is_sound[rows].tolist(), strict=True):
+            partition = partitions.get(row)
+            if partition is not None:
+                kind, at = partition.kind, partition.rows
+                starts, lengths = partition.starts, partition.lengths
+                if (lengths < 0).any():
+                    lengths = np.where(lengths < 0, np.array(kind.shape, np.int64), lengths)
+            elif is_sound:
+                kind, at = columns.kinds[int(columns.kind_ids[row])], np.array([row])
+                lengths = np.array([kind.shape], np.int64).reshape(1, len(kind.shape))
+                starts = np.zeros_like(lengths)
+            else:
+                tensor = self.stored(name) if row else None
+                found.append(None if tensor is None else pieces_of(tensor))
+                continue
+            assert kind.dtype is not None
+            found.append(
+                TensorPieces(
+                    name,
+                    kind.dtype,
+                    kind.shape,
+                    starts,
+                    lengths,
+                    columns.shard_ids[at],
+                    columns.offsets[at],
+                    columns.sizes_bytes[at],
+                    columns.masked_crc32cs[at],
+                )
+            )
+        return found
+
+    def partitioned_among(self, names: Sequence[str]) -> set[str]:
+        index = self._index_of_many(names)
+        if index is None:
+            return set()
+        at = index.columns.slices_at[index.rows_of(names)]
+        return {names[number] for number in np.flatnonzero(at).tolist()}
 
     def _stored_partition(self, name: str, partition: Partition, index: IndexCheck) -> StoredTensor:
         found = self._partitioned.get(name)
@@ -235,33 +295,37 @@ class ReaderV2(BundleReader):
         self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
     ) -> None:
         entry = tensor.entries[piece]
-        covers = all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True))
-        if covers or target.dtype.hasobject:
-            select = None
-            if target.dtype.hasobject:
-                # Strings lie behind their lengths, so a single one cannot be located.
-                select = as_slices(axes)
-            else:
-                target = view_of(
-                    target, tuple(slice(None, None, -1 if axis.step < 0 else 1) for axis in axes)
-                )
-            batch = ReadBatch()
-            batch.add(tensor.name, entry, tensor.dtype, target, select)
-            fetch(batch, self.shards, memory_budget=self.memory_budget)
+        axes, target = upright(axes, target)
+        batch = ReadBatch()
+        partials = []
+        if all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True)):
+            batch.add(tensor.name, entry, tensor.dtype, target)
+        elif target.dtype.hasobject:
+            # Strings lie behind their lengths, so a single one cannot be located.
+            batch.add(tensor.name, entry, tensor.dtype, None, [Taker(axes, target)])
         else:
-            fetch_box(tensor, piece, axes, target, self.shards, memory_budget=self.memory_budget)
+            partials.append(PartialRead(tensor.name, entry, tensor.dtype, Taker(axes, target)))
+        fetch(batch, self.shards, partials=partials, memory_budget=self.memory_budget)
 
     def read_stored(
         self,
         requests: Sequence[tuple[StoredTensor, npt.NDArray[Any] | None]],
         *,
         bulk: ReadBatch | None = None,
+        boxes: Sequence[WantedBox] = (),
         transfer: Transfer | None = None,
+        counts: PieceCounts | None = None,
     ) -> list[npt.NDArray[Any]]:
         for name, dtype in {tensor.name: tensor.dtype for tensor, _ in requests}.items():
             byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
+        batch = ReadBatch() if bulk is None else bulk
+        before = len(batch)
+        plan = self._plan_boxes(boxes, batch, transfer)
         tensors = {tensor.name: tensor for tensor, _ in requests}.values()
         claimed = [(tensor.name, entry) for tensor in tensors for entry in tensor.entries]
+        # A part may be wanted by several boxes, its bytes are claimed once.
+        read_in_part = {(part.entry.shard_id, part.entry.offset): part for part in plan.partials}.values()
+        claimed += [(part.tensor, part.entry) for part in read_in_part]
         # In this order: a missing file, slices that are missing, a file that is too short.
         wanted: dict[int, str] = {}
         for name, entry in claimed:
@@ -272,12 +336,13 @@ class ReaderV2(BundleReader):
             self.shards[shard_id].size_bytes(name)
         for tensor in tensors:
             self._check_covered(tensor)
-        check_claims(self.shards, *_columns_of(claimed))
+        whole = (batch.tensors, batch.shard_ids, batch.offsets, batch.sizes_bytes)
+        in_boxes = [column[before:] for column in whole]
+        check_claims(self.shards, *map(operator.add, _columns_of(claimed), in_boxes))
         for tensor, out in requests:
             if out is not None:
                 check_destination(out, tensor.shape, tensor.dtype, tensor=tensor.name)
         results: list[npt.NDArray[Any]] = []
-        batch = ReadBatch() if bulk is None else bulk
         for tensor, out in requests:
             name, dtype, shape, slices, entries = tensor
             result = np.empty(shape, NATIVE[dtype.as_datatype_enum]) if out is None else out
@@ -288,8 +353,32 @@ class ReaderV2(BundleReader):
             for box, entry in zip(slices, entries, strict=True):
                 where = tuple(slice(start, start + length) for start, length in box.resolve(shape))
                 batch.add(name, entry, dtype, view_of(result, where))
-        fetch(batch, self.shards, transfer=transfer, memory_budget=self.memory_budget)
+        fetch(
+            batch,
+            self.shards,
+            partials=plan.partials,
+            transfer=transfer,
+            memory_budget=self.memory_budget,
+        )
+        if counts is not None:
+            counts.verified += len(batch)
+            counts.unverified += plan.unverified
         return results
+
+    def _plan_boxes(self, boxes: Sequence[WantedBox], batch: ReadBatch, transfer: Transfer | None) -> BoxPlan:
+        before = len(batch)
+        for name, dtype in {box.tensor.name: box.tensor.dtype for box in boxes}.items():
+            byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
+        plan = plan_boxes(boxes, batch, is_far=self.shards.are_far)
+        for number, found in plan.missing[:1]:
+            tensor, axes, _ = boxes[number]
+            raise insufficient_slices(tensor.name, tensor.shape, axes, found, self.url)
+        if transfer is not None and transfer.total_bytes is not None:
+            # Some pieces are read whole although only a part is wanted.
+            planned = sum(batch.sizes_bytes[before:])
+            planned += sum(part.taker.target.nbytes for part in plan.partials)
+            transfer.expect(transfer.total_bytes + planned - sum(box.size_bytes for box in boxes))
+        return plan
 
 
 def _columns_of(

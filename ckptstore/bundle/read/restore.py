@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from ckptstore.bundle.read.batch import NATIVE
+from ckptstore.bundle.read.box_plan import PieceCounts, TensorPieces, WantedBox, upright
 from ckptstore.bundle.read.bulk_lookup import BulkRestore
 from ckptstore.bundle.read.destinations import Destination, check_destinations
-from ckptstore.bundle.read.reader import BundleReader, StoredTensor
+from ckptstore.bundle.read.indexing import Axis, BasicIndex, parse_index
+from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
 from ckptstore.format.entry import element_count
 from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import Piece, as_pieces
 
-__all__ = ["keys_by_full_name", "restore_into"]
+__all__ = ["keys_by_full_name", "read_boxes_into", "restore_into"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -61,11 +65,13 @@ def restore_into(
     *,
     reshape: bool = False,
     transfer: Transfer | None = None,
+    counts: PieceCounts | None = None,
 ) -> tuple[str, ...]:
     """Restore tensors into `values`.
 
     Arrays that are there are filled in place, whatever their strides. For keys that are missing, None,
-    numpy scalars and Python values a new writable array is put in.
+    numpy scalars and Python values a new writable array is put in. A `Piece`, or each of a sequence of them,
+    gets its box.
 
     Parameters
     ----------
@@ -79,6 +85,8 @@ def restore_into(
     transfer : Transfer, optional
         What the reads belong to: its budget bounds the memory beyond the arrays. Strings may take more, and a
         partitioned tensor for an array of another shape whose elements lie at no regular distance.
+    counts : PieceCounts, optional
+        Counts the stored pieces that are read.
 
     Returns
     -------
@@ -114,15 +122,15 @@ def restore_into(
         transfer.restart(plan.size_bytes)
     # Strings of fixed width come first: they can still turn out not to fit.
     indirect = [placement for placement in plan.placements if placement.convert is not None]
-    strings = _read(reader, indirect, transfer)
+    strings = _read(reader, indirect, transfer, counts)
     converted = [placement.converted(array) for placement, array in zip(indirect, strings, strict=True)]
     direct = [placement for placement in plan.placements if placement.existing is None]
-    arrays = _read(reader, direct, transfer, plan.bulk)
+    arrays = _read(reader, direct, transfer, counts, plan.bulk, plan.parts)
     for existing, value in converted:
         existing[...] = value
     for placement in plan.placements:
         if placement.existing is not None and placement.convert is None:
-            (array,) = _read(reader, [placement], transfer)
+            (array,) = _read(reader, [placement], transfer, counts)
             placement.existing[...] = array.reshape(placement.existing.shape)
     if plan.new and isinstance(values, MutableMapping):
         array_of = {placement.target: array for placement, array in zip(direct, arrays, strict=True)}
@@ -130,7 +138,30 @@ def restore_into(
             array_of.update(plan.bulk.arrays())
         for target in plan.new:
             values[target] = array_of[target]
-    return tuple([placement.target for placement in plan.placements if placement.is_cast])
+    cast = [placement.target for placement in plan.placements if placement.is_cast]
+    return tuple(dict.fromkeys([*cast, *(part.target for part in plan.parts if part.is_cast)]))
+
+
+class _WantedPart(NamedTuple):
+    """A box that an array of the mapping gets.
+
+    Attributes
+    ----------
+    target : str
+        Name in the mapping.
+    is_cast : bool
+        As in `_Placement`.
+    """
+
+    target: str
+    box: WantedBox
+    is_cast: bool
+
+    def destination(self) -> Destination:
+        """Return the array that is filled, with what tells its content from others."""
+        tensor, axes, array = self.box
+        pieces = (tensor.starts.tobytes(), tensor.sizes_bytes.tobytes(), tensor.masked_crc32cs.tobytes())
+        return Destination(self.target, array, (tensor.dtype.name, tensor.shape, *pieces, axes))
 
 
 class _RestorePlan(NamedTuple):
@@ -140,6 +171,8 @@ class _RestorePlan(NamedTuple):
     ----------
     bulk : BulkRestore or None
         Small tensors, which are read in bulk.
+    parts : list of _WantedPart
+        Pieces, and partitioned tensors for arrays that fit as they are.
     placements : list of _Placement
         All others.
     new : list of str
@@ -147,6 +180,7 @@ class _RestorePlan(NamedTuple):
     """
 
     bulk: BulkRestore | None
+    parts: list[_WantedPart]
     placements: list[_Placement]
     new: list[str]
 
@@ -154,8 +188,10 @@ class _RestorePlan(NamedTuple):
     def size_bytes(self) -> int:
         """Bytes in the data files."""
         entries = [entry for placement in self.placements for entry in placement.tensor.entries]
-        return sum([entry.size_bytes for entry in entries]) + (
-            sum(self.bulk.batch.sizes_bytes) if self.bulk else 0
+        return (
+            sum([entry.size_bytes for entry in entries])
+            + (sum(self.bulk.batch.sizes_bytes) if self.bulk else 0)
+            + sum([part.box.size_bytes for part in self.parts])
         )
 
 
@@ -163,17 +199,106 @@ def _plan_restore(
     reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str], reshape: bool
 ) -> _RestorePlan:
     try:
-        bulk = BulkRestore.find(reader, values, wanted)
-        placements = _place(reader, values, bulk.others(wanted) if bulk else wanted, reshape)
+        in_pieces = {
+            target: pieces
+            for target in wanted
+            if (pieces := as_pieces(values.get(target), tensor=target)) is not None
+        }
+        others = wanted
+        if in_pieces:
+            others = {target: source for target, source in wanted.items() if target not in in_pieces}
+        bulk = BulkRestore.find(reader, values, others)
+        rest = bulk.others(others) if bulk else others
+        partitioned = _partitioned(reader, values, rest)
+        parts = [*_parts(reader, wanted, in_pieces), *partitioned.values()]
+        if partitioned:
+            rest = {target: source for target, source in rest.items() if target not in partitioned}
+        placements = _place(reader, values, rest, reshape)
         if bulk and not reader.bulk_is_there(bulk.batch, [placement.tensor for placement in placements]):
             # Looked up one by one, the tensors raise the errors in the order wanted.
-            bulk, placements = None, _place(reader, values, wanted, reshape)
-        check_destinations(_destinations(bulk, placements))
+            bulk, parts = None, _parts(reader, wanted, in_pieces)
+            placements = _place(reader, values, others, reshape)
+        found = _destinations(bulk, placements)
+        check_destinations(found + [part.destination() for part in parts])
     except UsageError as error:
         error.url = error.url or reader.url
         raise
     new = [target for target, _, receiver, _, existing, _ in placements if receiver is existing is None]
-    return _RestorePlan(bulk, placements, _in_order([*bulk.new(), *new], wanted) if bulk else new)
+    new = _in_order([*bulk.new(), *new], wanted) if bulk else new
+    return _RestorePlan(bulk, parts, placements, new)
+
+
+def _partitioned(
+    reader: BundleReader, values: Mapping[str, Any], wanted: Mapping[str, str]
+) -> dict[str, _WantedPart]:
+    """Return, by name in `values`, the partitioned tensors for arrays that fit as they are."""
+    sources = reader.partitioned_among(list(wanted.values())) if values else set()
+    if not sources:
+        return {}
+    targets = [target for target, source in wanted.items() if source in sources]
+    tensors = reader.pieces_many([wanted[target] for target in targets])
+    found = {}
+    for target, tensor in zip(targets, tensors, strict=True):
+        existing = values.get(target)
+        if (
+            tensor is not None
+            and type(existing) is np.ndarray
+            and existing.dtype is NATIVE[tensor.dtype.as_datatype_enum]
+            and existing.shape == tensor.shape
+            and existing.flags.writeable
+        ):
+            axes = tuple([Axis(0, 1, size) for size in tensor.shape])
+            found[target] = _WantedPart(target, WantedBox(tensor, axes, existing), False)
+    return found
+
+
+def _parts(
+    reader: BundleReader,
+    wanted: Mapping[str, str],
+    in_pieces: Mapping[str, Sequence[Piece]],
+) -> list[_WantedPart]:
+    """Return what goes into pieces; errors as `_place`."""
+    parts: list[_WantedPart] = []
+    absent: list[str] = []
+    misfits: list[UsageError] = []
+    tensors = reader.pieces_many([wanted[target] for target in in_pieces])
+    for (target, pieces), tensor in zip(in_pieces.items(), tensors, strict=True):
+        if tensor is None:
+            absent.append(wanted[target])
+            continue
+        for piece in pieces:
+            try:
+                parts.append(_part(target, tensor, piece))
+            except UsageError as error:
+                misfits.append(error)
+                break
+    _raise_first(reader, absent, misfits)
+    return parts
+
+
+def _part(target: str, tensor: TensorPieces, piece: Piece) -> _WantedPart:
+    array = piece.array
+    if piece.shape != tensor.shape:
+        raise _misfit(
+            "the piece is not one of a tensor with the shape of that in the checkpoint",
+            target,
+            tensor,
+            list(tensor.shape),
+            list(piece.shape),
+        )
+    native = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    if native != tensor.dtype.dtype:
+        raise _misfit(
+            "the piece does not have the type of the tensor in the checkpoint",
+            target,
+            tensor,
+            tensor.dtype.name,
+            array.dtype,
+        )
+    if not array.flags.writeable:
+        raise _misfit("the piece is read-only", target, tensor, "a writable array", "a read-only one")
+    axes = tuple([Axis(start, 1, size) for start, size in zip(piece.start, array.shape, strict=True)])
+    return _WantedPart(target, WantedBox(tensor, axes, array), not array.dtype.isnative)
 
 
 def _destinations(bulk: BulkRestore | None, placements: list[_Placement]) -> list[Destination]:
@@ -199,12 +324,19 @@ def _read(
     reader: BundleReader,
     placements: list[_Placement],
     transfer: Transfer | None,
+    counts: PieceCounts | None,
     bulk: BulkRestore | None = None,
+    parts: Sequence[_WantedPart] = (),
 ) -> list[Array]:
-    if not placements and not bulk:
+    if not placements and not bulk and not parts:
         return []
-    pairs = [(tensor, receiver) for _, tensor, receiver, _, _, _ in placements]
-    return reader.read_stored(pairs, bulk=bulk.batch if bulk else None, transfer=transfer)
+    return reader.read_stored(
+        [(tensor, receiver) for _, tensor, receiver, _, _, _ in placements],
+        bulk=bulk.batch if bulk else None,
+        boxes=[part.box for part in parts],
+        transfer=transfer,
+        counts=counts,
+    )
 
 
 def _in_order(targets: list[str], wanted: Mapping[str, str]) -> list[str]:
@@ -233,6 +365,12 @@ def _place(
             placements.append(_placement(target, tensor, existing, reshape))
         except UsageError as error:
             misfits.append(error)
+    _raise_first(reader, absent, misfits)
+    return placements
+
+
+def _raise_first(reader: BundleReader, absent: list[str], misfits: list[UsageError]) -> None:
+    """Raise the error for the first name that is absent, or the first misfit, if there is any."""
     if absent:
         missing = reader.tensor_not_found(absent[0])
         if len(absent) > 1:
@@ -243,7 +381,6 @@ def _place(
         if len(misfits) > 1:
             first.hint = f"In all, {_listed([str(misfit.tensor) for misfit in misfits])} do not fit."
         raise first
-    return placements
 
 
 def _listed(names: list[str]) -> str:
@@ -382,7 +519,9 @@ def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
         )
 
 
-def _misfit(what: str, target: str, tensor: StoredTensor, expected: object, actual: object) -> UsageError:
+def _misfit(
+    what: str, target: str, tensor: StoredTensor | TensorPieces, expected: object, actual: object
+) -> UsageError:
     if target != tensor.name:
         what += f" ({tensor.name!r} there)"
     return UsageError(
@@ -392,6 +531,32 @@ def _misfit(what: str, target: str, tensor: StoredTensor, expected: object, actu
         actual=actual,
         hint="Nothing was changed. Restore another checkpoint, or give an array that fits.",
     )
+
+
+def read_boxes_into(
+    reader: BundleReader, requests: Iterable[tuple[str, BasicIndex, Array]], *, transfer: Transfer
+) -> None:
+    """Implement `OpenCheckpoint.read_into`."""
+    wanted = list(requests)
+    names = list(dict.fromkeys(name for name, _, _ in wanted))
+    tensor_of = dict(zip(names, reader.pieces_many(names), strict=True))
+    parts = []
+    try:
+        for name, index, out in wanted:
+            tensor = tensor_of[name]
+            if tensor is None:
+                raise reader.tensor_not_found(name)
+            box = parse_index(index, tensor.shape, tensor=name)
+            check_destination(out, box.shape, tensor.dtype, tensor=name)
+            # Only dimensions of size 1 come or go: a view, whatever the strides are.
+            axes, target = upright(box.axes, np.asarray(out).reshape(box.counts))
+            parts.append(_WantedPart(name, WantedBox(tensor, axes, target), False))
+        check_destinations([part.destination() for part in parts])
+    except UsageError as error:
+        error.url = error.url or reader.url
+        raise
+    transfer.restart(sum([part.box.size_bytes for part in parts]))
+    _read(reader, [], transfer, None, parts=parts)
 
 
 def keys_by_full_name(reader: BundleReader) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ckptstore.bundle.read.other_names import similar_file_hint
 from ckptstore.errors import (
+    AccessError,
     ChecksumError,
     CkptStoreError,
     IncompleteBundleError,
@@ -28,6 +29,10 @@ from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES
 from ckptstore.types import ByteRange
 
 __all__ = ["ShardFile", "ShardFiles"]
+
+# Of more data files the sizes come from a listing. A request of its own for each, several at a time, takes
+# less up to here.
+_LISTED_ABOVE = 16
 
 
 class ShardFiles:
@@ -49,6 +54,8 @@ class ShardFiles:
         Whether data files hold big-endian numbers.
     has_views : bool
         Whether data files can be memory-mapped.
+    are_far : bool
+        Whether each range that is read costs a request to a server.
 
     Threads
     -------
@@ -59,6 +66,7 @@ class ShardFiles:
         self.parallel_reads = prefix.storage.parallel_reads
         self.big_endian = header.big_endian
         self.has_views = isinstance(prefix.storage, SupportsViews)
+        self.are_far = not self.has_views
         self._prefix = prefix
         self._num_shards = header.num_shards
         self._index_is_current = index_is_current
@@ -85,6 +93,10 @@ class ShardFiles:
         IncompleteBundleError, NotFoundError
             As `ShardFile.size_bytes`.
         """
+        wanted = [(shard_id, tensor) for shard_id, tensor in wanted if not self[shard_id].is_known]
+        if self.are_far and len(wanted) > _LISTED_ABOVE:
+            self._list_sizes([shard_id for shard_id, _ in wanted])
+        # Of those that the list did not have, each is asked for by itself: only that proves it missing.
         unknown = [
             partial(self[shard_id].size_bytes, tensor)
             for shard_id, tensor in wanted
@@ -92,6 +104,16 @@ class ShardFiles:
         ]
         if len(unknown) > 1 and self.parallel_reads > 1:
             run_tasks(current_scope() or Scope(), unknown, self.parallel_reads)
+
+    def _list_sizes(self, shard_ids: Iterable[int]) -> None:
+        """Find out versions and sizes by listing: one request for a thousand data files."""
+        prefix = self._prefix.suffixed(".data-")
+        files = {self[shard_id].key: self[shard_id] for shard_id in shard_ids}
+        # Who may read need not be allowed to list.
+        with contextlib.suppress(AccessError):
+            for info in prefix.storage.list(prefix.key):
+                if info.key in files:
+                    files[info.key].set_state(info.version, info.size_bytes)
 
 
 def _around(ranges: Sequence[ByteRange]) -> ByteRange:
@@ -127,6 +149,17 @@ class ShardFile:
         self._view: memoryview | None = None
         self._was_viewed = False
         self._kind: FileKind | None = _UNKNOWN
+
+    @property
+    def key(self) -> str:
+        """Of the file in its storage."""
+        return self._location.key
+
+    def set_state(self, version: str, size_bytes: int) -> None:
+        """Remember version and size, as a listing gives them."""
+        with self._request_locks[0]:
+            if self._found is None:
+                self._found = _FileState(version, size_bytes)
 
     @property
     def is_known(self) -> bool:

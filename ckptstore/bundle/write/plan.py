@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, slices
 from ckptstore.format.entry import BundleEntry, name_to_key
-from ckptstore.types import DType, Piece, Slice
+from ckptstore.types import DType, Piece, Slice, as_pieces
 
 __all__ = [
     "ClaimedNames",
@@ -24,7 +24,6 @@ __all__ = [
     "ShardPlan",
     "StoredShard",
     "WriteItem",
-    "pieces_of",
     "plan_save",
     "stored_size_bytes",
     "write_item",
@@ -229,38 +228,11 @@ def write_items(tensors: Iterable[tuple[str, Any]]) -> list[WriteItem]:
         plain = _plain_item(name, value) if is_name else None
         if plain is not None:
             items.append(plain)
-        elif (pieces := pieces_of(value, tensor=name)) is not None:
+        elif (pieces := as_pieces(value, tensor=name)) is not None:
             items += _piece_items(name, pieces, boxes)
         else:
             items.append(write_item(name, value))
     return items
-
-
-def pieces_of(value: Any, *, tensor: str) -> Sequence[Piece] | None:
-    """Return the pieces that a caller gives of a tensor; None if `value` is something else.
-
-    Raises
-    ------
-    UsageError
-        If only some elements of a sequence are pieces.
-    """
-    if isinstance(value, Piece):
-        return (value,)
-    if not isinstance(value, list | tuple) or not any(isinstance(item, Piece) for item in value):
-        return None
-    if not _are_pieces(value):
-        other = next(item for item in value if not isinstance(item, Piece))
-        raise UsageError(
-            "pieces of a tensor and other things are mixed",
-            tensor=tensor,
-            expected="Piece",
-            actual=type(other).__name__,
-        )
-    return value
-
-
-def _are_pieces(values: Sequence[Any]) -> TypeGuard[Sequence[Piece]]:
-    return all(isinstance(value, Piece) for value in values)
 
 
 def _piece_items(name: str, pieces: Sequence[Piece], boxes: dict[object, Slice]) -> list[WriteItem]:

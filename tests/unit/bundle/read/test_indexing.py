@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-from unittest import mock
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ckptstore.bundle.read import indexing
-from ckptstore.bundle.read.indexing import Axis, as_slices, parse_index, split_box, view_of
+from ckptstore.bundle.read.indexing import Axis, BoxLayout, as_slices, parse_index, view_of
 from ckptstore.errors import UsageError
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6)
@@ -41,17 +38,25 @@ def test_the_ranges_of_a_box_hold_exactly_its_elements(case, gap, stage, direct)
     raw = array.tobytes()
     box = parse_index(index, shape, tensor="t")
     found = np.full(box.counts, -1, "<i2")
-    with mock.patch.object(indexing, "DIRECT_SIZE_BYTES", direct):
-        for read in split_box(box.axes, shape, 2, gap_size_bytes=gap, stage_size_bytes=stage):
-            data = raw[read.start : read.stop]
-            assert len(data) == read.stop - read.start
-            place = view_of(found, read.where)
-            if read.is_contiguous:
-                assert len(data) == place.nbytes
-                place[...] = np.frombuffer(data, "<i2").reshape(place.shape)
-            else:
-                assert len(data) <= stage
-                place[...] = np.ndarray(place.shape, "<i2", data, read.first, read.strides)
+    layout = BoxLayout(
+        box.axes, shape, 2, gap_size_bytes=gap, direct_size_bytes=direct, stage_size_bytes=stage
+    )
+    size_bytes = 0
+    for read in layout.reads():
+        data = raw[read.start : read.stop]
+        assert len(data) == read.stop - read.start
+        size_bytes += len(data)
+        place = view_of(found, read.where)
+        if read.is_contiguous:
+            assert layout.is_contiguous
+            assert len(data) == place.nbytes
+            place[...] = np.frombuffer(data, "<i2").reshape(place.shape)
+        else:
+            assert len(data) <= stage
+            place[...] = np.ndarray(place.shape, "<i2", data, read.first, read.strides)
+    # Reading rows in groups adds the gaps between them.
+    assert layout.size_bytes <= size_bytes
+    assert layout.size_bytes == size_bytes or not layout.is_contiguous
     np.testing.assert_array_equal(found.reshape(box.shape), array[index])
 
 
@@ -81,14 +86,14 @@ def test_slices_pick_what_the_axes_say(case):
 
 def test_rows_of_a_matrix_are_one_range_without_gaps():
     box = parse_index(np.s_[10:20], (1000, 100), tensor="t")
-    (read,) = split_box(box.axes, (1000, 100), 4)
+    (read,) = BoxLayout(box.axes, (1000, 100), 4).reads()
     assert (read.start, read.stop, read.is_contiguous) == (4000, 8000, True)
 
 
 def test_a_column_is_read_in_pieces_of_bounded_size():
     shape = (100_000, 100)
     box = parse_index(np.s_[:, 3], shape, tensor="t")
-    reads = list(split_box(box.axes, shape, 4, gap_size_bytes=1000, stage_size_bytes=1 << 20))
+    reads = list(BoxLayout(box.axes, shape, 4, gap_size_bytes=1000, stage_size_bytes=1 << 20).reads())
     assert all(read.stop - read.start <= 1 << 20 for read in reads)
     assert len(reads) < 50
     assert [read.where[0].start for read in reads[1:]] == [read.where[0].stop for read in reads[:-1]]
@@ -97,7 +102,7 @@ def test_a_column_is_read_in_pieces_of_bounded_size():
 def test_rows_far_apart_are_read_one_by_one():
     shape = (10, 100_000)
     box = parse_index(np.s_[::3, :4], shape, tensor="t")
-    reads = list(split_box(box.axes, shape, 4))
+    reads = list(BoxLayout(box.axes, shape, 4).reads())
     assert [(read.start, read.stop) for read in reads] == [
         (row * 400_000, row * 400_000 + 16) for row in (0, 3, 6, 9)
     ]
