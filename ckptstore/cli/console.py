@@ -25,6 +25,7 @@ from ckptstore.view.inspection import (
     total_lines,
 )
 from ckptstore.view.problems import Problem, problem_line
+from ckptstore.view.prune_report import prune_lines, prune_table
 from ckptstore.view.repair_report import repair_lines, repair_table
 from ckptstore.view.text import escaped, wrapped
 from ckptstore.view.text_table import TextTable, Tone, table_lines
@@ -37,6 +38,7 @@ from ckptstore.view.verification_report import (
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.prune import PrunePlan, PruneReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
     from ckptstore.transfer.progress import Progress
@@ -127,6 +129,14 @@ class ConsoleOutput(Output):
             (False, False): "{} was not pinned",
         }[is_pinned, is_changed]
         _print(said.format(escaped(url)))
+
+    def prune_plan(self, plan: PrunePlan) -> None:
+        if plan.items:
+            _show_table(prune_table(plan))
+
+    def pruned(self, report: PruneReport, *, dry_run: bool) -> None:
+        for line, tone in prune_lines(report, dry_run=dry_run):
+            _print(line, tone)
 
     def note(self, text: str) -> None:
         _print(f"ckptstore: {escaped(text)}", "muted", sys.stderr)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
+from ckptstore.cli.confirmation import ask, is_interactive
 from ckptstore.cli.exit_codes import OK, exit_code_of
 from ckptstore.cli.output import Output
 from ckptstore.cli.parameters import complete_path, parse_age
@@ -73,9 +73,9 @@ def gc_command(
     if dry_run:
         output.collection(GarbageReport(garbage, (), 0), dry_run=True)
     else:
-        if (garbage.files or garbage.uploads) and not yes and _is_interactive():
+        if (garbage.files or garbage.uploads) and not yes and is_interactive():
             question = f"Remove {garbage_total(garbage)}, from {escaped(garbage.url)}?"
-            if not _ask(question):
+            if not ask(question):
                 output.note("nothing was removed")
                 return OK
             # The answer may have taken an hour.
@@ -133,16 +133,3 @@ def _only_uploads(directory: Location, min_age_s: float) -> Garbage | None:
             raise
         return Garbage(directory.url, now_s(directory.storage), min_age_s, (), uploads=uploads)
     return None
-
-
-def _ask(question: str) -> bool:
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        # The next message starts on its own line.
-        print(file=sys.stderr)
-        raise
-
-
-def _is_interactive() -> bool:
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))

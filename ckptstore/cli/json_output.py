@@ -14,11 +14,13 @@ from ckptstore.view.garbage_report import collection_object
 from ckptstore.view.inspection import Inspection, TensorFacts, inspection_object, tensor_object
 from ckptstore.view.json_values import value_object
 from ckptstore.view.problems import Problem, problem_object
+from ckptstore.view.prune_report import prune_object
 from ckptstore.view.repair_report import repair_object
 from ckptstore.view.verification_report import CheckedFacts, VerificationFacts, verification_object
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.prune import PrunePlan, PruneReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
     from ckptstore.transfer.progress import Progress
@@ -72,6 +74,12 @@ class JsonOutput(Output):
 
     def pin(self, url: str, *, is_pinned: bool, is_changed: bool) -> None:
         _write("pin", {"url": url, "pinned": is_pinned, "changed": is_changed})
+
+    def prune_plan(self, plan: PrunePlan) -> None:
+        pass
+
+    def pruned(self, report: PruneReport, *, dry_run: bool) -> None:
+        _write("prune", prune_object(report, dry_run=dry_run))
 
     def note(self, text: str) -> None:
         _write("note", {"message": text}, sys.stderr)

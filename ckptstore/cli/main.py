@@ -15,6 +15,7 @@ from ckptstore.cli.gc import gc_command
 from ckptstore.cli.inspect import inspect_command
 from ckptstore.cli.ls import ls_command
 from ckptstore.cli.pin import pin_command, unpin_command
+from ckptstore.cli.prune import prune_command
 from ckptstore.cli.repair import repair_command
 from ckptstore.cli.run_guarded import run_guarded
 from ckptstore.cli.verify import verify_command
@@ -48,7 +49,7 @@ def _group() -> None:
 
 for _command in (
     *(inspect_command, ls_command, verify_command, pin_command, unpin_command),
-    *(gc_command, repair_command, doctor_command),
+    *(prune_command, gc_command, repair_command, doctor_command),
 ):
     _group.add_command(_command)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ckptstore.directory.garbage import Garbage, GarbageReport
+    from ckptstore.directory.prune import PrunePlan, PruneReport
     from ckptstore.directory.repair import RepairReport
     from ckptstore.errors import CkptStoreError
     from ckptstore.transfer.progress import Progress
@@ -65,6 +66,14 @@ class Output(abc.ABC):
     @abc.abstractmethod
     def pin(self, url: str, *, is_pinned: bool, is_changed: bool) -> None:
         """Show whether a checkpoint is pinned now, and whether it was before."""
+
+    @abc.abstractmethod
+    def prune_plan(self, plan: PrunePlan) -> None:
+        """Show what is to be deleted and what stays, before anything is deleted."""
+
+    @abc.abstractmethod
+    def pruned(self, report: PruneReport, *, dry_run: bool) -> None:
+        """Show what was deleted."""
 
     @abc.abstractmethod
     def note(self, text: str) -> None:

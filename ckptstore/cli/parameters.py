@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-__all__ = ["complete_path", "parse_age", "parse_printoption"]
+__all__ = ["age_text", "complete_path", "parse_age", "parse_printoption"]
 
 _AGE = re.compile(r"([0-9]{1,9})([smhd])")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -24,8 +24,8 @@ def complete_path(
     return [] if "://" in incomplete else [CompletionItem(incomplete, type="file")]
 
 
-def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> float:
-    """Return the age in seconds; a callback for an option.
+def parse_age(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Return the age in seconds; a callback for an option. None for one that is not given.
 
     Raises
     ------
@@ -33,10 +33,19 @@ def parse_age(context: click.Context, parameter: click.Parameter, text: str) -> 
         If `text` is not an age. A bare number is refused: its unit would be a guess, and files are
         deleted by it.
     """
+    if text is None:
+        return None
     match = _AGE.fullmatch(text)
     if match is None:
         raise click.BadParameter(f"{text!r} is not an age: give a number and s, m, h or d, e.g. 24h")
     return int(match[1]) * _SECONDS[match[2]]
+
+
+def age_text(seconds: float) -> str:
+    """Return an age as `parse_age` takes it, in the largest unit of which it is a multiple."""
+    units = [(size, unit) for unit, size in _SECONDS.items() if seconds % size == 0]
+    size, unit = max(units)
+    return f"{seconds / size:.0f}{unit}"
 
 
 def parse_printoption(text: str) -> tuple[str, Any]:

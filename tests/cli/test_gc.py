@@ -186,7 +186,7 @@ def watched(monkeypatch):
         answer = answers.pop()
         return answer() if callable(answer) else answer
 
-    monkeypatch.setattr("ckptstore.cli.gc._is_interactive", lambda: True)
+    monkeypatch.setattr("ckptstore.cli.gc.is_interactive", lambda: True)
     monkeypatch.setattr("click.confirm", confirm)
     return asked, answers
 
@@ -366,7 +366,7 @@ class TestUnfinishedFiles:
             asked.append(question)
             return answer
 
-        monkeypatch.setattr(gc_module, "_is_interactive", lambda: True)
+        monkeypatch.setattr(gc_module, "is_interactive", lambda: True)
         monkeypatch.setattr("click.confirm", confirm)
         result = run("gc", "run")
         assert result.code == 0
