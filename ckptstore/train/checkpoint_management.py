@@ -13,6 +13,8 @@ from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
 from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
 from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
+from ckptstore.distributed.agreement import Agreement
+from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
@@ -44,6 +46,7 @@ def latest_checkpoint(
     *,
     recover: bool = True,
     allow_external_paths: bool = False,
+    coordinator: Coordinator | None = None,
     storage_options: Options = None,
 ) -> str | None:
     """Return the prefix of the newest checkpoint in a directory; what it names can be restored.
@@ -61,6 +64,9 @@ def latest_checkpoint(
     allow_external_paths : bool
         Follow a path of the record that leads out of the directory. Otherwise the same basename beside the
         record is tried, which is what a moved directory needs.
+    coordinator : Coordinator, optional
+        All ranks of a job call this alike and get one answer, that of the chief; or an error of the same
+        class. The others read nothing.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -77,7 +83,26 @@ def latest_checkpoint(
         other files lie in their place. The message lists them.
     AccessError, TransientError, UsageError
         If the directory cannot be read. That is never reported as "no checkpoint".
+    RanksMissingError
+        If the chief does not answer.
     """
+    if coordinator is not None:
+        agreement = Agreement(coordinator, "find the latest checkpoint")
+
+        def answer() -> dict[str, str | None]:
+            return {
+                "prefix": latest_checkpoint(
+                    checkpoint_dir,
+                    latest_filename,
+                    recover=recover,
+                    allow_external_paths=allow_external_paths,
+                    storage_options=storage_options,
+                )
+            }
+
+        prefix = agreement.ask_chief(answer)["prefix"]
+        agreement.close()
+        return None if prefix is None else str(prefix)
     directory = locate(checkpoint_dir, storage_options)
     try:
         found = find_latest(

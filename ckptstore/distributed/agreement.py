@@ -1,0 +1,209 @@
+"""What ranks decide together outside of a save: one answer for all, and all or none."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from ckptstore.distributed.coordinator import Coordinator, host_names_of
+from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
+from ckptstore.distributed.rounds import grace_s, rank_name
+from ckptstore.errors import CkptStoreError, RanksMissingError, UsageError
+
+__all__ = ["Agreement"]
+
+_AGREEMENT_S: Final = 600.0
+"""How long the chief waits for the others, and they a little longer for it."""
+
+_SEND_S: Final = 20.0
+
+_LOCK = threading.Lock()
+_CALLS: weakref.WeakKeyDictionary[Coordinator, Iterator[int]] = weakref.WeakKeyDictionary()
+# Topics of calls that some rank may not have finished.
+_OPEN: weakref.WeakKeyDictionary[Coordinator, list[Agreement]] = weakref.WeakKeyDictionary()
+
+
+class Agreement:
+    """One call that all ranks make alike, in the same order.
+
+    Parameters
+    ----------
+    coordinator : Coordinator
+    what : str
+        What the call does, for messages: ``"restore"``.
+
+    Attributes
+    ----------
+    name : str
+        Beginning of its topics; the same on all ranks.
+    topics : list of str
+        Used so far.
+
+    Threads
+    -------
+    One thread at a time for one coordinator.
+    """
+
+    def __init__(self, coordinator: Coordinator, what: str) -> None:
+        self._coordinator = coordinator
+        self._what = what
+        with _LOCK:
+            number = next(_CALLS.setdefault(coordinator, itertools.count()))
+        self.name = f"call-{number}"
+        self._steps = 0
+        self.topics: list[str] = []
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is rank 0."""
+        return self._coordinator.rank == 0
+
+    def ask_chief(self, answer: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return on all ranks what `answer` returns on the chief.
+
+        Parameters
+        ----------
+        answer : callable
+            Called on the chief alone; returns what JSON can express.
+
+        Raises
+        ------
+        CkptStoreError
+            What `answer` raised on the chief; the same class on all ranks.
+        RanksMissingError
+            If the chief does not answer.
+        """
+        topic = self._next_topic()
+        if self.is_chief:
+            try:
+                told = dict(answer())
+            except BaseException as error:
+                self._say(topic, {"error": pack_error(error)})
+                raise
+            self._say(topic, {"answer": told})
+            return told
+        return dict(self._hear(topic)["answer"])
+
+    def all_or_none(self, check: Callable[[], Mapping[str, Any]]) -> None:
+        """Return if `check` succeeds on all ranks, and returns the same; else raise on all of them.
+
+        Parameters
+        ----------
+        check : callable
+            Returns what must be the same on all ranks.
+
+        Raises
+        ------
+        CkptStoreError
+            Of the first rank whose `check` raised one; the same class on all.
+        UsageError
+            If the ranks do not agree; it names those that differ from the chief.
+        RanksMissingError
+            If a rank was not heard of.
+        """
+        topic = self._next_topic()
+        failure: BaseException | None = None
+        try:
+            own = {"same": dict(check())}
+        except BaseException as error:  # noqa: BLE001 - raised below, when the others know
+            failure = error
+            own = {"error": pack_error(error)}
+        if not self.is_chief:
+            self._coordinator.gather(topic, pack(own), timeout_s=_SEND_S)
+            if failure is not None and not isinstance(failure, Exception):
+                raise failure
+            try:
+                self._hear(topic)
+            except CkptStoreError as told:
+                if failure is not None and type(told) is type(failure):
+                    raise failure from None
+                raise told from failure
+            return
+        try:
+            if failure is not None:
+                raise failure
+            self._compare(topic, own)
+        except BaseException as error:
+            self._say(topic, {"error": pack_error(error)})
+            raise
+        self._say(topic, {"answer": {}})
+
+    def _compare(self, topic: str, own: Mapping[str, Any]) -> None:
+        size = self._coordinator.size
+        read: dict[int, dict[str, Any]] = {}
+
+        def is_enough(found: Mapping[int, bytes]) -> bool:
+            for rank in found.keys() - read.keys():
+                read[rank], _ = unpack(found[rank])
+            return len(read) == size or any("error" in one for one in read.values())
+
+        found = self._coordinator.gather(topic, pack(own), timeout_s=_AGREEMENT_S, enough=is_enough)
+        is_enough(found)
+        for rank, head in sorted(read.items()):
+            if "error" in head:
+                raise unpack_error(head["error"], rank_name(self._coordinator, rank))
+        missing = [rank for rank in range(size) if rank not in read]
+        if missing:
+            shown = ", ".join(rank_name(self._coordinator, rank) for rank in missing)
+            raise RanksMissingError(
+                f"cannot {self._what}: {shown} did not come",
+                expected=f"all ranks within {_AGREEMENT_S:g} s",
+                ranks=missing,
+                host_names=[host_names_of(self._coordinator)[rank] for rank in missing],
+                phase=self._what,
+            )
+        for rank, head in sorted(read.items()):
+            if head["same"] != read[0]["same"]:
+                raise UsageError(
+                    f"cannot {self._what}: the ranks do not do the same",
+                    expected=f"{read[0]['same']} as on {rank_name(self._coordinator, 0)}",
+                    actual=f"{head['same']} on {rank_name(self._coordinator, rank)}",
+                    hint="All ranks make the same calls in the same order.",
+                )
+
+    def _next_topic(self) -> str:
+        topic = f"{self.name}-{self._steps}"
+        self._steps += 1
+        self.topics.append(topic)
+        return topic
+
+    def _say(self, topic: str, head: Mapping[str, Any]) -> None:
+        self._coordinator.broadcast(topic, pack(head), timeout_s=_SEND_S)
+
+    def _hear(self, topic: str) -> dict[str, Any]:
+        ends_s = time.monotonic() + _AGREEMENT_S + grace_s(_AGREEMENT_S)
+        data = self._coordinator.broadcast(topic, timeout_s=ends_s - time.monotonic())
+        if data is None:
+            raise RanksMissingError(
+                f"cannot {self._what}: {rank_name(self._coordinator, 0)}, the chief, was not heard of",
+                ranks=(0,),
+                host_names=host_names_of(self._coordinator)[:1],
+                phase=self._what,
+            )
+        head, _ = unpack(data)
+        if "error" in head:
+            raise unpack_error(head["error"], "")
+        return head
+
+    def close(self) -> None:
+        """Say that this rank has finished the call; the chief drops what was said in calls that all have."""
+        if not self.is_chief:
+            try:
+                self._coordinator.gather(f"{self.name}-end", b"", timeout_s=_SEND_S)
+            except CkptStoreError:
+                # The message of the call itself was read: nothing is missing but its clean-up.
+                return
+            return
+        with _LOCK:
+            waiting = _OPEN.setdefault(self._coordinator, [])
+            waiting.append(self)
+        for earlier in list(waiting):
+            end = f"{earlier.name}-end"
+            if len(self._coordinator.gather(end, b"", timeout_s=0.0)) == self._coordinator.size:
+                for topic in (*earlier.topics, end):
+                    self._coordinator.forget(topic)
+                waiting.remove(earlier)
