@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from ckptstore.distributed.coordinator import Coordinator, host_names_of
 from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
@@ -28,7 +28,7 @@ _OPEN: weakref.WeakKeyDictionary[Coordinator, list[Agreement]] = weakref.WeakKey
 
 
 class Agreement:
-    """One call that all ranks make alike, in the same order.
+    """One call that all ranks make alike, in the same order; a context manager.
 
     Parameters
     ----------
@@ -189,7 +189,13 @@ class Agreement:
             raise unpack_error(head["error"], "")
         return head
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         """Say that this rank has finished the call; the chief drops what was said in calls that all have."""
         if not self.is_chief:
             try:

@@ -14,7 +14,7 @@ from ckptstore.errors import UsageError
 from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, check_metrics, items_of
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
-from ckptstore.saving.rank_task import ChiefTask, MemberTask
+from ckptstore.saving.rank_task import task_of
 from ckptstore.saving.ranks import Ranks
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.saving.task import SaveTask
@@ -91,13 +91,14 @@ class SavePreparation:
         sink: CheckpointSink = BareSink()
         if write_state and (request.has_tensors or self.ranks is not None):
             sink = self.directories.writer(prefix, target.record)
-        if self.ranks is None:
-            return SaveTask(request, sink, self.options)
-        record = target.record.name if write_state else None
-        if not is_chief:
-            return MemberTask(request, sink, self.options, self.ranks, record)
-        makes_meta = make_meta if writes_graph and waits_for_ranks else None
-        return ChiefTask(request, sink, self.options, self.ranks, record, makes_meta)
+        return task_of(
+            request,
+            sink,
+            self.options,
+            self.ranks,
+            record=target.record.name if write_state else None,
+            make_meta=make_meta if writes_graph and waits_for_ranks else None,
+        )
 
     def plan(self, values: Mapping[str, Any]) -> SavePlan:
         """Return what a save of `values` writes; errors as `prepare`."""

@@ -41,7 +41,7 @@ from ckptstore.saving.report import RankReport, SaveReport
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.abilities import KnowsWriters
 
-__all__ = ["ChiefTask", "MemberTask", "RankTask"]
+__all__ = ["ChiefTask", "MemberTask", "RankTask", "task_of"]
 
 _CRC_BYTES: Final = 4
 
@@ -585,6 +585,32 @@ class MemberTask(RankTask):
         if not self._is_told:
             self._is_told = True
             self._member.fail(self._owed, self._seen(error))
+
+
+def task_of(
+    request: SaveRequest,
+    sink: CheckpointSink,
+    options: SaveOptions,
+    ranks: Ranks | None,
+    *,
+    record: str | None = None,
+    make_meta: Callable[[SavePlan], bytes] | None = None,
+) -> SaveTask:
+    """Return the task of a save: of this process alone, of the chief, or of another rank.
+
+    Parameters
+    ----------
+    request, sink, options
+        As `SaveTask`.
+    ranks : Ranks or None
+    record, make_meta
+        As `ChiefTask`.
+    """
+    if ranks is None:
+        return SaveTask(request, sink, options)
+    if ranks.is_chief:
+        return ChiefTask(request, sink, options, ranks, record, make_meta)
+    return MemberTask(request, sink, options, ranks, record)
 
 
 def _plan_of_all(manifests: Sequence[Manifest]) -> SavePlan:

@@ -87,7 +87,6 @@ def latest_checkpoint(
         If the chief does not answer.
     """
     if coordinator is not None:
-        agreement = Agreement(coordinator, "find the latest checkpoint")
 
         def answer() -> dict[str, str | None]:
             return {
@@ -100,8 +99,8 @@ def latest_checkpoint(
                 )
             }
 
-        prefix = agreement.ask_chief(answer)["prefix"]
-        agreement.close()
+        with Agreement(coordinator, "find the latest checkpoint") as agreement:
+            prefix = agreement.ask_chief(answer)["prefix"]
         return None if prefix is None else str(prefix)
     directory = locate(checkpoint_dir, storage_options)
     try:

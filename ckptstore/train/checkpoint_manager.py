@@ -13,13 +13,18 @@ import numpy as np
 from ckptstore.config import process_run
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.latest import find_latest
+from ckptstore.directory.record_update import RECORD_NAME
 from ckptstore.directory.retention import ManagerRetention, Retention
 from ckptstore.directory.retention_rules import RetentionRule, RulesRetention, check_rules
 from ckptstore.directory.save_request import SaveRequest
+from ckptstore.distributed.agreement import Agreement
+from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given, check_metrics
 from ckptstore.saving.options import Durability, SaveOptions
+from ckptstore.saving.rank_task import task_of
+from ckptstore.saving.ranks import CheckReplicas, Ranks
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
@@ -68,6 +73,9 @@ class CheckpointManager:
         "no checkpoint" for `latest_checkpoint` and `restore_or_initialize`, too.
     retention : sequence of rules, optional
         As for `Saver`; `max_to_keep` must be None then.
+    coordinator, check_replicas, stall_s :
+        Many ranks, one checkpoint: as for `Saver`. All ranks make their manager, save and restore alike, and
+        have the same objects: the graph of them is stored once.
 
     Raises
     ------
@@ -101,6 +109,9 @@ class CheckpointManager:
         reuse_unchanged: bool = False,
         fresh_start: bool = False,
         retention: Sequence[RetentionRule] | None = None,
+        coordinator: Coordinator | None = None,
+        check_replicas: CheckReplicas = "first",
+        stall_s: float = 120.0,
     ) -> None:
         if retention is not None and (max_to_keep is not None or keep_checkpoint_every_n_hours is not None):
             raise both_given()
@@ -111,6 +122,10 @@ class CheckpointManager:
         self._checkpoint = checkpoint
         self._options = SaveOptions(
             deadline_s, memory_budget, durability, progress, reuse_unchanged, fresh_start=fresh_start
+        )
+        self._coordinator = coordinator
+        self._ranks = (
+            None if coordinator is None else Ranks(coordinator, check_replicas, stall_s, self._options)
         )
         self._directory = self._options.place(locate(directory, storage_options))
         self._prefix = self._directory.child(checkpoint_name)
@@ -136,14 +151,25 @@ class CheckpointManager:
 
     def _look_for_latest(self) -> tuple[str | None, CorruptError | None]:
         try:
-            found = find_latest(self._directory)
+            found = self._find_latest()
         except CorruptError as error:
             if self._options.fresh_start:
                 text = f"beginning anew, as fresh_start says: {error}"
                 warnings.warn(text, CkptStoreWarning, stacklevel=3)
                 return None, None
             return None, error
-        return None if found is None else found.url, None
+        return found, None
+
+    def _find_latest(self) -> str | None:
+        def find() -> str | None:
+            found = find_latest(self._directory)
+            return None if found is None else found.url
+
+        if self._coordinator is None:
+            return find()
+        with Agreement(self._coordinator, "find the latest checkpoint") as agreement:
+            prefix = agreement.ask_chief(lambda: {"prefix": find()})["prefix"]
+        return None if prefix is None else str(prefix)
 
     @property
     def directory(self) -> str:
@@ -209,7 +235,6 @@ class CheckpointManager:
         CkptStoreError
             As `Saver.save`.
         """
-        numbers = check_metrics(metrics)
         if options is not None:
             warnings.warn("CheckpointOptions have no effect here", CkptStoreWarning, stacklevel=2)
         if self._checkpoint_interval is not None:
@@ -219,6 +244,21 @@ class CheckpointManager:
             last = self._last_checkpoint_step
             if check_interval and last is not None and step < last + self._checkpoint_interval:
                 return None
+        try:
+            task = self._prepare(checkpoint_number, metrics)
+        except BaseException as error:
+            if self._ranks is not None:
+                self._ranks.refuse(error)
+            raise
+        with task.releasing():
+            task.run()
+        self._latest, self._fault = task.url, None
+        if self._step_counter is not None:
+            self._last_checkpoint_step = _number(self._step_counter, "step_counter")
+        return self._latest
+
+    def _prepare(self, checkpoint_number: Any, metrics: Mapping[str, float] | None) -> SaveTask:
+        numbers = check_metrics(metrics)
         # Before writing, as in TensorFlow: the number that a save carries is the counter that it stores.
         counter = self._checkpoint.save_counter
         counter += 1
@@ -235,11 +275,7 @@ class CheckpointManager:
             fresh_start=self._options.fresh_start,
             metrics=numbers,
         )
-        SaveTask(request, self._writer, self._options).run()
-        self._latest, self._fault = location.url, None
-        if self._step_counter is not None:
-            self._last_checkpoint_step = _number(self._step_counter, "step_counter")
-        return self._latest
+        return task_of(request, self._writer, self._options, self._ranks, record=RECORD_NAME)
 
     def restore_or_initialize(self) -> str | None:
         """Restore the latest checkpoint, or call `init_fn` if there is none.
@@ -262,13 +298,24 @@ class CheckpointManager:
             if self._fault is not None:
                 raise self._fault
         if self._latest is not None:
-            self._checkpoint.restore(self._latest, storage_options=self._storage_options)
+            self._restore(self._latest)
             if self._step_counter is not None:
                 self._last_checkpoint_step = _number(self._step_counter, "step_counter")
             return self._latest
         if self._init_fn is not None:
             self._init_fn()
         return None
+
+    def _restore(self, prefix: str) -> None:
+        def restore() -> dict[str, str]:
+            self._checkpoint.restore(prefix, storage_options=self._storage_options)
+            return {"prefix": prefix}
+
+        if self._coordinator is None:
+            restore()
+            return
+        with Agreement(self._coordinator, f"restore {prefix}") as agreement:
+            agreement.all_or_none(restore)
 
     def sync(self) -> None:
         """Do nothing: `save` returns when its checkpoint is durable."""
