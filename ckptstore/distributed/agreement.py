@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from ckptstore.distributed.coordinator import Coordinator, host_names_of
 from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
 from ckptstore.distributed.rounds import grace_s, rank_name
-from ckptstore.errors import CkptStoreError, RanksMissingError, UsageError
+from ckptstore.errors import CkptStoreError, RanksMissingError
 
 __all__ = ["Agreement"]
 
@@ -88,27 +88,25 @@ class Agreement:
             return told
         return dict(self._hear(topic)["answer"])
 
-    def all_or_none(self, check: Callable[[], Mapping[str, Any]]) -> None:
-        """Return if `check` succeeds on all ranks, and returns the same; else raise on all of them.
+    def all_or_none(self, check: Callable[[], Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what `check` returned on each rank if it succeeds on all; else raise on all of them.
 
         Parameters
         ----------
         check : callable
-            Returns what must be the same on all ranks.
+            Returns what JSON can express.
 
         Raises
         ------
         CkptStoreError
             Of the first rank whose `check` raised one; the same class on all.
-        UsageError
-            If the ranks do not agree; it names those that differ from the chief.
         RanksMissingError
             If a rank was not heard of.
         """
         topic = self._next_topic()
         failure: BaseException | None = None
         try:
-            own = {"same": dict(check())}
+            own = {"answer": dict(check())}
         except BaseException as error:  # noqa: BLE001 - raised below, when the others know
             failure = error
             own = {"error": pack_error(error)}
@@ -117,22 +115,22 @@ class Agreement:
             if failure is not None and not isinstance(failure, Exception):
                 raise failure
             try:
-                self._hear(topic)
+                return list(self._hear(topic)["answer"])
             except CkptStoreError as told:
                 if failure is not None and type(told) is type(failure):
                     raise failure from None
                 raise told from failure
-            return
         try:
             if failure is not None:
                 raise failure
-            self._compare(topic, own)
+            answers = self._gather(topic, own)
         except BaseException as error:
             self._say(topic, {"error": pack_error(error)})
             raise
-        self._say(topic, {"answer": {}})
+        self._say(topic, {"answer": answers})
+        return answers
 
-    def _compare(self, topic: str, own: Mapping[str, Any]) -> None:
+    def _gather(self, topic: str, own: Mapping[str, Any]) -> list[dict[str, Any]]:
         size = self._coordinator.size
         read: dict[int, dict[str, Any]] = {}
 
@@ -156,14 +154,7 @@ class Agreement:
                 host_names=[host_names_of(self._coordinator)[rank] for rank in missing],
                 phase=self._what,
             )
-        for rank, head in sorted(read.items()):
-            if head["same"] != read[0]["same"]:
-                raise UsageError(
-                    f"cannot {self._what}: the ranks do not do the same",
-                    expected=f"{read[0]['same']} as on {rank_name(self._coordinator, 0)}",
-                    actual=f"{head['same']} on {rank_name(self._coordinator, rank)}",
-                    hint="All ranks make the same calls in the same order.",
-                )
+        return [dict(read[rank]["answer"]) for rank in range(size)]
 
     def _next_topic(self) -> str:
         topic = f"{self.name}-{self._steps}"

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from types import TracebackType
@@ -18,7 +17,7 @@ from ckptstore.bundle.read.indexing import BasicIndex
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
 from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
-from ckptstore.errors import CkptStoreWarning, UsageError
+from ckptstore.errors import UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
 from ckptstore.reading.report import RestoreReport, Selection, checked_names, restore_wanted
@@ -27,8 +26,9 @@ from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Options, PathText, TensorSpec
+from ckptstore.warn import warn
 
-__all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values"]
+__all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values", "wanted_of"]
 
 
 class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
@@ -355,28 +355,38 @@ def restore_values(
     """
 
     def attempt(reader: BundleReader) -> None:
-        if names is None:
-            wanted = {name: name for name in values}
-        else:
-            wanted = {target: source for source, target in names.items()}
-        stored = dict.fromkeys(reader.names())
-        if OBJECT_GRAPH_KEY in stored:
-            key_of = keys_by_full_name(reader)
-            mapped = {name for name in wanted.values() if name not in stored and name in key_of}
-            if mapped:
-                warnings.warn(
-                    f"{reader.url} is object-based: {len(mapped)} tensors, among them {min(mapped)!r}, are"
-                    " restored by the names of its variables",
-                    CkptStoreWarning,
-                    stacklevel=6,
-                )
-            wanted = {to: key_of[name] if name in mapped else name for to, name in wanted.items()}
-            stored.pop(OBJECT_GRAPH_KEY)
-        if names is None:
-            taken = set(wanted.values())
-            wanted |= {name: name for name in stored if name not in taken}
+        wanted = wanted_of(reader, values, names)
         restore_into(reader, values, wanted, reshape=reshape, transfer=under_way)
 
     with ExitStack() as stack:
         under_way = transfer or stack.enter_context(ReadOptions().transfer(prefix.url))
         reopening(open_bundle(prefix), attempt)
+
+
+def wanted_of(
+    reader: BundleReader,
+    values: Mapping[str, Any],
+    names: Mapping[str, str] | None,
+    *,
+    only_values: bool = False,
+) -> dict[str, str]:
+    """Return name in `values` → key in the checkpoint; `only_values` leaves out what `values` lacks."""
+    if names is None:
+        wanted = {name: name for name in values}
+    else:
+        wanted = {target: source for source, target in names.items()}
+    stored = dict.fromkeys(reader.names())
+    if OBJECT_GRAPH_KEY in stored:
+        key_of = keys_by_full_name(reader)
+        mapped = {name for name in wanted.values() if name not in stored and name in key_of}
+        if mapped:
+            warn(
+                f"{reader.url} is object-based: {len(mapped)} tensors, among them {min(mapped)!r}, are"
+                " restored by the names of its variables"
+            )
+        wanted = {to: key_of[name] if name in mapped else name for to, name in wanted.items()}
+        stored.pop(OBJECT_GRAPH_KEY)
+    if names is None and not (only_values and values):
+        taken = set(wanted.values())
+        wanted |= {name: name for name in stored if name not in taken}
+    return wanted

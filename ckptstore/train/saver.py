@@ -22,6 +22,7 @@ from ckptstore.format.metagraph import SaverDef
 from ckptstore.graph.graph import Graph
 from ckptstore.reading.open_checkpoint import restore_values
 from ckptstore.reading.options import ReadOptions
+from ckptstore.reading.rank_restore import restore_values_alike
 from ckptstore.saving.arguments import (
     KEEP_HOURS,
     MAX_TO_KEEP,
@@ -473,13 +474,14 @@ class Saver:
         Existing arrays are filled in place, missing keys get new writable arrays. Names, shapes and types are
         checked before any array changes. When retention or an overwrite removes the checkpoint while it is
         read, it is opened again. A save in flight is not waited for: until it is published, there is only
-        what was there before.
+        what was there before. With a coordinator all ranks call this alike: they read one version of the
+        checkpoint, and what is wrong on one rank is raised on all, before any array changes.
 
         Parameters
         ----------
         values : mutable mapping
             Name → array, `Piece` or sequence of pieces. Without `var_list` it receives every tensor of the
-            file.
+            file; with a coordinator only those that it has, unless it is empty.
         save_path : str or PathLike
             Prefix or URL, such as `latest_checkpoint` returns; its None is refused here.
 
@@ -504,7 +506,17 @@ class Saver:
         place = locate(save_path, self._options_of(storage_options))
         options = ReadOptions(self._options.memory_budget, self._options.progress)
         with options.transfer(place.url) as transfer:
-            restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
+            if self._ranks is None:
+                restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
+            else:
+                restore_values_alike(
+                    self._ranks.coordinator,
+                    place,
+                    values,
+                    self._names,
+                    reshape=self._reshape,
+                    transfer=transfer,
+                )
 
     @property
     def last_checkpoints(self) -> list[str]:

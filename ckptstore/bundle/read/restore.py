@@ -66,6 +66,7 @@ def restore_into(
     reshape: bool = False,
     transfer: Transfer | None = None,
     counts: PieceCounts | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> tuple[str, ...]:
     """Restore tensors into `values`.
 
@@ -87,6 +88,8 @@ def restore_into(
         partitioned tensor for an array of another shape whose elements lie at no regular distance.
     counts : PieceCounts, optional
         Counts the stored pieces that are read.
+    ready : callable, optional
+        Called when everything is checked, before anything is read or changed; what it raises ends it.
 
     Returns
     -------
@@ -118,6 +121,8 @@ def restore_into(
             expected="a mutable mapping, or an array under every name",
             actual=type(values).__name__,
         )
+    if ready is not None:
+        ready()
     if transfer is not None:
         transfer.restart(plan.size_bytes)
     # Strings of fixed width come first: they can still turn out not to fit.
