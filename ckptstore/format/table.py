@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckptstore.errors import CkptStoreError, FormatError, TruncatedFileError
 from ckptstore.format.block import (
@@ -139,9 +139,30 @@ class Table:
     def rows(self) -> Iterator[BlockRows]:
         """Yield all items block by block, the fast way to every item; errors as for `items`."""
         self._load(self._metaindex)
+        return self._rows_of_blocks(
+            range(len(self._handles)), lambda number: self._load(self._handles[number])
+        )
+
+    def rows_near(self, ranges: Sequence[tuple[bytes, bytes]]) -> Iterator[BlockRows]:
+        """Yield the blocks that may hold keys from `low` to `high`, of several ranges; errors as for `items`.
+
+        Parameters
+        ----------
+        ranges : sequence of (bytes, bytes)
+            Ascending.
+        """
+        numbers: dict[int, None] = {}
+        for low, high in ranges:
+            first, last = (bisect.bisect_left(self._index_keys, key) for key in (low, high))
+            numbers.update(dict.fromkeys(range(first, min(last + 1, len(self._handles)))))
+        # One of them was probably looked into just before.
+        return self._rows_of_blocks(numbers, self._block)
+
+    def _rows_of_blocks(self, numbers: Iterable[int], load: Callable[[int], Block]) -> Iterator[BlockRows]:
         last: bytes | None = None
-        for handle, index_key in zip(self._handles, self._index_keys, strict=True):
-            rows = self._load(handle).rows()
+        for number in numbers:
+            handle, index_key = self._handles[number], self._index_keys[number]
+            rows = load(number).rows()
             if not rows.keys:
                 continue
             if last is not None and rows.keys[0] <= last:

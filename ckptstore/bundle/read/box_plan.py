@@ -8,6 +8,7 @@ each of which travels once, however many boxes want some of it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -211,13 +212,15 @@ def _plan_some(
     is_alone = np.ones(len(hits), np.bool_)
     is_alone[1:] = pieces[1:] != pieces[:-1]
     is_alone[:-1] &= pieces[1:] != pieces[:-1]
+    # No list for each row: the garbage collector would visit tens of thousands of them.
+    places = [map(slice, here[:, dim].tolist(), ends[:, dim].tolist()) for dim in range(rank)]
+    wheres = zip(*places, strict=True) if rank else itertools.repeat((), len(hits))
     columns = zip(
         hit_box.tolist(),
         pieces.tolist(),
         (is_whole & is_alone).tolist(),
         is_all.tolist(),
-        here.tolist(),
-        ends.tolist(),
+        wheres,
         strict=True,
     )
     tensor_of = np.repeat(np.arange(len(tensors)), counts).tolist()
@@ -225,15 +228,13 @@ def _plan_some(
     shared: list[int] = []
     batch = plan.batch
     taken: list[int] = []
-    for hit, (box, piece, is_simple, is_all_of_box, begin, end) in enumerate(columns):
+    for hit, (box, piece, is_simple, is_all_of_box, where) in enumerate(columns):
         if not is_simple:
             shared.append(hit)
             continue
         target = boxes[numbers[box]].target
-        if not is_all_of_box:
-            target = target[(*map(slice, begin, end), ...)]
         taken.append(piece)
-        batch.targets.append(target)
+        batch.targets.append(target if is_all_of_box else target[where])
     _add_rows(batch, taken, tensors, tensor_of, first_of)
     if not shared:
         return
@@ -264,7 +265,9 @@ def _add_rows(
     batch.dtypes += [owner.dtype for owner in owners]
     rows = np.array(pieces, np.int64)
     shapes = np.concatenate([tensor.lengths for tensor in tensors])[rows]
-    batch.shapes += list(map(tuple, shapes.tolist()))
+    rank = shapes.shape[1]
+    sizes = [shapes[:, dim].tolist() for dim in range(rank)]
+    batch.shapes += zip(*sizes, strict=True) if rank else [()] * len(rows)
     for name in ("shard_ids", "offsets", "sizes_bytes", "masked_crc32cs"):
         column = np.concatenate([getattr(tensor, name) for tensor in tensors])[rows]
         getattr(batch, name).extend(column.tolist())

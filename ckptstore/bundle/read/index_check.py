@@ -60,6 +60,9 @@ class Partition(NamedTuple):
     rows : ndarray of int64
         The row of each slice, in save order.
     starts, lengths : ndarray of int64, shape (slices, rank)
+        Length -1 = the full extent.
+    sizes : ndarray of int64, shape (slices, rank)
+        The lengths with every -1 replaced.
     is_complete : bool
         Whether the slices hold all elements.
     """
@@ -68,6 +71,7 @@ class Partition(NamedTuple):
     rows: Integers
     starts: Integers
     lengths: Integers
+    sizes: Integers
     is_complete: bool
 
 
@@ -276,6 +280,7 @@ class IndexCheck:
                     rows[first:end],
                     slices.starts[first:end],
                     slices.lengths[first:end],
+                    lengths[first:end],
                     bool(is_complete[number]),
                 )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 from ckptstore.bundle.read.index_check import IndexCheck
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
+from ckptstore.format.block import BlockRows, rows_of
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, decode_entry, decode_header
+from ckptstore.format.slice_columns import slice_key_prefix
 from ckptstore.format.slices import shown_name
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
@@ -105,6 +108,7 @@ class IndexFile(TableFile):
                 url=self.url,
                 hint="Pass the prefix of a checkpoint; if this is one, the index was damaged.",
             )
+        self._header_value = value
         self.header: BundleHeader = decode_header(value, source=self.url)
 
     def rows(self) -> IndexCheck:
@@ -126,6 +130,21 @@ class IndexFile(TableFile):
                 self._tail = b""
                 self._entries.clear()
             return self._rows
+
+    def rows_with_slices(self, key: bytes) -> IndexCheck:
+        """Return rows with at least the entry `key`, which is there, and those of its slices.
+
+        Raises
+        ------
+        TruncatedFileError, FormatError, ChecksumError
+            If a block that is read is damaged.
+        """
+        if self._rows is not None:
+            return self._rows
+        slices = slice_key_prefix(key)
+        blocks = self.table.rows_near([(slices, slices + b"\xff"), (key, key)])
+        header = rows_of([(HEADER_KEY, self._header_value)])
+        return IndexCheck(itertools.chain([header], map(_without_header, blocks)), self.url)
 
     def has(self, key: bytes) -> bool:
         """Return whether the index has an entry `key`; reads as much as `entry`."""
@@ -167,3 +186,9 @@ class IndexFile(TableFile):
                 with contextlib.suppress(CorruptError):
                     return self.rows()
         return self._rows
+
+
+def _without_header(rows: BlockRows) -> BlockRows:
+    if rows.keys[0] != HEADER_KEY:
+        return rows
+    return BlockRows(rows.contents, rows.keys[1:], rows.starts[1:], rows.stops[1:])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ckptstore.bundle.read.batch import BulkTensors, ReadBatch
 from ckptstore.bundle.read.box_plan import PieceCounts, TensorPieces, WantedBox
-from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, as_slices, parse_index, view_of
+from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, as_slices, parse_index
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
 from ckptstore.format.dtypes import check_array_shape
 from ckptstore.format.entry import BundleEntry, BundleHeader
@@ -29,6 +29,7 @@ from ckptstore.types import DType, Slice, TensorSpec
 
 __all__ = [
     "BundleReader",
+    "Overlap",
     "StoredTensor",
     "check_destination",
     "check_partition",
@@ -55,8 +56,16 @@ class StoredTensor(NamedTuple):
     entries: tuple[BundleEntry, ...]
 
 
-class _Overlap(NamedTuple):
-    """The part of a box that a stored piece holds."""
+class Overlap(NamedTuple):
+    """The part of a box that a stored piece holds.
+
+    Attributes
+    ----------
+    where : tuple of slice
+        In the box.
+    axes : tuple of Axis
+        In the piece.
+    """
 
     piece: int
     where: tuple[slice, ...]
@@ -169,10 +178,13 @@ class BundleReader(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _read_piece(
-        self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
+    def _read_box(
+        self, tensor: StoredTensor, box: Box, overlaps: Sequence[Overlap], target: npt.NDArray[Any]
     ) -> None:
-        """Read `axes` of one piece into `target`, which has one dimension for each."""
+        """Read a box, of which `overlaps` say what the pieces hold, into `target`.
+
+        `target` has one dimension for each axis of the box.
+        """
 
     def check(self, name: str) -> None:
         """Check the entries of a tensor, without its data files; errors as for `stored`.
@@ -233,8 +245,7 @@ class BundleReader(abc.ABC):
         check_destination(result, box.shape, tensor.dtype, tensor=name)
         target = result.reshape(box.counts) if result.flags.c_contiguous else None
         filled = np.empty(box.counts, tensor.dtype.dtype) if target is None else target
-        for piece, where, axes in overlaps:
-            self._read_piece(tensor, piece, axes, view_of(filled, where))
+        self._read_box(tensor, box, overlaps, filled)
         if target is None:
             result[...] = filled.reshape(box.shape)
         return result
@@ -318,10 +329,10 @@ class BundleReader(abc.ABC):
                 counts.unverified += 1
         return results
 
-    def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[_Overlap]:
+    def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[Overlap]:
         """Yield which pieces hold what of `box`; `FormatError` if together they do not hold all of it."""
         if not tensor.slices:
-            yield _Overlap(0, tuple(slice(0, axis.size) for axis in box.axes), box.axes)
+            yield Overlap(0, tuple(slice(0, axis.size) for axis in box.axes), box.axes)
             return
         found = 0
         for piece, stored in enumerate(tensor.slices):
@@ -333,9 +344,7 @@ class BundleReader(abc.ABC):
             count = math.prod(axis.size for _, axis in clipped)
             if count:
                 found += count
-                yield _Overlap(
-                    piece, tuple(where for where, _ in clipped), tuple(axis for _, axis in clipped)
-                )
+                yield Overlap(piece, tuple(where for where, _ in clipped), tuple(axis for _, axis in clipped))
         if found != math.prod(box.counts):
             raise insufficient_slices(tensor.name, tensor.shape, box.axes, found, self.url)
 

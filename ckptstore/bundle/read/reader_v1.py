@@ -9,8 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from ckptstore.bundle.read.index_file import TableFile
-from ckptstore.bundle.read.indexing import Axis, Box, as_slices
-from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_partition
+from ckptstore.bundle.read.indexing import Box, as_slices, view_of
+from ckptstore.bundle.read.reader import BundleReader, Overlap, StoredTensor, check_partition
 from ckptstore.errors import FormatError
 from ckptstore.format import dtypes
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, BundleHeader, element_count
@@ -148,11 +148,12 @@ class ReaderV1(BundleReader):
                     actual="no entry" if value is None else f"{len(value)} bytes",
                 )
 
-    def _read_piece(
-        self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
+    def _read_box(
+        self, tensor: StoredTensor, box: Box, overlaps: Sequence[Overlap], target: npt.NDArray[Any]
     ) -> None:
         found = self._tensors[tensor.name]
-        number, meta = found.homes[piece]
-        file = self.files[number]
-        values = read_v1_slice(file.table, meta, found.slices[piece], source=file.url)
-        target[...] = values[as_slices(axes)]
+        for piece, where, axes in overlaps:
+            number, meta = found.homes[piece]
+            file = self.files[number]
+            values = read_v1_slice(file.table, meta, found.slices[piece], source=file.url)
+            view_of(target, where)[...] = values[as_slices(axes)]

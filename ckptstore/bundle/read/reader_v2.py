@@ -25,10 +25,11 @@ from ckptstore.bundle.read.claims import check_claims
 from ckptstore.bundle.read.fetch import byte_order_unit, fetch
 from ckptstore.bundle.read.index_check import IndexCheck, Partition, key_of
 from ckptstore.bundle.read.index_file import IndexFile
-from ckptstore.bundle.read.indexing import Axis, Box, view_of
+from ckptstore.bundle.read.indexing import Box, view_of
 from ckptstore.bundle.read.partial_reads import PartialRead
 from ckptstore.bundle.read.reader import (
     BundleReader,
+    Overlap,
     StoredTensor,
     check_destination,
     check_partition,
@@ -49,6 +50,9 @@ __all__ = ["ReaderV2"]
 
 # From so many names on the whole index is read.
 _MANY_NAMES = 64
+
+# From so many slices of a tensor on they are looked up together.
+_MANY_SLICES = 16
 
 
 class ReaderV2(BundleReader):
@@ -100,6 +104,8 @@ class ReaderV2(BundleReader):
             dtype = check_entry(entry, source=self.url, tensor=name)
             return StoredTensor(name, dtype, entry.shape, (), (entry,))
         found = self._partitioned.get(name)
+        if found is None and len(entry.slices) >= _MANY_SLICES:
+            found = self._stored_with_slices(name)
         if found is None:
             dtype = check_entry(entry, source=self.url, tensor=name)
             pieces = tuple(self._slice_entry(name, entry, box) for box in entry.slices)
@@ -107,6 +113,17 @@ class ReaderV2(BundleReader):
             check_partition(found, self.url)
             self._partitioned[name] = found
         return found
+
+    def _stored_with_slices(self, name: str) -> StoredTensor | None:
+        """Return a partitioned tensor, its slices looked up together; None if one by one tells more."""
+        key = key_of(name)
+        try:
+            index = self.index.rows_with_slices(key)
+        except CorruptError:
+            return None
+        row = index.row(key)
+        partition = index.partitions([row]).get(row)
+        return None if partition is None else self._stored_partition(name, partition, index)
 
     def stored_many(self, names: Iterable[str]) -> list[StoredTensor | None]:
         names = list(names)
@@ -153,9 +170,7 @@ class ReaderV2(BundleReader):
             partition = partitions.get(row)
             if partition is not None:
                 kind, at = partition.kind, partition.rows
-                starts, lengths = partition.starts, partition.lengths
-                if (lengths < 0).any():
-                    lengths = np.where(lengths < 0, np.array(kind.shape, np.int64), lengths)
+                starts, lengths = partition.starts, partition.sizes
             elif is_sound:
                 kind, at = columns.kinds[int(columns.kind_ids[row])], np.array([row])
                 lengths = np.array([kind.shape], np.int64).reshape(1, len(kind.shape))
@@ -291,20 +306,27 @@ class ReaderV2(BundleReader):
         size = math.prod(box.counts) * item_size if item_size else entry.size_bytes
         return size <= REQUEST_SIZE_BYTES
 
-    def _read_piece(
-        self, tensor: StoredTensor, piece: int, axes: tuple[Axis, ...], target: npt.NDArray[Any]
+    def _read_box(
+        self, tensor: StoredTensor, box: Box, overlaps: Sequence[Overlap], target: npt.NDArray[Any]
     ) -> None:
-        entry = tensor.entries[piece]
-        axes, target = upright(axes, target)
+        axes, target = upright(box.axes, target)
         batch = ReadBatch()
+        if len(overlaps) > 1:
+            plan = plan_boxes([WantedBox(pieces_of(tensor), axes, target)], batch, is_far=self.shards.are_far)
+            fetch(batch, self.shards, partials=plan.partials, memory_budget=self.memory_budget)
+            return
         partials = []
-        if all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True)):
-            batch.add(tensor.name, entry, tensor.dtype, target)
-        elif target.dtype.hasobject:
-            # Strings lie behind their lengths, so a single one cannot be located.
-            batch.add(tensor.name, entry, tensor.dtype, None, [Taker(axes, target)])
-        else:
-            partials.append(PartialRead(tensor.name, entry, tensor.dtype, Taker(axes, target)))
+        for piece, _, inside in overlaps:
+            entry = tensor.entries[piece]
+            axes, _ = upright(inside, target)
+            if all(axis.size == size for axis, size in zip(axes, entry.shape, strict=True)):
+                batch.add(tensor.name, entry, tensor.dtype, target)
+            elif target.dtype.hasobject:
+                # Strings lie behind their lengths, so a single one cannot be located.
+                batch.add(tensor.name, entry, tensor.dtype, None, [Taker(axes, target)])
+            else:
+                # No byte more than is needed, even if it is then not verified.
+                partials.append(PartialRead(tensor.name, entry, tensor.dtype, Taker(axes, target)))
         fetch(batch, self.shards, partials=partials, memory_budget=self.memory_budget)
 
     def read_stored(

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ckptstore.bundle.read.open_bundle import open_bundle
+from ckptstore.bundle.write.index import build_index
 from ckptstore.errors import ChecksumError, FormatError, IncompleteBundleError
 from ckptstore.format import dtypes
+from ckptstore.format.entry import BundleEntry
+from ckptstore.format.slices import encode_slice_key
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.testing import CountingStorage
@@ -186,3 +189,40 @@ def test_a_box_across_slices_is_read_though_another_shard_is_missing(tmp_path):
     np.testing.assert_array_equal(reader.read("w", np.s_[2:5]), array[2:5])
     with pytest.raises(IncompleteBundleError, match=r"data-00002-of-00003"):
         reader.read("w", np.s_[5:8])
+
+
+def test_one_tensor_among_many_with_many_slices_takes_few_blocks(prefix):
+    """The slices of a tensor lie side by side in an index; the rest of it is not read for one."""
+    names = [f"layer{number:03d}/{'kernel' * 30}" for number in range(600)]
+    entries = []
+    for number, name in enumerate(names):
+        boxes = tuple(Slice(((row, 1), (0, number + 1))) for row in range(40))
+        shape = (40, number + 1)
+        for row, box in enumerate(boxes):
+            entry = BundleEntry(1, (1, number + 1), row, 8 * number, 4 * (number + 1), row)
+            entries.append((encode_slice_key(name, box), entry))
+        entries.append((name.encode(), BundleEntry(1, shape, slices=boxes)))
+    index = build_index(entries, 40)
+    put(prefix.suffixed(".index"), index)
+    storage, tracked_prefix = tracked(prefix)
+    assert len(index) > 5 << 18
+    reader = open_bundle(tracked_prefix)
+    tensor = reader.stored(names[300])
+    # The tail of the file, the block with its entry, and two with its slices.
+    assert storage.size_bytes() < 4 * (1 << 18) + 4096
+    assert tensor.slices == tuple(Slice(((row, 1), (0, 301))) for row in range(40))
+    assert [entry.shard_id for entry in tensor.entries] == list(range(40))
+    of_all = open_bundle(prefix)
+    assert of_all.names() == names
+    for name in (names[0], names[7], names[300], names[599]):
+        assert of_all.stored(name) == reader.stored(name)
+
+
+def test_a_slice_among_many_that_contradicts_its_tensor_is_named(prefix):
+    boxes = tuple(Slice(((row, 1),)) for row in range(40))
+    entries = [(encode_slice_key("w", box), BundleEntry(1, (1,), size_bytes=4)) for box in boxes[:-1]]
+    entries += [(encode_slice_key("w", boxes[-1]), BundleEntry(3, (1,), size_bytes=4))]
+    entries += [(b"w", BundleEntry(1, (40,), slices=boxes))]
+    put(prefix.suffixed(".index"), build_index(entries, 1))
+    with pytest.raises(FormatError, match="entry of slice 39,1 contradicts"):
+        open_bundle(prefix).stored("w")
