@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ckptstore.directory.retention import Entry
+from ckptstore.directory.retention_rules import RetentionRule, kept_by
 from ckptstore.format.naming import index_name, meta_name
 from ckptstore.format.record_facts import Intent, Owner, OwnerName, Pending, Record, Superseded
 from ckptstore.testing.invariants import (
@@ -68,6 +70,8 @@ class History:
         Of every Saver.
     has_graphs : bool
         Whether each listed checkpoint must have its graph.
+    rules : sequence of RetentionRule, optional
+        By which every Saver keeps checkpoints, besides the newest `max_to_keep`. Each save has metrics then.
 
     Attributes
     ----------
@@ -82,20 +86,31 @@ class History:
         Prefixes that somebody else has saved beside the training job: nobody else may list or delete them.
     torn : set of str
         Prefixes whose data files somebody took away.
+    pins : set of str
+        Prefixes whose pin was acknowledged, and that nobody has begun to unpin.
     violations : list of InvariantViolation
     """
 
-    def __init__(self, bucket: SimulatedBucket, max_to_keep: int, *, has_graphs: bool) -> None:
+    def __init__(
+        self,
+        bucket: SimulatedBucket,
+        max_to_keep: int,
+        *,
+        has_graphs: bool,
+        rules: Sequence[RetentionRule] = (),
+    ) -> None:
         self.files = Files(bucket)
         self.record: Record | None = None
         self.saves: list[Save] = []
         self.seen: dict[int, int] = {}
         self.bystanders: set[str] = set()
         self.torn: set[str] = set()
+        self.pins: set[str] = set()
         self.violations: list[InvariantViolation] = []
         self.noting = _Noting(self.violations)
         self._max_to_keep = max_to_keep
         self._has_graphs = has_graphs
+        self._rules = rules
         self._listed: tuple[str, ...] = ()
         self._latest = ""
         # Of each run, the last one; those after a rewrite of the record are higher than those before.
@@ -128,6 +143,11 @@ class History:
     def latest_mark(self) -> int | None:
         """Return which save the record calls the latest."""
         return self.mark_at(self._latest) if self._latest else None
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """What the record lists now."""
+        return self._listed
 
     def is_listed(self, prefix: str) -> bool:
         """Return whether the record lists `prefix` now."""
@@ -172,6 +192,8 @@ class History:
                 self.torn.discard(prefix)
                 self._see(prefix)
                 self._check_bystander(prefix)
+                if prefix in self.pins and name not in self.files:
+                    raise InvariantViolation("PINNED", f"{prefix!r} was deleted, and is pinned")
                 if self.record is None or not self.record.owners:
                     self._before_record.add(prefix)
             if prefix in self._listed and prefix not in self.torn:
@@ -194,7 +216,12 @@ class History:
         if before is not None:
             if after.owners:
                 assert_fence_holds(before, after)
-            assert_nothing_is_forgotten(self._counted(before), self._counted(after), self._max_to_keep)
+            pins = {*before.pins, *after.pins}
+            old, new = self._counted(before, pins), self._counted(after, pins)
+            assert_nothing_is_forgotten(old, new, self._max_to_keep)
+            self._check_rules(old, new)
+        if not self.pins <= set(after.pins):
+            raise InvariantViolation("PINNED", f"pins left the record: {self.pins.difference(after.pins)}")
 
     def _look_at_owners(self, before: Record | None, after: Record) -> None:
         """Note who owns what and has saved; FENCE: a rewrite of the record helps no run that was replaced."""
@@ -236,15 +263,35 @@ class History:
         marks = {self.mark_at(each) for each in (prefix, self._latest)} if self._dropped else set()
         return any(save.mark in marks and save.run != run for save in self.saves)
 
-    def _counted(self, record: Record) -> Record:
+    def _check_rules(self, old: Record, new: Record) -> None:
+        """RULES: what leaves the list is kept by no rule. NOTES: what is listed has its metrics."""
+        if not self._rules:
+            return
+        listed = listed_prefixes(new)
+        for prefix in listed:
+            if prefix not in new.notes:
+                raise InvariantViolation("NOTES", f"{prefix!r} lost its metrics")
+        notes = {**old.notes, **new.notes}
+        gone = [prefix for prefix in listed_prefixes(old) if prefix not in listed]
+        entries = [
+            Entry(prefix, 0.0, int(prefix.rpartition("-")[2]), notes.get(prefix, {}))
+            for prefix in (*gone, *listed)
+            if index_name(prefix) in self.files
+        ]
+        kept = kept_by(self._rules, entries, 0.0)
+        for prefix in gone:
+            if prefix in kept:
+                raise InvariantViolation("RULES", f"{prefix!r} left the list, although {kept[prefix]}")
+
+    def _counted(self, record: Record, pins: Collection[str]) -> Record:
         """Return `record` without what takes no place in a window."""
         state = record.state
-        if state is None or not (self.torn or self.bystanders):
+        if state is None or not (self.torn or self.bystanders or pins):
             return record
         left = tuple(
             prefix
             for prefix in state.all_model_checkpoint_paths
-            if prefix not in self.torn and prefix not in self.bystanders
+            if prefix not in self.torn and prefix not in self.bystanders and prefix not in pins
         )
         if not left:
             return replace(record, state=None)

@@ -11,6 +11,7 @@ from unittest import mock
 import ckptstore.directory.checkpoint_writer
 import ckptstore.directory.garbage_search
 import ckptstore.directory.pending_deletes
+import ckptstore.directory.pins
 from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.intents import Announcements
@@ -18,7 +19,11 @@ from ckptstore.directory.open_save import Assignment, SaveSteps
 from ckptstore.directory.owner_names import highest_step, may_have_saved, owner_of_step, start_of
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.pending_deletes import PendingDeletes
-from ckptstore.directory.retention import Entry
+from ckptstore.directory.prune import PrunePlan
+from ckptstore.directory.record_change import RecordChange
+from ckptstore.directory.record_update import RecordSnapshot
+from ckptstore.directory.retention import Entry, Verdict
+from ckptstore.directory.retention_rules import RulesRetention, kept_by
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.directory.torn_entries import TornEntries
@@ -292,4 +297,68 @@ def _rewritten_records_fence_everybody() -> Iterator[None]:
 def _one_set_of_data_is_the_index_s() -> Iterator[None]:
     """Data files of one count are not compared with the index beside them, whatever their numbers."""
     with mock.patch.object(ckptstore.directory.garbage_search, "_is_one_save", lambda sets: len(sets) <= 1):
+        yield
+
+
+@_mutation("rules", "PINNED", "LOST")
+def _retention_forgets_pins() -> Iterator[None]:
+    """What is pinned is judged like everything else."""
+
+    def decide(self: RecordChange, _: object, counted: tuple[Entry, ...], clock_s: float | None) -> Verdict:
+        return self.retention.decide(counted, clock_s, self.now_s)
+
+    with mock.patch.object(RecordChange, "_decide_unpinned", decide):
+        yield
+
+
+@_mutation("rules", "PINNED", "LOST")
+def _victims_are_chosen_once() -> Iterator[None]:
+    """A save goes on with what it decided before it published, although somebody wrote the record since."""
+    change = RecordChange._change
+
+    def change_once(self: RecordChange, snapshot: RecordSnapshot) -> Record:
+        if self._decided is None:
+            return change(self, snapshot)
+        return replace(self._decided[1], pins=snapshot.record.pins, intents=())
+
+    with mock.patch.object(RecordChange, "_change", change_once):
+        yield
+
+
+@_mutation("rules", "PINNED")
+def _what_is_leaving_may_be_pinned() -> Iterator[None]:
+    """A pin does not look whether the checkpoint is to be deleted."""
+    with mock.patch.object(ckptstore.directory.pins, "_is_leaving", lambda *_: False):
+        yield
+
+
+@_mutation("rules", "LOST", "DANGL", "NOTES")
+def _only_rules_keep() -> Iterator[None]:
+    """The newest goes if no rule keeps it."""
+
+    def decide(
+        self: RulesRetention, window: tuple[Entry, ...], clock_s: float | None, now_s: float
+    ) -> Verdict:
+        kept = kept_by(self.rules, window, now_s)
+        return Verdict(
+            tuple(entry for entry in window if entry.prefix in kept),
+            tuple(entry for entry in window if entry.prefix not in kept),
+            clock_s=clock_s,
+        )
+
+    with mock.patch.object(RulesRetention, "decide", decide):
+        yield
+
+
+@_mutation("rules", "NOTES")
+def _metrics_die_with_their_save() -> Iterator[None]:
+    """Who adopts a checkpoint does not learn its metrics."""
+    with mock.patch.object(RecordChange, "_new_metrics", lambda self: {self.prefix: self.request.metrics}):
+        yield
+
+
+@_mutation("rules", "PINNED", "RULES")
+def _a_prune_does_not_look_again() -> Iterator[None]:
+    """What was shown is deleted, whatever the record says by now."""
+    with mock.patch.object(PrunePlan, "still", lambda self, later: self):
         yield

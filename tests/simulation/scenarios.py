@@ -1,4 +1,4 @@
-"""The programs of one run: five scenarios, each drawn from a seed."""
+"""The programs of one run: seven scenarios, each drawn from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ import ckptstore.train.saver
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.garbage import collect_garbage
 from ckptstore.directory.garbage_search import find_garbage
-from ckptstore.errors import CkptStoreWarning, CorruptError, FencedError, NotFoundError
+from ckptstore.directory.pins import add_pin, remove_pin
+from ckptstore.directory.prune import PruneRequest, prune
+from ckptstore.directory.retention_rules import Best, EveryNSteps, Latest, RetentionRule
+from ckptstore.errors import CkptStoreError, CkptStoreWarning, CorruptError, FencedError, NotFoundError
 from ckptstore.format.naming import data_name
 from ckptstore.format.record import format_state
 from ckptstore.saving.prepare import SavePreparation
@@ -75,12 +78,15 @@ class Scenario:
         A second run begins while the first one stands still, or goes on.
     rollback : bool
         It goes back some steps, and saves those again.
+    rules : bool
+        It keeps checkpoints by rules and metrics, while somebody pins and unpins them, or prunes.
     """
 
     name: str
     steps: bool = True
     zombie: bool = False
     rollback: bool = False
+    rules: bool = False
 
 
 SCENARIOS = {
@@ -91,6 +97,8 @@ SCENARIOS = {
         Scenario("zombie", zombie=True),
         Scenario("zombie-same-prefix", steps=False, zombie=True),
         Scenario("zombie-rollback", zombie=True, rollback=True),
+        Scenario("rules", rules=True),
+        Scenario("zombie-rules", zombie=True, rules=True),
     )
 }
 
@@ -140,7 +148,19 @@ class Run:
         self.deaths = 0
         if check_graphs is None:
             check_graphs = not scenario.zombie
-        self.history = History(bucket, self.keep, has_graphs=self.has_graphs and check_graphs)
+        # What a pruner may keep less than the Savers do is how many of the newest there are.
+        self.rules: list[RetentionRule] = []
+        self.has_pruner = scenario.rules and draw.random() < 0.3
+        if scenario.rules:
+            self.rules = [Best(1, "loss"), *draw.choice(([], [EveryNSteps(2)]))]
+        counts_newest = not scenario.rules or draw.random() < 0.7
+        self.saver_rules = [*self.rules, *([Latest(self.keep)] if counts_newest else [])]
+        self.history = History(
+            bucket,
+            self.keep if counts_newest and not self.has_pruner else 1,
+            has_graphs=self.has_graphs and check_graphs,
+            rules=self.rules,
+        )
 
     def go(self) -> History:
         """Let everything happen; return what happened."""
@@ -183,6 +203,17 @@ class Run:
             other = draw.choice((*[None] * 8, NEIGHBOUR, BYSTANDER))
             if other is not None:
                 self.scheduler.spawn(other, self._neighbour if other == NEIGHBOUR else self._bystander)
+        if self.scenario.rules:
+            # One: where two pin and unpin the same, nobody can say what holds.
+            keeper = self.scheduler.spawn("keeper", self._keeper)
+            keeper.freeze_at = 1
+            keeper.freeze_steps = draw.randint(5, 12 + 7 * self.target)
+            if self.has_pruner:
+                pruner = self.scheduler.spawn("pruner", self._pruner)
+                pruner.freeze_at = draw.choice((1, 1, draw.randint(2, 12)))
+                pruner.freeze_steps = draw.randint(5, 12 + 7 * self.target)
+                pruner.crash_at = draw.choice((0, draw.randint(3, 25))) * draw.choice((1, -1))
+            return
         # Whose a model with a number in its name is, only our lines tell.
         if self.scheduler.bucket.honours_conditions and other != BYSTANDER and draw.random() < 0.1:
             stranger = self.scheduler.spawn(STRANGER, self._stranger)
@@ -255,8 +286,46 @@ class Run:
 
         actor.request("PUT", RECORD, rewrite)
 
+    def _keeper(self, actor: Actor) -> None:
+        """Somebody pins checkpoints, and unpins some, whatever else goes on."""
+        actor.storage = ActorStorage(actor)
+        history, draw = self.history, self.random
+        record = _locate(f"{URL}/{RECORD}")
+        for _ in range(draw.choice((1, 2, 2, 3))):
+            prefix = draw.choice(history.listed) if history.listed else f"{BASENAME}-1"
+            place = _locate(f"{URL}/{prefix}")
+            try:
+                add_pin(place, record)
+                history.pins.add(prefix)
+                self.scheduler.trace.append(Step(actor.name, "has pinned", prefix))
+                if draw.random() < 0.4:
+                    history.pins.discard(prefix)
+                    remove_pin(place, record)
+            except NotFoundError:
+                continue
+            except CkptStoreError as error:
+                history.note("SPURIOUS", f"{actor.name} failed with {type(error).__name__}: {error}")
+
+    def _pruner(self, actor: Actor) -> None:
+        """Somebody deletes what no rule keeps, from a shell."""
+        actor.storage = ActorStorage(actor)
+        directory = _locate(URL)
+        rules = [("", rule) for rule in self.rules]
+        request = PruneRequest(directory, directory.child(RECORD), rules)
+        try:
+            report = prune(request, request.plan())
+            if report.error is not None:
+                raise report.error
+        except NotFoundError:
+            return
+        except CkptStoreError as error:
+            self.history.note("SPURIOUS", f"a prune failed with {type(error).__name__}: {error}")
+
     def _saver(self, run: str) -> Saver:
         graph: Any = _TwoDevices() if self.has_shards else None
+        if self.scenario.rules:
+            rules = self.saver_rules
+            return Saver(retention=rules, run=run, clock=self.clock, sharded=self.has_shards, graph=graph)
         return Saver(max_to_keep=self.keep, run=run, clock=self.clock, sharded=self.has_shards, graph=graph)
 
     def _save(self, saver: Saver, run: str, basename: str, step: int) -> bool:
@@ -280,7 +349,9 @@ class Run:
 
     def _call_save(self, saver: Saver, mark: int, basename: str, step: int | None) -> None:
         values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
-        saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs)
+        # Of every mark another one, in no order.
+        metrics = {"loss": float(mark * 7919 % 104_729)} if self.scenario.rules else None
+        saver.save(values, f"{URL}/{basename}", step, write_meta_graph=self.has_graphs, metrics=metrics)
 
     def _check_finality(self, saver: Saver, run: str, basename: str, step: int | None) -> None:
         """FENCE: a fenced run stays fenced, without a request."""
@@ -357,7 +428,7 @@ class Run:
         self.scheduler.spawn("aftermath", program).is_reliable = True
         self.scheduler.run()
         history.check_acknowledged(BASENAME)
-        if self.scenario.name == "steps":
+        if self.scenario.name in ("steps", "rules"):
             history.check_nothing_is_left()
         # gc does not open an index beside which the data files are numbered like those of one whole save.
         names = [{data_name(torn, shard, n) for shard in range(n)} for torn in history.torn for n in (1, 2)]
