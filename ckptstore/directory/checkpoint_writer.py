@@ -145,7 +145,8 @@ class CheckpointWriter:
         state = record.state and moved_here(self.directory, record.state)
         is_own = own_filter([OwnerName(basename, "steps")], record)
         entries = own_entries(self.directory, state, is_own, {}, self._clock())
-        self._window = Window(tuple(entry for entry in entries if entry.prefix not in record.pins))
+        pins = frozenset(record.pins)
+        self._window = Window(tuple(entry for entry in entries if entry.prefix not in pins))
 
     @property
     def lock(self) -> AbstractContextManager[object]:

@@ -111,6 +111,7 @@ class PendingDeletes:
     def collect_pending(self, record: Record) -> None:
         """Do the pending deletes of the record. The checkpoint exists, so a failure is only a warning."""
         is_own = self._ownership.own_filter(record)
+        pins = frozenset(record.pins)
         for pending in record.pending:
             exact = record.owners.get(OwnerName(pending.prefix, "exact"))
             # What was owned alone has no owner that comes back: whoever saves here deletes it.
@@ -118,7 +119,7 @@ class PendingDeletes:
             is_valid = "/" not in pending.prefix and is_graph_suffix(pending.suffix)
             if not is_mine or not is_valid or pending in self.done:
                 continue
-            if pending.prefix in record.pins or is_listed(self._directory, record.state, pending.prefix):
+            if pending.prefix in pins or is_listed(self._directory, record.state, pending.prefix):
                 # Saved again since, or written by hand.
                 self.done.add(pending)
                 continue

@@ -190,6 +190,7 @@ class _Judgement:
         self._request = request
         self._directory = request.directory
         self._record = record
+        self._pins = frozenset(record.pins)
         self._found = list_checkpoints(request.directory)
         self._now_s = now_s(request.directory.storage)
         # In the order in which they are shown.
@@ -254,7 +255,7 @@ class _Judgement:
     def _why_left_alone(self, name: str, files: PrefixFiles | None, *, is_listed: bool) -> str | None:
         record, request = self._record, self._request
         owner = owner_of_step(name)
-        if name in record.pins:
+        if name in self._pins:
             return "pinned"
         if relative_prefix(self._directory, name) is None or "/" in name:
             return "in another directory"

@@ -12,7 +12,7 @@ import ckptstore as ck
 from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.storage.registry import locate
 from tests.hostile.directory_listing import tree_of
-from tests.hostile.entry_points import typed
+from tests.hostile.entry_points import quiet, typed
 from tests.hostile.foreign_files import OWNER, VALUES, build, check_only_ours_is_gone, protocol, save_steps
 from tests.hostile.sandbox import Sandbox
 
@@ -108,6 +108,36 @@ DELETES: dict[str, Callable[[Path], list[str]]] = {
     "twenty thousand superseded lines": lambda root: [superseded(f"model-{n}") for n in range(100, 20_100)],
     "twenty thousand owners": lambda root: [
         f'owner "other{number}" epoch=1 run="r" host="h" time=1 write="0"' for number in range(20_000)
+    ],
+    "pins of what is not ours": lambda root: [
+        f"pin {json.dumps(name)}"
+        for name in (
+            "../elsewhere/model-90",
+            f"{root}/elsewhere/model-90",
+            "",
+            ".",
+            "*",
+            "model-*",
+            "model-9\0",
+        )
+    ],
+    "twenty thousand pins, and as many deletes of these": lambda root: [
+        *(f'pin "model-{number}"' for number in range(100, 20_100)),
+        *(f'pending "model-{n}" version="1" shards="00000-of-00001"' for n in range(100, 20_100)),
+    ],
+    "a pin that is to be deleted": lambda root: ['pin "other"', pending(root, "other")],
+    "notes of what is not ours": lambda root: [
+        f"note {json.dumps(name)} loss=nan"
+        for name in ("../elsewhere/model-90", "other", "", "*", "model-5\0")
+    ],
+    "twenty thousand notes": lambda root: [
+        f'note "model-{number}" loss=1e308 loss=-inf' for number in range(100, 20_100)
+    ],
+    "a note of a hundred thousand metrics": lambda root: [
+        'note "model-5"' + "".join(f" m{number}=1" for number in range(100_000))
+    ],
+    "a note with a name of a million escapes": lambda root: [
+        'note "model-5" "' + "\\u0000" * 1_000_000 + '"=1'
     ],
     "owner in a far future": lambda root: [
         'owner "model" epoch=5 run="r" host="h" time=1e300 write="0" highest_step=100 next_keep=inf'
@@ -221,3 +251,35 @@ def test_stranger_in_the_record_cannot_make_a_window_of_ours_out_of_links(
     assert {name: after[name] for name in before if name.startswith("elsewhere")} == {
         name: what for name, what in before.items() if name.startswith("elsewhere")
     }
+
+
+LINES_OF_NOTES = {
+    "best of all": ['note "model-3" loss=-1e308', 'note "model-5" loss=-inf'],
+    "no number": ['note "model-3" loss=nan', 'note "model-5" loss=-nan'],
+    "not one of ours": ['note "other" loss=-5', 'note "../elsewhere/model-90" loss=-6'],
+    "cut off": ['note "model-3" loss=', 'note "model-5'],
+    "two of one": ['note "model-3" loss=5', 'note "model-3" loss=-5 loss=7'],
+    "intent with metrics that are none": [
+        'intent "model-6" form="steps" run="r" index="00000001" metrics="loss"'
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LINES_OF_NOTES)
+def test_notes_of_a_stranger_choose_among_ours_only(name: str, tmp_path: Path) -> None:
+    directory = build(tmp_path)
+    (directory / "checkpoint").write_bytes(protocol(OWNER, *LINES_OF_NOTES[name]))
+    before = tree_of(tmp_path)
+    saver = ck.Saver(retention=[ck.Best(1, "loss")], run="after", clock=lambda: 2000.0)
+    with quiet():
+        for step in (6, 7, 8):
+            saver.save(VALUES, directory / "model", step, metrics={"loss": float(step)})
+    check_only_ours_is_gone(tmp_path, before)
+    left = {path.stem for path in directory.glob("model-[35678].index")}
+    if name == "best of all":
+        # What is not finite is never the best.
+        assert left == {"model-3", "model-8"}
+    elif name == "two of one":
+        assert left == {"model-6", "model-8"}
+    assert "model-8" in left
+    assert ck.latest_checkpoint(directory) == str(directory / "model-8")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.saving.arguments import MAX_TO_KEEP
 from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.testing import CountingStorage, FaultyStorage, ManualClock, SimulatedCrash
@@ -46,6 +47,20 @@ def saver(**options: Any) -> Callable[[ManualClock, str | None], ck.Saver]:
 
 def steps(saver: ck.Saver, directory: str, number: int, **options: Any) -> None:
     saver.save(VALUES, f"{directory}/model", number, **options)
+
+
+RULES = [ck.Latest(2), ck.Best(2, "loss"), ck.YoungerThan(3 * PERIOD_S)]
+
+
+def measured(saver: ck.Saver, directory: str, number: int) -> None:
+    # Better and worse ones, in no order, and now and then the best so far.
+    steps(saver, directory, number, metrics={"loss": float(number * 7919 % 1009), "other": 1.0})
+
+
+def pinned(saver: ck.Saver, directory: str, number: int) -> None:
+    measured(saver, directory, number)
+    if number == 1:
+        ck.pin(f"{directory}/model-1")
 
 
 def waits(saver: ck.Saver, directory: str, number: int) -> None:
@@ -82,6 +97,8 @@ WAYS = [
     Way("limits", steps, saver(memory_budget=1 << 20, deadline_s=600.0)),
     Way("two names", lambda s, d, n: s.save(VALUES, f"{d}/{'ab'[n % 2]}", n), saver()),
     Way("negative steps", lambda s, d, n: steps(s, d, -n), saver()),
+    Way("rules", measured, saver(max_to_keep=MAX_TO_KEEP, retention=RULES), 400, 100),
+    Way("rules and a pin", pinned, saver(max_to_keep=MAX_TO_KEEP, retention=RULES)),
     Way("manager", lambda m, d, n: m.save(d, n), Managed),
 ]
 
@@ -140,7 +157,10 @@ def size_of_record(directory: str, way: Way) -> int:
     record = record_of(directory)
     state = record.state
     assert state is not None
-    lines = (record.owners, record.pending, record.superseded, record.kept, record.counted, record.intents)
+    lines = (
+        *(record.owners, record.pending, record.superseded, record.kept, record.counted, record.intents),
+        *(record.pins, record.notes),
+    )
     return sum(map(len, lines)) + len(state.all_model_checkpoint_paths)
 
 
