@@ -1,6 +1,7 @@
 # ckptstore: `make test` and `make demo` set up everything they need; Python 3.11+ and make are enough.
 # Environments: .venv (development), .cache/venv-tf (TensorFlow, for comparison only) and .cache/venv-moto, all filled
 # from the locks in requirements/ and brought in line again when a lock changes. Servers: .cache/servers.
+# .cache/venv-engines: torch, JAX, Ray and MPI (6 GB).
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -19,6 +20,7 @@ PYTHON_MIN ?= $(call usable,python3.11 $(PYTHON) python3.12,(3, 11) <= sys.versi
 VENV    := .venv
 VENV_TF := .cache/venv-tf
 VENV_MOTO := .cache/venv-moto
+VENV_ENGINES := .cache/venv-engines
 VENV_DIST := .cache/venv-dist
 VENV_MIN := .cache/venv-min-deps
 VENV_UPSTREAM := .cache/venv-upstream
@@ -41,7 +43,7 @@ FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop histories demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -51,6 +53,7 @@ help:  ## show this list
 
 setup: $(VENV)/.ready  ## make or update the development environment, .venv
 setup-tf: $(VENV_TF)/.ready  ## make or update TensorFlow's environment, .cache/venv-tf
+setup-engines: $(VENV_ENGINES)/.ready  ## the same for torch, JAX, Ray and MPI (6 GB), .cache/venv-engines
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -86,6 +89,11 @@ $(VENV_TF)/.ready: $(VENV)/.uv requirements/tensorflow.txt
 	$(call fill,$(VENV_TF),requirements/tensorflow.txt)
 	@touch $@
 
+$(VENV_ENGINES)/.ready: $(VENV)/.uv requirements/engines.txt
+	$(call make_environment,$(VENV_ENGINES),$(PYTHON_TF),3.11 to 3.13,--without-pip)
+	$(call fill,$(VENV_ENGINES),requirements/engines.txt)
+	@touch $@
+
 $(VENV_MOTO)/.ready: $(VENV)/.uv requirements/moto.txt
 	$(call make_environment,$(VENV_MOTO),$(PYTHON),3.11 or newer,--without-pip)
 	$(call fill,$(VENV_MOTO),requirements/moto.txt)
@@ -111,7 +119,7 @@ minio: $(VENV)/.ready  ## build MinIO alone (needs Go) and run it with a bucket;
 
 # ------------------------------------------------------------------------------------------------ checks
 
-test: lint $(LANES) min-deps dist interop  ## everything: lint, every lane of tests, TensorFlow's included
+test: lint $(LANES) min-deps dist interop engines  ## everything: lint, every lane of tests, TensorFlow's included
 
 define read_sources
 $(BIN)/ruff check .
@@ -125,7 +133,7 @@ lint: $(VENV)/.ready  ## ruff, codespell, mypy, and whether every test can be im
 	@echo '== lint'
 	$(read_sources)
 	@mkdir -p .cache
-	$(PYTEST) tests --ignore tests/interop --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
+	$(PYTEST) tests --ignore tests/interop --ignore tests/engines --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
 
 quick: $(VENV)/.ready  ## the inner loop, in under a minute: ruff, codespell, mypy, unit tests with fewer random examples
 	$(read_sources)
@@ -146,6 +154,11 @@ interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFl
 	@echo '== interop'
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
 	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
+
+# Four processes of each engine that runs a training job; here, too, a skip is a failure.
+engines: $(VENV)/.ready $(VENV_ENGINES)/.ready servers  ## real processes under torch, JAX, Ray and MPI
+	@echo '== engines'
+	PYTHONPATH="$(CURDIR)" $(VENV_ENGINES)/bin/python -m pytest tests/engines -q -p tests.forbid_skips $(ARGS)
 
 # The lane interop tries 150 of them.
 histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in TensorFlow and here; not part of `make test`
@@ -247,6 +260,7 @@ lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for ne
 	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml --extra all --group test --resolution lowest-direct --output-file requirements/min-deps.txt
+	$(COMPILE) pyproject.toml --extra all --group engines --output-file requirements/engines.txt
 	$(COMPILE) --group moto --output-file requirements/moto.txt
 	$(COMPILE) pyproject.toml --extra s3 --group bench --output-file requirements/bench.txt
 	$(COMPILE) --group bench-clients --output-file requirements/bench-clients.txt

@@ -37,6 +37,7 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "distributed.engines": ("coordinator",),
     "graph": ("Graph", "GraphBuilder", "Operation", "SaverDef", "Tensor"),
     "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "saving.handle": ("SaveHandle",),

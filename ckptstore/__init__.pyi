@@ -9,6 +9,7 @@ from ckptstore.directory.retention_rules import (
     Latest as Latest,
     YoungerThan as YoungerThan,
 )
+from ckptstore.distributed.engines import coordinator as coordinator
 from ckptstore.errors import (
     AccessError as AccessError,
     AmbiguousOutcomeError as AmbiguousOutcomeError,

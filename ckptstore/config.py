@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 __all__ = [
     "GcsEnvironment",
+    "Launcher",
     "aws_session",
     "client_environment",
     "completion_request",
     "gcs_environment",
     "host_id",
     "host_name",
+    "launcher_environment",
     "process_run",
     "proxy_for",
     "terminal_style",
@@ -151,3 +153,46 @@ def client_environment() -> str:
         if name.upper().startswith(_CLIENT_VARIABLES) and name not in renewed
     )
     return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+class Launcher(NamedTuple):
+    """What the program that started the processes of a job says of this one.
+
+    Attributes
+    ----------
+    rank, size : int or None
+        None where it says nothing.
+    attempt : str or None
+        Names this start of the job.
+    """
+
+    rank: int | None = None
+    size: int | None = None
+    attempt: str | None = None
+
+
+# Rank, size, and what together names a start of the job. The first launcher that has set the rank counts:
+# torchrun may run below SLURM.
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ("PMIX_NAMESPACE",)),
+    ("SLURM_PROCID", "SLURM_NTASKS", ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")),
+    ("PMI_RANK", "PMI_SIZE", ("PMI_JOBID",)),
+    # An indexed job of Kubernetes does not say how many indices it has.
+    ("JOB_COMPLETION_INDEX", "", ()),
+)
+
+
+def launcher_environment() -> Launcher:
+    """Return what torchrun, Open MPI, SLURM, PMI or Kubernetes has set for this process."""
+    for rank, size, attempt in _LAUNCHERS:
+        if os.environ.get(rank, "").isdigit():
+            number_of_ranks = os.environ.get(size, "")
+            # The last ones need not be set, the first has to be.
+            words = [os.environ.get(name, "") for name in attempt]
+            return Launcher(
+                int(os.environ[rank]),
+                int(number_of_ranks) if number_of_ranks.isdigit() else None,
+                ".".join(filter(None, words)) if words and words[0] else None,
+            )
+    return Launcher()

@@ -5,7 +5,8 @@
 * What is left of a pinned checkpoint stays.
 * A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
   is left of a step. A graph that was exported there, and the last one of its checkpoints, stay.
-* TensorFlow's temporary files, and those of our own questions to a server, by exact names.
+* TensorFlow's temporary files, those of our own questions to a server, and messages between the ranks of a
+  job, by their names.
 
 All of them only when they are so old that no save can still be under way, and never while their writer is
 known to live. An index is never garbage: it may be a checkpoint that retention preserved. Unfinished deletes
@@ -25,7 +26,7 @@ from ckptstore.directory.published_index import PublishedIndex, read_published_i
 from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
-from ckptstore.format.naming import index_name, parse_file_name
+from ckptstore.format.naming import MESSAGE_PREFIX, index_name, parse_file_name
 from ckptstore.format.record_facts import Record, ShardName
 from ckptstore.storage.abilities import KnowsWriters, now_s
 from ckptstore.storage.base import Location
@@ -250,7 +251,8 @@ class _GarbageSearch:
         records = {record.name for record in self.records}
         for info in infos:
             name = self._name(info)
-            if _QUESTION.fullmatch(name) or _is_temporary_of_tensorflow(name, records):
+            is_ours = _QUESTION.fullmatch(name) or name.startswith(MESSAGE_PREFIX)
+            if is_ours or _is_temporary_of_tensorflow(name, records):
                 self._add([GarbageFile(name, info, "temporary")], info.mtime_s)
 
     def _add(self, files: list[GarbageFile], since_s: float) -> None:

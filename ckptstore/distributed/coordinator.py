@@ -28,7 +28,7 @@ MAX_MESSAGE_BYTES: Final = 64 << 20
 """The largest message that every coordinator takes."""
 
 # What every mailbox takes as a part of a key, and every storage as a part of an object's name.
-_TOPIC: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_TOPIC: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class Coordinator(Protocol):
 
     A topic names one exchange: an attempt and its phase. It is never used again, so a late message cannot be
     taken for one of another exchange. `gather` and `broadcast` may use the same topic, once each. A topic has
-    1 to 200 letters, digits, ``.``, ``_`` and ``-``, and begins with a letter or a digit.
+    1 to 100 letters, digits, ``.``, ``_`` and ``-``, and begins with a letter or a digit.
 
     A barrier is ``gather(topic, b"")`` followed by ``broadcast(topic, b"")``.
 
@@ -183,7 +183,7 @@ def check_topic(topic: str) -> None:
     """Raise `UsageError` unless `topic` is one that every mailbox takes."""
     if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
         raise UsageError(
-            "a topic has 1 to 200 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
+            "a topic has 1 to 100 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
             actual=repr(topic),
         )
 

@@ -7,6 +7,7 @@ Format
     PREFIX.meta                         the graph; the suffix is the caller's choice
     PREFIX-00000-of-00003               a shard of a V1 checkpoint (the unsharded file is PREFIX itself)
     SAVE_PATH-1000, SAVE_PATH-00001000  prefix of a step, plain or padded to eight places
+    .ckptstore-ranks~…                  no file of a checkpoint: messages between ranks
 
 Mirrors TensorFlow `tensorflow/core/util/tensor_bundle/naming.cc` and `tensorflow/python/training/saver.py`.
 """
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "MESSAGE_PREFIX",
     "ParsedName",
     "Series",
     "data_name",
@@ -30,6 +32,10 @@ __all__ = [
     "split_step",
     "v1_shard_name",
 ]
+
+# TensorFlow has nothing of that name, and no checkpoint begins with a dot and "~" behind a word.
+MESSAGE_PREFIX = ".ckptstore-ranks~"
+"""How the names begin of the objects through which the ranks of a job talk, where they have nothing else."""
 
 # Five digits, or more without leading zeros: exactly what %05d gives.
 _SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"

@@ -37,6 +37,8 @@ NAMES = {
     *("open_checkpoint", "OpenCheckpoint", "RestoreReport"),
     # retention beyond TensorFlow
     *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan", "pin", "unpin"),
+    # many ranks
+    *("coordinator",),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -221,6 +223,10 @@ SIGNATURES = {
         URL,
     ),
     "export_meta_graph": ([("filename", None), ...], URL),
+    "coordinator": (
+        [("engine", "auto"), ...],
+        {"rank": None, "size": None, "url": None, "attempt": None, **URL},
+    ),
     "Graph.get_tensor_by_name": ([("name", REQUIRED)], {}),
     "Graph.get_operation_by_name": ([("name", REQUIRED)], {}),
     "Graph.get_operations": ([], {}),

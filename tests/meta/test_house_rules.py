@@ -25,6 +25,10 @@ CHANGES = {
     # Data is invisible until an index names it, so writing it does not commit anything.
     "upload": {"directory.shard_set"},
 }
+# Messages between the ranks of a job: objects that no checkpoint consists of.
+MESSAGES = {"distributed.through_store"}
+CHANGES["put_new"] = CHANGES["put_new"] | MESSAGES
+CHANGES["delete_many"] = CHANGES["delete_many"] | MESSAGES
 MARKS = {
     "COMMIT POINT": (PUBLISHERS, {"put_new", "put_if"}),
     "DELETES": (COLLECTOR, {"delete_if", "delete_many"}),

@@ -50,6 +50,9 @@ PACKAGES = {
     "rich": {"cli", "transfer", "view"},
     "tqdm": {"transfer"},  # if the caller asks for its bar
     "pytest": {"testing"},
+    # Engines of training jobs that have no adapter of their own.
+    "mpi4py": {"distributed.mpi"},
+    "ray": {"distributed.ray"},
 }
 
 # Rule 6. Framework → the one room that may import it.

@@ -41,13 +41,13 @@ def test_a_closed_coordinator_refuses_calls():
         single.broadcast("t", b"", timeout_s=0)
 
 
-@pytest.mark.parametrize("topic", ["", ".hidden", "a/b", "a b", "ü", "a\n", "x" * 201, None, 3])
+@pytest.mark.parametrize("topic", ["", ".hidden", "a/b", "a b", "ü", "a\n", "x" * 101, None, 3])
 def test_a_topic_that_some_mailbox_would_not_take_is_refused(topic):
-    with pytest.raises(ck.UsageError, match="a topic has 1 to 200"):
+    with pytest.raises(ck.UsageError, match="a topic has 1 to 100"):
         check_topic(topic)
 
 
-@pytest.mark.parametrize("topic", ["a", "save.7f3a-2.write", "0", "x" * 200])
+@pytest.mark.parametrize("topic", ["a", "save.7f3a-2.write", "0", "x" * 100])
 def test_a_topic_that_every_mailbox_takes_is_accepted(topic):
     with does_not_raise():
         check_topic(topic)

@@ -1,0 +1,1 @@
+"""ckptstore in JAX programs of several processes."""

@@ -1,0 +1,1 @@
+"""ckptstore in torch.distributed jobs."""
