@@ -17,11 +17,11 @@ __all__ = ["prune_lines", "prune_object", "prune_table", "prune_total"]
 def prune_table(plan: PrunePlan) -> TextTable:
     """Return one row per checkpoint, the newest last: whether it stays, and because of what."""
     columns = (
-        Column("CHECKPOINT", flexible=True),
+        Column("CHECKPOINT"),
         Column("VERDICT"),
         Column("SIZE", right=True, dropped=2),
         Column("AGE", right=True, dropped=1),
-        Column("BECAUSE"),
+        Column("BECAUSE", flexible=True, prose=True),
     )
     rows = [
         Row(

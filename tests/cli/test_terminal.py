@@ -7,8 +7,10 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import ckptstore as ck
 from ckptstore.cli.main import main
 from ckptstore.view.text import display_width
 from ckptstore.view.text_table import Column, Row, TextTable, table_lines
@@ -67,6 +69,19 @@ def test_a_table_of_checkpoints_fits_in_forty_columns(directory):
     assert max(map(display_width, table)) <= 40
     assert "CHECKPOINT" in table[0]
     assert any("model-2000" in line and "complete" in line for line in table)
+
+
+def test_what_a_prune_would_do_fits_in_forty_columns(tmp_path):
+    saver = ck.Saver()
+    for step in (1000, 2000, 3000):
+        saver.save({"w": np.zeros(3)}, tmp_path / "model", step, metrics={"loss": float(step)})
+    ck.pin(tmp_path / "model-1000")
+    words = ["prune", tmp_path, "--keep-every-steps", "3000", "--keep-best", "loss=1", "--dry-run"]
+    shown = _on_terminal(words, columns=40, NO_COLOR="1")
+    table = shown.split("\n\n")[0].splitlines()
+    assert max(map(display_width, table)) <= 40
+    assert table[0].split() == ["CHECKPOINT", "VERDICT", "BECAUSE"]
+    assert any(line.split() == ["model-1000", "stays", "pinned"] for line in table)
 
 
 def test_columns_are_left_out_in_their_order_and_only_where_they_do_not_fit():
