@@ -311,7 +311,8 @@ class Saver:
             Must be False: there is no debug information without TensorFlow.
         metrics : mapping, optional
             Name → number, which the record keeps as long as it lists the checkpoint; `Best` chooses by them.
-            A value may be NaN or infinite: a save does not fail because a loss has diverged.
+            A value may be NaN or infinite: a save does not fail because a loss has diverged. Of many ranks
+            those of rank 0 count.
         storage_options : mapping, optional
             Goes to the backend as it is. By default those of the Saver.
 
