@@ -38,6 +38,7 @@ _HOMES = {
         "UsageError",
     ),
     "distributed.engines": ("coordinator",),
+    "distributed.preemption": ("Preemption",),
     "graph": ("Graph", "GraphBuilder", "Operation", "SaverDef", "Tensor"),
     "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "saving.handle": ("SaveHandle",),

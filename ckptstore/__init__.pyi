@@ -10,6 +10,7 @@ from ckptstore.directory.retention_rules import (
     YoungerThan as YoungerThan,
 )
 from ckptstore.distributed.engines import coordinator as coordinator
+from ckptstore.distributed.preemption import Preemption as Preemption
 from ckptstore.errors import (
     AccessError as AccessError,
     AmbiguousOutcomeError as AmbiguousOutcomeError,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import signal
 import time
 from typing import Any
 
@@ -38,7 +39,7 @@ NAMES = {
     # retention beyond TensorFlow
     *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan", "pin", "unpin"),
     # many ranks
-    *("coordinator",),
+    *("coordinator", "Preemption"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -227,6 +228,8 @@ SIGNATURES = {
         [("engine", "auto"), ...],
         {"rank": None, "size": None, "url": None, "attempt": None, **URL},
     ),
+    "Preemption": ([("coordinator", None)], {"signals": (signal.SIGTERM,), "grace_s": 25.0}),
+    "Preemption.should_save": ([("step", REQUIRED)], {}),
     "Graph.get_tensor_by_name": ([("name", REQUIRED)], {}),
     "Graph.get_operation_by_name": ([("name", REQUIRED)], {}),
     "Graph.get_operations": ([], {}),
@@ -270,6 +273,7 @@ MEMBERS = {
         "all_model_checkpoint_timestamps",
         "last_preserved_timestamp",
     ),
+    "Preemption": ("requested", "left_s", "__enter__", "__exit__"),
     "Graph": ("placeholders", "variables", "constants", "signatures", "functions"),
 }
 
