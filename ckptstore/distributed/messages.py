@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ckptstore import errors
+from ckptstore.checksums import crc32c
 from ckptstore.distributed.coordinator import MAX_MESSAGE_BYTES
 from ckptstore.errors import CkptStoreError, CorruptError, SaveCancelledError
 
 __all__ = ["pack", "pack_error", "unpack", "unpack_error"]
 
-_MAGIC: Final = b"CKR1"
-_LENGTH_BYTES: Final = 4
+# magic | CRC32C of what follows | bytes of the head | of the blob: u32 LE each | head | blob, deflated
+_MAGIC: Final = b"CKR2"
+_NUMBER_BYTES: Final = 4
 
 # Manifests and indexes shrink to a tenth; more than a thousandth is an attack.
 _MOST_UNPACKED_BYTES: Final = 16 * MAX_MESSAGE_BYTES
@@ -43,8 +45,12 @@ def pack(head: Mapping[str, Any], blob: bytes = b"") -> bytes:
     """
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=True).encode()
     packed = zlib.compress(blob, 1) if blob else b""
-    lengths = b"".join(length.to_bytes(_LENGTH_BYTES, "little") for length in (len(text), len(blob)))
-    return _MAGIC + lengths + text + packed
+    body = _number(len(text)) + _number(len(blob)) + text + packed
+    return _MAGIC + _number(crc32c(body)) + body
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(_NUMBER_BYTES, "little")
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -53,16 +59,18 @@ def unpack(data: bytes) -> tuple[dict[str, Any], bytes]:
     Raises
     ------
     CorruptError
-        If it is no message of `pack`.
+        If it is no message of `pack`, or was damaged.
     """
-    begin = len(_MAGIC) + 2 * _LENGTH_BYTES
+    begin = len(_MAGIC) + 3 * _NUMBER_BYTES
     try:
         if data[: len(_MAGIC)] != _MAGIC or len(data) < begin:
             raise ValueError("another beginning")
-        text_bytes, blob_bytes = (
-            int.from_bytes(data[at : at + _LENGTH_BYTES], "little")
-            for at in range(len(_MAGIC), begin, _LENGTH_BYTES)
+        crc, text_bytes, blob_bytes = (
+            int.from_bytes(data[at : at + _NUMBER_BYTES], "little")
+            for at in range(len(_MAGIC), begin, _NUMBER_BYTES)
         )
+        if crc32c(data[len(_MAGIC) + _NUMBER_BYTES :]) != crc:
+            raise ValueError("another checksum than it says")
         if blob_bytes > _MOST_UNPACKED_BYTES or text_bytes > len(data) - begin:
             raise ValueError("a length that cannot be")
         head = json.loads(data[begin : begin + text_bytes])
@@ -103,14 +111,16 @@ def pack_error(error: BaseException) -> dict[str, Any]:
     return {"class": CkptStoreError.__name__, "what": f"{type(error).__name__} was raised there"}
 
 
-def unpack_error(head: Mapping[str, Any], where: str) -> CkptStoreError:
-    """Return the error that `pack_error` told of, of the same class.
+def unpack_error(head: Any, where: str) -> CkptStoreError:
+    """Return the error that `pack_error` told of, of the same class; something general of anything else.
 
     Parameters
     ----------
     where : str
         Who had it, e.g. ``"rank 2 (node-b)"``; empty if it concerns all ranks alike.
     """
+    if not isinstance(head, Mapping):
+        head = {}
     cls = _CLASSES.get(str(head.get("class")), CkptStoreError)
     what = str(head.get("what", "a rank failed"))
     fields = {name: str(head[name]) for name in _FIELDS if head.get(name) is not None}

@@ -9,16 +9,18 @@ hear from the chief who is missing, rather than to miss the chief.
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ckptstore.distributed.coordinator import Coordinator, host_names_of
 from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
-from ckptstore.errors import CkptStoreError, CoordinatorLostError, RanksMissingError
+from ckptstore.errors import CkptStoreError, CoordinatorLostError, CorruptError, RanksMissingError
+from ckptstore.storage.retry import pause
 
-__all__ = ["Chief", "Member", "Message", "grace_s", "rank_name"]
+__all__ = ["Chief", "Member", "Message", "Round", "grace_s", "rank_name"]
 
 _LOG = logging.getLogger("ckptstore")
 
@@ -28,8 +30,9 @@ _LOG_EVERY_S: Final = 30.0
 # Of the beats in one wait for a stalled rank.
 _BEATS_PER_STALL: Final = 4
 _SLOWEST_BEAT_S: Final = 15.0
-# How long handing a message over may take.
+# How long handing a message over may take; and where the save has failed anyway.
 _SEND_S: Final = 20.0
+_LAST_WORD_S: Final = 2.0
 
 
 def grace_s(deadline_s: float) -> float:
@@ -62,18 +65,42 @@ class Message:
         return Message(*unpack(data))
 
 
-class _Round:
+class Round:
+    """What both sides of one save have."""
+
     def __init__(self, coordinator: Coordinator, name: str, stall_s: float) -> None:
         self.coordinator = coordinator
         self._name = name
         self._words = 0
         self._beat_s = min(_SLOWEST_BEAT_S, stall_s / _BEATS_PER_STALL)
 
+        self._used: list[str] = []
+
+    @property
+    def number(self) -> int:
+        """Of this save among those of its Saver."""
+        return int(self._name.rpartition("-")[2])
+
     def _topic(self, phase: str) -> str:
         return f"{self._name}.{phase}"
 
+    def forget(self) -> None:
+        """Drop the messages of this save, of which every rank has the outcome."""
+        used, self._used = self._used, []
+        for topic in used:
+            self.coordinator.forget(topic)
 
-class Chief(_Round):
+
+class _Heard(NamedTuple):
+    """Of a rank: number of its next beat, what the last one said, since when it says that, when it came."""
+
+    number: int
+    progress: Any
+    since_s: float
+    at_s: float
+
+
+class Chief(Round):
     """The chief's side of one save.
 
     Parameters
@@ -84,6 +111,8 @@ class Chief(_Round):
         How many seconds the save may still take.
     stall_s : float
         How long a rank may write without getting on.
+    check : callable, optional
+        Raises what is to end a wait, such as `SaveCancelledError`; is called every second.
 
     Threads
     -------
@@ -91,14 +120,18 @@ class Chief(_Round):
     """
 
     def __init__(
-        self, coordinator: Coordinator, name: str, left_s: Callable[[], float], stall_s: float
+        self,
+        coordinator: Coordinator,
+        name: str,
+        left_s: Callable[[], float],
+        stall_s: float,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(coordinator, name, stall_s)
         self._left_s = left_s
         self._stall_s = stall_s
-        # Of each rank that writes: the number of its next beat, what the last one said, and since when.
-        self._beats: dict[int, tuple[int, Any, float]] = {}
-        self._used: list[str] = []
+        self._check = check
+        self._beats: dict[int, _Heard] = {}
         self._is_over = False
 
     def hear(self, own: Message) -> dict[int, Message]:
@@ -115,18 +148,22 @@ class Chief(_Round):
 
     def say(self, kind: str, blob: bytes = b"", **head: Any) -> None:
         """Say the next word to all ranks."""
+        self._say(kind, blob, head, _SEND_S)
+
+    def _say(self, kind: str, blob: bytes, head: Mapping[str, Any], timeout_s: float) -> None:
         topic = self._topic(f"word-{self._words}")
         self._words += 1
-        message = pack({"kind": kind, "left_s": max(0.0, self._left_s()), **head}, blob)
-        self.coordinator.broadcast(topic, message, timeout_s=_SEND_S)
         self._used.append(topic)
+        message = pack({"kind": kind, "left_s": max(0.0, self._left_s()), **head}, blob)
+        self.coordinator.broadcast(topic, message, timeout_s=timeout_s)
 
     def fail(self, error: BaseException, *, may_be_published: bool) -> None:
         """Say that the save failed, and whether files have to stay; never fails itself."""
         self._is_over = True
         rank = getattr(error, "_rank", 0)
+        head = {"error": pack_error(error), "rank": rank, "keep": may_be_published}
         try:
-            self.say("failed", error=pack_error(error), rank=rank, keep=may_be_published)
+            self._say("failed", b"", head, _LAST_WORD_S)
         except CkptStoreError as lost:
             error.add_note(f"The other ranks could not be told: {lost}")
 
@@ -135,10 +172,13 @@ class Chief(_Round):
         self._beats.clear()
         return self._gather(f"done-{order}", Message({}), "write", is_writing=True)
 
-    def forget(self) -> None:
-        """Drop the messages of this save: every rank has its outcome."""
-        for topic in self._used:
-            self.coordinator.forget(topic)
+    def _read(self, rank: int, data: bytes) -> Message:
+        try:
+            return Message.read(data)
+        except CorruptError as error:
+            raise CorruptError(
+                f"{rank_name(self.coordinator, rank)}: {error.what}", actual=error.actual, hint=error.hint
+            ) from error
 
     def _gather(self, phase: str, own: Message, what: str, *, is_writing: bool) -> dict[int, Message]:
         topic = self._topic(phase)
@@ -148,12 +188,13 @@ class Chief(_Round):
 
         def is_enough(found: Mapping[int, bytes]) -> bool:
             for rank in found.keys() - read.keys():
-                read[rank] = Message.read(found[rank])
+                read[rank] = self._read(rank, found[rank])
             return len(read) == size or any("error" in one.head for one in read.values())
 
         begun_s = logged_s = time.monotonic()
         has_said = False
         while True:
+            self._check()
             left_s = self._left_s()
             wait_s = max(0.0, min(_TICK_S, left_s))
             is_enough(self.coordinator.gather(topic, own_data, timeout_s=wait_s, enough=is_enough))
@@ -177,7 +218,7 @@ class Chief(_Round):
                 logged_s = time.monotonic()
                 _LOG.warning("%s", self._waiting_text(missing))
 
-    def _error_of(self, rank: int, told: Mapping[str, Any]) -> CkptStoreError:
+    def _error_of(self, rank: int, told: Any) -> CkptStoreError:
         error = unpack_error(told, rank_name(self.coordinator, rank))
         error._rank = rank  # type: ignore[attr-defined]  # noqa: SLF001 (for `fail`)
         return error
@@ -196,32 +237,35 @@ class Chief(_Round):
     def _stalled(self, missing: Collection[int], begun_s: float) -> list[int]:
         """Return those of `missing` that have not got on for too long."""
         now_s = time.monotonic()
+        heard = self._beats
         for rank in missing:
-            self._beats.setdefault(rank, (0, None, begun_s))
+            heard.setdefault(rank, _Heard(0, None, begun_s, begun_s))
         while True:
-            numbers = {self._beats[rank][0] for rank in missing}
+            wanted = {rank: (heard[rank].number, *self._overdue(heard[rank], now_s)) for rank in missing}
             has_news = False
-            for number in sorted(numbers):
+            for number in sorted({number for numbers in wanted.values() for number in numbers}):
                 topic = self._topic(f"beat-{number}")
                 found = self.coordinator.gather(topic, pack({}), timeout_s=0.0)
-                for rank in missing:
-                    if self._beats[rank][0] != number or rank not in found:
-                        continue
-                    progress = Message.read(found[rank]).head.get("done")
-                    _, before, since_s = self._beats[rank]
-                    moved = progress != before
-                    self._beats[rank] = (number + 1, progress, now_s if moved else since_s)
-                    has_news = True
-                    if topic not in self._used:
-                        self._used.append(topic)
+                for rank in found.keys() & wanted.keys():
+                    if number in wanted[rank] and number >= heard[rank].number:
+                        progress = self._read(rank, found[rank]).head.get("done")
+                        since_s = now_s if progress != heard[rank].progress else heard[rank].since_s
+                        heard[rank] = _Heard(number + 1, progress, since_s, now_s)
+                        has_news = True
+                        if topic not in self._used:
+                            self._used.append(topic)
             if not has_news:
                 break
-        return [rank for rank in missing if now_s - self._beats[rank][2] > self._stall_s]
+        return [rank for rank in missing if now_s - heard[rank].since_s > self._stall_s]
+
+    def _overdue(self, heard: _Heard, now_s: float) -> tuple[int, ...]:
+        """Return the beat after the next one, if that was perhaps lost."""
+        return (heard.number + 1,) if now_s - heard.at_s > 2 * self._beat_s else ()
 
     def _waiting_text(self, missing: Collection[int]) -> str:
         shown = []
         for rank in missing:
-            done = self._beats.get(rank, (0, None, 0.0))[1]
+            done = self._beats[rank].progress if rank in self._beats else None
             share = f", {done:.0%}" if isinstance(done, float) else ""
             shown.append(f"{rank_name(self.coordinator, rank)}{share}")
         return f"waiting for {len(missing)} of {self.coordinator.size}: {'; '.join(shown)}"
@@ -230,24 +274,41 @@ class Chief(_Round):
 _DUTY: Final = {"hello": "begin it", "write": "write its part"}
 
 
-class Member(_Round):
-    """The side of every rank but the chief; parameters as `Chief`.
+class Member(Round):
+    """The side of every rank but the chief; other parameters as `Chief`.
+
+    Parameters
+    ----------
+    deadline_s : float
+        How many seconds the save may take, from `greet` on.
 
     Attributes
     ----------
     left_s : float
         How many seconds to wait for the next word.
+    is_stopped : bool
+        Set it to end `listen`: nobody is interested any more.
 
     Threads
     -------
     One thread, and another one for `listen`, while the first does not `hear`.
     """
 
-    def __init__(self, coordinator: Coordinator, name: str, deadline_s: float, stall_s: float) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        name: str,
+        deadline_s: float,
+        stall_s: float,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
         super().__init__(coordinator, name, stall_s)
+        self._deadline_s = deadline_s
         self._grace_s = grace_s(deadline_s)
+        self._check = check
         self._ends_s = time.monotonic() + deadline_s + self._grace_s
         self._beats = 0
+        self.is_stopped = False
 
     @property
     def left_s(self) -> float:
@@ -256,21 +317,35 @@ class Member(_Round):
 
     def greet(self, hello: Message) -> None:
         """Hand over the hello."""
+        # Not before: an earlier save of this rank may have taken its time.
+        self._ends_s = time.monotonic() + self._deadline_s + self._grace_s
         self._send("hello", hello)
 
     def report(self, order: int, report: Message) -> None:
         """Hand over the report on an order."""
         self._send(f"done-{order}", report)
 
-    def fail(self, phase: str, error: BaseException) -> None:
-        """Say that this rank cannot go on; never fails itself."""
-        try:
-            self._send(phase, Message({"error": pack_error(error)}))
-        except CkptStoreError as lost:
-            error.add_note(f"The chief could not be told: {lost}")
+    def fail(self, phases: Sequence[str], error: BaseException) -> None:
+        """Say that this rank cannot go on; never fails itself.
 
-    def _send(self, phase: str, message: Message) -> None:
-        self.coordinator.gather(self._topic(phase), pack(message.head, message.blob), timeout_s=_SEND_S)
+        Parameters
+        ----------
+        phases : sequence of str
+            The message that the chief waits for. Two, if it is not known whether the first was handed over.
+        """
+        lost: list[CkptStoreError] = []
+        for phase in phases:
+            try:
+                self._send(phase, Message({"error": pack_error(error)}), _LAST_WORD_S)
+            except CkptStoreError as failure:
+                lost.append(failure)
+        if phases and len(lost) == len(phases):
+            error.add_note(f"The chief could not be told: {lost[0]}")
+
+    def _send(self, phase: str, message: Message, timeout_s: float = _SEND_S) -> None:
+        topic = self._topic(phase)
+        self._used.append(topic)
+        self.coordinator.gather(topic, pack(message.head, message.blob), timeout_s=timeout_s)
 
     def beat(self, done: float) -> None:
         """Hand over how much of this rank's part is written, from 0 to 1."""
@@ -295,7 +370,7 @@ class Member(_Round):
             self._words += 1
             word = Message.read(data)
             left_s = word.head.get("left_s")
-            if isinstance(left_s, (int, float)):
+            if isinstance(left_s, (int, float)) and math.isfinite(left_s):
                 self._ends_s = time.monotonic() + float(left_s) + self._grace_s
             if word.head.get("kind") != "wait":
                 return word
@@ -303,33 +378,40 @@ class Member(_Round):
     def hear(self) -> Message | None:
         """Return the next word; None if the chief says nothing for too long, or the mailbox is gone."""
         while True:
+            self._check()
             wait_s = self.left_s
             try:
-                word = self.look(min(wait_s, _SLOWEST_BEAT_S))
+                word = self.look(min(wait_s, _TICK_S))
             except CoordinatorLostError as error:
                 _LOG.warning("the chief cannot be heard any more: %s", error)
                 return None
             if word is not None or wait_s <= 0.0:
                 return word
 
-    def listen(self, progress: Callable[[], float]) -> Message | None:
+    def listen(self, progress: Callable[[], float], has_reported: Callable[[], bool]) -> Message | None:
         """Return the next word, and hand over beats until it comes; None as `hear`.
 
         Parameters
         ----------
         progress : callable
             How much of this rank's part is written, from 0 to 1.
+        has_reported : callable
+            Whether this rank waits for nothing but the word. Until then a mailbox that is gone may come back.
         """
-        while True:
+        while not self.is_stopped:
             wait_s = min(self._beat_s, self.left_s)
             try:
                 word = self.look(wait_s)
                 if word is not None or wait_s <= 0.0:
                     return word
-                self.beat(progress())
+                if not self.is_stopped:
+                    self.beat(progress())
             except CkptStoreError as error:
-                _LOG.warning("the chief cannot be heard any more: %s", error)
-                return None
+                if isinstance(error, CorruptError) or has_reported() or wait_s <= 0.0:
+                    _LOG.warning("the chief cannot be heard any more: %s", error)
+                    return None
+                pause(min(_TICK_S, wait_s))
+        return None
 
     def chief_missing(self, phase: str) -> RanksMissingError:
         """Return the error of a rank that has not heard from the chief."""

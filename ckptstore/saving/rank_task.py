@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +45,8 @@ from ckptstore.storage.abilities import KnowsWriters
 
 __all__ = ["ChiefTask", "MemberTask", "RankTask", "task_of"]
 
+_LOG = logging.getLogger("ckptstore")
+
 _CRC_BYTES: Final = 4
 
 
@@ -79,7 +83,6 @@ class RankTask(SaveTask):
         super().__init__(request, sink, replace(options, deadline_s=ranks.deadline_s + extra_s))
         self._ranks = ranks
         self._record = record
-        self._name = ranks.next_name()
         self._items: Sequence[WriteItem] = [item for shard in request.plan.shards for item in shard.items]
         self._manifest = encode_manifest(manifest_of(self._items))
         self._fingerprint = fingerprint_of(self._manifest)
@@ -89,6 +92,8 @@ class RankTask(SaveTask):
         self._begun_s = time.monotonic()
         self._staged_s = 0.0
         self._is_told = False
+        # Last: an error before it, of which the others are told, counts this save itself.
+        self._name = ranks.next_name()
 
     @property
     def _rank(self) -> int:
@@ -98,6 +103,10 @@ class RankTask(SaveTask):
         request, known = self._request, self._ranks.plan
         head = {
             "prefix": request.prefix.name,
+            # A shared file system may be mounted elsewhere on another host.
+            "directory": None
+            if isinstance(request.prefix.storage, KnowsWriters)
+            else request.prefix.parent.url,
             "step": request.step,
             "record": self._record,
             "check_replicas": self._ranks.check_replicas,
@@ -108,6 +117,11 @@ class RankTask(SaveTask):
         is_new = self._ranks.acknowledged != self._fingerprint
         return Message(head, self._manifest if is_new else b"")
 
+    def _check(self) -> None:
+        """Raise if this rank need not wait for the others any more."""
+        if self.is_cancelled:
+            raise SaveCancelledError("the save was cancelled", url=self.url)
+
     def _knows_its_part(self) -> bool:
         """Whether this rank holds what it held in the last save."""
         return self._ranks.plan is not None and self._ranks.acknowledged == self._fingerprint
@@ -115,10 +129,10 @@ class RankTask(SaveTask):
     def _settle_part(self, plan: Plan, *, look_at_arrays: bool = True) -> None:
         """Restrict what is written to this rank's part of `plan`."""
         is_new = self._ranks.plan is None or self._ranks.plan.name != plan.name
+        own = [item_of(self._items, share) for share in plan.deal.shares[self._rank]]
         self._ranks.plan = plan
         self._ranks.acknowledged = self._fingerprint
         self._plan = plan
-        own = [item_of(self._items, share) for share in plan.deal.shares[self._rank]]
         check = self._ranks.check_replicas
         if look_at_arrays and self._crcs is None and (check == "always" or (check == "first" and is_new)):
             self._crcs = self._replica_crcs(plan)
@@ -153,9 +167,19 @@ class RankTask(SaveTask):
 
     def release(self, error: BaseException | None = None) -> None:
         """Release arrays and memory; the other ranks are told, if this one never began."""
-        self._items = ()
+        is_over, self._items = self._is_over, ()
         super().release(error)
+        if is_over:
+            return
         self._tell(error or SaveCancelledError("the save was given up", url=self.url))
+        if error is not None:
+            # What the other ranks know by now is not known here: all agree before the next save is staged.
+            self._ranks.acknowledged = ""
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Take care of the messages of this save, which is over here."""
+        raise NotImplementedError
 
     def _agree_on_parts(self) -> None:
         raise NotImplementedError
@@ -194,7 +218,7 @@ class ChiefTask(RankTask):
     ) -> None:
         super().__init__(request, sink, options, ranks, record)
         self._make_meta = make_meta
-        self._chief = Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s)
+        self._chief = Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s, self._check)
         self._may_be_published = False
         self._is_agreed = False
 
@@ -212,9 +236,12 @@ class ChiefTask(RankTask):
     def _agree(self, *, staged: bool) -> None:
         if self._is_agreed:
             return
+        # Not before: an earlier save may have taken its time.
+        self._begun_s = time.monotonic()
         known = self._ranks.plan
         own = self._hello(staged=staged)
         hellos = self._chief.hear(own)
+        self._ranks.forget_ended(self._chief)
         self._check_alike(hellos)
         plan, manifests, has_to_be_told = self._ranks.agree([(dict(h.head), h.blob) for h in hellos.values()])
         if not plan.deal.shard_count:
@@ -230,7 +257,7 @@ class ChiefTask(RankTask):
 
     def _check_alike(self, hellos: dict[int, Message]) -> None:
         own = hellos[0].head
-        for name in ("step", "prefix", "record", "check_replicas"):
+        for name in ("step", "prefix", "directory", "record", "check_replicas"):
             others = {rank: hello.head.get(name) for rank, hello in hellos.items()}
             different = [rank for rank, value in others.items() if value != own[name]]
             if different:
@@ -253,8 +280,11 @@ class ChiefTask(RankTask):
             raise
         self._is_told = True
         assert self.report is not None
-        self._chief.say("committed", report=_encode_report(self.report))
-        self._ranks.finished(self._chief)
+        try:
+            self._chief.say("committed", report=_encode_report(self.report))
+        except CkptStoreError as error:
+            # The others look into the storage.
+            _LOG.warning("the other ranks could not be told that %s is saved: %s", self.url, error)
 
     def _lead(self, running: RunningSave) -> None:
         failed_counts = self._ranks.failed_counts.get(self.url, set())
@@ -329,22 +359,33 @@ class ChiefTask(RankTask):
     def _shard_report(self, rank: int, number: int, count: int, message: Message) -> ShardReport:
         name = data_name(self._request.prefix.name, number, count)
         location = self._request.prefix.parent.child(name)
+        shown = rank_name(self._ranks.coordinator, rank)
         if isinstance(location.storage, KnowsWriters):
             try:
-                location.storage.head(location.key)
-            except NotFoundError as error:
+                size_bytes: int | None = location.storage.head(location.key).size_bytes
+            except NotFoundError:
+                size_bytes = None
+            if size_bytes != message.head.get("bytes"):
                 raise UsageError(
                     "the chief does not see the data file that another rank wrote",
                     url=location.url,
-                    actual=f"written by {rank_name(self._ranks.coordinator, rank)}",
+                    expected=f"{message.head.get('bytes')} bytes, written by {shown}",
+                    actual="nothing" if size_bytes is None else f"{size_bytes} bytes",
                     hint="The directory has to be shared by the hosts of all ranks.",
-                ) from error
+                )
         version = message.head.get("version")
         if not isinstance(version, str):
-            raise CorruptError(f"{rank_name(self._ranks.coordinator, rank)} reports no version of its file")
-        crcs = message.head.get("crcs")
-        skipped = _CRC_BYTES * crcs if isinstance(crcs, int) else 0
-        return ShardReport((number, count), version, message.blob[skipped:])
+            raise CorruptError(f"{shown} reports no version of its file")
+        _, index = self._crcs_of(rank, message)
+        return ShardReport((number, count), version, index)
+
+    def _crcs_of(self, rank: int, message: Message) -> tuple[np.ndarray[Any, np.dtype[np.uint32]], bytes]:
+        """Return the checksums of replicas in a report, and what is behind them."""
+        count = message.head.get("crcs", 0)
+        if not isinstance(count, int) or not 0 <= count * _CRC_BYTES <= len(message.blob):
+            raise CorruptError(f"{rank_name(self._ranks.coordinator, rank)} reports no checksums")
+        end = count * _CRC_BYTES
+        return np.frombuffer(message.blob[:end], "<u4"), message.blob[end:]
 
     def _check_replicas(self, reports: dict[int, Message]) -> None:
         """Compare the checksums of what several ranks hold."""
@@ -353,9 +394,8 @@ class ChiefTask(RankTask):
         if self._crcs is not None:
             found[0] = self._crcs
         for rank, message in reports.items():
-            count = message.head.get("crcs")
-            if rank and isinstance(count, int) and not message.head.get("taken"):
-                found[rank] = np.frombuffer(message.blob[: count * _CRC_BYTES], "<u4")
+            if rank and "crcs" in message.head:
+                found[rank], _ = self._crcs_of(rank, message)
         if len(found) < 2:
             return
         places = dict.fromkeys(found, 0)
@@ -387,9 +427,9 @@ class ChiefTask(RankTask):
                 RankReport(
                     rank,
                     names[rank],
-                    int(messages[rank].head.get("bytes", 0)),
-                    float(messages[rank].head.get("staged_s", 0.0)),
-                    float(messages[rank].head.get("written_s", 0.0)),
+                    int(_number(messages[rank], "bytes")),
+                    _number(messages[rank], "staged_s"),
+                    _number(messages[rank], "written_s"),
                 )
                 for rank in sorted(messages)
             ],
@@ -400,6 +440,9 @@ class ChiefTask(RankTask):
         if not self._is_told:
             self._is_told = True
             self._chief.fail(self._seen(error), may_be_published=self._may_be_published)
+
+    def _end(self, error: BaseException | None) -> None:
+        self._ranks.ended(self._chief)
 
 
 class MemberTask(RankTask):
@@ -414,10 +457,10 @@ class MemberTask(RankTask):
         record: str | None,
     ) -> None:
         super().__init__(request, sink, options, ranks, record)
-        self._member = Member(ranks.coordinator, self._name, ranks.deadline_s, ranks.stall_s)
+        self._member = Member(ranks.coordinator, self._name, ranks.deadline_s, ranks.stall_s, self._check)
         self._has_greeted = False
-        # The message that the chief waits for.
-        self._owed = "hello"
+        # What the chief waits for; two messages while it is not known whether the first was handed over.
+        self._owed: tuple[str, ...] = ("hello",)
 
     def _agree_on_parts(self) -> None:
         if self._knows_its_part():
@@ -433,13 +476,15 @@ class MemberTask(RankTask):
     def _greet(self, *, staged: bool) -> None:
         if not self._has_greeted:
             self._has_greeted = True
-            self._member.greet(self._hello(staged=staged))
-            self._owed = "done-0"
+            hello = self._hello(staged=staged)
+            self._owed = ("hello", "done-0")
+            self._member.greet(hello)
+            self._owed = ("done-0",)
 
     def _word(self, phase: str) -> Message:
         word = self._member.hear()
         if word is None:
-            self._is_told = True
+            # It is told all the same: it may come later.
             raise self._member.chief_missing(phase)
         return word
 
@@ -447,13 +492,20 @@ class MemberTask(RankTask):
         """Take over a plan; raise what made the save fail."""
         kind = word.head.get("kind")
         if kind == "plan":
-            self._settle_part(
-                Plan(str(word.head.get("name")), decode_deal(word.blob)), look_at_arrays=not staged
-            )
+            plan = Plan(str(word.head.get("name")), decode_deal(word.blob))
+            known = self._plan
+            try:
+                if staged and known and known.deal.shares[self._rank] != plan.deal.shares[self._rank]:
+                    raise CorruptError("the chief orders another part than was staged", url=self.url)
+                self._settle_part(plan, look_at_arrays=not staged)
+            except IndexError as error:
+                raise CorruptError(
+                    "the chief deals out what this rank does not hold", url=self.url
+                ) from error
         elif kind == "failed":
             raise self._failure(word)
-        elif kind != "order":
-            raise CorruptError("the chief said something else than an order", actual=repr(kind))
+        elif kind != "order" or self._plan is None:
+            raise CorruptError("the chief said something else than was due", url=self.url, actual=repr(kind))
 
     def _failure(self, word: Message) -> CkptStoreError:
         self._is_told = True
@@ -484,8 +536,10 @@ class MemberTask(RankTask):
             self._take(word)
             if self._plan is None or word.head.get("plan") != self._plan.name:
                 raise CorruptError("the chief ordered a plan that this rank does not have", url=self.url)
-            order, count = int(word.head["order"]), int(word.head["count"])
-            self._owed = f"done-{order}"
+            order, count = word.head.get("order"), word.head.get("count")
+            if not isinstance(order, int) or not isinstance(count, int):
+                raise CorruptError("the chief gave an order without numbers", url=self.url)
+            self._owed = (f"done-{order}",)
             with ShardSet(
                 prefix.parent,
                 prefix.name,
@@ -494,13 +548,15 @@ class MemberTask(RankTask):
                 canonical_count=self._plan.deal.shard_count,
             ) as files:
                 word = self._write(running, files, order, count)
-                if word.head.get("kind") == "order":
+                kind = word.head.get("kind")
+                if kind == "order":
+                    files.may_be_published = False
                     continue
-                if word.head.get("kind") == "failed":
-                    if word.head.get("keep") is True:
-                        files.settle()
+                if kind == "failed":
+                    files.may_be_published = word.head.get("keep") is not False
                     raise self._failure(word)
-                files.settle()
+                if kind != "committed":
+                    raise CorruptError("the chief said neither yes nor no", url=self.url, actual=repr(kind))
             break
         self._is_told = True
         self.report = _decode_report(word.head.get("report"))
@@ -512,79 +568,104 @@ class MemberTask(RankTask):
         plan = self._request.plan
         begun_s = time.monotonic()
         heard: list[Message | None] = []
-        is_over = threading.Event()
+        is_written = threading.Event()
+        is_done = threading.Event()
 
         def progress() -> float:
             return running.transfer.done_bytes / max(plan.size_bytes, 1)
 
         def listen() -> None:
             try:
-                word = self._member.listen(progress)
+                word = self._member.listen(progress, is_written.is_set)
                 heard.append(word)
-                if word is not None and not is_over.is_set():
+                if word is not None and not is_written.is_set():
                     # It can only be a failure: what is still to be written is of no use.
                     running.transfer.cancel()
             finally:
                 is_done.set()
 
-        is_done = threading.Event()
         threading.Thread(target=listen, name="ckptstore-ranks", daemon=True).start()
         try:
             running.transfer.restart(plan.size_bytes)
             is_new = number is None or files.write(plan, count, [number])
-            is_over.set()
+            if is_new:
+                running.before_commit()
+            is_written.set()
+            report = self._done(files, begun_s) if is_new else Message({"taken": True})
+            # From here on the chief may publish: an index may name the file, whatever happens.
+            files.may_be_published = is_new
+            self._report(order, report)
+            self._owed = ()
+            is_done.wait()
         except CkptStoreError as error:
+            is_written.set()
             if not heard:
-                self._member.fail(self._owed, self._seen(error))
+                self._tell(error)
             # The chief says what ended the save: the same on all ranks.
             is_done.wait(self._member.left_s + grace_s(0.0))
-            if heard and heard[0] is not None:
-                if heard[0].head.get("kind") == "failed" and heard[0].head.get("rank") != self._rank:
-                    raise self._failure(heard[0]) from error
-                self._is_told = True
+            word = heard[0] if heard else None
+            if word and word.head.get("kind") == "failed" and word.head.get("rank") != self._rank:
+                raise self._failure(word) from error
+            self._is_told = True
             raise
+        except BaseException:
+            self._member.is_stopped = True
+            raise
+        return heard[0] or self._ask_the_store(files, number, count)
+
+    def _done(self, files: ShardSet, begun_s: float) -> Message:
+        own = next(iter(files.reports()), None)
         head: dict[str, Any] = {
-            "bytes": 0 if number is None else plan.size_bytes,
+            "bytes": self._request.plan.size_bytes,
             "staged_s": self._staged_s,
             "written_s": time.monotonic() - begun_s,
         }
         blob = b""
-        if not is_new:
-            head["taken"] = True
-        else:
-            # From here on the chief may publish.
-            running.before_commit()
-            if self._crcs is not None:
-                head["crcs"] = len(self._crcs)
-                blob = self._crcs.astype("<u4").tobytes()
-            if number is not None:
-                (own,) = files.reports()
-                head["version"] = own.version
-                blob += own.index
-        self._member.report(order, Message(head, blob))
-        is_done.wait()
-        word = heard[0] if heard else None
-        return word or self._ask_the_store(files, number, count)
+        if self._crcs is not None:
+            head["crcs"] = len(self._crcs)
+            blob = self._crcs.astype("<u4").tobytes()
+        if own is not None:
+            head["version"] = own.version
+            blob += own.index
+        return Message(head, blob)
+
+    def _report(self, order: int, report: Message) -> None:
+        try:
+            self._member.report(order, report)
+        except CkptStoreError as error:
+            # It may have arrived.
+            _LOG.warning("the chief was perhaps not told that this rank is ready: %s", error)
 
     def _ask_the_store(self, files: ShardSet, number: int | None, count: int) -> Message:
-        """Find out without the chief how the save ended."""
+        """Find out without the chief how the save ended; an index may name the file, now or later."""
         self._is_told = True
-        # Whatever comes out: an index may name the file, now or later.
-        files.settle()
         prefix = self._request.prefix
-        published = read_published_index(prefix.parent, prefix.name)
+        unknown = CoordinatorLostError(
+            "the chief is gone, and it is not known whether the save was published", url=self.url
+        )
+        try:
+            published = read_published_index(prefix.parent, prefix.name)
+        except CkptStoreError as error:
+            raise unknown from error
         shards = () if published is None else published.shards
         # Nobody else can have made a file of this number and count.
         if (number, count) in shards or (number is None and any(count == each for _, each in shards)):
             return Message({"kind": "committed"})
-        raise CoordinatorLostError(
-            "the chief is gone, and it is not known whether the save was published", url=self.url
-        )
+        raise unknown
 
     def _tell(self, error: BaseException) -> None:
-        if not self._is_told:
+        # Once it has reported, its word is given.
+        if not self._is_told and self._owed:
             self._is_told = True
             self._member.fail(self._owed, self._seen(error))
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            self._ranks.forget_ended(self._member)
+        else:
+            self._ranks.plan = None
+            # What comes after the chief has dropped the messages would stay.
+            self._ranks.ended(self._member)
 
 
 def task_of(
@@ -611,6 +692,11 @@ def task_of(
     if ranks.is_chief:
         return ChiefTask(request, sink, options, ranks, record, make_meta)
     return MemberTask(request, sink, options, ranks, record)
+
+
+def _number(message: Message, name: str) -> float:
+    value = message.head.get(name)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
 def _plan_of_all(manifests: Sequence[Manifest]) -> SavePlan:

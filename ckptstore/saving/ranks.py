@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 from ckptstore.bundle.write.shares import Deal, Manifest, Share, deal
 from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.distributed.manifests import decode_manifest, fingerprint_of
-from ckptstore.distributed.rounds import Chief, Member
+from ckptstore.distributed.rounds import Chief, Member, Round
 from ckptstore.errors import CorruptError, UnsupportedError, UsageError
 from ckptstore.saving.options import SaveOptions, check_one_of, positive_seconds
 
@@ -106,7 +107,9 @@ class Ranks:
         self.acknowledged = ""
         self.failed_counts: dict[str, set[int]] = {}
         self._manifests: list[dict[str, Manifest]] = [{} for _ in range(coordinator.size)]
-        self._earlier: Chief | None = None
+        # Saves that are over here, of which some rank may not have heard the outcome.
+        self._over: list[Round] = []
+        self._pid = os.getpid()
 
     @property
     def is_chief(self) -> bool:
@@ -115,16 +118,27 @@ class Ranks:
 
     def next_name(self) -> str:
         """Return the name of the next save: it is the same on all ranks, as each of them counts its calls."""
+        if os.getpid() != self._pid:
+            raise UsageError(
+                "this Saver saves together with other ranks, and belongs to the process that made it",
+                hint="A forked child is not a rank of its own: save in the parent.",
+            )
         return next(self._names)
 
     def refuse(self, error: BaseException) -> None:
         """Tell the others that this rank cannot even begin its next save."""
+        if os.getpid() != self._pid:
+            # A forked child: nobody waits for it.
+            return
         name = self.next_name()
         if self.is_chief:
             chief = Chief(self.coordinator, name, lambda: 0.0, self.stall_s)
             chief.fail(error, may_be_published=False)
+            self.ended(chief)
         else:
-            Member(self.coordinator, name, self.deadline_s, self.stall_s).fail("hello", error)
+            member = Member(self.coordinator, name, self.deadline_s, self.stall_s)
+            member.fail(("hello",), error)
+            self.ended(member)
 
     def agree(self, hellos: Sequence[tuple[dict[str, Any], bytes]]) -> tuple[Plan, list[Manifest], bool]:
         """Decide who writes what, from what every rank says that it holds; only on the chief.
@@ -175,8 +189,15 @@ class Ranks:
             raise CorruptError(f"rank {rank} has not said what it holds")
         return known[name]
 
-    def finished(self, chief: Chief) -> None:
-        """Drop the messages of the save before: every rank has had its outcome by now."""
-        if self._earlier is not None:
-            self._earlier.forget()
-        self._earlier = chief
+    def ended(self, one: Round) -> None:
+        """Keep the messages of a save that is over here, until `forget_ended`."""
+        self._over.append(one)
+
+    def forget_ended(self, now: Round) -> None:
+        """Drop the messages of saves before `now` that are over here: every rank is in `now`, or beyond."""
+        over, self._over = self._over, []
+        for one in over:
+            if one.number < now.number:
+                one.forget()
+            else:
+                self._over.append(one)
