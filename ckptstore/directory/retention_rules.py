@@ -36,6 +36,8 @@ _SECONDS_PER_HOUR = 3600.0
 class RetentionRule(Protocol):
     """Chooses checkpoints that stay. Implementations are pure: the same arguments, the same answer."""
 
+    __slots__ = ()
+
     def keep(self, entries: Sequence[Entry], now_s: float) -> set[str]:
         """Return the prefixes of `entries` that this rule keeps.
 
@@ -49,7 +51,7 @@ class RetentionRule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Latest:
+class Latest(RetentionRule):
     """Keeps the `n` newest checkpoints.
 
     Parameters
@@ -84,7 +86,7 @@ class Latest:
 
 
 @dataclass(frozen=True, slots=True)
-class EveryNSteps:
+class EveryNSteps(RetentionRule):
     """Keeps each checkpoint whose step is a multiple of `n`, for as long as the Saver has this rule.
 
     A checkpoint that was saved without a step is not kept by it.
@@ -121,7 +123,7 @@ class EveryNSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class EveryHours:
+class EveryHours(RetentionRule):
     """Keeps the first checkpoint, and then each that is at least `h` hours later than the last it kept.
 
     Parameters
@@ -168,7 +170,7 @@ class EveryHours:
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class Best(RetentionRule):
     """Keeps the `n` checkpoints with the best values of one metric.
 
     One without this metric is not kept by it, and neither is one whose value is NaN or infinite. Of equal
@@ -230,7 +232,7 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class YoungerThan:
+class YoungerThan(RetentionRule):
     """Keeps each checkpoint that was saved less than `seconds` ago.
 
     Parameters

@@ -49,7 +49,7 @@ def listed(url: str) -> list[str]:
 
 def test_rules_hold_across_restarts(run_url: str) -> None:
     clock = ManualClock()
-    rules: list[RetentionRule] = [ck.Latest(2), ck.EveryNSteps(10), ck.EveryHours(5)]
+    rules = [ck.Latest(2), ck.EveryNSteps(10), ck.EveryHours(5)]
     for start in range(2, 32, 6):
         # A new run each time: nothing but the record tells it what was.
         saver = ck.Saver(retention=rules, clock=clock, run=f"run {start}")

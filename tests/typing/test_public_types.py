@@ -52,6 +52,11 @@ builder = GraphBuilder()
 builder.operation("y", "Neg", [builder.placeholder("x", "float32", (None, 3))])
 assert_type(builder.build(), Graph)
 
+rules = [ckptstore.Latest(2), ckptstore.EveryNSteps(100), ckptstore.Best(1, "loss", mode="max")]
+chosen = ckptstore.Saver(retention=rules)
+chosen.save(values, "model", 3, metrics={"loss": 0.1})
+ckptstore.pin("model-3")
+
 state = ckptstore.Checkpoint(net={"w": np.ones(2)})
 manager = ckptstore.CheckpointManager(state, "run", max_to_keep=3)
 assert_type(manager.save(), str | None)
@@ -77,6 +82,9 @@ ckptstore.Savver()  # error
 saver = Saver(max_to_keap=3)  # error
 Saver(durability="tape")  # error
 saver.save_path  # error
+Saver(retention=["latest"])  # error
+ckptstore.Best(1, "loss", mode="least")  # error
+saver.save({}, "m", metrics=["loss"])  # error
 saver.save({}, 7)  # error
 ckptstore.open_checkpoint(None)  # error
 ckptstore.open_checkpoint("m").restore({}, missing="explode")  # error
