@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -14,13 +15,14 @@ from ckptstore.cli.shell_command import Options, shell_command
 from ckptstore.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from ckptstore.directory.prune import NamedRule
+    from ckptstore.directory.prune import NamedRule, PruneReport
     from ckptstore.storage.base import Location
 
 __all__ = ["prune_command"]
 
 _COUNT = click.IntRange(min=1)
 _MOST_DIGITS = 10
+_LARGEST_PLAN = 64 * 1024 * 1024
 
 
 @shell_command("prune")
@@ -51,6 +53,20 @@ _MOST_DIGITS = 10
     "--record", "record_name", metavar="NAME", help="The record to go by, if it is not 'checkpoint'."
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, and what keeps the others.")
+@click.option(
+    "--plan-out",
+    type=click.File("w", encoding="ascii", atomic=True),
+    metavar="FILE",
+    help="Delete nothing, and write down what would be deleted, for --apply.",
+)
+@click.option(
+    "--apply",
+    "plan_file",
+    type=click.File(encoding="utf-8", errors="replace"),
+    metavar="FILE",
+    help="Delete what this plan names, without a question; nothing if the record or one of the checkpoints "
+    "has changed since.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation. Without a terminal it is needed.")
 def prune_command(
     output: Output,
@@ -66,6 +82,8 @@ def prune_command(
     unlisted: bool,
     record_name: str | None,
     dry_run: bool,
+    plan_out: IO[str] | None,
+    plan_file: IO[str] | None,
     yes: bool,
 ) -> int:
     """Delete the checkpoints of the directory DIR that none of the given rules keeps.
@@ -75,34 +93,48 @@ def prune_command(
 
     Savers may keep running: none is fenced, and none loses what it is saving.
 
-    Exit code 3 if there is no record.
+    Exit code 3 if there is no record, 7 if a plan does not fit any more.
     """
     from ckptstore.directory.latest import record_location
     from ckptstore.directory.prune import PruneReport, PruneRequest, prune
+    from ckptstore.directory.prune_plan_file import apply_plan, plan_text
     from ckptstore.storage.registry import locate
     from ckptstore.view.prune_report import prune_total
     from ckptstore.view.text import escaped
 
     rules = _rules(keep_last, keep_every_steps, keep_every, keep_best, keep_younger)
+    directory_of = partial(_series, locate(target, storage_options))
+    if plan_file is not None:
+        if rules or names or unlisted or dry_run or plan_out is not None:
+            raise UsageError("--apply goes with no other rule or option", hint="The plan says what goes.")
+        directory, _ = directory_of()
+        request = PruneRequest(directory, record_location(directory, record_name), ())
+        return _show(output, apply_plan(request, plan_file.read(_LARGEST_PLAN)))
     if not rules and not names:
         raise UsageError(
             "nothing says what to keep", hint="Give --keep-last or another rule; --help lists them."
         )
+    dry_run = dry_run or plan_out is not None
     if not (dry_run or yes or is_interactive()):
         raise UsageError("there is no terminal to ask on", hint="Give --yes, or --dry-run to look only.")
-    directory, basename = _series(locate(target, storage_options))
+    directory, basename = directory_of()
     request = PruneRequest(
         directory, record_location(directory, record_name), rules, names, basename, unlisted
     )
     plan = request.plan()
     output.prune_plan(plan)
+    if plan_out is not None:
+        plan_out.write(plan_text(plan))
     if dry_run:
         output.pruned(PruneReport(plan), dry_run=True)
         return OK
     if plan.victims and not yes and not ask(f"Delete {prune_total(plan.victims)}, from {escaped(plan.url)}?"):
         output.note("nothing was deleted")
         return OK
-    report = prune(request, plan)
+    return _show(output, prune(request, plan))
+
+
+def _show(output: Output, report: PruneReport) -> int:
     output.pruned(report, dry_run=False)
     if report.error is not None:
         output.error(report.error)

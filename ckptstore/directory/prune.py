@@ -22,7 +22,7 @@ from ckptstore.directory.record_entries import is_listed, listed_paths
 from ckptstore.directory.record_update import RecordSnapshot, read_record, update_record, with_new_write_ids
 from ckptstore.directory.retention import Entry
 from ckptstore.directory.retention_rules import RetentionRule
-from ckptstore.errors import CkptStoreError, NotFoundError
+from ckptstore.errors import CkptStoreError, ConflictError, NotFoundError
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_facts import DEFAULT_SUFFIX, Owner, OwnerName, Pending, Record
 from ckptstore.storage.abilities import now_s
@@ -76,6 +76,8 @@ class PrunePlan:
     Attributes
     ----------
     url, record_url : str
+    record_version : str
+        Of the record that was judged.
     now_s : float
         Seconds since 1970.
     items : tuple of PruneItem
@@ -86,6 +88,7 @@ class PrunePlan:
 
     url: str
     record_url: str
+    record_version: str
     now_s: float
     items: tuple[PruneItem, ...]
     unfinished: tuple[Pending, ...]
@@ -140,6 +143,8 @@ class PruneRequest:
         Judge the steps of this one only.
     with_unlisted : bool
         Judge complete checkpoints that the record does not list, too.
+    record_version : str or None
+        Go by no other version of the record.
     """
 
     directory: Location
@@ -148,6 +153,7 @@ class PruneRequest:
     keep: Sequence[str] = ()
     basename: str | None = None
     with_unlisted: bool = False
+    record_version: str | None = None
     # Prefix and version → index.
     _read: dict[tuple[str, str], PublishedIndex | None] = field(default_factory=dict)
 
@@ -160,6 +166,8 @@ class PruneRequest:
             If there is no record, or nothing of a name in `keep`.
         CorruptError
             If the record cannot be read.
+        ConflictError
+            If the record has another version than it must have.
         AccessError, TransientError
             If the storage does not show what is there.
         """
@@ -172,7 +180,15 @@ class PruneRequest:
                 url=self.record.url,
                 hint="ckptstore repair makes one; remove_checkpoint deletes a single checkpoint.",
             )
-        return _Judgement(self, snapshot.record).plan()
+        if self.record_version not in (None, snapshot.version):
+            raise ConflictError(
+                "the record has changed since the plan was made; nothing was deleted",
+                url=self.record.url,
+                expected=f"version {self.record_version}",
+                actual=f"version {snapshot.version}",
+                hint="Make a new plan.",
+            )
+        return _Judgement(self, snapshot.record, snapshot.version).plan()
 
     def index_of(self, files: PrefixFiles) -> PublishedIndex | None:
         """Return the index of `files`, read once in each version."""
@@ -186,10 +202,11 @@ class PruneRequest:
 class _Judgement:
     """One look at a directory."""
 
-    def __init__(self, request: PruneRequest, record: Record) -> None:
+    def __init__(self, request: PruneRequest, record: Record, version: str) -> None:
         self._request = request
         self._directory = request.directory
         self._record = record
+        self._version = version
         self._pins = frozenset(record.pins)
         self._found = list_checkpoints(request.directory)
         self._now_s = now_s(request.directory.storage)
@@ -220,6 +237,7 @@ class _Judgement:
         return PrunePlan(
             self._directory.url or ".",
             self._request.record.url,
+            self._version,
             self._now_s,
             tuple(self._items.values()),
             tuple(

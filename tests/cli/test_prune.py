@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,8 +40,9 @@ def directory(tmp_path, monkeypatch):
         metrics = {"loss": abs(step - 4100) / 1e3}
         saver.save(values, "run/model", step, write_meta_graph=False, metrics=metrics)
     ck.pin("run/model-2000")
-    ck.Saver(run="best").save(values, "run/best", write_meta_graph=False)
+    ck.Saver(run="best", clock=clock).save(values, "run/best", write_meta_graph=False)
     ck.Saver(run="by hand").save(values, "run/model", 500, write_meta_graph=False, write_state=False)
+    os.utime("run/model-500.index", (clock(), clock()))
     monkeypatch.setattr("ckptstore.storage.abilities.time.time", clock)
     return tmp_path / "run"
 
@@ -233,3 +237,79 @@ def test_torn_ones_take_no_place_and_stay(run, directory):
     result = run("prune", "run", "--keep-last", "1", "--yes")
     assert result.code == 0
     assert steps(directory) == [500, 2000, 4000, 5000, 6000]
+
+
+def test_a_plan_is_carried_out_later(run, directory):
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    result = run("prune", "run", *RULES, "--plan-out", "plan.json")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith("would delete 1 checkpoint, 129 B (dry run)\n")
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    assert [each["prefix"] for each in json.loads(Path("plan.json").read_text())["delete"]] == ["model-3000"]
+    result = run("prune", "run", "--apply", "plan.json")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == "deleted 1 checkpoint, 129 B\n"
+    assert steps(directory) == [500, 1000, 2000, 4000, 5000, 6000]
+    # The record has moved on by that.
+    assert run("prune", "run", "--apply", "plan.json").code == 7
+
+
+@pytest.mark.parametrize("change", ["a save", "a pin", "an overwrite past the record", "its files are gone"])
+def test_a_plan_that_does_not_fit_any_more_deletes_nothing(run, directory, change):
+    assert run("prune", "run", "--keep-last", "2", "--plan-out", "plan.json").code == 0
+    values = {"w": np.ones(5, np.float32)}
+    if change == "a save":
+        ck.Saver(run="job", max_to_keep=100).save(values, "run/model", 7000, write_meta_graph=False)
+    elif change == "a pin":
+        ck.pin("run/model-3000")
+    elif change == "an overwrite past the record":
+        ck.Saver(run="x").save(values, "run/model", 3000, write_state=False, write_meta_graph=False)
+    else:
+        ck.remove_checkpoint("run/model-3000")
+    left = steps(directory)
+    result = run("prune", "run", "--apply", "plan.json")
+    assert (result.code, result.out) == (7, "")
+    assert "Make a new plan." in result.err
+    assert steps(directory) == left
+
+
+def test_a_plan_may_name_unlisted_ones_and_never_what_is_protected(run, directory):
+    assert run("prune", "run", "--keep-last", "3", "--unlisted", "--plan-out", "plan.json").code == 0
+    plan = json.loads(Path("plan.json").read_text())
+    assert [each["prefix"] for each in plan["delete"]] == ["model-500", "model-1000", "model-3000"]
+    version = locate(directory / "model-6000.index").storage.head(str(directory / "model-6000.index")).version
+    for name in ("model-6000", "model-2000", "best", "../run/model-1000", "elsewhere"):
+        forged = {**plan, "delete": [{"prefix": name, "index_version": version}]}
+        Path("forged.json").write_text(json.dumps(forged))
+        assert run("prune", "run", "--apply", "forged.json").code == 7
+    assert len(steps(directory)) == 7
+    assert run("prune", "run", "--apply", "plan.json").code == 0
+    assert steps(directory) == [2000, 4000, 5000, 6000]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        "{}",
+        '{"schema": "ckptstore.prune-plan/1"}',
+        "[" * 100_000,
+        "\xff",
+        '{"schema": 1}',
+    ],
+)
+def test_what_is_not_a_plan_is_refused(run, directory, text):
+    Path("plan.json").write_text(text, encoding="latin-1")
+    result = run("prune", "run", "--apply", "plan.json")
+    assert result.code == 2
+    assert "not a plan" in result.err
+
+
+def test_a_plan_of_another_record_or_with_other_options_is_refused(run, directory):
+    assert run("prune", "run", "--keep-last", "1", "--plan-out", "plan.json").code == 0
+    assert run("prune", "run", "--apply", "plan.json", "--record", "other").code == 2
+    assert run("prune", "run", "--apply", "plan.json", "--keep-last", "1").code == 2
+    assert run("prune", "run", "--apply", "missing.json").code == 2
+    assert len(steps(directory)) == 7
