@@ -23,6 +23,10 @@ _GRACE_S: Final = 1.0
 _LINGER_S: Final = 5.0
 # The pause grows with what was waited for already: it adds a tenth at most.
 _WAIT_SHARE: Final = 0.1
+# Of a thousand ranks that look for a notice, as long as the job runs, the engine shall feel nothing.
+_IDLE_LOOK_S: Final = 0.5
+# To look whether a thousand ranks have said something takes some ten milliseconds: a fifth of the time.
+_LOOK_PAUSES: Final = 4
 # Parts that are fetched, or deleted, in one call.
 _PARTS_AT_ONCE: Final = 8
 
@@ -45,6 +49,8 @@ class MailboxCoordinator:
         The host of each rank; empty until it is known.
     longest_deadline_s : float
         The engine ends the job so long after a rank was heard of for the last time; a save is to fail before.
+    idle_look_s : float
+        How often to look for something that may come at any time while the job runs.
     """
 
     def __init__(self, mailbox: Mailbox, rank: int, size: int, run: str) -> None:
@@ -53,6 +59,7 @@ class MailboxCoordinator:
         self.run = run
         self.host_names: tuple[str, ...] = ()
         self.longest_deadline_s = math.inf
+        self.idle_look_s = max(mailbox.longest_wait_s, _IDLE_LOOK_S)
         self.mailbox = mailbox
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -185,6 +192,7 @@ class MailboxCoordinator:
         heads: dict[int, Head] = {}
         asked_about = 0
         while True:
+            began_s = time.monotonic()
             missing = [rank for rank in ranks if rank not in found]
             heads |= self._look(directory, [rank for rank in missing if rank not in heads], topic)
             for rank in list(heads):
@@ -198,7 +206,7 @@ class MailboxCoordinator:
                 asked_about = len(found)
                 if enough(found.copy()):
                     return
-            if not self._wait(call):
+            if not self._wait(call, _LOOK_PAUSES * (time.monotonic() - began_s)):
                 return
 
     def _look(self, directory: str, ranks: Sequence[int], topic: str) -> dict[int, Head]:
@@ -228,13 +236,15 @@ class MailboxCoordinator:
             with self._lock:
                 self._seen.setdefault(topic, {})[rank] = parts
 
-    def _wait(self, call: EngineCall) -> bool:
+    def _wait(self, call: EngineCall, at_least_s: float) -> bool:
         """Wait before the next look; False when there is no time for another one."""
         now = time.monotonic()
         if now >= call.deadline:
             return False
         pause_s = _WAIT_SHARE * (now - call.began)
-        pause_s = max(self.mailbox.shortest_wait_s, min(pause_s, self.mailbox.longest_wait_s))
+        pause_s = max(
+            self.mailbox.shortest_wait_s, min(max(pause_s, at_least_s), self.mailbox.longest_wait_s)
+        )
         self._closed.wait(min(pause_s, call.deadline - now))
         return True
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -23,8 +23,8 @@ __all__ = ["StopStep"]
 
 _LOG = logging.getLogger("ckptstore")
 
-# Waits for a notice are repeated; an end is noticed in between.
-_SLICE_S: Final = 10.0
+# Between two looks for a notice, for as long as the job runs, unless the coordinator has a better number.
+_LOOK_EVERY_S: Final = 0.5
 # The ranks agree within this share of the time that there is, or not at all.
 _SHARE: Final = 1 / 3
 _MEMBERS_GRACE_S: Final = 1.0
@@ -69,7 +69,7 @@ class StopStep:
         self._ends_s: float | None = None
         self._lock = threading.Lock()
         self._has_begun = False
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     @property
     def is_requested(self) -> bool:
@@ -112,7 +112,7 @@ class StopStep:
 
     def stop(self) -> None:
         """End listening; a step that waits goes on."""
-        self._is_stopped = True
+        self._stopped.set()
         self._gate.set()
         if self._has_begun:
             for what in ("notice", "begin", "steps", "agreed"):
@@ -128,9 +128,13 @@ class StopStep:
         try:
             work()
         except CkptStoreError as error:
-            if not self._is_stopped:
+            if not self._stopped.is_set():
                 _LOG.warning("no step for a save before the preemption can be agreed on: %s", error)
             self._gate.set()
+
+    @property
+    def _look_every_s(self) -> float:
+        return float(getattr(self._coordinator, "idle_look_s", _LOOK_EVERY_S))
 
     def _topic(self, what: str) -> str:
         return f"{self._name}.{what}"
@@ -144,9 +148,9 @@ class StopStep:
     def _listen_as_member(self) -> None:
         said = None
         while said is None:
-            if self._is_stopped:
+            if self._stopped.wait(self._look_every_s):
                 return
-            said = self._coordinator.broadcast(self._topic("begin"), timeout_s=_SLICE_S)
+            said = self._coordinator.broadcast(self._topic("begin"), timeout_s=0)
         self._note_end(_parse(said).get("left_s"))
         step = self._close_gate()
         ends_s = time.monotonic() + self.left_s * _SHARE + _MEMBERS_GRACE_S
@@ -159,12 +163,8 @@ class StopStep:
     # The chief.
 
     def _listen_as_chief(self) -> None:
-        def is_notice(found: Mapping[int, bytes]) -> bool:
-            return len(found) > 1 or self._has_begun or self._is_stopped
-
-        while not (self._is_stopped or self._has_begun):
-            found = self._coordinator.gather(self._topic("notice"), b"", timeout_s=_SLICE_S, enough=is_notice)
-            for rank, data in found.items():
+        while not (self._stopped.wait(self._look_every_s) or self._has_begun):
+            for rank, data in self._coordinator.gather(self._topic("notice"), b"", timeout_s=0).items():
                 if rank:
                     self._note_end(_parse(data).get("left_s"))
                     self._lead()

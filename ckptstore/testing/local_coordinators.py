@@ -73,6 +73,7 @@ class LocalCoordinator:
         self.rank = rank
         self.size = mailbox.size
         self.host_names = tuple(f"host-{one}" for one in range(mailbox.size))
+        self.idle_look_s = 0.01
         self._mailbox = mailbox
         self._is_closed = False
         self._drops = False

@@ -19,7 +19,12 @@ from tests.servers.process import free_port
 
 def starting(commands: Callable[[int, str], list[tuple[str, ...]]]) -> StartRanks:
     # One thread of each is enough, and the machine has few cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "RAY_raylet_start_wait_time_s": "120",
+    }
 
     @contextmanager
     def start_ranks(size: int, address: str) -> Iterator[None]:
