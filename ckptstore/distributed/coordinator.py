@@ -22,6 +22,7 @@ __all__ = [
     "check_timeout",
     "check_topic",
     "host_names_of",
+    "longest_deadline_of",
 ]
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
@@ -209,3 +210,8 @@ def host_names_of(coordinator: Coordinator) -> tuple[str, ...]:
     """Return the host name of each rank, for messages; empty names where the coordinator knows none."""
     names = getattr(coordinator, "host_names", ())
     return tuple(names) if len(names) == coordinator.size else ("",) * coordinator.size
+
+
+def longest_deadline_of(coordinator: Coordinator) -> float:
+    """Return after how many seconds of silence the engine ends the job; infinity where it does not."""
+    return float(getattr(coordinator, "longest_deadline_s", math.inf))

@@ -36,7 +36,7 @@ class Preemption:
             for step in range(first, last):
                 train(step)
                 if preemption.should_save(step):
-                    saver.save(state, prefix, global_step=step, deadline_s=preemption.left_s)
+                    saver.save(state, prefix, global_step=step)
                     break
 
     One rank that gets the signal is enough. Nothing is sent on the way of a step; the ranks agree in

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from ckptstore.bundle.write.shares import Deal, Manifest, Share, deal
-from ckptstore.distributed.coordinator import Coordinator
+from ckptstore.distributed.coordinator import Coordinator, longest_deadline_of
 from ckptstore.distributed.manifests import decode_manifest, fingerprint_of
 from ckptstore.distributed.rounds import Chief, Member, Round
 from ckptstore.errors import CorruptError, UnsupportedError, UsageError
@@ -99,7 +99,7 @@ class Ranks:
                 "reuse_unchanged does not go together with a coordinator yet",
                 hint="Leave one of them out.",
             )
-        self.deadline_s = options.deadline_s or DEFAULT_DEADLINE_S
+        self.deadline_s = options.deadline_s or min(DEFAULT_DEADLINE_S, longest_deadline_of(coordinator))
         with _LOCK:
             number = next(_SAVERS.setdefault(coordinator, itertools.count()))
         self._names = (f"save-{number}-{save}" for save in itertools.count())

@@ -132,7 +132,7 @@ class Saver:
         Compare the bytes of what several ranks hold: at the first save of a layout, at each, or not at all.
     stall_s : float
         Seconds that a rank may write without getting on before it counts as missing. `deadline_s` is 600 with
-        a coordinator, unless it is given.
+        a coordinator, unless it is given; less where the engine would end the job before (JAX: 85).
     storage_options : mapping, optional
         For every call that gets none of its own.
 

@@ -10,6 +10,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.errors import CkptStoreError, RanksMissingError, UsageError
+from ckptstore.testing import make_local_coordinators
 from tests.unit.directory.helpers import names_in
 from tests.unit.saving.ranks import Job
 
@@ -209,3 +210,12 @@ def test_options_that_do_not_go_together():
         ck.Saver(coordinator=only, check_replicas="sometimes")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no coordinator"):
         ck.Saver(coordinator=3)  # type: ignore[arg-type]
+
+
+def test_a_save_gives_up_before_the_engine_ends_the_job(directory, monkeypatch):
+    chief, _ = make_local_coordinators(2)
+    # Ten minutes otherwise.
+    monkeypatch.setattr(chief, "longest_deadline_s", 0.3, raising=False)
+    with ck.Saver(coordinator=chief) as saver, pytest.raises(RanksMissingError) as caught:
+        saver.save({"w": np.zeros(3)}, f"{directory}/m", 1)
+    assert caught.value.ranks == (1,)
