@@ -6,6 +6,7 @@ complete new checkpoint, and the next save repairs what is left (docs/design/001
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from ckptstore.checksums import crc32c
 from ckptstore.directory.graph_keeper import GraphKeeper
 from ckptstore.directory.moved import moved_here
 from ckptstore.directory.open_save import Assignment, OpenSave, SaveSteps, ShardReport
+from ckptstore.directory.other_saves import OtherSaves
 from ckptstore.directory.own_prefixes import own_filter
 from ckptstore.directory.owned import Owned
 from ckptstore.directory.owner_names import owner_of_step
@@ -185,6 +187,8 @@ class CheckpointWriter:
         if request.run != self._ownership.run:
             self._begin(request.run)
         prefix, suffix, meta = request.prefix.name, request.suffix, request.meta
+        # What a look at the record within this save did not show has come since, whatever the clocks say.
+        began_s = self._clock() if request.owner in self._ownership.owned else -math.inf
         owned = self._acquire(request)
         replaced = adopt_unrecorded(self._unrecorded, prefix, self._ownership)
         step = request.step
@@ -195,18 +199,27 @@ class CheckpointWriter:
             and (owned.highest_step is None or step > owned.highest_step)
         )
         published = None if fresh else read_published_index(self.directory, prefix)
+        others = OtherSaves(request, self._ownership.last_seen, published, began_s)
         with shards_of_save(request, running) as files:
             taken = None if fresh else self._taken(prefix, step, published, owned)
-            before = yield from self._written(files, request, running, taken)
+            try:
+                before = yield from self._written(files, request, running, taken, others)
+            except ConflictError:
+                # To the next attempt it is no new name.
+                owned.seen.add(prefix)
+                raise
+            others.begin(before.record, files.index)
             change = RecordChange(
                 request, self._ownership, self._retention, self._deletes, self._window, replaced
             )
+            others.saved_s = change.now_s
             self._graphs.remember(prefix, suffix, written=meta is not None, fresh=fresh)
 
             def decide(snapshot: RecordSnapshot) -> Record:
                 if self._ownership.is_rewritten(snapshot, request.owner):
                     self._refuse_unknown(request.owner, prefix, snapshot.record)
                 record = change(snapshot)
+                others.check(snapshot.record)
                 self._graphs.carry_over(
                     [v.prefix for v in change.victims], [e.prefix for e in change.after.entries], suffix
                 )
@@ -229,9 +242,10 @@ class CheckpointWriter:
             self._deletes.saved_s.pop(prefix, None)
             self._unrecorded[prefix] = unrecorded = Unrecorded(files, change.now_s, replaced, request.metrics)
             try:
-                self._publish(unrecorded, published, request.owner, claim)
+                self._publish(unrecorded, published, request.owner, claim, others)
                 # A record that somebody rewrites may list it already: the answer to ours was lost then.
                 owned.add(prefix, self._deletes.known[prefix])
+                others.version = self._deletes.known[prefix].version
             finally:
                 if not files.may_be_published:
                     del self._unrecorded[prefix]
@@ -239,6 +253,10 @@ class CheckpointWriter:
         try:
             after = update_record(self._record, decide, first=before, timeout_s=self._timeout_s)
         except (AmbiguousOutcomeError, FencedError):
+            raise
+        except ConflictError:
+            # Another save of this run has the prefix, whatever stands there.
+            del self._unrecorded[prefix]
             raise
         except CkptStoreError as error:
             explain_unrecorded(error, request.prefix, self._record)
@@ -274,7 +292,12 @@ class CheckpointWriter:
         return owned
 
     def _written(
-        self, files: ShardSet, request: SaveRequest, running: RunningSave, taken: set[int] | None
+        self,
+        files: ShardSet,
+        request: SaveRequest,
+        running: RunningSave,
+        taken: set[int] | None,
+        others: OtherSaves,
     ) -> Generator[Assignment, Sequence[ShardReport] | None, RecordSnapshot]:
         """Have the data files written under names that no pending delete has, and announce the index.
 
@@ -283,15 +306,19 @@ class CheckpointWriter:
         RecordSnapshot
             The record by then. It has no announcement where there was no record of ours to write it into.
         """
+        # What is staged piece by piece cannot be written twice.
+        is_whole = running.stage is None or running.stage.is_whole
         while True:
             yield from have_written(files, request, running, taken)
             try:
-                return self._announce(files, request)
+                return self._announce(files, request, others, is_canonical=taken is None and is_whole)
             except _NamesTakenError as error:
                 files.drop()
                 taken = error.counts
 
-    def _announce(self, files: ShardSet, request: SaveRequest) -> RecordSnapshot:
+    def _announce(
+        self, files: ShardSet, request: SaveRequest, others: OtherSaves, *, is_canonical: bool
+    ) -> RecordSnapshot:
         name = request.owner
         intent = Intent(
             files.prefix,
@@ -299,6 +326,7 @@ class CheckpointWriter:
             request.run,
             crc32c(files.index),
             metrics=tuple(request.metrics.items()),
+            replaces_crc32c=others.replaces_crc32c,
         )
 
         def change(snapshot: RecordSnapshot) -> Record:
@@ -307,7 +335,14 @@ class CheckpointWriter:
             named = {count for _, count in snapshot.record.shards_named(files.prefix)}
             if not named.isdisjoint(count for _, count in files.shards):
                 raise _NamesTakenError(named)
+            if is_canonical and self._was_passed(snapshot.record, request):
+                raise _NamesTakenError({count for _, count in files.shards})
             foreign = self._ownership.check(snapshot, name)
+            try:
+                others.look(snapshot.record)
+            except ConflictError:
+                self._ownership.snapshot = snapshot
+                raise
             if foreign or snapshot.fault is not None or snapshot.record.state is None:
                 raise _NotOursError(snapshot)
             return self._ownership.announce(self._deletes.without_done(snapshot.record), intent)
@@ -322,6 +357,19 @@ class CheckpointWriter:
         self._ownership.record_announced(snapshot, name)
         self._deletes.done.clear()
         return snapshot
+
+    def _was_passed(self, record: Record, request: SaveRequest) -> bool:
+        """Return whether another Saver of this run has listed this step, or a later one, meanwhile.
+
+        It may have listed and deleted this one: late deletes may then hit the canonical names.
+        """
+        owned, line = self._ownership.owned.get(request.owner), record.owners.get(request.owner)
+        if owned is None or line is None or line.highest_step is None or request.step is None:
+            return False
+        if owned.highest_step is not None and line.highest_step <= owned.highest_step:
+            return False
+        owned.highest_step, owned.knows_all = line.highest_step, False
+        return request.step <= line.highest_step
 
     def _refuse_unknown(self, name: OwnerName, prefix: str, record: Record) -> None:
         """Raise if `record` lost our lines, and another run has saved since: `prefix`, or its latest."""
@@ -349,6 +397,7 @@ class CheckpointWriter:
         published: PublishedIndex | None,
         name: OwnerName,
         claim: Callable[[], object],
+        others: OtherSaves,
     ) -> None:
         """Publish the index, and add the data files that it replaced to `unrecorded`."""
         files = unrecorded.files
@@ -375,6 +424,7 @@ class CheckpointWriter:
             published = read_published_index(self.directory, files.prefix)
             snapshot = read_record(self._record)
             self._ownership.check(snapshot, name)
+            others.check_index(snapshot.record)
             if published is not None and self._ownership.is_rewritten(snapshot, name):
                 raise self._ownership.fence_unknown(name, files.prefix)
             if published is not None and snapshot.version is None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ckptstore.checksums import crc32c
 from ckptstore.errors import CkptStoreError, ConflictError, NotFoundError
 from ckptstore.format.entry_columns import shards_of
 from ckptstore.format.naming import data_name, index_name
@@ -64,10 +65,11 @@ def choose_count(shards: int, taken: Collection[int] | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PublishedIndex:
-    """The index published at a prefix: its version, and the data files it names."""
+    """The index published at a prefix: its version, the data files it names, and the CRC32C of its bytes."""
 
     version: str
     shards: tuple[ShardName, ...]
+    crc32c: int | None = field(default=None, compare=False)
 
     @property
     def counts(self) -> set[int]:
@@ -85,7 +87,7 @@ def read_published_index(directory: Location, prefix: str) -> PublishedIndex | N
         got = location.storage.get(location.key)
     except NotFoundError:
         return None
-    return PublishedIndex(got.version, _shards_of_index(got.data, source=location.url))
+    return PublishedIndex(got.version, _shards_of_index(got.data, source=location.url), crc32c(got.data))
 
 
 def _shards_of_index(data: bytes, *, source: str) -> tuple[ShardName, ...]:

@@ -172,6 +172,8 @@ class Intent:
         The newest listed checkpoint of the owner when this was written; "" if there was none.
     metrics : tuple of (str, float)
         Of the save. Not compared: NaN is not equal to itself.
+    replaces_crc32c : int or None
+        Of the bytes of the index that was there when the save began; None if there was none.
     """
 
     prefix: str
@@ -180,6 +182,7 @@ class Intent:
     index_crc32c: int
     after: str = ""
     metrics: tuple[tuple[str, float], ...] = field(default=(), compare=False)
+    replaces_crc32c: int | None = None
 
     @property
     def owner(self) -> OwnerName:

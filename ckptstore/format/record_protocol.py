@@ -31,7 +31,7 @@ Grammar; each line begins in column one, and spaces may follow at its end::
     note       = "# note " name metrics
     counted    = "# counted " name " keep=" integer
     intent     = "# intent " name " form=" form " run=" string " index=" crc32c [" after=" string]
-                 [" metrics=" a string of metrics]
+                 [" metrics=" a string of metrics] [" replaces=" crc32c]
     name       = string
     metrics    = any number of: " " metric "=" value
     metric     = letters, digits and "_./:@+-", or a string
@@ -164,6 +164,8 @@ def format_record(record: Record) -> bytes:
             line += f" after={_quote(intent.after)}"
         if intent.metrics:
             line += f" metrics={_quote(_format_metrics(intent.metrics))}"
+        if intent.replaces_crc32c is not None:
+            line += f' replaces="{intent.replaces_crc32c:08x}"'
         lines.append(line)
     comments = "\n".join(lines).encode() + b"\n"
     return comments + (format_state(record.state) if record.state is not None else b"")
@@ -281,7 +283,8 @@ def parse_fact(line: str, ranges: RangeRoom | None = None) -> Fact:
         if kind == "intent":
             form, crc32c = _form(values["form"]), _crc32c(values["index"])
             metrics = _parse_metrics(values.get("metrics", ""))
-            return Intent(name, form, values["run"], crc32c, values.get("after", ""), metrics)
+            replaces = _crc32c(values["replaces"]) if "replaces" in values else None
+            return Intent(name, form, values["run"], crc32c, values.get("after", ""), metrics, replaces)
         shards = _parse_shards(values["shards"], ranges or RangeRoom())
         if kind == "pending":
             return Pending(name, values["version"], shards, values.get("suffix", DEFAULT_SUFFIX))

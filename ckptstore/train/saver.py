@@ -92,7 +92,8 @@ class Saver:
         Seconds since 1970; for tests.
     run : str, optional
         Identity for fencing: when another run takes over a basename, saves of the present one raise
-        `FencedError`. By default one for each process. Several processes that save as one pass the same text.
+        `FencedError`. By default one for each process. Several processes that save as one pass the same text;
+        of two that save one prefix at the same time, one gets a `ConflictError`.
     graph : Graph, optional
         The network that goes into ``.meta``. Without it one is made from the arrays.
     deadline_s : float, optional

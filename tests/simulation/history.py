@@ -21,6 +21,7 @@ from ckptstore.testing.invariants import (
     read_record_of,
 )
 from tests.simulation.bucket import SimulatedBucket
+from tests.simulation.scheduler import Step
 
 DIRECTORY = "bucket/run"
 RECORD = "checkpoint"
@@ -29,12 +30,21 @@ _START = len(DIRECTORY) + 1
 
 @dataclass(slots=True)
 class Save:
-    """One call of save. Its mark is the value of every array, and belongs to no other one."""
+    """One call of save. Its mark is the value of every array, and belongs to no other one.
+
+    Attributes
+    ----------
+    began, ended : int
+        Number of the step of the schedule.
+    """
 
     mark: int
     run: str
     prefix: str
     is_acknowledged: bool = False
+    actor: str = ""
+    began: int = 0
+    ended: int | None = None
 
 
 class Files(Mapping[str, bytes]):
@@ -283,6 +293,37 @@ class History:
             if prefix in kept:
                 raise InvariantViolation("RULES", f"{prefix!r} left the list, although {kept[prefix]}")
 
+    def had_rival(self, save: Save) -> bool:
+        """Return whether another process of the same run saved while `save` went on.
+
+        It may also have dropped the checkpoint that `save` had just listed, without an answer to it.
+        """
+        return any(
+            other.actor != save.actor and other.run == save.run
+            for other in self.saves
+            if other.ended is None or other.ended >= save.began
+        )
+
+    def check_is_alone(self, save: Save, trace: Sequence[Step]) -> None:
+        """TWICE: of two saves of one run at one prefix that overlap, only one succeeds.
+
+        Unless retention has deleted the first one before the second one was published.
+        """
+        for other in self.saves:
+            is_same = (other.run, other.prefix) == (save.run, save.prefix) and other is not save
+            if not is_same or not other.is_acknowledged:
+                continue
+            commits = sorted((_first_commit(save, trace), _first_commit(other, trace)))
+            is_gone = any(
+                step.deed == "DELETE" and step.key.endswith(f"/{index_name(save.prefix)}")
+                for step in trace[commits[0] : len(trace)]
+            )
+            if max(_first_look(save, trace), _first_look(other, trace)) < commits[0] and not is_gone:
+                self.note(
+                    "TWICE",
+                    f"{other.mark} of {other.actor}, {save.mark} of {save.actor}: both saved {save.prefix!r}",
+                )
+
     def _counted(self, record: Record, pins: Collection[str]) -> Record:
         """Return `record` without what takes no place in a window."""
         state = record.state
@@ -344,6 +385,33 @@ class History:
         assert_checkpoint_is_complete(self.files, prefix)
         if self._has_graphs and meta_name(prefix) not in self.files:
             raise InvariantViolation("GRAPH", f"{prefix!r} is listed and lost its graph")
+
+
+def _first_look(save: Save, trace: Sequence[Step]) -> int:
+    """Return the step in which `save` looked first: what had ended by then came before it.
+
+    That is the last look at the record of one that has written nothing yet, or the first answer it got.
+    """
+    looks: list[int] = []
+    for number in range(save.began, len(trace)):
+        step = trace[number]
+        if step.actor != save.actor or not step.key or "lost" in step.outcome:
+            continue
+        if step.deed.startswith("PUT"):
+            break
+        if not looks or step.key.rpartition("/")[2] == RECORD:
+            looks.append(number)
+    return looks[-1] if looks else number
+
+
+def _first_commit(save: Save, trace: Sequence[Step]) -> int:
+    """Return the step in which `save` first changed the record or an index."""
+    for number in range(save.began, len(trace)):
+        step = trace[number]
+        is_commit = step.key.endswith(".index") or step.key.rpartition("/")[2] == RECORD
+        if step.actor == save.actor and step.deed.startswith("PUT") and is_commit:
+            return number
+    return len(trace)
 
 
 class _Noting:

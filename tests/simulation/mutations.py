@@ -16,6 +16,7 @@ from ckptstore.directory.catalog import list_checkpoints
 from ckptstore.directory.checkpoint_writer import CheckpointWriter
 from ckptstore.directory.intents import Announcements
 from ckptstore.directory.open_save import Assignment, SaveSteps
+from ckptstore.directory.other_saves import OtherSaves
 from ckptstore.directory.owner_names import highest_step, may_have_saved, owner_of_step, start_of
 from ckptstore.directory.ownership import Ownership
 from ckptstore.directory.pending_deletes import PendingDeletes
@@ -361,4 +362,25 @@ def _metrics_die_with_their_save() -> Iterator[None]:
 def _a_prune_does_not_look_again() -> Iterator[None]:
     """What was shown is deleted, whatever the record says by now."""
     with mock.patch.object(PrunePlan, "still", lambda self, later: self):
+        yield
+
+
+@_mutation("same-run", "TWICE", "CORR", "DANGL")
+def _no_look_at_the_race_for_an_index() -> Iterator[None]:
+    """A save that finds another index than it expected never asks whether its own run has saved it."""
+    with mock.patch.object(OtherSaves, "check_index", lambda *_: None):
+        yield
+
+
+@_mutation("same-run-same-prefix", "TWICE", "CORR", "DANGL")
+def _no_look_at_the_record_again() -> Iterator[None]:
+    """A save never asks whether another one of its run replaces, or has listed, the same prefix."""
+    with mock.patch.object(OtherSaves, "check", lambda *_: None):
+        yield
+
+
+@_mutation("same-run", "TWICE", "CORR", "DANGL")
+def _no_look_before_the_announcement() -> Iterator[None]:
+    """A save takes what another one of its run has listed since it began for one before it."""
+    with mock.patch.object(OtherSaves, "look", lambda *_: None):
         yield

@@ -29,7 +29,14 @@ from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.directory.pins import add_pin, remove_pin
 from ckptstore.directory.prune import PruneRequest, prune
 from ckptstore.directory.retention_rules import Best, EveryNSteps, Latest, RetentionRule
-from ckptstore.errors import CkptStoreError, CkptStoreWarning, CorruptError, FencedError, NotFoundError
+from ckptstore.errors import (
+    CkptStoreError,
+    CkptStoreWarning,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    NotFoundError,
+)
 from ckptstore.format.naming import data_name
 from ckptstore.format.record import format_state
 from ckptstore.saving.prepare import SavePreparation
@@ -80,6 +87,8 @@ class Scenario:
         It goes back some steps, and saves those again.
     rules : bool
         It keeps checkpoints by rules and metrics, while somebody pins and unpins them, or prunes.
+    together : bool
+        Two processes of one run, which save the same steps at about the same time.
     """
 
     name: str
@@ -87,6 +96,7 @@ class Scenario:
     zombie: bool = False
     rollback: bool = False
     rules: bool = False
+    together: bool = False
 
 
 SCENARIOS = {
@@ -99,6 +109,8 @@ SCENARIOS = {
         Scenario("zombie-rollback", zombie=True, rollback=True),
         Scenario("rules", rules=True),
         Scenario("zombie-rules", zombie=True, rules=True),
+        Scenario("same-run", together=True),
+        Scenario("same-run-same-prefix", steps=False, together=True),
     )
 }
 
@@ -139,6 +151,9 @@ class Run:
         self.scheduler = Scheduler(f"{scenario.name} {seed}", bucket)
         self.random = draw = self.scheduler.random
         self.keep = draw.choice((1, 2, 2, 3))
+        if scenario.together and scenario.steps:
+            # Of two that are out of step, retention of one would take what the other saves late.
+            self.keep = 10
         self.target = draw.choice((2, 2, 3, 3)) if scenario.zombie else draw.choice((3, 3, 4))
         # Deterministic training saves the same bytes for a step, in every run.
         self.repeats_values = scenario.rollback and draw.random() < 0.4
@@ -147,7 +162,7 @@ class Run:
         self.starts = 0
         self.deaths = 0
         if check_graphs is None:
-            check_graphs = not scenario.zombie
+            check_graphs = not (scenario.zombie or scenario.together)
         # What a pruner may keep less than the Savers do is how many of the newest there are.
         self.rules: list[RetentionRule] = []
         self.has_pruner = scenario.rules and draw.random() < 0.3
@@ -169,7 +184,8 @@ class Run:
         self._cast()
         try:
             self.scheduler.run()
-            self.history.check_acknowledged(BASENAME)
+            if not self.scenario.together:
+                self.history.check_acknowledged(BASENAME)
             self.history.check_acknowledged(NEIGHBOUR)
             if not self.history.violations and self.random.random() < 0.1:
                 self._aftermath()
@@ -180,13 +196,16 @@ class Run:
 
     def clock(self) -> float:
         """Return the time that checkpoints are dated with: a minute for each save, in every run alike."""
+        if self.scenario.together:
+            # Which of two came first is told by their clock.
+            return 1_800_000_000.0 + len(self.scheduler.trace)
         return 1_800_000_000.0 + 60.0 * len(self.history.saves)
 
     def _cast(self) -> None:
         """Bring in everybody, and draw when they stand still and die."""
         draw = self.random
         first = self._start_chief()
-        if self.scenario.zombie and draw.random() < 0.1:
+        if self.scenario.together or (self.scenario.zombie and draw.random() < 0.1):
             self._start_chief()
         elif self.scenario.zombie:
             # Half of them where it hurts: just before something is changed or taken away.
@@ -215,7 +234,9 @@ class Run:
                 pruner.crash_at = draw.choice((0, draw.randint(3, 25))) * draw.choice((1, -1))
             return
         # Whose a model with a number in its name is, only our lines tell.
-        if self.scheduler.bucket.honours_conditions and other != BYSTANDER and draw.random() < 0.1:
+        # Nor who of one run has saved what: the second one is fenced.
+        lines_matter = other == BYSTANDER or self.scenario.together
+        if self.scheduler.bucket.honours_conditions and not lines_matter and draw.random() < 0.1:
             stranger = self.scheduler.spawn(STRANGER, self._stranger)
             stranger.freeze_at = 1
             stranger.freeze_steps = draw.randint(5, 12 + 7 * self.target)
@@ -224,9 +245,12 @@ class Run:
     def _start_chief(self) -> Actor:
         self.starts += 1
         draw = self.random
-        run = f"run {self.starts}"
-        is_first = self.starts == 1
-        actor = self.scheduler.spawn(run, lambda actor: self._chief(actor, run, is_first))
+        name = f"run {self.starts}"
+        run = "job" if self.scenario.together else name
+        is_first = self.starts == 1 or (self.scenario.together and self.starts == 2)
+        actor = self.scheduler.spawn(name, lambda actor: self._chief(actor, run, is_first))
+        if self.scenario.together and draw.random() < 0.5:
+            actor.freeze_at, actor.freeze_steps = draw.randint(1, 12 + 7 * self.target), draw.randint(1, 30)
         if self.deaths < 3 and draw.random() < 0.3:
             actor.crash_at = draw.randint(1, 8 + 7 * self.target) * draw.choice((1, -1))
         return actor
@@ -251,7 +275,7 @@ class Run:
         for _ in range(max(self.target - step, 1)):
             # After a restart other steps than before, as where the time decides: what died stays where it is.
             step += 1 if is_first or not self.scenario.steps else self.random.choice((1, 1, 1, 2))
-            if not self._save(saver, run, BASENAME, step):
+            if not self._save(saver, run, BASENAME, step) and not self.scenario.together:
                 return
             if self.scenario.rollback and not is_first and self.random.random() < 0.3:
                 # The loss exploded: once more from an earlier checkpoint, with other data.
@@ -333,17 +357,23 @@ class Run:
         with_step = self.scenario.steps or basename == NEIGHBOUR
         number = 0 if self.repeats_values else len(history.saves) + 1
         save = Save(number * _STEPS + step, run, f"{basename}-{step}" if with_step else basename)
+        save.actor, save.began = cast("Actor", self.scheduler.current).name, len(self.scheduler.trace)
         history.saves.append(save)
         try:
             self._call_save(saver, save.mark, basename, step if with_step else None)
         except Exception as error:  # noqa: BLE001  # a save that fails in any other way is a finding too
+            save.ended = len(self.scheduler.trace)
             with history.noting:
-                if not (isinstance(error, FencedError) and history.was_replaced(run, save.prefix)):
+                if not (isinstance(error, ConflictError) and history.had_rival(save)) and not (
+                    isinstance(error, FencedError) and history.was_replaced(run, save.prefix)
+                ):
                     assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):
                 self._check_finality(saver, run, basename, _STEPS - 1 if with_step else None)
             return False
         save.is_acknowledged = True
+        save.ended = len(self.scheduler.trace)
+        history.check_is_alone(save, self.scheduler.trace)
         self.scheduler.trace.append(Step(run, f"has saved {save.mark}", save.prefix))
         return True
 
