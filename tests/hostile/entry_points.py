@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import math
 import pickle
 import re
 import warnings
@@ -154,6 +155,19 @@ def _restore_report(prefix: str) -> Any:
     return {name: _comparable(value) for name, value in report.restored.items()}
 
 
+def _read_into(prefix: str) -> Any:
+    """Read every other element of the last dimension, backwards, of all small tensors at once."""
+    requests: list[Any] = []
+    with ck.open_checkpoint(prefix) as checkpoint:
+        for name, spec in checkpoint.specs().items():
+            if math.prod(spec.shape) < 1 << 16 and len(spec.shape) < 32:
+                index = (..., slice(None, None, -2)) if spec.shape else ...
+                wanted = np.broadcast_to(False, spec.shape)[index]
+                requests.append((name, index, np.empty(wanted.shape, spec.dtype.as_numpy_dtype)))
+        checkpoint.read_into(requests)
+    return {name: _comparable(out) for name, _, out in requests}
+
+
 def _saver_restore(prefix: str) -> Any:
     values: dict[str, Any] = {}
     try:
@@ -190,6 +204,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "list_variables": _list,
     "open_checkpoint.specs": _specs,
     "open_checkpoint.restore": _restore_report,
+    "open_checkpoint.read_into": _read_into,
     "Saver.restore": _saver_restore,
     "Checkpoint.read": _object_restore,
     "inspect_checkpoint": _print,

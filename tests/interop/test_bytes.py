@@ -142,6 +142,34 @@ def test_tensorflow_reads_what_was_saved_in_pieces(tmp_path: Path, rng: np.rando
             np.testing.assert_array_equal(session.run("rows:0"), rows)
 
 
+ASSEMBLED = {
+    *("float32", "float64", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "int4", "uint4"),
+    *("bool", "complex64", "complex128"),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensorflow_puts_slices_of_some_types_together(
+    tmp_path: Path, rng: np.random.Generator, dtype: str
+) -> None:
+    whole = array_of(rng, dtype, (4, 2))
+    pieces = [ck.Piece(whole[at : at + 2], whole.shape, (at, 0)) for at in (0, 2)]
+    path = ck.Saver().save({"w": pieces}, tmp_path / "m", write_meta_graph=False)
+
+    def restored() -> np.ndarray:
+        (found,) = tf.raw_ops.RestoreV2(
+            prefix=path, tensor_names=["w"], shape_and_slices=[""], dtypes=[tf.as_dtype(dtype)]
+        )
+        return found.numpy()
+
+    if dtype in ASSEMBLED:
+        np.testing.assert_array_equal(restored(), whole)
+        return
+    with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError)):
+        restored()
+    np.testing.assert_array_equal(ck.load_variable(path or "", "w"), whole)
+
+
 def test_a_saver_writes_the_bytes_of_tensorflows_saver(tmp_path: Path, rng: np.random.Generator) -> None:
     tf1 = tf.compat.v1
     values = {f"layer_{k}/w": rng.standard_normal((k + 1, 4)) for k in range(12)} | {

@@ -36,6 +36,13 @@ make = {
     "other shape": lambda: np.full((rows * columns // 64, 128), -1, "f4")[:, ::2],
 }
 into = {name: make[how]() for name in names} if how in make else {}
+if how == "pieces":
+    boxes = [(slice(100, 2000), slice(0, columns)), (slice(0, rows), slice(300, 600))]
+    memory = np.full((count, rows, columns), -1, "f4")
+    pieces = {
+        name: [ck.Piece(memory[number][box], (rows, columns), [each.start for each in box])]
+        for number, (name, box) in enumerate(zip(names, boxes * count))
+    }
 
 def measured(action):
     # What is loaded and opened the first time does not depend on the size of the checkpoint.
@@ -54,6 +61,7 @@ def parts(index):
 actions = {
     "columns": lambda: parts(np.s_[:, 5]),
     "every third": lambda: parts(np.s_[::1024, ::-3]),
+    "pieces": lambda: ck.open_checkpoint(prefix, memory_budget=budget).restore(pieces),
     "other shape": lambda: ck.Saver(list(names), reshape=True, memory_budget=budget).restore(into, prefix),
 }
 restore = lambda: ck.open_checkpoint(prefix, memory_budget=budget).restore(into)
@@ -105,7 +113,7 @@ def put(directory: str, *, is_partitioned: bool) -> str:
     return prefix
 
 
-LAYOUTS = ["plain", "transposed", "spread", "other order", "other shape", "columns", "every third"]
+LAYOUTS = ["plain", "transposed", "spread", "other order", "other shape", "columns", "every third", "pieces"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +143,7 @@ def in_a_bucket(minio, tmp_path_factory: pytest.TempPathFactory):
     return url, minio.environment
 
 
-@pytest.mark.parametrize("how", ["plain", "spread", "other order", "columns"])
+@pytest.mark.parametrize("how", ["plain", "spread", "other order", "columns", "pieces"])
 @pytest.mark.parametrize("kind", ["whole", "boxes"])
 def test_in_a_bucket(how: str, kind: str, in_a_bucket) -> None:
     url, environment = in_a_bucket

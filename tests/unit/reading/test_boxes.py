@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ckptstore as ck
+from tests.meta.source import ROOT
 
 Array = np.ndarray[Any, Any]
 
@@ -90,7 +91,7 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("sizes")
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), tensors=saved_tensors())
 def test_read_into_gives_what_numpy_gives(
     tensors: dict[str, tuple[Array, list[ck.Piece]]], data: st.DataObject
@@ -116,7 +117,7 @@ def test_read_into_gives_what_numpy_gives(
 
 
 @pytest.mark.usefixtures("sizes")
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data(), tensors=saved_tensors())
 def test_pieces_are_restored_on_any_other_grid(
     tensors: dict[str, tuple[Array, list[ck.Piece]]], data: st.DataObject
@@ -272,3 +273,64 @@ def test_what_is_read_whole_is_verified_and_what_is_not_is_counted(tmp_path: Pat
     report = ck.open_checkpoint(tmp_path / "m").restore(into={"w": one})
     assert (report.verified, report.unverified) == (1, 0)
     np.testing.assert_array_equal(one.array, large[2:, :, 100:108])
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut off"])
+def test_a_data_file_that_is_not_all_there_is_an_error_before_anything_changes(
+    damage: str, tmp_path: Path
+) -> None:
+    large = np.zeros((4, 300_000), np.float32)
+    for rank in range(2):
+        with ck.BundleWriter(tmp_path / f"part{rank}") as writer:
+            writer.add_slice("w", large.shape, f"{2 * rank},2:-", large[:2])
+    ck.merge_bundles([tmp_path / f"part{rank}" for rank in range(2)], tmp_path / "m")
+    data = tmp_path / "m.data-00001-of-00002"
+    if damage == "missing":
+        data.unlink()
+    else:
+        data.write_bytes(data.read_bytes()[:-1])
+    columns = np.full((4, 3), -1, np.float32)
+    with ck.open_checkpoint(tmp_path / "m") as checkpoint:
+        with pytest.raises((ck.IncompleteBundleError, ck.TruncatedFileError)) as caught:
+            checkpoint.read_into([("w", np.s_[:, :3], columns)])
+        assert caught.value.tensor == "w"
+        assert (columns == -1).all()
+        checkpoint.read_into([("w", np.s_[:2, :3], columns[:2])])
+    assert (columns[:2] == 0).all()
+
+
+def test_a_small_budget_is_enough(tmp_path: Path) -> None:
+    large = np.arange(3 * 2**20, dtype=np.float32).reshape(1024, -1)
+    ck.Saver().save({"w": grid(large, [[500], []])}, tmp_path / "m", write_meta_graph=False)
+    rows, columns = np.zeros((700, 3072), np.float32), np.zeros((1024, 100), np.float32)
+    with ck.open_checkpoint(tmp_path / "m", memory_budget=1) as checkpoint:
+        checkpoint.read_into([("w", np.s_[200:900], rows), ("w", np.s_[:, 2000:2100], columns)])
+        backwards = checkpoint.read("w", np.s_[::-1, ::-7])
+    np.testing.assert_array_equal(rows, large[200:900])
+    np.testing.assert_array_equal(columns, large[:, 2000:2100])
+    np.testing.assert_array_equal(backwards, large[::-1, ::-7])
+
+
+def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
+    large = np.arange(2**20, dtype=np.float32).reshape(1024, -1)
+    ck.Saver().save({"w": grid(large, [[500], []])}, tmp_path / "m", write_meta_graph=False)
+    events: list[ck.Event] = []
+    with ck.open_checkpoint(tmp_path / "m", progress=events.append) as checkpoint:
+        for box in (np.s_[10:20, 0:1024], np.s_[0:1024, 7:9]):
+            piece = ck.Piece(np.zeros_like(large[box]), large.shape, [each.start for each in box])
+            checkpoint.restore(into={"w": piece})
+            assert events[-1].is_over
+            assert events[-1].done_bytes == events[-1].total_bytes
+
+
+def test_the_example_in_the_docs_restores_what_it_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/pieces.md").read_text(encoding="utf-8")
+    (example,) = [block.split("```")[0] for block in page.split("```python\n")[1:]]
+    found: dict[str, Any] = {}
+    exec(compile(example, "docs/pieces.md", "exec"), found)
+    np.testing.assert_array_equal(np.hstack([found["left"], found["right"]]), found["w"])
+    np.testing.assert_array_equal(found["row"], found["w"][2, ::-1])
+    assert (found["report"].verified, found["report"].unverified) == (2, 0)
