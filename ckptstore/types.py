@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -216,21 +216,20 @@ def as_pieces(value: Any, *, tensor: str) -> Sequence[Piece] | None:
     """
     if isinstance(value, Piece):
         return (value,)
-    if not isinstance(value, list | tuple) or not any(isinstance(item, Piece) for item in value):
+    if not isinstance(value, list | tuple) or not value:
         return None
-    if not _are_pieces(value):
-        other = next(item for item in value if not isinstance(item, Piece))
+    kinds = set(map(type, value))
+    if not any(issubclass(kind, Piece) for kind in kinds):
+        return None
+    other = next((kind for kind in kinds if not issubclass(kind, Piece)), None)
+    if other is not None:
         raise UsageError(
             "pieces of a tensor and other things are mixed",
             tensor=tensor,
             expected="Piece",
-            actual=type(other).__name__,
+            actual=other.__name__,
         )
-    return value
-
-
-def _are_pieces(values: Sequence[Any]) -> TypeGuard[Sequence[Piece]]:
-    return all(isinstance(value, Piece) for value in values)
+    return cast("Sequence[Piece]", value)
 
 
 @dataclass(frozen=True, slots=True)
