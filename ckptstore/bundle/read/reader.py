@@ -322,11 +322,11 @@ class BundleReader(abc.ABC):
             if transfer is not None:
                 transfer.advance(size_bytes)
             if counts is not None:
-                counts.unverified += len(tensor.entries)
+                counts.verified += len(tensor.entries)
         for box in boxes:
             box.target[...] = self.read(box.tensor.name, as_slices(box.axes))
             if counts is not None:
-                counts.unverified += 1
+                counts.verified += 1
         return results
 
     def _overlaps(self, tensor: StoredTensor, box: Box) -> Iterator[Overlap]:

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+import ckptstore as ck
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.bundle.read.reader_v1 import ReaderV1
 from ckptstore.errors import (
@@ -97,3 +98,16 @@ def test_raw_keys_are_those_of_the_slices(v1):
     keys = reader.raw_keys()
     assert len(keys) == len(reader.names()) + 1
     assert all(key.startswith(b"\x00") for key in keys)
+
+
+def test_pieces_are_filled_and_counted_as_verified(v1):
+    """The values stand in blocks of a table, and each block has a checksum."""
+    with ck.open_checkpoint(v1 / "v1slices") as checkpoint:
+        whole = checkpoint.read("p")
+        piece = ck.Piece(np.zeros((5, 1), "f4"), (6, 5), (1, 1))
+        report = checkpoint.restore(into={"p": piece})
+        backwards = np.zeros((6, 5), "f4")
+        checkpoint.read_into([("p", np.s_[::-1], backwards)])
+    np.testing.assert_array_equal(piece.array, whole[1:, 1:2])
+    np.testing.assert_array_equal(backwards, whole[::-1])
+    assert (report.verified, report.unverified) == (1, 0)
