@@ -37,6 +37,7 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "distributed.coordinator": ("Coordinator",),
     "distributed.engines": ("coordinator",),
     "distributed.preemption": ("Preemption",),
     "graph": ("Graph", "GraphBuilder", "Operation", "SaverDef", "Tensor"),

@@ -9,6 +9,7 @@ from ckptstore.directory.retention_rules import (
     Latest as Latest,
     YoungerThan as YoungerThan,
 )
+from ckptstore.distributed.coordinator import Coordinator as Coordinator
 from ckptstore.distributed.engines import coordinator as coordinator
 from ckptstore.distributed.preemption import Preemption as Preemption
 from ckptstore.errors import (

@@ -1,4 +1,4 @@
-"""ckptstore in the terminal, step by step: train, be killed, resume, inspect, damage, recover.
+"""ckptstore in the terminal: train, be killed, resume, inspect, damage, recover; then many ranks.
 
 Every step checks its claims; if one does not hold, the exit code is 1. Files go to ./demo-run.
 """
@@ -27,6 +27,9 @@ RUN = Path("demo-run").absolute()
 JOB = Path(__file__).with_name("train.py").resolve()
 MARK = "made-by-make-demo.txt"
 CHECKPOINTS = "checkpoints"
+RANKS_JOB = JOB.with_name("train_ranks.py")
+RANKS_CHECKPOINTS = "ranks"
+KILLED_RANK, RANKS_KILLED_AT, RANKS_ENDED_AT = 2, 150, 250
 KILLED_AT, TRAINED_TO, ENDED_AT = 400, 800, 850
 BEFORE_KILL = KILLED_AT - train.SAVE_EVERY
 TIMEOUT_S = 60
@@ -330,6 +333,76 @@ def final_look() -> None:
     claim("and every byte is what was written", code == 0 and "all good" in output)
 
 
+def start_ranks(size: int, attempt: str, *, slow_rank: int | None = None) -> list[subprocess.Popen[str]]:
+    """Start the processes of a job that saves one checkpoint together."""
+    jobs = []
+    for rank in range(size):
+        options = ["--rank", str(rank), "--size", str(size), "--attempt", attempt]
+        if rank == slow_rank:
+            options += ["--slow-save", str(RANKS_KILLED_AT)]
+        jobs.append(
+            subprocess.Popen(
+                [sys.executable, RANKS_JOB, RANKS_CHECKPOINTS, "--steps", str(RANKS_ENDED_AT), *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return jobs
+
+
+def outputs_of(jobs: list[subprocess.Popen[str]]) -> list[list[str]]:
+    """Return what each job printed, when all are over."""
+    try:
+        return [job.communicate(timeout=TIMEOUT_S)[0].splitlines() for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+
+
+def many_ranks(reference: dict[int, float]) -> None:
+    """Kill one of four processes that save together, and let three go on."""
+    before = RANKS_KILLED_AT - train.SAVE_EVERY
+    screen.step(
+        "Four processes, one checkpoint; one of them is killed",
+        "Each of four processes holds a quarter of the rows of every array, and they save one checkpoint: a "
+        f"data file each, one index. Process {KILLED_RANK} gets SIGKILL while it writes its part of step "
+        f"{RANKS_KILLED_AT}.",
+    )
+    jobs = start_ranks(4, "first", slow_rank=KILLED_RANK)
+    part = f"{train.PREFIX}-{RANKS_KILLED_AT}.data-0000{KILLED_RANK}-of-00004.tmp-*"
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and all(job.poll() is None for job in jobs):
+        if any(path.stat().st_size for path in Path(RANKS_CHECKPOINTS).glob(part)):
+            break
+        time.sleep(0.005)
+    jobs[KILLED_RANK].kill()
+    outputs = outputs_of(jobs)
+    screen.command(
+        "python demo/train_ranks.py …   (process 0 of 4)", "\n".join(outputs[0]), jobs[0].returncode
+    )
+    others = [lines for rank, lines in enumerate(outputs) if rank != KILLED_RANK]
+    claim("process 2 was ended by SIGKILL", jobs[KILLED_RANK].returncode == -signal.SIGKILL)
+    claim(
+        "every other process names it and stops",
+        all("RanksMissingError" in lines[-1] and f"rank {KILLED_RANK}" in lines[-1] for lines in others),
+    )
+    newest = ckptstore.latest_checkpoint(RANKS_CHECKPOINTS)
+    good = f"{RANKS_CHECKPOINTS}/{train.PREFIX}-{before}"
+    claim(f"the latest checkpoint is that of the last step that all had saved: {good}", newest == good)
+    outputs = outputs_of(start_ranks(3, "second"))
+    screen.command("python demo/train_ranks.py …   (process 0 of 3)", "\n".join(outputs[0]), 0)
+    claim("three processes go on from there", all(lines[0] == f"resumed from {good}" for lines in outputs))
+    losses = losses_in(outputs[0])
+    gap = max((abs(loss - reference[step]) for step, loss in losses.items()), default=1.0)
+    claim(f"the training is the same; largest difference: {gap:.1g}", gap < 1e-6 and RANKS_ENDED_AT in losses)
+    output, code = shell("ls", RANKS_CHECKPOINTS)
+    claim("and every checkpoint is complete", code == 0 and output.count(" complete ") == 5)
+    with ckptstore.open_checkpoint(f"{RANKS_CHECKPOINTS}/{train.PREFIX}-{RANKS_ENDED_AT}") as checkpoint:
+        shards = checkpoint.specs()["hidden2/w"].shards
+    claim("the last ones have a data file of each of the three", shards == (0, 1, 2))
+
+
 def main() -> int:
     """Run all steps; return the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -344,6 +417,7 @@ def main() -> int:
         damage()
         fall_back(reference)
         final_look()
+        many_ranks(reference)
     except ClaimError as failure:
         screen.end(f"Not as claimed: {failure}. The files are in {RUN}.", good=False)
         return 1

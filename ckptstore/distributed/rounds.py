@@ -205,7 +205,9 @@ class Chief(Round):
                 return dict(sorted(read.items()))
             missing = [rank for rank in range(size) if rank not in read]
             if left_s <= 0.0:
-                raise self._missing(missing, what, f"within {time.monotonic() - begun_s:.0f} s")
+                raise self._missing(
+                    missing, what, f"did not {_DUTY[what]} within {time.monotonic() - begun_s:.1f} s"
+                )
             if not is_writing and not has_said:
                 # Whoever waits knows from now on how long the chief will.
                 self.say("wait")
@@ -213,7 +215,7 @@ class Chief(Round):
             if is_writing:
                 stalled = self._stalled(missing, begun_s)
                 if stalled:
-                    raise self._missing(stalled, what, f"progress within {self._stall_s:g} s")
+                    raise self._missing(stalled, what, f"did not get on for {self._stall_s:g} s")
             if time.monotonic() - logged_s >= _LOG_EVERY_S:
                 logged_s = time.monotonic()
                 _LOG.warning("%s", self._waiting_text(missing))
@@ -223,12 +225,11 @@ class Chief(Round):
         error._rank = rank  # type: ignore[attr-defined]  # noqa: SLF001 (for `fail`)
         return error
 
-    def _missing(self, ranks: Collection[int], phase: str, expected: str) -> RanksMissingError:
+    def _missing(self, ranks: Collection[int], phase: str, how: str) -> RanksMissingError:
         names = host_names_of(self.coordinator)
         shown = ", ".join(rank_name(self.coordinator, rank) for rank in ranks)
         return RanksMissingError(
-            f"the save failed: {shown} did not {_DUTY[phase]}",
-            expected=f"{'it' if len(ranks) == 1 else 'all of them'} {expected}",
+            f"the save failed: {shown} {how}",
             ranks=tuple(ranks),
             host_names=tuple(names[rank] for rank in ranks),
             phase=phase,

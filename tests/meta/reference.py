@@ -90,7 +90,7 @@ _API_GROUPS = (
     ("Finding checkpoints, and the record", ("train.checkpoint_management",)),
     ("Reading", ("reading.open_checkpoint", "train.checkpoint_reader", "types")),
     ("Single bundles", ("train.bundle_writer",)),
-    ("Many ranks", ("distributed.engines", "distributed.preemption")),
+    ("Many ranks", ("distributed.engines", "distributed.coordinator", "distributed.preemption")),
     ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),
 )
 

@@ -39,7 +39,7 @@ NAMES = {
     # retention beyond TensorFlow
     *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan", "pin", "unpin"),
     # many ranks
-    *("coordinator", "Preemption"),
+    *("coordinator", "Coordinator", "Preemption"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
