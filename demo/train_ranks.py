@@ -21,6 +21,7 @@ import ckptstore
 
 SAVE_EVERY = 50  # steps
 STALL_S = 6.0  # a process that writes nothing for so long is missing
+DEADLINE_S = 40.0
 PREFIX = "model"
 
 
@@ -40,7 +41,7 @@ def train(directory: str, steps: int, coordinator: ckptstore.Coordinator) -> Non
     """Go on where the newest good checkpoint ends, up to step `steps`."""
     inputs, targets = network.load_years()
     values = network.new_values()
-    saver = ckptstore.Saver(coordinator=coordinator, stall_s=STALL_S)
+    saver = ckptstore.Saver(coordinator=coordinator, stall_s=STALL_S, deadline_s=DEADLINE_S)
     newest = ckptstore.latest_checkpoint(directory, coordinator=coordinator)
     if newest is not None:
         # Whole arrays, however many ranks have saved them.

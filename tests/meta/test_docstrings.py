@@ -20,6 +20,7 @@ HANDED_OUT = {
     "OpenCheckpoint": "open_checkpoint",
     "Graph": "import_meta_graph",
     "SaveHandle": "Saver.save_async",
+    "Coordinator": "coordinator",
 }
 
 
