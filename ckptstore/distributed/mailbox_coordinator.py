@@ -25,8 +25,10 @@ _LINGER_S: Final = 5.0
 _WAIT_SHARE: Final = 0.1
 # Of a thousand ranks that look for a notice, as long as the job runs, the engine shall feel nothing.
 _IDLE_LOOK_S: Final = 0.5
-# To look whether a thousand ranks have said something takes some ten milliseconds: a fifth of the time.
+# To look whether a thousand ranks have said something takes some ten milliseconds: of so many, a fifth of the
+# time. With few, a look costs little, or is a request that this process only waits for.
 _LOOK_PAUSES: Final = 4
+_MANY_RANKS: Final = 256
 # Parts that are fetched, or deleted, in one call.
 _PARTS_AT_ONCE: Final = 8
 
@@ -206,7 +208,8 @@ class MailboxCoordinator:
                 asked_about = len(found)
                 if enough(found.copy()):
                     return
-            if not self._wait(call, _LOOK_PAUSES * (time.monotonic() - began_s)):
+            pauses = _LOOK_PAUSES if len(missing) >= _MANY_RANKS else 0
+            if not self._wait(call, pauses * (time.monotonic() - began_s)):
                 return
 
     def _look(self, directory: str, ranks: Sequence[int], topic: str) -> dict[int, Head]:

@@ -98,15 +98,17 @@ class _ObjectMailbox:
     """See `ckptstore.distributed.mailbox.Mailbox`."""
 
     max_value_bytes = 64 << 20
-    shortest_wait_s = 0.005
     longest_wait_s = 2.0
     may_block = True
 
     def __init__(self, directory: Location, attempt: str, *, is_chief: bool) -> None:
         storage = directory.storage
-        # Messages need not survive a power cut.
+        # A request to a server takes longer than a look at a disk, and processor time of both.
+        self.shortest_wait_s = 0.02
         if isinstance(storage, SupportsRelaxedDurability):
+            # Messages need not survive a power cut.
             storage = storage.without_sync()
+            self.shortest_wait_s = 0.005
         self._storage = storage
         word = attempt if _ATTEMPT.fullmatch(attempt) else hashlib.sha256(attempt.encode()).hexdigest()[:16]
         self._prefix = directory.child(f"{MESSAGE_PREFIX}{word}~").key
