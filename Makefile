@@ -43,7 +43,7 @@ FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories rank-schedules demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -164,6 +164,11 @@ engines: $(VENV)/.ready $(VENV_ENGINES)/.ready servers  ## real processes under 
 histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in TensorFlow and here; not part of `make test`
 	@echo '== histories'
 	CKPTSTORE_HISTORIES=2000 $(IN_TF) -m pytest tests/interop/test_histories.py -q -p tests.forbid_skips $(ARGS)
+
+# The lane simulation tries 500 of them.
+rank-schedules: $(VENV)/.ready  ## 10 000 schedules of many ranks that save together; not part of `make test`
+	@echo '== rank-schedules'
+	CKPTSTORE_SIMULATION_RANK_SEEDS=10000 $(PYTEST) tests/simulation -q $(WORKERS) -k many_ranks $(ARGS)
 
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
 # $(1): environment

@@ -42,12 +42,16 @@ from ckptstore.saving.ranks import Plan, Ranks
 from ckptstore.saving.report import RankReport, SaveReport
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.abilities import KnowsWriters
+from ckptstore.storage.scope import Scope
 
 __all__ = ["ChiefTask", "MemberTask", "RankTask", "task_of"]
 
 _LOG = logging.getLogger("ckptstore")
 
 _CRC_BYTES: Final = 4
+
+# How long a rank that has lost the chief looks into the storage.
+_ASK_S: Final = 20.0
 
 
 class RankTask(SaveTask):
@@ -644,7 +648,9 @@ class MemberTask(RankTask):
             "the chief is gone, and it is not known whether the save was published", url=self.url
         )
         try:
-            published = read_published_index(prefix.parent, prefix.name)
+            # Its own scope: a rank that stood still asks when the time of the save is over.
+            with Scope(_ASK_S, what="cannot find out how the save ended", url=self.url):
+                published = read_published_index(prefix.parent, prefix.name)
         except CkptStoreError as error:
             raise unknown from error
         shards = () if published is None else published.shards

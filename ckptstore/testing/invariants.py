@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ckptstore.directory.paths import owner_of
 from ckptstore.directory.record_update import RECORD_NAME
-from ckptstore.errors import CkptStoreError, CorruptError, FencedError
+from ckptstore.errors import CkptStoreError, CorruptError, FencedError, RanksMissingError
 from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c, mask
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header
@@ -29,6 +29,7 @@ __all__ = [
     "InvariantViolation",
     "assert_acknowledged_save_is_kept",
     "assert_checkpoint_is_complete",
+    "assert_chief_is_missing",
     "assert_failure_was_due",
     "assert_fence_holds",
     "assert_index_is_there",
@@ -36,8 +37,10 @@ __all__ = [
     "assert_no_orphans",
     "assert_nothing_is_forgotten",
     "assert_one_save",
+    "assert_ranks_agree",
     "assert_reader_is_not_behind",
     "assert_reader_was_served",
+    "assert_save_is_whole",
     "data_files_of",
     "listed_prefixes",
     "read_directory",
@@ -254,6 +257,55 @@ def assert_reader_is_not_behind(mark: Hashable, published: int, published_at_sta
     """
     if published < published_at_start:
         raise InvariantViolation("STALE", f"a reader got save {mark!r}, older than the latest when it began")
+
+
+def assert_save_is_whole(files: Files, prefix: str, size_bytes: int) -> None:
+    """WHOLE and MIXED: the index of `prefix` names all bytes of one save, and none of another.
+
+    Parameters
+    ----------
+    size_bytes : int
+        Of the checkpoint, whose tensors hold nothing but the mark of the save, as int32.
+    """
+    assert_checkpoint_is_complete(files, prefix)
+    named = _named_by(files[index_name(prefix)], prefix)
+    data = b"".join(files[name][part.start : part.stop] for name, part in named)
+    if len(data) != size_bytes:
+        raise InvariantViolation("WHOLE", f"{prefix!r} has {len(data)} bytes instead of {size_bytes}")
+    if len({data[at : at + 4] for at in range(0, len(data), 4)}) > 1:
+        raise InvariantViolation("MIXED", f"{prefix!r} holds bytes of several saves")
+
+
+def assert_ranks_agree(outcomes: Mapping[int, str], *, is_published: bool) -> None:
+    """AGREE: no rank was told that a save is committed, and another one, or the storage, that it failed.
+
+    Parameters
+    ----------
+    outcomes : mapping
+        Rank → ``"committed"``, ``"failed"``, ``"fenced"``, or ``"unknown"`` if it could not be found out.
+    is_published : bool
+        Whether its index was in place at any time.
+    """
+    told = set(outcomes.values())
+    if "failed" in told and ("committed" in told or is_published):
+        text = "its index is published" if is_published else "its index was never published"
+        raise InvariantViolation("AGREE", f"ranks were told {dict(outcomes)!r}, and {text}")
+
+
+def assert_chief_is_missing(error: RanksMissingError, rank: int, disturbed: Collection[int]) -> None:
+    """BLAME: whoever calls the chief missing is right, unless it could not hear the chief itself.
+
+    Parameters
+    ----------
+    rank : int
+        That raised `error`.
+    disturbed : collection of int
+        The ranks that were dead, stood still or were cut off since the save began.
+    """
+    if 0 in error.ranks and not {0, rank}.intersection(disturbed):
+        raise InvariantViolation(
+            "BLAME", f"rank {rank} says that the chief is missing; disturbed were {sorted(disturbed)}"
+        )
 
 
 class _Part(NamedTuple):

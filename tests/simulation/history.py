@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptstore.directory.retention import Entry
@@ -99,6 +99,8 @@ class History:
     pins : set of str
         Prefixes whose pin was acknowledged, and that nobody has begun to unpin.
     violations : list of InvariantViolation
+    on_index : callable
+        Called with a prefix when its index was put in place; may raise `InvariantViolation`.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class History:
         self.torn: set[str] = set()
         self.pins: set[str] = set()
         self.violations: list[InvariantViolation] = []
+        self.on_index: Callable[[str], object] = lambda _: None
         self.noting = _Noting(self.violations)
         self._max_to_keep = max_to_keep
         self._has_graphs = has_graphs
@@ -204,6 +207,8 @@ class History:
                 self._check_bystander(prefix)
                 if prefix in self.pins and name not in self.files:
                     raise InvariantViolation("PINNED", f"{prefix!r} was deleted, and is pinned")
+                if name in self.files:
+                    self.on_index(prefix)
                 if self.record is None or not self.record.owners:
                     self._before_record.add(prefix)
             if prefix in self._listed and prefix not in self.torn:

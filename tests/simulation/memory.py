@@ -99,7 +99,7 @@ class _KnownTable:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, source: str) -> _KnownTable:
-        return cls(lambda *_: data, len(data), source=source)
+        return cls(lambda start, size: data[start : start + size], len(data), source=source)
 
 
 class _Rows:

@@ -28,14 +28,25 @@ from ckptstore.directory.retention_rules import RulesRetention, kept_by
 from ckptstore.directory.save_request import SaveRequest
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.directory.torn_entries import TornEntries
-from ckptstore.errors import FencedError, TransientError
+from ckptstore.distributed.messages import pack
+from ckptstore.distributed.rounds import Chief, Message, Round
+from ckptstore.errors import (
+    CkptStoreError,
+    CoordinatorLostError,
+    FencedError,
+    RanksMissingError,
+    TransientError,
+)
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_facts import Intent, OwnerName, Pending, Record
+from ckptstore.saving.rank_task import MemberTask
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import PutRequest
 from ckptstore.storage.values import Lost
+from tests.simulation.mailbox import Mailbox
+from tests.simulation.memory import every_copy_of
 from tests.simulation.storage import SimulatedTransport
 
 __all__ = ["MUTATIONS", "Mutation"]
@@ -383,4 +394,81 @@ def _no_look_at_the_record_again() -> Iterator[None]:
 def _no_look_before_the_announcement() -> Iterator[None]:
     """A save takes what another one of its run has listed since it began for one before it."""
     with mock.patch.object(OtherSaves, "look", lambda *_: None):
+        yield
+
+
+# ------------------------------------------------------------------------------------------------ many ranks
+
+
+@_mutation("ranks", "CORR", "MIXED", "WHOLE")
+def _data_files_are_overwritten() -> Iterator[None]:
+    """A rank writes its data file, whatever has that name."""
+    put = SimulatedTransport.put
+
+    def put_data(self: Any, request: PutRequest, *args: Any) -> Any:
+        if ".data-" in request.target.name:
+            request = replace(request, precondition=None)
+        return put(self, request, *args)
+
+    with mock.patch.object(SimulatedTransport, "put", put_data):
+        yield
+
+
+@_mutation("ranks", "CORR", "MIXED", "WHOLE", "AGREE", "SPURIOUS", "PHANTOM", "BLAME")
+def _topics_are_used_again() -> Iterator[None]:
+    """Topics do not have the number of the save in them, and what comes later counts."""
+    with (
+        mock.patch.object(Round, "_topic", lambda _, phase: f"save.{phase}"),
+        mock.patch.object(Mailbox, "refuses_repeats", False),
+    ):
+        yield
+
+
+@_mutation("ranks", "BLAME")
+def _nobody_waits_longer_than_the_chief() -> Iterator[None]:
+    """The other ranks do not wait a grace longer."""
+    with every_copy_of("grace_s", lambda _: 0.0):
+        yield
+
+
+def _without_settling(ask: Callable[..., Message], error: type[CkptStoreError]) -> Callable[..., Message]:
+    def ask_the_store(self: MemberTask, files: ShardSet, *name: Any) -> Message:
+        try:
+            return ask(self, files, *name)
+        except CoordinatorLostError:
+            files.may_be_published = False
+            raise error("the chief is gone") from None
+
+    return ask_the_store
+
+
+@_mutation("ranks", "CORR")
+def _ranks_delete_without_failed() -> Iterator[None]:
+    """A rank that has lost the chief deletes its file."""
+    substitute = _without_settling(MemberTask._ask_the_store, CoordinatorLostError)
+    with mock.patch.object(MemberTask, "_ask_the_store", substitute):
+        yield
+
+
+@_mutation("ranks", "CORR", "AGREE")
+def _not_in_the_store_is_failed() -> Iterator[None]:
+    """A rank that has lost the chief, and finds no index, takes the save for failed."""
+    substitute = _without_settling(MemberTask._ask_the_store, TransientError)
+    with mock.patch.object(MemberTask, "_ask_the_store", substitute):
+        yield
+
+
+@_mutation("ranks", "WHOLE")
+def _published_without_a_report() -> Iterator[None]:
+    """At the deadline the chief publishes what came."""
+    collect = Chief.collect
+
+    def collect_some(self: Chief, order: int) -> dict[int, Message]:
+        try:
+            return collect(self, order)
+        except RanksMissingError:
+            came = self.coordinator.gather(self._topic(f"done-{order}"), pack({}), timeout_s=0.0)
+            return {rank: Message.read(data) for rank, data in came.items()}
+
+    with mock.patch.object(Chief, "collect", collect_some):
         yield

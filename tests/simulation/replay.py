@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from tests.simulation.history import DIRECTORY
 from tests.simulation.mutations import MUTATIONS
-from tests.simulation.scenarios import SCENARIOS, Run, simulation
+from tests.simulation.runs import NAMES, new_run
+from tests.simulation.scenarios import Run, simulation
 
 __all__ = ["SERVERS", "command", "report"]
 
@@ -41,7 +42,7 @@ def report(run: Run) -> str:
 
 def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("scenario", choices=NAMES)
     parser.add_argument("seed", type=int)
     parser.add_argument("--without", choices=MUTATIONS, help="a rule that is taken away")
     parser.add_argument("--server", choices=SERVERS, default="full")
@@ -50,7 +51,7 @@ def _main() -> None:
         stack.enter_context(simulation())
         if chosen.without:
             stack.enter_context(MUTATIONS[chosen.without].apply())
-        run = Run(SCENARIOS[chosen.scenario], chosen.seed, **SERVERS[chosen.server])
+        run = new_run(chosen.scenario, chosen.seed, **SERVERS[chosen.server])
         run.go()
         print(report(run))
 

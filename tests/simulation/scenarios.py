@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import gc
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from unittest import mock
 
 import numpy as np
 
 import ckptstore.directory.published_index
 import ckptstore.directory.record_update
+import ckptstore.distributed.rounds
 import ckptstore.saving.arguments
+import ckptstore.saving.rank_task
 import ckptstore.storage.object_store.attempts
 import ckptstore.storage.object_store.recent_versions
 import ckptstore.storage.retry
@@ -56,6 +59,7 @@ from ckptstore.train.saver import Saver
 from tests.simulation.bucket import SimulatedBucket
 from tests.simulation.history import DIRECTORY, RECORD, History, Save
 from tests.simulation.memory import every_copy_of, no_threads, pure_functions_remember
+from tests.simulation.processes import simulated_threading
 from tests.simulation.scheduler import Actor, Endless, Scheduler, Step
 from tests.simulation.storage import ActorStorage
 
@@ -69,7 +73,7 @@ STRANGER = "stranger"
 READER_TRIES = 6
 
 # A mark is made of the number of a save and its step.
-_STEPS = 1000
+STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,9 @@ class Run:
     history : History
     """
 
+    scheduler_class: ClassVar[type[Scheduler]] = Scheduler
+    chance_of_aftermath = 0.1
+
     def __init__(
         self,
         scenario: Scenario,
@@ -148,7 +155,7 @@ class Run:
         bucket = SimulatedBucket(
             self.clock, conditional_delete=conditional_delete, honours_conditions=honours_conditions
         )
-        self.scheduler = Scheduler(f"{scenario.name} {seed}", bucket)
+        self.scheduler = self.scheduler_class(f"{scenario.name} {seed}", bucket)
         self.random = draw = self.scheduler.random
         self.keep = draw.choice((1, 2, 2, 3))
         if scenario.together and scenario.steps:
@@ -184,15 +191,18 @@ class Run:
         self._cast()
         try:
             self.scheduler.run()
-            if not self.scenario.together:
-                self.history.check_acknowledged(BASENAME)
-            self.history.check_acknowledged(NEIGHBOUR)
-            if not self.history.violations and self.random.random() < 0.1:
+            self._check_end()
+            if not self.history.violations and self.random.random() < self.chance_of_aftermath:
                 self._aftermath()
         except Endless as error:
             self.history.note("ENDLESS", str(error))
         self.scheduler.forget()
         return self.history
+
+    def _check_end(self) -> None:
+        if not self.scenario.together:
+            self.history.check_acknowledged(BASENAME)
+        self.history.check_acknowledged(NEIGHBOUR)
 
     def clock(self) -> float:
         """Return the time that checkpoints are dated with: a minute for each save, in every run alike."""
@@ -269,7 +279,7 @@ class Run:
         saver = self._saver(run)
         step = 0
         if not is_first:
-            step = (self._restore_latest() or 0) % _STEPS
+            step = (self._restore_latest() or 0) % STEPS
             if self.scenario.rollback and not self.deaths:
                 step = max(0, step - self.random.randint(0, 2))
         for _ in range(max(self.target - step, 1)):
@@ -293,7 +303,7 @@ class Run:
         actor.storage = ActorStorage(actor)
         saver = self._saver(BYSTANDER)
         for number, with_state in ((900, False), (901, True)):
-            mark = (number + len(self.history.saves)) * _STEPS
+            mark = (number + len(self.history.saves)) * STEPS
             values = {"a": np.array([mark], np.int32), "b": np.array([mark], np.int32)}
             prefix = f"{BASENAME}-{number}"
             saver.save(values, f"{URL}/{prefix}", write_state=with_state, write_meta_graph=self.has_graphs)
@@ -314,10 +324,10 @@ class Run:
         """Somebody pins checkpoints, and unpins some, whatever else goes on."""
         actor.storage = ActorStorage(actor)
         history, draw = self.history, self.random
-        record = _locate(f"{URL}/{RECORD}")
+        record = locate(f"{URL}/{RECORD}")
         for _ in range(draw.choice((1, 2, 2, 3))):
             prefix = draw.choice(history.listed) if history.listed else f"{BASENAME}-1"
-            place = _locate(f"{URL}/{prefix}")
+            place = locate(f"{URL}/{prefix}")
             try:
                 add_pin(place, record)
                 history.pins.add(prefix)
@@ -333,7 +343,7 @@ class Run:
     def _pruner(self, actor: Actor) -> None:
         """Somebody deletes what no rule keeps, from a shell."""
         actor.storage = ActorStorage(actor)
-        directory = _locate(URL)
+        directory = locate(URL)
         rules = [("", rule) for rule in self.rules]
         request = PruneRequest(directory, directory.child(RECORD), rules)
         try:
@@ -356,7 +366,7 @@ class Run:
         history = self.history
         with_step = self.scenario.steps or basename == NEIGHBOUR
         number = 0 if self.repeats_values else len(history.saves) + 1
-        save = Save(number * _STEPS + step, run, f"{basename}-{step}" if with_step else basename)
+        save = Save(number * STEPS + step, run, f"{basename}-{step}" if with_step else basename)
         save.actor, save.began = cast("Actor", self.scheduler.current).name, len(self.scheduler.trace)
         history.saves.append(save)
         try:
@@ -369,7 +379,7 @@ class Run:
                 ):
                     assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):
-                self._check_finality(saver, run, basename, _STEPS - 1 if with_step else None)
+                self._check_finality(saver, run, basename, STEPS - 1 if with_step else None)
             return False
         save.is_acknowledged = True
         save.ended = len(self.scheduler.trace)
@@ -435,7 +445,7 @@ class Run:
         history = self.history
         if self.scenario.steps and self.random.random() < 0.5:
             self._tear()
-        last = max(save.mark % _STEPS for save in history.saves)
+        last = max(save.mark % STEPS for save in history.saves)
         steps = (self.random.randint(1, last), last + 1)
 
         def program(actor: Actor) -> None:
@@ -451,7 +461,7 @@ class Run:
                 if not self._save(self._saver(run), run, BASENAME, step):
                     history.note("BLOCKED", f"step {step} cannot be saved any more")
                 history.check_nothing_grows(before, BASENAME)
-            directory = _locate(URL)
+            directory = locate(URL)
             garbage = find_garbage(directory, [directory.child(RECORD)], min_age_s=0.0)
             collect_garbage(directory, garbage)
 
@@ -499,6 +509,8 @@ def _plan_of(mark: int, has_shards: bool) -> SavePlan:
 
 
 def _plan_from_memory(self: SavePreparation, values: dict[str, np.ndarray]) -> SavePlan:
+    if self.ranks is not None:
+        return _plan(self, values)
     return _plan_of(int(values["a"][0]), self.graph.graph is not None)
 
 
@@ -522,7 +534,7 @@ class _Random:
         return _scheduler.random
 
 
-def _locate(url: str, storage_options: object = None) -> Location:
+def locate(url: str, storage_options: object = None) -> Location:
     assert _scheduler.current is not None
     return Location(_scheduler.current.storage, url.removeprefix("sim://"), url)
 
@@ -540,12 +552,16 @@ def simulation() -> Iterator[None]:
         mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
         every_copy_of("new_write_id", lambda: _scheduler.new_id()),  # noqa: PLW0108 (it changes)
-        mock.patch.object(ckptstore.train.saver, "locate", _locate),
-        mock.patch.object(ckptstore.saving.arguments, "locate", _locate),
-        mock.patch.object(ckptstore.train.checkpoint_management, "locate", _locate),
+        mock.patch.object(ckptstore.train.saver, "locate", locate),
+        mock.patch.object(ckptstore.saving.arguments, "locate", locate),
+        mock.patch.object(ckptstore.train.checkpoint_management, "locate", locate),
+        mock.patch.object(ckptstore.distributed.rounds, "time", _Time),
+        mock.patch.object(ckptstore.saving.rank_task, "time", _Time),
+        mock.patch.object(ckptstore.saving.rank_task, "threading", simulated_threading(lambda: _scheduler)),
         mock.patch.object(SavePreparation, "plan", _plan_from_memory),
         mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),
+        mock.patch.object(logging.getLogger("ckptstore"), "disabled", True),
         _rare_collections(),
     ):
         warnings.simplefilter("ignore", CkptStoreWarning)

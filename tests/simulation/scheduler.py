@@ -19,8 +19,6 @@ from tests.simulation.bucket import NoSuchKey, PreconditionFailed, SimulatedBuck
 _T = TypeVar("_T")
 
 REQUEST_S = 0.02
-MAX_STEPS = 5_000  # a run has about fifty; one that never ends is a finding
-
 CHANCE_OF_LOSS = 0.05
 
 
@@ -114,7 +112,7 @@ class Actor:
         if loss == "unsent":
             scheduler.trace.append(Step(self.name, deed, key, "connection lost before"))
             raise LostAnswer(deed, key)
-        answer, refusal = _tried(apply)
+        answer, refusal = tried(apply)
         if number == -self.crash_at:
             self._die(deed, key, "dies after")
         if loss is not None:
@@ -125,7 +123,7 @@ class Actor:
             if loss == "unheard":
                 raise LostAnswer(deed, key)
             # Below the code under test: it sees the second answer only.
-            answer, refusal = _tried(apply)
+            answer, refusal = tried(apply)
         if refusal is not None:
             scheduler.trace.append(Step(self.name, deed, key, refusal.__name__))
             raise refusal(key)
@@ -138,7 +136,7 @@ class Actor:
         raise SimulatedCrash(how)
 
 
-def _tried(apply: Callable[[], _T]) -> tuple[_T | None, type[Exception] | None]:
+def tried(apply: Callable[[], _T]) -> tuple[_T | None, type[Exception] | None]:
     # Not the exception itself: with its traceback it would wait for the garbage collector.
     try:
         return apply(), None
@@ -162,6 +160,8 @@ class Scheduler:
         Requests so far.
     trace : list of Step
     """
+
+    most_steps = 5_000  # a run has about fifty; one that never ends is a finding
 
     def __init__(self, seed: str, bucket: SimulatedBucket) -> None:
         self.random = random.Random(seed)
@@ -202,7 +202,7 @@ class Scheduler:
         """Let the scheduler choose the actor of the next request; return when it is `actor`."""
         self.steps += 1
         self.now_s += REQUEST_S
-        if self.steps > MAX_STEPS:
+        if self.steps > self.most_steps:
             raise Endless(f"after {self.steps} requests")
         chosen = self._pick(actor)
         if chosen is not actor:

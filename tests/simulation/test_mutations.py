@@ -6,14 +6,15 @@ import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.replay import command
-from tests.simulation.scenarios import SCENARIOS, Run, simulation
+from tests.simulation.runs import new_run
+from tests.simulation.scenarios import simulation
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=lambda mutation: mutation.name)
 def test_a_missing_rule_is_noticed(mutation: Mutation) -> None:
     with simulation(), mutation.apply():
         for seed in range(mutation.seeds):
-            history = Run(SCENARIOS[mutation.scenario], seed).go()
+            history = new_run(mutation.scenario, seed).go()
             if history.violations:
                 found = history.violations[0].name
                 again = command(mutation.scenario, seed, without=mutation.name)

@@ -1,7 +1,8 @@
 """The real commit code under seeded schedules: crashes, lost answers, repeated requests, runs that freeze.
 
 Ten thousand seeds of each scenario by default; CKPTSTORE_SIMULATION_SEEDS asks for another number, and
-CKPTSTORE_SIMULATION_FIRST_SEED for others.
+CKPTSTORE_SIMULATION_FIRST_SEED for others. Of many ranks, whose runs are five times as long, a twentieth;
+CKPTSTORE_SIMULATION_RANK_SEEDS asks for another number.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.simulation.rank_scenario import RankRun
 from tests.simulation.replay import SERVERS, command, report
+from tests.simulation.runs import NAMES, new_run
 from tests.simulation.scenarios import SCENARIOS, Run, simulation
 
 SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_SEEDS", "10000"))
+RANK_SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_RANK_SEEDS", SEEDS // 20))
+# Side by side.
+PARTS = 4
 FIRST_SEED = int(os.environ.get("CKPTSTORE_SIMULATION_FIRST_SEED", "0"))
 
 
@@ -29,7 +35,7 @@ def simulated() -> Iterator[None]:
 
 def check(scenario: str, seeds: range, server: str = "full") -> None:
     for seed in seeds:
-        run = Run(SCENARIOS[scenario], seed, **SERVERS[server])
+        run = new_run(scenario, seed, **SERVERS[server])
         if run.go().violations:
             again = command(scenario, seed, server=server)
             pytest.fail(f"{run.history.violations[0]}\n{again}\n\n{report(run)}", pytrace=False)
@@ -39,6 +45,12 @@ def check(scenario: str, seeds: range, server: str = "full") -> None:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_schedule_breaks_a_promise(scenario: str) -> None:
     check(scenario, range(FIRST_SEED, FIRST_SEED + SEEDS))
+
+
+@pytest.mark.timeout(120 + RANK_SEEDS // 5)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_schedule_of_many_ranks_breaks_a_promise(part: int) -> None:
+    check("ranks", range(FIRST_SEED + part, FIRST_SEED + RANK_SEEDS, PARTS))
 
 
 @pytest.mark.parametrize("scenario", ["steps", "overwrite", "zombie", "zombie-same-prefix"])
@@ -62,9 +74,9 @@ def test_one_writer_needs_no_conditions(scenario: str) -> None:
     check(scenario, range(SEEDS // 20), "no-conditions")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", NAMES)
 def test_a_seed_gives_the_same_history_again(scenario: str) -> None:
-    first, second = Run(SCENARIOS[scenario], 7), Run(SCENARIOS[scenario], 7)
+    first, second = new_run(scenario, 7), new_run(scenario, 7)
     first.go()
     second.go()
     assert first.scheduler.trace == second.scheduler.trace
@@ -99,4 +111,20 @@ def test_everything_that_can_happen_does() -> None:
     assert deeds.keys() >= {
         "GET", "HEAD", "LIST", "PUT", "PUT IF", "DELETE", "DELETE MANY", "freezes", "wakes", "has saved",
         "has restored",
+    }  # fmt: skip
+
+
+def test_everything_that_can_happen_to_ranks_does() -> None:
+    told: Counter[str] = Counter()
+    deeds: Counter[str] = Counter()
+    for seed in range(150):
+        run = RankRun(seed)
+        run.go()
+        told.update("+".join(sorted(outcome)) for outcome in run.outcomes())
+        deeds.update(step.deed.split()[0] for step in run.scheduler.trace)
+        deeds.update(step.outcome for step in run.scheduler.trace)
+    assert told.keys() >= {"committed", "failed", "fenced", "failed+unknown", "unknown"}
+    assert deeds.keys() >= {
+        "hands", "says", "listens", "gathers", "forgets", "freezes", "dies before", "dies after", "arrives",
+        "answer lost", "connection lost before, may arrive",
     }  # fmt: skip
