@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ckptstore.errors import FormatError, UnsupportedError, UsageError
+from ckptstore.frameworks import foreign_value, instead_of
 from ckptstore.suggest import did_you_mean
 from ckptstore.types import DType
 
@@ -317,8 +318,26 @@ def _as_array(value: npt.ArrayLike, tensor: str | None) -> npt.NDArray[Any]:
             # bytes beside text as ASCII.
             array = np.array(value, dtype=object)
     except (ValueError, TypeError, OverflowError) as error:
-        raise UsageError(f"numpy cannot make an array of this value: {error}", tensor=tensor) from error
+        raise _no_array(value, tensor, error) from error
+    except Exception as error:
+        # Frameworks raise what they like: RuntimeError, NotImplementedError.
+        if foreign_value(value) is None:
+            raise
+        raise _no_array(value, tensor, error) from error
+    if array.dtype.hasobject and foreign_value(value) is not None:
+        raise _no_array(value, tensor, None)
     return array
+
+
+def _no_array(value: object, tensor: str | None, error: Exception | None) -> UsageError:
+    what = "numpy cannot make an array of this value"
+    foreign = foreign_value(value)
+    return UsageError(
+        what if error is None else f"{what}: {error}",
+        tensor=tensor,
+        actual=None if foreign is None else type(foreign).__name__,
+        hint=None if foreign is None else instead_of(foreign),
+    )
 
 
 def _has_masked(values: list[Any] | tuple[Any, ...]) -> bool:

@@ -16,8 +16,10 @@ from ckptstore.directory.latest import record_location
 from ckptstore.directory.retention import KeepNewest, Retention, SaverRetention
 from ckptstore.directory.retention_rules import RetentionRule, RulesRetention, check_rules
 from ckptstore.errors import TensorNotFoundError, UnsupportedError, UsageError
+from ckptstore.format.dtypes import to_storage_array
 from ckptstore.format.metagraph import SaverDef
 from ckptstore.format.naming import numbered
+from ckptstore.frameworks import foreign_value, instead_of
 from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
@@ -244,6 +246,7 @@ def items_of(
         raise UsageError(
             "save takes a mapping from name to array in the place of a session",
             actual=type(values).__name__,
+            hint=instead_of(values),
         )
     if names is None:
         for name in values:
@@ -280,7 +283,9 @@ def check_var_list(var_list: object) -> dict[str, str] | None:
     for stored_name, name in pairs:
         if not isinstance(stored_name, str) or not isinstance(name, str):
             raise UsageError(
-                "Name is not a string", actual=repr(name if isinstance(stored_name, str) else stored_name)
+                "Name is not a string",
+                actual=repr(name if isinstance(stored_name, str) else stored_name),
+                hint="A Saver takes the names of tensors, and their values with each save.",
             )
     twice = sorted(name for name, count in Counter(name for _, name in pairs).items() if count > 1)
     if twice and isinstance(var_list, Mapping):
@@ -293,7 +298,10 @@ def check_var_list(var_list: object) -> dict[str, str] | None:
 def step_number(global_step: Any) -> int:
     """Return the step as an integer."""
     # A number too large for 64 bits becomes an object array, or is refused by numpy.
-    array = np.asarray(int(global_step) if isinstance(global_step, bool) else global_step)
+    if foreign_value(global_step) is not None:
+        array, _ = to_storage_array(global_step, tensor="global_step")
+    else:
+        array = np.asarray(int(global_step) if isinstance(global_step, bool) else global_step)
     if array.ndim == 0 and array.dtype.kind in "iu":
         return int(array)
     raise UsageError(

@@ -25,6 +25,7 @@ import numpy as np
 
 from ckptstore.errors import UsageError
 from ckptstore.format.object_graph import object_path
+from ckptstore.frameworks import instead_of
 from ckptstore.suggest import did_you_mean
 from ckptstore.trackable.optimizer import Optimizer
 from ckptstore.trackable.tree import ItemRef, Tree, TreeNode
@@ -270,11 +271,13 @@ def _not_saveable(value: Any, path: str) -> UsageError:
             tensor=path,
             expected="a numpy array, a number or text",
             actual=type(value).__name__,
-            hint="Put np.array(x) into the tree before a save, and copy it back after a restore.",
+            hint=f"{instead_of(value) or 'Put np.array(x) into the tree before a save.'}"
+            " After a restore, copy it back.",
         )
     return UsageError(
         "a checkpoint cannot hold this",
         tensor=path,
         expected="an array, a number, text, a dictionary, list or tuple of them, or an Optimizer",
         actual=type(value).__name__,
+        hint=instead_of(value),
     )

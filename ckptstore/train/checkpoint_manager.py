@@ -119,6 +119,12 @@ class CheckpointManager:
             raise UsageError("Expected a positive integer or `None` for `max_to_keep`", actual=max_to_keep)
         if checkpoint_interval is not None and step_counter is None:
             raise UsageError("`step_counter` should be passed if `checkpoint_interval` is not None")
+        if not isinstance(checkpoint, Checkpoint):
+            raise UsageError(
+                "a manager saves a ckptstore.Checkpoint",
+                actual=f"{type(checkpoint).__module__}.{type(checkpoint).__name__}",
+                hint="Put the values into one: ckptstore.Checkpoint(net=net, step=step).",
+            )
         self._checkpoint = checkpoint
         self._options = SaveOptions(
             deadline_s, memory_budget, durability, progress, reuse_unchanged, fresh_start=fresh_start

@@ -65,7 +65,11 @@ class Floors:
 PACKAGE_FLOORS = Floors(
     "The package",
     (
-        Floor("the ground", ("errors", "types", "config", "checksums", "suggest", "warn"), peers=True),
+        Floor(
+            "the ground",
+            ("errors", "types", "config", "checksums", "suggest", "warn", "frameworks"),
+            peers=True,
+        ),
         Floor("bytes: what a file holds, where it is kept", ("format", "storage")),
         Floor("many parts and ranges at once", ("transfer",)),
         Floor("one checkpoint", ("bundle", "graph", "trackable")),

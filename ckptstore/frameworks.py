@@ -1,0 +1,93 @@
+"""Values of frameworks, known by the names of their classes: what to pass in their place.
+
+No framework is imported to find out: a class says itself in which module it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = ["foreign_value", "instead_of"]
+
+_TORCH_NUMPY = "x.detach().resolve_conj().resolve_neg().cpu().numpy()"
+_NO_TYPE = "numpy has no such type: pass"
+_PIECE = "Pass the part of this rank, as a ckptstore.Piece, to a Saver with a coordinator"
+_SESSION = "Pass what the session returns: sess.run({v.op.name: v for v in variables})"
+
+_FRAMEWORKS = ("torch", "tensorflow", "jax", "jaxlib", "keras", "tf_keras", "flax")
+
+
+def foreign_value(value: object) -> object | None:
+    """Return `value`, or the first one in this list, if its class was made by a framework."""
+    if isinstance(value, list | tuple):
+        return next((found for one in value if (found := foreign_value(one)) is not None), None)
+    return value if _frameworks_of(value) else None
+
+
+def instead_of(value: object) -> str | None:
+    """Return what to pass in the place of `value`; None if it is of no known framework.
+
+    Parameters
+    ----------
+    value : object
+        That cannot be saved as it is.
+    """
+    frameworks = _frameworks_of(value)
+    classes = {one.__name__ for one in type(value).__mro__}
+    if "torch" in frameworks:
+        return _instead_of_torch(value, classes)
+    if {"keras", "tf_keras"} & frameworks and hasattr(value, "variables"):
+        # Keras counts the names of layers in each process.
+        return "Pass its variables: {v.path: np.asarray(v) for v in model.variables}."
+    if "tensorflow" in frameworks:
+        return _instead_of_tensorflow(value, classes)
+    if {"jax", "jaxlib"} & frameworks:
+        return _instead_of_jax(value)
+    if "flax" in frameworks:
+        return "Pass its arrays: nnx.to_pure_dict(nnx.state(model)), flattened to a mapping."
+    return None
+
+
+def _instead_of_torch(value: object, classes: Iterable[str]) -> str:
+    if "DTensor" in classes:
+        return f"{_PIECE}: Piece(x.to_local().detach().cpu().numpy(), x.shape, start)."
+    if "Module" in classes:
+        return f"Pass its tensors: {{name: {_TORCH_NUMPY} for name, x in module.state_dict().items()}}."
+    if "Optimizer" in classes:
+        return "Pass the tensors of its state_dict() as a mapping from name to array."
+    dtype = str(getattr(value, "dtype", ""))
+    if dtype == "torch.bfloat16":
+        return f"{_NO_TYPE} x.detach().cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)."
+    if dtype.startswith("torch.float8"):
+        name = dtype.removeprefix("torch.")
+        return f"{_NO_TYPE} x.detach().cpu().view(torch.uint8).numpy().view(ml_dtypes.{name})."
+    if getattr(value, "is_meta", False):
+        return "A tensor on the device meta has no values: pass one that has."
+    if getattr(value, "is_quantized", False):
+        return "Pass x.dequantize().numpy(), or x.int_repr().numpy() with scale and zero point."
+    if str(getattr(value, "layout", "torch.strided")) != "torch.strided":
+        return "Pass its indices and values under names of their own, or x.to_dense().numpy()."
+    return f"Pass {_TORCH_NUMPY}."
+
+
+def _instead_of_tensorflow(value: object, classes: Iterable[str]) -> str:
+    if "BaseSession" in classes:
+        return f"{_SESSION}."
+    if {"Trackable", "AutoTrackable"} & set(classes) and not hasattr(value, "dtype"):
+        return "Pass its variables: {v.name: v.numpy() for v in variables}."
+    return f"{_SESSION}; or x.numpy() where TensorFlow is eager."
+
+
+def _instead_of_jax(value: object) -> str:
+    if str(getattr(value, "dtype", "")).startswith("key<"):
+        return "Pass jax.random.key_data(key)."
+    if getattr(value, "is_fully_addressable", True) is False:
+        return f"{_PIECE}: one for each of x.addressable_shards whose replica_id is 0."
+    if "Tracer" in {one.__name__ for one in type(value).__mro__}:
+        return "Save outside of jit: a value that is being traced has no bytes."
+    return "Pass np.asarray(x)."
+
+
+def _frameworks_of(value: object) -> set[str]:
+    roots = {one.__module__.partition(".")[0] for one in type(value).__mro__}
+    return roots.intersection(_FRAMEWORKS)
