@@ -241,6 +241,23 @@ class TestMerge:
         assert len(data) == 6
         assert {len(name) for name in data} == {len("m.data-00000-of-00000")}
 
+    def test_no_data_goes_through_this_process_where_the_storage_copies(self, tmp_path: Path) -> None:
+        prefixes = [f"{tmp_path}/p{number}" for number in range(3)]
+        for number, prefix in enumerate(prefixes):
+            write(prefix, **{f"t{number}": [float(number)] * 1000})
+        storages: list[CountingStorage] = []
+
+        def wrap(inner):
+            storages.append(CountingStorage(inner))
+            return storages[0]
+
+        with use_wrapper(wrap):
+            ck.merge_bundles(prefixes, f"{tmp_path}/m")
+        assert storages[0].counts["copy_from"] == 3
+        assert not storages[0].counts["upload"]
+        assert read(f"{tmp_path}/m") == {f"t{number}": [float(number)] * 1000 for number in range(3)}
+        assert not [name for name in names_in(str(tmp_path)) if name.startswith("p")]
+
     def test_inputs_that_cannot_be_removed_are_a_warning(self, directory: str) -> None:
         write(f"{directory}/p0", a=[1.0])
 
