@@ -30,7 +30,7 @@ IN_TF   := PYTHONPATH="$(CURDIR)" $(VENV_TF)/bin/python
 PYTEST  := $(BIN)/python -m pytest
 
 # Cheapest first. Each needs tests: pytest's "nothing collected" (exit code 5) fails the lane.
-LANES := unit meta typing conformance cli lifecycle scale crash hostile simulation contract wire backends races
+LANES := unit meta typing conformance cli lifecycle scale crash hostile simulation contract wire backends races ranks
 
 # Two workers where they win more than they take to start.
 WORKERS := -n 2 --dist worksteal
@@ -41,6 +41,8 @@ FLAGS_simulation := $(WORKERS)
 FLAGS_contract   := $(WORKERS)
 FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
+# Ranks that are frozen, or waited for, take time and nothing else.
+FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
 .PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories rank-schedules demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
@@ -147,7 +149,7 @@ $(LANES): $(VENV)/.ready
 	@echo '== $@'
 	$(PYTEST) tests/$@ -q $(FLAGS_$@) $(ARGS)
 
-contract wire backends races lifecycle scale: servers
+contract wire backends races ranks lifecycle scale: servers
 
 # A skipped comparison proves nothing, so here a skip is a failure.
 interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFlow itself; a skipped one fails
