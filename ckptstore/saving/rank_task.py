@@ -305,8 +305,10 @@ class ChiefTask(RankTask):
                 try:
                     reports = self._have_written(running, assignment, order)
                     assignment = save.refuse() if reports is None else save.commit(reports)
-                except BaseException:
+                except BaseException as error:
                     self._may_be_published = files.may_be_published
+                    # Before the clean-up, which takes its time where the storage is away.
+                    self._tell(error)
                     raise
                 order += 1
         self._ranks.failed_counts.pop(self.url, None)

@@ -211,9 +211,9 @@ def test_a_slow_rank_is_waited_for_and_named(make_group: MakeGroup, minio: Any, 
     chief = found[0]
     assert chief is not None
     assert chief["slowest"] == 2
-    lines = [line for line in chief["log"] if line.startswith("waiting for 1 of 4: rank 2 (host-2), ")]
-    assert lines
-    assert lines[0].endswith("%")
+    lines = [line for line in chief["log"] if line.startswith("waiting for ") and "rank 2 (host-2), " in line]
+    assert lines, chief["log"]
+    assert "%" in lines[-1]
 
 
 def save_all_with(group: Group, place: Place, step: int, ranks: Any, **more: Any) -> list[Any]:
@@ -226,21 +226,27 @@ def test_the_store_is_down(make_group: MakeGroup, minio: Any, toxiproxy: Any, fo
     with toxiproxy.proxy(minio.process.port) as proxy:
         weak = minio.through(proxy.url).options
         group = make_group()
-        group.make_savers(deadline_s=8.0 if for_good else LONG_S)
-        assert_saved(save_all(group, place, 1), place, 1)
+        group.make_savers(deadline_s=LONG_S)
+        # By the same way: what a process asks a server at first is not repeated.
+        assert_saved(save_all_with(group, place, 1, {}, options=weak), place, 1)
+        if for_good:
+            group.make_savers(deadline_s=SHORT_S)
         more = {"url": place.url, "step": 2, "options": weak}
-        group.begin("save", {3: {"at": "write", "how": "freeze"}}, **more)
-        assert group.hear(3) == {"at": "write"}
-        group.wait_until_frozen(3)
+        # No request is under way when the server goes: whether that was answered would not be known.
+        group.begin("save", at="write", how="freeze", **more)
+        for rank in range(SIZE):
+            assert group.hear(rank) == {"at": "write"}
+            group.wait_until_frozen(rank)
         with proxy.down():
-            group.thaw(3)
+            for rank in range(SIZE):
+                group.thaw(rank)
             if for_good:
                 found = [group.hear(rank) for rank in range(SIZE)]
                 assert len({one and one.get("error") for one in found}) == 1, found
                 assert found[0] is not None
                 assert "error" in found[0]
             else:
-                time.sleep(5.0)
+                time.sleep(3.0)
         if not for_good:
             assert_saved([group.hear(rank) for rank in range(SIZE)], place, 2)
             return
