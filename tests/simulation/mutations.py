@@ -40,6 +40,7 @@ from ckptstore.errors import (
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_facts import Intent, OwnerName, Pending, Record
 from ckptstore.saving.rank_task import MemberTask
+from ckptstore.saving.ranks import Ranks
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.faults import Fault, Kind
@@ -455,6 +456,26 @@ def _not_in_the_store_is_failed() -> Iterator[None]:
     """A rank that has lost the chief, and finds no index, takes the save for failed."""
     substitute = _without_settling(MemberTask._ask_the_store, TransientError)
     with mock.patch.object(MemberTask, "_ask_the_store", substitute):
+        yield
+
+
+class _Forgetful(dict[str, set[int]]):
+    """Remembers nothing."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return default
+
+
+@_mutation("ranks", "CORR", "MIXED")
+def _counts_of_failed_saves_are_used_again() -> Iterator[None]:
+    """The chief does not remember under which counts a save has failed, and takes the same again."""
+    begin = Ranks.__init__
+
+    def forgetful(self: Ranks, *args: Any) -> None:
+        begin(self, *args)
+        self.failed_counts = _Forgetful()
+
+    with mock.patch.object(Ranks, "__init__", forgetful):
         yield
 
 

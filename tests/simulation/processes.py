@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 LATEST_ARRIVAL_S = 4.0
 
 # Often enough for a delete to meet a name that is used again, if one ever is.
-_CHANCE_OF_LATE_ARRIVAL = {"PUT": 0.03, "DELETE MANY": 0.3}
+_CHANCE_OF_LATE_ARRIVAL = {"PUT": 0.03, "DELETE": 0.3, "DELETE MANY": 0.3}
 
 
 class Thread(Actor):
