@@ -45,7 +45,7 @@ FLAGS_backends   := $(WORKERS)
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories rank-schedules demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories schedules demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -167,10 +167,10 @@ histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in Ten
 	@echo '== histories'
 	CKPTSTORE_HISTORIES=2000 $(IN_TF) -m pytest tests/interop/test_histories.py -q -p tests.forbid_skips $(ARGS)
 
-# The lane simulation tries 500 of them.
-rank-schedules: $(VENV)/.ready  ## 10 000 schedules of many ranks that save together; not part of `make test`
-	@echo '== rank-schedules'
-	CKPTSTORE_SIMULATION_RANK_SEEDS=10000 $(PYTEST) tests/simulation -q $(WORKERS) -k many_ranks $(ARGS)
+# The lane simulation tries 4 000 of each scenario, and 500 of many ranks.
+schedules: $(VENV)/.ready  ## 10 000 schedules of each scenario of the simulation; not part of `make test`
+	@echo '== schedules'
+	CKPTSTORE_SIMULATION_SEEDS=10000 CKPTSTORE_SIMULATION_RANK_SEEDS=10000 $(PYTEST) tests/simulation -q $(WORKERS) -k schedule $(ARGS)
 
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
 # $(1): environment

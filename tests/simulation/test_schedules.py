@@ -1,8 +1,8 @@
 """The real commit code under seeded schedules: crashes, lost answers, repeated requests, runs that freeze.
 
-Ten thousand seeds of each scenario by default; CKPTSTORE_SIMULATION_SEEDS asks for another number, and
-CKPTSTORE_SIMULATION_FIRST_SEED for others. Of many ranks, whose runs are five times as long, a twentieth;
-CKPTSTORE_SIMULATION_RANK_SEEDS asks for another number.
+Four thousand seeds of each scenario by default; CKPTSTORE_SIMULATION_SEEDS asks for another number, and
+CKPTSTORE_SIMULATION_FIRST_SEED for others. Of many ranks, whose runs are five times as long, an eighth;
+CKPTSTORE_SIMULATION_RANK_SEEDS asks for another number. `make schedules` tries ten thousand of each.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.simulation.replay import SERVERS, command, report
 from tests.simulation.runs import NAMES, new_run
 from tests.simulation.scenarios import SCENARIOS, Run, simulation
 
-SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_SEEDS", "10000"))
-RANK_SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_RANK_SEEDS", SEEDS // 20))
+SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_SEEDS", "4000"))
+RANK_SEEDS = int(os.environ.get("CKPTSTORE_SIMULATION_RANK_SEEDS", SEEDS // 8))
 # Side by side.
 PARTS = 4
 FIRST_SEED = int(os.environ.get("CKPTSTORE_SIMULATION_FIRST_SEED", "0"))
@@ -41,7 +41,7 @@ def check(scenario: str, seeds: range, server: str = "full") -> None:
             pytest.fail(f"{run.history.violations[0]}\n{again}\n\n{report(run)}", pytrace=False)
 
 
-@pytest.mark.timeout(60 + SEEDS // 50)
+@pytest.mark.timeout(180 + SEEDS // 25)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_no_schedule_breaks_a_promise(scenario: str) -> None:
     check(scenario, range(FIRST_SEED, FIRST_SEED + SEEDS))
