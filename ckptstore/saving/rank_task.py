@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ckptstore.bundle.write.item_bytes import stored_crc32c
+from ckptstore.bundle.write.item_bytes import entry_crc32c
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
 from ckptstore.bundle.write.shares import Manifest, Share, item_of, manifest_of
 from ckptstore.directory.open_save import Assignment, ShardReport
@@ -54,7 +55,7 @@ _CRC_BYTES: Final = 4
 _ASK_S: Final = 20.0
 
 
-class RankTask(SaveTask):
+class RankTask(SaveTask, ABC):
     """One save of many ranks, as one of them sees it; see `SaveTask`.
 
     Parameters
@@ -147,7 +148,7 @@ class RankTask(SaveTask):
 
     def _replica_crcs(self, plan: Plan) -> np.ndarray[Any, np.dtype[np.uint32]]:
         crcs = [
-            stored_crc32c(item_of(self._items, Share(item, replica.rows)))
+            entry_crc32c(item_of(self._items, Share(item, replica.rows)))
             for replica in plan.deal.replicas
             for rank, item in replica.holders
             if rank == self._rank
@@ -181,16 +182,17 @@ class RankTask(SaveTask):
             self._ranks.acknowledged = ""
         self._end(error)
 
+    @abstractmethod
     def _end(self, error: BaseException | None) -> None:
         """Take care of the messages of this save, which is over here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _agree_on_parts(self) -> None:
-        raise NotImplementedError
+        """Find out this rank's part, before it is copied."""
 
+    @abstractmethod
     def _tell(self, error: BaseException) -> None:
         """Tell the others that this rank cannot go on, unless its outcome is known already."""
-        raise NotImplementedError
 
     def _seen(self, error: BaseException) -> BaseException:
         """Return the error that the others are told of."""

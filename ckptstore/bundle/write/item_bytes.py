@@ -13,7 +13,7 @@ from ckptstore.checksums import crc32c
 from ckptstore.format.dtypes import as_bytes_view, storage_dtype
 from ckptstore.format.strings import encode_strings, encode_variants
 
-__all__ = ["byte_view", "encoded", "is_as_stored", "stored_chunks", "stored_crc32c"]
+__all__ = ["byte_view", "encoded", "entry_crc32c", "is_as_stored", "stored_chunks"]
 
 _CHUNK_SIZE_BYTES = 8 * 1024 * 1024
 
@@ -40,7 +40,7 @@ def encoded(item: WriteItem) -> tuple[bytes, int]:
     return encode(item.array.ravel().tolist())
 
 
-def stored_crc32c(item: WriteItem) -> int:
+def entry_crc32c(item: WriteItem) -> int:
     """Return the checksum of what the file holds of `item`, as its entry has it, unmasked."""
     if item.array.dtype.hasobject:
         return encoded(item)[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ckptstore.bundle.write.item_bytes import byte_view, encoded, is_as_stored, stored_chunks
+from ckptstore.bundle.write.item_bytes import encoded, entry_crc32c
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, StoredShard, WriteItem
 from ckptstore.format.crc32c import combine, crc32c, mask, unmask
 from ckptstore.format.entry import HEADER_KEY, BundleEntry, decode_entry, decode_header, name_to_key
@@ -19,8 +19,6 @@ __all__ = ["MOST_SHARDS", "split_unchanged", "stored_crc32c", "stored_shards"]
 
 # More reusable files than this are joined to one: each costs a request, now and at every restore.
 MOST_SHARDS = 8
-
-_CHUNK_SIZE_BYTES = 8 * 1024 * 1024
 
 
 def stored_shards(
@@ -140,16 +138,4 @@ def _is_same(item: WriteItem, entry: BundleEntry) -> bool:
     planned = (item.dtype.as_datatype_enum, item.shape, item.size_bytes)
     if item.slice is not None or planned != (entry.dtype_enum, entry.shape, entry.size_bytes):
         return False
-    return mask(_crc32c_of(item)) == entry.masked_crc32c
-
-
-def _crc32c_of(item: WriteItem) -> int:
-    """Return the unmasked checksum that the entry of `item` will have."""
-    if item.array.dtype.hasobject:
-        return encoded(item)[1]
-    if is_as_stored(item):
-        return crc32c(byte_view(item.array))
-    crc = 0
-    for chunk in stored_chunks(item, _CHUNK_SIZE_BYTES):
-        crc = crc32c(byte_view(chunk), crc)
-    return crc
+    return mask(entry_crc32c(item)) == entry.masked_crc32c
