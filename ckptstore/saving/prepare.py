@@ -14,7 +14,7 @@ from ckptstore.errors import UsageError
 from ckptstore.saving.arguments import GraphArguments, SaverSettings, SaveTarget, check_metrics, items_of
 from ckptstore.saving.directories import SaverDirectories
 from ckptstore.saving.options import SaveOptions
-from ckptstore.saving.rank_task import task_of
+from ckptstore.saving.rank_task.task_of import task_of
 from ckptstore.saving.ranks import Ranks
 from ckptstore.saving.saver_graph import SaverGraph
 from ckptstore.saving.task import SaveTask

@@ -23,7 +23,7 @@ from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
 from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given, check_metrics
 from ckptstore.saving.options import Durability, SaveOptions
-from ckptstore.saving.rank_task import task_of
+from ckptstore.saving.rank_task.task_of import task_of
 from ckptstore.saving.ranks import CheckReplicas, Ranks
 from ckptstore.saving.task import SaveTask
 from ckptstore.storage.prefix_names import check_prefix_name

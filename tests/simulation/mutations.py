@@ -39,7 +39,7 @@ from ckptstore.errors import (
 )
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_facts import Intent, OwnerName, Pending, Record
-from ckptstore.saving.rank_task import MemberTask
+from ckptstore.saving.rank_task.member import MemberTask
 from ckptstore.saving.ranks import Ranks
 from ckptstore.storage.base import Location
 from ckptstore.storage.object_store.conditional_write import ConditionalWrite

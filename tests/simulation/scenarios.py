@@ -7,7 +7,7 @@ import gc
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -19,7 +19,9 @@ import ckptstore.directory.published_index
 import ckptstore.directory.record_update
 import ckptstore.distributed.rounds
 import ckptstore.saving.arguments
-import ckptstore.saving.rank_task
+import ckptstore.saving.rank_task.base
+import ckptstore.saving.rank_task.chief
+import ckptstore.saving.rank_task.member
 import ckptstore.storage.object_store.attempts
 import ckptstore.storage.object_store.recent_versions
 import ckptstore.storage.retry
@@ -540,24 +542,39 @@ def locate(url: str, storage_options: object = None) -> Location:
 
 
 @contextmanager
+def _time_of_the_scheduler() -> Iterator[None]:
+    """Give the modules that look at the time, wait or start a thread the scheduler's time and threads."""
+    room = ckptstore.saving.rank_task
+    threads = simulated_threading(lambda: _scheduler)
+    with ExitStack() as stack:
+        for module in (
+            *(
+                ckptstore.storage.retry,
+                ckptstore.storage.object_store.recent_versions,
+                ckptstore.storage.scope,
+            ),
+            *(ckptstore.distributed.rounds, room.base, room.chief, room.member),
+        ):
+            stack.enter_context(mock.patch.object(module, "time", _Time))
+        for module in (room.chief, room.member):
+            stack.enter_context(mock.patch.object(module, "threading", threads))
+        yield
+
+
+@contextmanager
 def simulation() -> Iterator[None]:
     """Give the code under test the scheduler's time, chance and storage, for as many runs as wanted."""
     with (
         pure_functions_remember(),
         no_threads(),
-        mock.patch.object(ckptstore.storage.retry, "time", _Time),
+        _time_of_the_scheduler(),
         mock.patch.object(ckptstore.storage.retry, "random", _Random),
         mock.patch.object(ckptstore.storage.object_store.attempts, "random", _Random),
-        mock.patch.object(ckptstore.storage.object_store.recent_versions, "time", _Time),
-        mock.patch.object(ckptstore.storage.scope, "time", _Time),
         mock.patch.object(ckptstore.directory.published_index, "random", _Random),
         every_copy_of("new_write_id", lambda: _scheduler.new_id()),  # noqa: PLW0108 (it changes)
         mock.patch.object(ckptstore.train.saver, "locate", locate),
         mock.patch.object(ckptstore.saving.arguments, "locate", locate),
         mock.patch.object(ckptstore.train.checkpoint_management, "locate", locate),
-        mock.patch.object(ckptstore.distributed.rounds, "time", _Time),
-        mock.patch.object(ckptstore.saving.rank_task, "time", _Time),
-        mock.patch.object(ckptstore.saving.rank_task, "threading", simulated_threading(lambda: _scheduler)),
         mock.patch.object(SavePreparation, "plan", _plan_from_memory),
         mock.patch.object(SaverGraph, "to_bytes", lambda *_, **__: b"the same graph"),
         warnings.catch_warnings(),
