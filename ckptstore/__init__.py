@@ -44,6 +44,8 @@ _HOMES = {
     "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "saving.handle": ("SaveHandle",),
     "saving.report": ("RankReport", "SaveReport"),
+    "serving.step": ("Step",),
+    "serving.watch": ("WatchHealth", "Watcher", "watch"),
     "train.bundle_writer": ("BundleWriter", "merge_bundles"),
     "train.checkpoint": ("Checkpoint", "Optimizer"),
     "train.checkpoint_management": (

@@ -126,10 +126,13 @@ class FakeTransport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
+        unless_version: str | None = None,
         accept: Callable[[ResponseHead], Sink],
     ) -> None:
         call = Call("get", object_name.bucket, [object_name.name], byte_range or "")
         found = self.perform(call, lambda: self.find(object_name))
+        if found.version == unless_version:
+            raise Fault(Kind.UNCHANGED, "304")
         if version is not None and found.version != version:
             raise Fault(Kind.PRECONDITION, "another version is there")
         size = len(found.data)

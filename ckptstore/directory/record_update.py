@@ -13,7 +13,7 @@ from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.format.record_salvage import salvage_record
 from ckptstore.storage.base import Location
 from ckptstore.storage.retry import Backoff
-from ckptstore.storage.values import Ambiguous, Committed, SuffixRange
+from ckptstore.storage.values import Ambiguous, Committed, GetResult, SuffixRange
 
 __all__ = [
     "RECORD_NAME",
@@ -21,6 +21,7 @@ __all__ = [
     "new_write_id",
     "read_record",
     "read_state",
+    "read_state_unless",
     "update_record",
     "with_new_write_ids",
 ]
@@ -89,7 +90,26 @@ def read_state(location: Location) -> RecordSnapshot:
     AccessError, TransientError, UsageError
         As `read_record`.
     """
-    return _snapshot(location, lambda data, *, source: Record(parse_state(data, source=source)))
+    return _snapshot(location, _only_state)
+
+
+def read_state_unless(location: Location, version: str) -> RecordSnapshot | None:
+    """Return what `read_state` does, or None while the record has this version: one conditional request.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        As `read_record`.
+    """
+    try:
+        got = location.storage.get_unless(location.key, version, SuffixRange(_LARGEST_BYTES))
+    except NotFoundError:
+        return RecordSnapshot(Record(), None)
+    return None if got is None else _parsed(got, location, _only_state)
+
+
+def _only_state(data: bytes, *, source: str) -> Record:
+    return Record(parse_state(data, source=source))
 
 
 def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapshot:
@@ -98,6 +118,10 @@ def _snapshot(location: Location, parse: Callable[..., Record]) -> RecordSnapsho
         got = location.storage.get(location.key, SuffixRange(_LARGEST_BYTES))
     except NotFoundError:
         return RecordSnapshot(Record(), None)
+    return _parsed(got, location, parse)
+
+
+def _parsed(got: GetResult, location: Location, parse: Callable[..., Record]) -> RecordSnapshot:
     if got.size_bytes > _LARGEST_BYTES:
         fault = FormatError(
             "the record is too large to be one",

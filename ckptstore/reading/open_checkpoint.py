@@ -17,7 +17,7 @@ from ckptstore.bundle.read.indexing import BasicIndex
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
 from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
-from ckptstore.errors import UsageError
+from ckptstore.errors import NotFoundError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
 from ckptstore.reading.report import RestoreReport, Selection, checked_names, restore_wanted
@@ -48,13 +48,15 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     Safe for concurrent use. Closing is optional: there are no open files.
     """
 
-    def __init__(self, reader: BundleReader, options: ReadOptions | None = None) -> None:
+    def __init__(
+        self, reader: BundleReader, options: ReadOptions | None = None, *, is_pinned: bool = False
+    ) -> None:
         self._reader = reader
         self._options = options or ReadOptions()
         self._mapped = MappedTensors(reader)
         self._is_closed = False
-        # Whether results of this handle were returned, which must stay true.
-        self._is_used = False
+        # Whether results of this handle were returned, which must stay true, or its version was asked for.
+        self._is_used = is_pinned
         self._names: dict[str, int] | None = None
         self._order: list[str] = []
 
@@ -284,6 +286,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
 def open_checkpoint(
     prefix: PathText,
     *,
+    version: str | None = None,
     memory_budget: int | None = None,
     progress: Progress = None,
     storage_options: Options = None,
@@ -294,6 +297,8 @@ def open_checkpoint(
     ----------
     prefix : str or PathLike
         Prefix or URL, such as `latest_checkpoint` returns; V2 or V1.
+    version : str, optional
+        Of the index, as in `Step.version`: another one is not opened, and never taken instead later.
     memory_budget : int, optional
         Bytes that reading may hold beyond the arrays that it fills or returns; strings may take more. None:
         some blocks of 8 or 16 MiB, one for each thread.
@@ -306,7 +311,7 @@ def open_checkpoint(
     Raises
     ------
     NotFoundError
-        If there is no such checkpoint.
+        If there is no such checkpoint, or its index has another version than `version`.
     CorruptError
         If its index is damaged.
 
@@ -321,7 +326,15 @@ def open_checkpoint(
     """
     options = ReadOptions(memory_budget, progress)
     reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget)
-    return OpenCheckpoint(reader, options)
+    if version is not None and reader.index_version != version:
+        raise NotFoundError(
+            "another checkpoint was saved under this name since",
+            url=reader.location.url,
+            expected=f"version {version} of the index",
+            actual=f"version {reader.index_version}",
+            hint="Take the next step of the watcher, or the latest checkpoint.",
+        )
+    return OpenCheckpoint(reader, options, is_pinned=version is not None)
 
 
 def restore_values(

@@ -1,9 +1,10 @@
 """The storage seam: the nine primitives that a backend must have, and what each promises.
 
 Everything that ckptstore does to a file or object goes through a `Storage`: `get`, `read_into`, `head`,
-`put_new`, `put_if`, `upload`, `delete_if` with `delete_many`, `list` and `abort_stale_uploads`. What a
-backend may do beyond them is in `abilities`. It states in `Capabilities` what it really does, and
-``ckptstore.testing.StorageContract`` proves it. Storage knows nothing of tensors.
+`put_new`, `put_if`, `upload`, `delete_if` with `delete_many`, `list` and `abort_stale_uploads`; `get_unless`
+is made of two of them where a backend has nothing better. What a backend may do beyond them is in
+`abilities`. It states in `Capabilities` what it really does, and ``ckptstore.testing.StorageContract`` proves
+it. Storage knows nothing of tensors.
 
 Keys are exact: no globs, no normalisation, no recursion. *version* is opaque text that changes with the
 content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory counter).
@@ -90,6 +91,16 @@ class Storage(ABC):
     @abstractmethod
     def head(self, key: str) -> ObjectInfo:
         """Return size, version and what the store keeps beside them. Raises `NotFoundError`."""
+
+    def get_unless(
+        self, key: str, version: str, byte_range: ByteRange | SuffixRange | None = None
+    ) -> GetResult | None:
+        """Return what `get` does, or None while `version` is there.
+
+        For whoever asks again and again. By default two requests once something changed; a store that knows
+        conditional reads answers with one. Raises as `get`.
+        """
+        return None if self.head(key).version == version else self.get(key, byte_range)
 
     @abstractmethod
     def put_new(self, key: str, data: Buffer) -> PutOutcome:

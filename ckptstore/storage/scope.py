@@ -81,6 +81,8 @@ class Scope:
         What fails when it ends too early, for messages: ``"cannot save"``.
     url : str
         The place concerned, for messages.
+    retries_failed : bool
+        False: an operation ends with its first failed attempt, for whoever tries again later anyway.
 
     Attributes
     ----------
@@ -93,8 +95,16 @@ class Scope:
     Safe for concurrent use, except that one ``with`` block at a time belongs to it.
     """
 
-    def __init__(self, deadline_s: float | None = None, *, what: str = "cannot go on", url: str = "") -> None:
+    def __init__(
+        self,
+        deadline_s: float | None = None,
+        *,
+        what: str = "cannot go on",
+        url: str = "",
+        retries_failed: bool = True,
+    ) -> None:
         self.deadline_s = deadline_s
+        self.retries_failed = retries_failed
         self.cancellation = Cancellation()
         self.requests = 0
         self.retries = 0
@@ -107,7 +117,7 @@ class Scope:
 
     def branch(self) -> Scope:
         """Return a scope that ends and is cancelled with this one, or by itself; see `detach`."""
-        branch = Scope(what=self._what, url=self._url)
+        branch = Scope(what=self._what, url=self._url, retries_failed=self.retries_failed)
         branch.deadline_s, branch._ends_s = self.deadline_s, self._ends_s
         branch._outer = self
         self.cancellation.watch(branch.cancellation.cancel)

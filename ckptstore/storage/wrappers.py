@@ -128,6 +128,7 @@ class StorageWrapper(Storage):
     get = _intercepted(Storage.get)
     read_into = _intercepted(Storage.read_into)
     head = _intercepted(Storage.head)
+    get_unless = _intercepted(Storage.get_unless)
     put_new = _intercepted(Storage.put_new)
     put_if = _intercepted(Storage.put_if)
     delete_if = _intercepted(Storage.delete_if)

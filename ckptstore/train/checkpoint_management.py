@@ -15,14 +15,23 @@ from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
 from ckptstore.distributed.agreement import Agreement
 from ckptstore.distributed.coordinator import Coordinator
-from ckptstore.errors import CkptStoreWarning, CorruptError, NotFoundError, UsageError
+from ckptstore.errors import (
+    AccessError,
+    CkptStoreWarning,
+    CorruptError,
+    NotFoundError,
+    TransientError,
+    UsageError,
+)
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_facts import Record
+from ckptstore.serving.watch import Watcher, watch
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import pause
 from ckptstore.types import Options, PathText
+from ckptstore.warn import warn
 
 __all__ = [
     "CheckpointState",
@@ -390,16 +399,37 @@ def wait_for_new_checkpoint(
     -------
     str or None
         None after the timeout. A checkpoint that is not complete yet is waited for, with a warning.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        If the first look fails. A storage that fails later is waited for, with a warning.
+
+    See Also
+    --------
+    watch : the same for hosts that serve
     """
+    watcher = watch(checkpoint_dir, storage_options=storage_options)
+    return _wait_for_another(watcher, last_checkpoint, seconds_to_sleep, timeout)
+
+
+def _wait_for_another(
+    watcher: Watcher, last_checkpoint: str | None, seconds_to_sleep: float, timeout: float | None
+) -> str | None:
     stop_s = None if timeout is None else time.monotonic() + timeout
     while True:
+        is_first = watcher.health().looked_s_ago is None
+        step = None
         try:
-            path = latest_checkpoint(checkpoint_dir, storage_options=storage_options)
+            step = watcher.check()
         except CorruptError as error:
-            warnings.warn(f"still waiting: {error}", CkptStoreWarning, stacklevel=2)
-            path = None
-        if path is not None and path != last_checkpoint:
-            return path
+            warn(f"still waiting: {error}")
+        except (AccessError, TransientError) as error:
+            if is_first:
+                raise
+            warn(f"still waiting: {error}")
+        if step is not None and step.prefix != last_checkpoint:
+            return step.prefix
         if stop_s is not None and time.monotonic() + seconds_to_sleep > stop_s:
             return None
         pause(seconds_to_sleep)
@@ -427,10 +457,16 @@ def checkpoints_iterator(
         Returns True to stop. Asked after each timeout.
     storage_options : mapping, optional
         Goes to the backend as it is.
+
+    Raises
+    ------
+    AccessError, TransientError, UsageError
+        As `wait_for_new_checkpoint`.
     """
     path: str | None = None
+    watcher = watch(checkpoint_dir, storage_options=storage_options)
     while True:
-        new = wait_for_new_checkpoint(checkpoint_dir, path, timeout=timeout, storage_options=storage_options)
+        new = _wait_for_another(watcher, path, 1.0, timeout)
         if new is None:
             if timeout_fn is None or timeout_fn():
                 return

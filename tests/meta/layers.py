@@ -75,7 +75,8 @@ PACKAGE_FLOORS = Floors(
         Floor("one checkpoint", ("bundle", "graph", "trackable")),
         Floor("checkpoints over time", ("directory", "distributed")),
         Floor("one read, one save", ("reading", "saving")),
-        Floor("what tf.train has", ("train", "serving")),
+        Floor("following a directory", ("serving",)),
+        Floor("what tf.train has", ("train",)),
         Floor(
             "adapters, tools, the test kit",
             (

@@ -89,13 +89,23 @@ _API_GROUPS = (
     ("tf.train.Checkpoint and its manager", ("train.checkpoint", "train.checkpoint_manager")),
     ("Finding checkpoints, and the record", ("train.checkpoint_management",)),
     ("Reading", ("reading.open_checkpoint", "train.checkpoint_reader", "types")),
+    ("Following a directory", ("serving.watch", "serving.step")),
     ("Single bundles", ("train.bundle_writer",)),
     ("Many ranks", ("distributed.engines", "distributed.coordinator", "distributed.preemption")),
     ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),
 )
 
 # Objects that calls return: nobody makes one.
-_GIVEN_OUT = {"OpenCheckpoint", "Operation", "RestoreReport", "SaveHandle", "Tensor"}
+_GIVEN_OUT = {
+    "OpenCheckpoint",
+    "Operation",
+    "RestoreReport",
+    "SaveHandle",
+    "Step",
+    "Tensor",
+    "WatchHealth",
+    "Watcher",
+}
 
 
 def api_page() -> str:

@@ -40,6 +40,8 @@ NAMES = {
     *("Latest", "EveryNSteps", "EveryHours", "Best", "YoungerThan", "pin", "unpin"),
     # many ranks
     *("coordinator", "Coordinator", "Preemption"),
+    # inference hosts
+    *("watch", "Watcher", "WatchHealth", "Step"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -114,7 +116,7 @@ SIGNATURES = {
         [("checkpoint_dir", REQUIRED), ("last_checkpoint", None), ("seconds_to_sleep", 1), ("timeout", None)],
         URL,
     ),
-    "open_checkpoint": ([("prefix", REQUIRED)], URL),
+    "open_checkpoint": ([("prefix", REQUIRED)], {"version": None, **URL}),
     "OpenCheckpoint.specs": ([], {}),
     "OpenCheckpoint.read": ([("name", REQUIRED), ("index", ...)], {}),
     "OpenCheckpoint.read_into": ([("requests", REQUIRED)], {}),
@@ -228,6 +230,15 @@ SIGNATURES = {
         [("engine", "auto"), ...],
         {"rank": None, "size": None, "url": None, "attempt": None, **URL},
     ),
+    "watch": (
+        [("directory", REQUIRED)],
+        {"every_s": None, "spread_s": 0.0, "start": "latest", "latest_filename": None, **URL},
+    ),
+    "Watcher.next": ([("timeout_s", None)], {}),
+    "Watcher.check": ([], {}),
+    "Watcher.health": ([], {}),
+    "Watcher.stop": ([], {}),
+    "Step.open": ([...], {}),
     "Preemption": ([("coordinator", None)], {"signals": (signal.SIGTERM,), "grace_s": 25.0}),
     "Preemption.should_save": ([("step", REQUIRED)], {}),
     "Graph.get_tensor_by_name": ([("name", REQUIRED)], {}),
@@ -274,6 +285,7 @@ MEMBERS = {
         "last_preserved_timestamp",
     ),
     "Preemption": ("requested", "left_s", "__enter__", "__exit__"),
+    "Watcher": ("__iter__", "__next__", "__aiter__", "__anext__", "__enter__", "__exit__"),
     "Graph": ("placeholders", "variables", "constants", "signatures", "functions"),
 }
 

@@ -21,6 +21,8 @@ HANDED_OUT = {
     "Graph": "import_meta_graph",
     "SaveHandle": "Saver.save_async",
     "Coordinator": "coordinator",
+    "Watcher": "watch",
+    "Step": "watch",
 }
 
 

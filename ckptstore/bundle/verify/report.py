@@ -59,6 +59,8 @@ class VerifyReport:
         Empty if everything can be restored.
     notes : tuple of str
         What is odd but not damage.
+    index_version : str or None
+        Of the index that was checked; None if it could not be opened.
     """
 
     url: str
@@ -66,6 +68,7 @@ class VerifyReport:
     bytes_checked: int
     faults: tuple[BundleFault, ...]
     notes: tuple[str, ...] = ()
+    index_version: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -82,6 +85,7 @@ class Findings:
     bytes_checked: int = 0
     faults: list[BundleFault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    index_version: str | None = None
 
     def add(
         self, error: CkptStoreError, file: str, tensor: str | None = None, entry: BundleEntry | None = None
@@ -106,5 +110,10 @@ class Findings:
     def report(self) -> VerifyReport:
         """Return what was found so far."""
         return VerifyReport(
-            self.url, self.tensors_checked, self.bytes_checked, tuple(self.faults), tuple(self.notes)
+            self.url,
+            self.tensors_checked,
+            self.bytes_checked,
+            tuple(self.faults),
+            tuple(self.notes),
+            self.index_version,
         )

@@ -53,6 +53,7 @@ def verify_bundle(
     except CorruptError as error:
         findings.add(error, location.url)
         return findings.report()
+    findings.index_version = reader.index_version
     if isinstance(reader, ReaderV1):
         _verify_v1(reader, findings, quick)
     elif isinstance(reader, ReaderV2) and quick:

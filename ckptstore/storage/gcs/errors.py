@@ -18,6 +18,7 @@ from ckptstore.storage.url import host_of
 __all__ = ["fault_of", "redacted"]
 
 _KINDS = {
+    304: Kind.UNCHANGED,
     400: Kind.BAD_REQUEST,
     401: Kind.FORBIDDEN,
     403: Kind.FORBIDDEN,
@@ -65,7 +66,7 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     kind = _KINDS.get(status)
     if kind is None:
         kind = Kind.SERVER if status >= 500 else Kind.BAD_REQUEST if 300 <= status < 500 else Kind.GARBLED
-    if 300 <= status < 400:
+    if 300 <= status < 400 and status != 304:
         # It may lead anywhere: credentials must not follow it.
         text = f"the request is redirected to {host_of(headers.get('Location', ''))}, which is not followed"
     lowered = text.lower()

@@ -125,7 +125,7 @@ class GcsService:
         if fault.kind is Kind.ABSENT:
             check_endpoint_names_no_bucket(self.endpoint, bucket, self.endpoint)
             return self._missing(bucket, attempts) or fault
-        if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE):
+        if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE, Kind.UNCHANGED):
             self.note(bucket)
         elif fault.kind is Kind.FORBIDDEN and self.client().is_anonymous:
             text = f"{fault.text} (the request carried no credentials)"

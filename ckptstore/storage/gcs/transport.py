@@ -158,6 +158,7 @@ class GcsTransport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
+        unless_version: str | None = None,
         accept: Callable[[ResponseHead], Sink],
     ) -> None:
         # The bytes as they are stored: a compressed answer has another length.
@@ -169,7 +170,7 @@ class GcsTransport(Transport):
             self._service.note(object_name.bucket)
             return accept(ResponseHead.of_headers(status, head, "X-Goog-Generation"))
 
-        query = {"alt": "media", "generation": version}
+        query = {"alt": "media", "generation": version, "ifGenerationNotMatch": unless_version}
         path = with_query(object_url(MEDIA_API, object_name), query)
         answer = self._service.ask(HttpRequest("GET", path, headers), attempts, take)
         if answer.status not in (200, 206):

@@ -245,6 +245,8 @@ class Attempts:
             # A stall means that time ran out, however many attempts were made in that time.
             self.is_out_of_time = fault.kind is Kind.STALLED
             return False
+        if self._scope is not None and not self._scope.retries_failed:
+            return False
         bound_s = min(rule.first_pause_s * 2.0 ** (max(self._strikes, 1) - 1), rule.longest_pause_s)
         pause_s = (fault.retry_after_s + random.uniform(0.0, bound_s)) * self.policy.pause_scale
         if self._clock() + pause_s >= self._ends_s:

@@ -36,6 +36,8 @@ _ERRORS: dict[Kind, tuple[type[CkptStoreError], str]] = {
     ),
     Kind.MISPLACED: (UsageError, "Choose another directory, or remove the object in the way."),
     Kind.BAD_REQUEST: (UsageError, "Check the path and the storage options."),
+    # Where nobody asked whether it changed.
+    Kind.UNCHANGED: (UsageError, "Check the path and the storage options."),
     Kind.UNSUPPORTED: (UnsupportedError, "Use another server, or reach it without the proxy in between."),
     Kind.FULL: (StorageFullError, "Make room or raise the quota; what was there before is untouched."),
     Kind.PRECONDITION: (NotFoundError, "Start again from the record or the index."),

@@ -31,6 +31,7 @@ class Kind(Enum):
     UNSUPPORTED = "the server does not know how"
     FULL = "no room left"
     PRECONDITION = "the condition of the request does not hold"
+    UNCHANGED = "the version that is known already is there"
     CONFLICT = "another request writes the same object at this moment"
     UPLOAD_GONE = "the upload, or a part of it, is not known any more"
     BAD_RANGE = "the range lies outside the object"
@@ -101,6 +102,7 @@ RULES: dict[Kind, Rule] = {
     Kind.MISPLACED: Rule(),
     Kind.BAD_REQUEST: Rule(),
     Kind.UNSUPPORTED: Rule(),
+    Kind.UNCHANGED: Rule(),
     Kind.FULL: Rule(),
     # A condition that does not hold is final, except where the read-back shows that it does hold.
     Kind.PRECONDITION: Rule(4, 0.02, 0.5),

@@ -60,6 +60,16 @@ class ObjectReader:
         read = self._read(byte_range, memory)
         return GetResult(b"".join(memory.blocks), read.version, read.size_bytes)
 
+    def get_unless(self, version: str, byte_range: ByteRange | SuffixRange | None) -> GetResult | None:
+        """Return bytes, or None while `version` is there; see `Storage.get_unless`."""
+        memory = _NewMemory()
+        read = _RangeRead(self._service, self._object_name, None, byte_range, memory, unless_version=version)
+        read.run()
+        # A server that does not know the condition answers with the object.
+        if read.is_unchanged or read.version == version:
+            return None
+        return GetResult(b"".join(memory.blocks), read.version, read.size_bytes)
+
     def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]) -> None:
         """Fill buffers; see `Storage.read_into`."""
         url = self._service.url_of(self._object_name.key)
@@ -180,6 +190,8 @@ class _RangeRead(Sink):
     ----------
     size_bytes : int
         Of the whole object.
+    is_unchanged : bool
+        Whether `unless_version` is there; then nothing was read.
     """
 
     def __init__(
@@ -189,7 +201,9 @@ class _RangeRead(Sink):
         version: str | None,
         byte_range: ByteRange | SuffixRange | None,
         destination: _Destination,
-        wanted: Sequence[_WantedRange],
+        wanted: Sequence[_WantedRange] = (),
+        *,
+        unless_version: str | None = None,
     ) -> None:
         self._service = service
         self._object_name = object_name
@@ -198,12 +212,14 @@ class _RangeRead(Sink):
         self._range = byte_range
         self._destination = destination
         self._wanted = wanted
+        self._unless_version = unless_version
         self._received = 0
         self._expected = -1  # bytes of the whole range, known from the first answer on
         self._is_too_long = False
         self._start = byte_range.start if isinstance(byte_range, ByteRange) else 0
         self.version = ""
         self.size_bytes = 0
+        self.is_unchanged = False
 
     def run(self) -> None:
         """Read all of it.
@@ -216,7 +232,9 @@ class _RangeRead(Sink):
         try:
             attempts.run(self._attempt)
         except Fault as fault:
-            if fault.kind is Kind.BAD_RANGE:
+            if fault.kind is Kind.UNCHANGED and self._unless_version is not None:
+                self.is_unchanged = True
+            elif fault.kind is Kind.BAD_RANGE:
                 self._check_size(fault, attempts)
             else:
                 raise self._error_of(fault, attempts) from None
@@ -233,6 +251,8 @@ class _RangeRead(Sink):
                 attempts,
                 byte_range=self._header(),
                 version=self.version or self._wanted_version,
+                # Once some of it was received, that version is wanted.
+                unless_version=None if self.version else self._unless_version,
                 accept=self._accept,
             )
             if self._received < self._expected:

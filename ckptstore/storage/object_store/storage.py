@@ -117,6 +117,14 @@ class ObjectStorage(
         self.service.recent.note(key, result.version)
         return result
 
+    def get_unless(
+        self, key: str, version: str, byte_range: ByteRange | SuffixRange | None = None
+    ) -> GetResult | None:
+        result = self._reader(key, None).get_unless(version, byte_range)
+        if result is not None:
+            self.service.recent.note(key, result.version)
+        return result
+
     def read_into(
         self,
         key: str,

@@ -343,6 +343,7 @@ class Transport(ABC):
         *,
         byte_range: str | None,
         version: str | None,
+        unless_version: str | None = None,
         accept: Callable[[ResponseHead], Sink],
     ) -> None:
         """Read an object, or a range of it, into the sink that `accept` returns for the head of the answer.
@@ -353,6 +354,8 @@ class Transport(ABC):
             The ``Range`` header.
         version : str or None
             Answered with `Kind.PRECONDITION` (or `ABSENT`) if another one is there.
+        unless_version : str or None
+            Answered with `Kind.UNCHANGED` if this one is there.
         accept : callable
             May raise; the body is then not read, and the exception comes out of this call.
         """

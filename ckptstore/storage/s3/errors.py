@@ -72,6 +72,7 @@ _CODES = {
 }
 
 _STATUSES = {
+    304: Kind.UNCHANGED,
     401: Kind.FORBIDDEN,
     403: Kind.FORBIDDEN,
     404: Kind.UNPROVED,

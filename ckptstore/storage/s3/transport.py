@@ -111,6 +111,7 @@ class S3Transport(Transport):
         *,
         byte_range: str | None,
         version: str | None,
+        unless_version: str | None = None,
         accept: Callable[[ResponseHead], Sink],
     ) -> None:
         headers: dict[str, str] = {}
@@ -119,6 +120,8 @@ class S3Transport(Transport):
             headers["Range"] = arguments["Range"] = byte_range
         if version is not None:
             headers["If-Match"] = arguments["IfMatch"] = version
+        if unless_version is not None:
+            headers["If-None-Match"] = arguments["IfNoneMatch"] = unless_version
         try:
             self._direct.request(
                 "get_object",

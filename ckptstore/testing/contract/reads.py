@@ -10,7 +10,7 @@ import pytest
 from ckptstore.errors import NotFoundError, TruncatedFileError, UsageError
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import SuffixRange
-from ckptstore.testing.contract.base import ContractBase
+from ckptstore.testing.contract.base import ContractBase, replace_object
 from ckptstore.types import ByteRange
 
 __all__ = ["ReadContract"]
@@ -196,6 +196,25 @@ class ReadContract(ContractBase):
     ) -> None:
         with pytest.raises(UsageError):
             digits.storage.read_into(digits.key, ranges, buffers)
+
+    @pytest.mark.parametrize("byte_range", [None, SuffixRange(48)])
+    def test_get_unless_returns_nothing_while_the_version_is_there(
+        self, digits: Location, byte_range: SuffixRange | None
+    ) -> None:
+        version = digits.storage.get(digits.key).version
+        assert digits.storage.get_unless(digits.key, version, byte_range) is None
+        replace_object(digits, b"another")
+        got = digits.storage.get_unless(digits.key, version, byte_range)
+        assert got == digits.storage.get(digits.key)
+        assert got is not None
+        assert got.data == b"another"
+        assert digits.storage.get_unless(digits.key, got.version, byte_range) is None
+
+    def test_get_unless_of_a_missing_object_is_not_found(self, digits: Location, directory: Location) -> None:
+        version = digits.storage.get(digits.key).version
+        missing = directory.child("missing")
+        with pytest.raises(NotFoundError):
+            missing.storage.get_unless(missing.key, version)
 
     def test_reading_adds_nothing_to_the_directory(self, directory: Location, digits: Location) -> None:
         for read in _ways_to_read(digits):

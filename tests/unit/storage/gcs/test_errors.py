@@ -37,7 +37,7 @@ def _body(message: str, reason: str = "x") -> bytes:
         (507, b"", Kind.FULL),
         (599, b"", Kind.SERVER),
         (302, b"", Kind.BAD_REQUEST),
-        (304, b"", Kind.BAD_REQUEST),
+        (304, b"", Kind.UNCHANGED),
         (204, b"", Kind.GARBLED),
     ],
 )

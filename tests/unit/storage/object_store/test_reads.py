@@ -333,3 +333,28 @@ def test_any_set_of_ranges_arrives_exactly(wanted: list[tuple[int, int]], piece_
     buffers = [bytearray(b"." * extent.size_bytes) for extent in ranges]
     storage.read_into(KEY, ranges, [memoryview(buffer) for buffer in buffers])
     assert [bytes(buffer) for buffer in buffers] == [data[extent.start : extent.stop] for extent in ranges]
+
+
+def test_get_unless_is_one_request(transport: ScriptedTransport) -> None:
+    storage = storage_of(transport)
+    version = transport.add_object(NAME, b"0123456789")
+    assert storage.get_unless(KEY, version) is None
+    assert storage.get_unless(KEY, "another") == (b"0123456789", version, 10)
+    assert transport.asked("get") == [NAME, NAME]
+    assert not transport.asked("head")
+
+
+def test_get_unless_goes_on_with_the_version_that_it_has_begun(transport: ScriptedTransport) -> None:
+    storage = storage_of(transport)
+    version = transport.add_object(NAME, b"0123456789")
+    transport.script("get", _half(), FINE)
+    assert storage.get_unless(KEY, "another") == (b"0123456789", version, 10)
+    assert transport.asked("get") == [NAME, f"{NAME} bytes=5-9"]
+
+
+def test_a_server_that_ignores_the_condition_has_nothing_new() -> None:
+    transport = _Answering()
+    storage = storage_of(transport)
+    transport.answer(ResponseHead(200, "v1", 3, None), b"abc")
+    assert storage.get_unless(KEY, "v1") is None
+    assert storage.get_unless(KEY, "v0") == (b"abc", "v1", 3)

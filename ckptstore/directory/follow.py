@@ -1,0 +1,177 @@
+"""Look again and again for the newest checkpoint: one conditional request while nothing changes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ckptstore.bundle.verify.verify import verify_bundle
+from ckptstore.directory.latest import check_is_directory, look_for_latest, record_location
+from ckptstore.directory.paths import resolve
+from ckptstore.directory.record_update import RecordSnapshot, read_state, read_state_unless
+from ckptstore.errors import CorruptError, NotFoundError, UsageError, abridged
+from ckptstore.format.naming import index_name, split_step
+from ckptstore.storage.base import Location
+
+__all__ = ["Follower", "Published", "published_at"]
+
+# How often one look reads the record again because the checkpoint that it named was gone.
+_MOST_READS = 6
+
+
+class Published(NamedTuple):
+    """A complete checkpoint; `version` is that of its index."""
+
+    place: Location
+    version: str
+
+    @property
+    def step(self) -> int | None:
+        """The step in its name."""
+        return split_step(self.place.name)[1]
+
+
+class Follower:
+    """Follows the record of one directory, wherever it leads: also back to an older checkpoint.
+
+    Parameters
+    ----------
+    directory : Location
+    latest_filename : str, optional
+        Of the record.
+
+    Attributes
+    ----------
+    latest : Published or None
+        What the last look that found one returned.
+    listings : int
+        How often the directory was listed.
+
+    Threads
+    -------
+    One at a time.
+    """
+
+    def __init__(self, directory: Location, latest_filename: str | None = None) -> None:
+        self.latest: Published | None = None
+        self.listings = 0
+        self._directory = directory
+        self._record = record_location(directory, latest_filename)
+        # Of the record that `latest` came from: another one is looked at.
+        self._version: str | None = None
+
+    def changed_record(self) -> RecordSnapshot | None:
+        """Return the record, None while it is the one that `latest` came from: one request.
+
+        Raises
+        ------
+        AccessError, TransientError, UsageError
+            From the storage.
+        """
+        return (
+            read_state(self._record)
+            if self._version is None
+            else read_state_unless(self._record, self._version)
+        )
+
+    def look(self, snapshot: RecordSnapshot, *, may_list: bool) -> Published | None:
+        """Return the newest complete checkpoint, None if it is `latest`, or if there is none yet.
+
+        Parameters
+        ----------
+        snapshot : RecordSnapshot
+            From `changed_record`.
+        may_list : bool
+            Whether the directory may be listed where the record is missing or leads nowhere.
+
+        Raises
+        ------
+        CorruptError
+            If the record is missing although it was there, cannot be read, or names nothing that can be
+            restored. `latest` stays.
+        AccessError, TransientError, UsageError
+            From the storage.
+        """
+        for _ in range(_MOST_READS):
+            found = self._named_by(snapshot)
+            if found is not None:
+                self._version = snapshot.version
+                return self._taken(found)
+            if snapshot.record.state is None:
+                break
+            now = read_state(self._record)
+            if now.version == snapshot.version:
+                break
+            # Retention was faster.
+            snapshot = now
+        return self._without_record(snapshot, may_list)
+
+    def _named_by(self, snapshot: RecordSnapshot) -> Published | None:
+        state = snapshot.record.state
+        if snapshot.fault is not None or state is None:
+            return None
+        for place in resolve(self._directory, state.model_checkpoint_path):
+            if self.latest is not None and place.key == self.latest.place.key and self._is_unchanged():
+                return self.latest
+            found = published_at(place)
+            if found is not None:
+                return found
+        return None
+
+    def _is_unchanged(self) -> bool:
+        """Whether the index of `latest` is the one that was seen."""
+        assert self.latest is not None
+        storage, key = self.latest.place.storage, self.latest.place.suffixed(index_name("")).key
+        try:
+            return storage.head(key).version == self.latest.version
+        except (NotFoundError, UsageError):
+            return False
+
+    def _without_record(self, snapshot: RecordSnapshot, may_list: bool) -> Published | None:
+        """Look for something newer by a listing, and never for something older."""
+        if may_list:
+            self.listings += 1
+            place, _ = look_for_latest(self._directory, self._record.name)
+            found = None if place is None else published_at(place)
+            if found is not None and self._is_newer(found):
+                return self._taken(found)
+            if place is None and self.latest is None:
+                check_is_directory(self._directory)
+        if snapshot.version is None and self._version is None:
+            # There never was one. Somebody may be copying the checkpoints, and write it last.
+            return None
+        raise self._trouble(snapshot)
+
+    def _is_newer(self, found: Published) -> bool:
+        if self.latest is None:
+            return True
+        return found.step is not None and self.latest.step is not None and found.step > self.latest.step
+
+    def _taken(self, found: Published) -> Published | None:
+        if found == self.latest:
+            return None
+        self.latest = found
+        return found
+
+    def _trouble(self, snapshot: RecordSnapshot) -> CorruptError:
+        state = snapshot.record.state
+        if snapshot.fault is not None:
+            return snapshot.fault
+        if state is None:
+            what = "the record is not there any more"
+        else:
+            what = f"the record names {abridged(state.model_checkpoint_path)!r}, which cannot be restored"
+        return CorruptError(
+            what,
+            url=self._record.url,
+            hint="A checkpoint that is being copied needs time. `ckptstore verify` shows what is wrong.",
+        )
+
+
+def published_at(place: Location) -> Published | None:
+    """Return the checkpoint at `place` if it can be restored: index readable, every data file long enough."""
+    try:
+        report = verify_bundle(place, quick=True)
+    except (NotFoundError, CorruptError, UsageError):
+        # UsageError: a name that no file can have. It came from the record, not from the caller.
+        return None
+    return Published(place, report.index_version) if report.ok and report.index_version else None
