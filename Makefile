@@ -221,7 +221,7 @@ demo: $(VENV)/.ready  ## the story in the terminal, in under a minute
 
 # One environment for each family of contenders; the directory is one of them.
 BENCH_GROUPS := bench bench-clients bench-tensorflow bench-torch bench-jax
-BENCH_READY  := $(BENCH_GROUPS:%=.cache/venv-%/.ready)
+BENCH_READY  := $(BENCH_GROUPS:%=.cache/venv-%/.ready) $(VENV_ENGINES)/.ready
 BENCH        := .cache/venv-bench/bin/python -m benchmarks
 RESULTS      ?= .cache/bench/results.json
 

@@ -32,6 +32,7 @@ def main() -> int:
     add("--slow-rounds", type=int, help="of contenders that are marked slow (3; quick 1)")
     add("--large-mib", type=int, help="size of W (1024; quick 256)")
     add("--small-count", type=int, default=20_000, help="tensors of K")
+    add("--ranks-mib", type=int, help="size of what four ranks hold (256; quick 64)")
     add("--imports", type=int, help="fresh processes for each import (15; quick 5)")
     add("--seed", type=int, help="for the order; without one, a new one each time")
     add("--quick", action="store_true", help="a smaller W, fewer rounds and fewer contenders")
@@ -90,6 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         slow_rounds=choose(options.slow_rounds, 3, 1),
         large=SetSpec("large", choose(options.large_mib, 1024, 256) * MIB),
         small=SetSpec("small", options.small_count),
+        ranks=SetSpec("sharded", choose(options.ranks_mib, 256, 64) * MIB),
         imports=choose(options.imports, 15, 5),
         seed=random.randrange(1 << 30) if options.seed is None else options.seed,
         directory=directory,

@@ -22,6 +22,7 @@ from benchmarks.contenders.registry import CONTENDERS, Spec
 from benchmarks.measure import memory_bytes, touch_memory
 from benchmarks.rows import SCENARIOS, Row, Scenario, work_of
 from benchmarks.sets import Data, SetSpec
+from benchmarks.team import Team
 from benchmarks.workers import ROOT, WorkerError, WorkerProcess
 
 SCHEMA = "ckptstore-benchmark/1"
@@ -59,12 +60,18 @@ class Settings:
     slow_rounds: int
     large: SetSpec
     small: SetSpec
+    ranks: SetSpec
     imports: int
     seed: int
     directory: Path
     environments: Path
     only_quick: bool = False
     contenders: frozenset[str] = frozenset()
+
+    def set_of(self, size: str) -> SetSpec:
+        """Return the set that a scenario of this size moves."""
+        few, many = SetSpec("slices", 16), SetSpec("slices", 2000)
+        return {"large": self.large, "small": self.small, "ranks": self.ranks, "few": few, "many": many}[size]
 
     def takes_part(self, name: str) -> bool:
         if self.contenders:
@@ -128,7 +135,7 @@ class Run:
         self.scenario(name, SCENARIOS[name], chosen)
 
     def scenario(self, name: str, scenario: Scenario, operations: dict[str, list[str]]) -> None:
-        spec = self.settings.large if scenario.size == "large" else self.settings.small
+        spec = self.settings.set_of(scenario.size)
         for operation in operations:
             self.measured[name, operation] = {who: Entry() for who in operations[operation]}
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.settings.directory) as text:
@@ -184,6 +191,7 @@ class Run:
                 "seed": settings.seed,
                 "large_bytes": Data(settings.large).nbytes,
                 "small_count": settings.small.size,
+                "ranks_bytes": Data(settings.ranks).nbytes,
                 "quick": settings.only_quick,
             },
             "contenders": {
@@ -200,7 +208,7 @@ class Run:
         entries = self.measured.get((row.scenario, row.operation), {})
         is_import = row.scenario == "import"
         size = None if is_import else SCENARIOS[row.scenario].size
-        data = Data(self.settings.large if size == "large" else self.settings.small)
+        data = Data(self.settings.set_of(size or "small"))
         one = row.operation.startswith("read")
         return {
             "id": name,
@@ -236,7 +244,7 @@ class _Scenario:
     ) -> None:
         self.owner, self.name, self.scenario, self.spec = run, name, scenario, spec
         self.operations, self.store, self.directory = operations, store, directory
-        self.workers: dict[str, WorkerProcess] = {}
+        self.workers: dict[str, WorkerProcess | Team] = {}
         self.saved: dict[str, int] = {}  # contender → round of its last save
 
     def run(self) -> None:
@@ -265,7 +273,7 @@ class _Scenario:
             save = self.owner.measured[self.name, "save"][who]
             entry.failure = f"nothing to restore, its save failed: {save.failure}"
             return
-        if is_save:
+        if is_save and not CONTENDERS[who].keeps:
             self.clear(who)
         where = f"{who}/r{number if is_save else self.saved[who]}"
         arguments = {"operation": operation, "where": where, "stamp": number if is_save else self.saved[who]}
@@ -285,7 +293,7 @@ class _Scenario:
         if self.scenario.lifetime == "operation":
             self.end(who)
 
-    def worker(self, who: str, operation: str) -> WorkerProcess:
+    def worker(self, who: str, operation: str) -> WorkerProcess | Team:
         worker = self.workers.get(who)
         if worker is not None and worker.is_alive:
             return worker
@@ -293,8 +301,9 @@ class _Scenario:
         if self.scenario.lifetime == "run":
             operations = [name for name, names in self.operations.items() if who in names]
         place = self.directory / "files"
-        self.workers[who] = made = WorkerProcess(
-            CONTENDERS[who],
+        spec = CONTENDERS[who]
+        self.workers[who] = made = (Team if spec.ranks > 1 else WorkerProcess)(
+            spec,
             Place(str(place)) if self.store is None else replace(self.store.place, root=self.name),
             self.spec,
             operations,

@@ -23,6 +23,8 @@ class Cost:
 
     Attributes
     ----------
+    begun_s : float
+        On the monotonic clock, which all processes share.
     seconds : float
     cpu_s : float
         User and system time of this process and of children it waited for.
@@ -30,6 +32,7 @@ class Cost:
         Highest resident set during the call, above that before it.
     """
 
+    begun_s: float
     seconds: float
     cpu_s: float
     peak_bytes: int
@@ -45,12 +48,12 @@ def measured(action: Callable[[], Any]) -> tuple[Cost, Any]:
     before = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
     try:
-        cpu, start = _cpu_s(), time.perf_counter()
+        cpu, start = _cpu_s(), time.monotonic()
         result = action()
-        seconds, cpu = time.perf_counter() - start, _cpu_s() - cpu
+        seconds, cpu = time.monotonic() - start, _cpu_s() - cpu
     finally:
         gc.enable()
-    return Cost(seconds, cpu, max(0, _status_bytes("VmHWM") - before)), result
+    return Cost(start, seconds, cpu, max(0, _status_bytes("VmHWM") - before)), result
 
 
 def _cpu_s() -> float:

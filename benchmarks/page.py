@@ -30,6 +30,7 @@ _INTRODUCTION = (
 _GROUPS = (
     ("On MinIO", ("large-minio", "small-minio", "one", "large-https")),
     ("On a local disk", ("large-local", "small-local", "async")),
+    ("Many ranks", ("ranks-minio", "ranks-local", "ranks-few", "ranks-many")),
     ("Importing", ("import",)),
 )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.contenders.registry import BUDGET_BYTES, CONTENDERS, MIB, OURS
+from benchmarks.contenders.many_ranks import STEPS
+from benchmarks.contenders.registry import BUDGET_BYTES, CONTENDERS, MIB, OURS, RANKS_BUDGET_BYTES
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Scenario:
     Attributes
     ----------
     size : str
-        ``large`` or ``small``: W or K.
+        ``large`` or ``small``: W or K; of many ranks ``ranks``, ``few`` or ``many``.
     store : str
         ``local``, ``http`` or ``https`` (MinIO).
     lifetime : str
@@ -44,6 +45,11 @@ SCENARIOS = {
     "large-https": Scenario("large", "https"),
     # The first save makes the staging buffers.
     "async": Scenario("large", "local", all_rounds=True, discarded=1),
+    # The first save of a layout agrees on who writes what.
+    "ranks-minio": Scenario("ranks", "http", discarded=1),
+    "ranks-local": Scenario("ranks", "local", discarded=1),
+    "ranks-few": Scenario("few", "http", all_rounds=True, discarded=1),
+    "ranks-many": Scenario("many", "http", all_rounds=True, discarded=1),
 }
 
 
@@ -102,6 +108,8 @@ LOCAL_PEERS = (
 DURABLE = ("direct-ring", "buffered-sync")
 _ROOM = BUDGET_BYTES + 64 * MIB
 _BUDGETED = "ckptstore-budget"
+_RANKS, _RANKS_STORE, _RANKS_BUDGETED = "ckptstore-ranks", "ckptstore-ranks-store", "ckptstore-ranks-budget"
+_RANKS_DCP = "dcp-ranks-s3torch"
 _MEMORY_TARGET = (Target(_ROOM, who=_BUDGETED, measure="peak_bytes"),)
 
 ROWS: dict[str, Row] = {
@@ -279,6 +287,88 @@ ROWS: dict[str, Row] = {
         _MEMORY_TARGET,
         "peak_bytes",
     ),
+    "ranks-minio-save": Row(
+        "4 ranks, MinIO, save",
+        "ranks-minio",
+        "save",
+        (_RANKS, _RANKS_STORE, _RANKS_DCP, "dcp-ranks-fsspec", "zarr3-ranks", "ocdbt-ranks"),
+        (_RANKS_DCP,),
+        (Target(0.75, (_RANKS_DCP,), who=_RANKS), Target(1.0, ("ocdbt-ranks",), who=_RANKS)),
+    ),
+    "ranks-minio-into": Row(
+        "4 ranks, MinIO, restore as saved",
+        "ranks-minio",
+        "restore_into",
+        (_RANKS, _RANKS_DCP, "dcp-ranks-fsspec", "zarr3-ranks"),
+        (_RANKS_DCP,),
+        (Target(0.6, (_RANKS_DCP,), who=_RANKS), Target(1.0, ("zarr3-ranks",), who=_RANKS)),
+    ),
+    "ranks-minio-columns": Row(
+        "4 ranks, MinIO, restore rows as columns",
+        "ranks-minio",
+        "restore_columns",
+        (_RANKS, _RANKS_DCP, "dcp-ranks-fsspec", "zarr3-ranks"),
+        (_RANKS_DCP,),
+        (Target(0.6, (_RANKS_DCP,), who=_RANKS), Target(1.0, ("zarr3-ranks",), who=_RANKS)),
+    ),
+    "ranks-local-save": Row(
+        "4 ranks, local, durable save",
+        "ranks-local",
+        "save",
+        (_RANKS, _RANKS_STORE, "dcp-ranks", "orbax-ranks"),
+        ("dcp-ranks",),
+        (Target(0.6, ("dcp-ranks",), who=_RANKS), Target(0.3, ("orbax-ranks",), who=_RANKS)),
+    ),
+    "ranks-few": Row(
+        "4 ranks, MinIO, save 16 small tensors",
+        "ranks-few",
+        "save",
+        (_RANKS, _RANKS_STORE, _RANKS_DCP),
+        (_RANKS_DCP,),
+        (Target(0.06, who=_RANKS), Target(0.12, who=_RANKS_STORE)),
+    ),
+    "ranks-many-save": Row(
+        "4 ranks, MinIO, save 2 000 tensors in 4 slices",
+        "ranks-many",
+        "save",
+        (_RANKS, _RANKS_DCP),
+        (_RANKS_DCP,),
+        (Target(1.0, who=_RANKS),),
+    ),
+    "ranks-many-into": Row(
+        "4 ranks, MinIO, restore 2 000 tensors of 4 slices",
+        "ranks-many",
+        "restore_into",
+        (_RANKS, _RANKS_DCP),
+        (_RANKS_DCP,),
+        (Target(1.0, who=_RANKS),),
+    ),
+    "ranks-steps": Row(
+        f"4 ranks, {STEPS:,} steps of Preemption",
+        "ranks-few",
+        "ask_steps",
+        (_RANKS,),
+        (),
+        (Target(5e-6 * STEPS, who=_RANKS),),
+    ),
+    "ranks-memory-save": Row(
+        "4 ranks, MinIO, save, peak memory beyond the pieces",
+        "ranks-minio",
+        "save",
+        (_RANKS_BUDGETED, _RANKS, _RANKS_DCP, "dcp-ranks-fsspec", "zarr3-ranks", "ocdbt-ranks"),
+        (),
+        (Target(RANKS_BUDGET_BYTES + 64 * MIB, who=_RANKS_BUDGETED, measure="peak_bytes"),),
+        "peak_bytes",
+    ),
+    "ranks-memory-columns": Row(
+        "4 ranks, MinIO, restore rows as columns, peak memory beyond the pieces",
+        "ranks-minio",
+        "restore_columns",
+        (_RANKS_BUDGETED, _RANKS, _RANKS_DCP, "dcp-ranks-fsspec", "zarr3-ranks"),
+        (),
+        (Target(RANKS_BUDGET_BYTES + 64 * MIB, who=_RANKS_BUDGETED, measure="peak_bytes"),),
+        "peak_bytes",
+    ),
     "import": Row(
         "import, above numpy",
         "import",
@@ -305,10 +395,12 @@ def work_of(rows: dict[str, Row]) -> dict[str, dict[str, list[str]]]:
         "save",
         "restore_mapped",
         "restore_into",
+        "restore_columns",
         "restore_new",
         "read_one",
         "read_first",
         "async_save",
+        "ask_steps",
         "import",
     )
     return {

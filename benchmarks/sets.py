@@ -1,4 +1,4 @@
-"""The two sets of arrays: W, tensors of mixed size, and K, many small ones. The same in every process."""
+"""The sets of arrays: W, of mixed size, K, many small ones, and those of many ranks; the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ Arrays = Mapping[str, np.ndarray]
 SMALL_ELEMENTS = 256  # float32: 1 KiB
 _LAYERS = 12
 _POISON = -1.0
+_REPLICATED = "norm"
+_FEWEST = 4  # every axis of what is sharded can be cut in four
 
 
 @dataclass(frozen=True)
 class SetSpec:
-    """Which set, and how large: bytes of W (``kind="large"``), tensors of K (``kind="small"``)."""
+    """Which set, and how large.
+
+    Attributes
+    ----------
+    kind : str
+        ``large``: W; ``small``: K; for many ranks ``sharded``: 16 sharded and 8 replicated tensors, and
+        ``slices``: sharded tensors of 4 KiB.
+    size : int
+        Bytes of a large or sharded one, tensors of the others.
+    """
 
     kind: str
     size: int
@@ -28,13 +39,21 @@ class SetSpec:
     def title(self) -> str:
         if self.kind == "large":
             return f"W: {self.size / 2**20:,.0f} MiB of float32 in 121 tensors"
+        if self.kind == "sharded":
+            return f"{self.size / 2**20:,.0f} MiB of float32 in 16 sharded and 8 replicated tensors"
+        if self.kind == "slices":
+            return f"{self.size:,} sharded tensors of 4 KiB"
         return f"K: {self.size:,} tensors of 1 KiB"
 
 
 def shapes_of(spec: SetSpec) -> dict[str, tuple[int, ...]]:
     """Return name → shape, in ascending order of names."""
-    shapes = _large(spec.size) if spec.kind == "large" else _small(spec.size)
-    return dict(sorted(shapes.items()))
+    return dict(sorted(_SHAPES[spec.kind](spec.size).items()))
+
+
+def is_replicated(name: str) -> bool:
+    """Return whether every rank holds all of this tensor."""
+    return name.startswith(_REPLICATED)
 
 
 def _large(size_bytes: int) -> dict[str, tuple[int, ...]]:
@@ -58,6 +77,21 @@ def _small(count: int) -> dict[str, tuple[int, ...]]:
     return {f"block{i // 100:04d}/tensor{i % 100:02d}": (SMALL_ELEMENTS,) for i in range(count)}
 
 
+def _sharded(size_bytes: int) -> dict[str, tuple[int, ...]]:
+    """An eighth of it replicated, as norms and small layers are."""
+    wide = max(_FEWEST, int(math.sqrt(size_bytes / 8 / 8 / 4)) // _FEWEST * _FEWEST)
+    rows = max(_FEWEST, size_bytes * 7 // 8 // 16 // 4 // wide // _FEWEST * _FEWEST)
+    shapes: dict[str, tuple[int, ...]] = {f"layer{number:02d}/w": (rows, wide) for number in range(16)}
+    return shapes | {f"{_REPLICATED}{number}": (wide, wide) for number in range(8)}
+
+
+def _slices(count: int) -> dict[str, tuple[int, ...]]:
+    return {f"block{i // 100:04d}/tensor{i % 100:02d}": (_FEWEST, SMALL_ELEMENTS) for i in range(count)}
+
+
+_SHAPES = {"large": _large, "small": _small, "sharded": _sharded, "slices": _slices}
+
+
 @dataclass(frozen=True)
 class Data:
     """The arrays of one set, made anew whenever they are asked for.
@@ -67,6 +101,10 @@ class Data:
     """
 
     spec: SetSpec
+
+    def tiny(self) -> Data:
+        """Return a set of eight tiny tensors."""
+        return Data(SetSpec("small", 8))
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -11,8 +11,9 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.contenders.base import OPERATIONS, SAVES, WARM, Contender, Place
+from benchmarks.contenders.base import LOOKS, OPERATIONS, SAVES, WARM, Contender, Place
 from benchmarks.measure import give_memory_back, measured, memory_bytes, read_files, settle, touch_memory
+from benchmarks.parts import Part
 from benchmarks.sets import Data, SetSpec
 
 
@@ -20,11 +21,14 @@ class Worker:
     """One contender, set up by the orders of the harness, and the commands it answers."""
 
     def __init__(self, orders: dict[str, Any]) -> None:
-        self.data = Data(SetSpec(**orders["set"]))
+        self.port: int = orders["port"]
+        # One of many ranks holds a part of the set.
+        self.data = (Part if self.port else Data)(SetSpec(**orders["set"]), **orders["part"])
         self.place = Place(**orders["place"])
         module, _, name = orders["class"].partition(":")
         kind: type[Contender] = getattr(importlib.import_module(module), name)
         self.contender = kind(self.place, self.data, orders["scratch"], **orders["options"])
+        self.contender.port = self.port
         self.operations: list[str] = orders["operations"]
         self.is_warm = bool(orders["warm"])
 
@@ -39,39 +43,51 @@ class Worker:
     def warm_up(self) -> None:
         """Do with eight tiny tensors what shall be measured: what is lazy is there then."""
         contender = self.contender
-        contender.data = Data(SetSpec("small", 8))
+        contender.data = tiny = self.data.tiny()
         saves = [name for name in self.operations if name in SAVES]
         restores = [name for name in self.operations if name not in SAVES]
         for operation in [*(saves or ["save"]), *restores]:
+            contender.data = _cut(tiny, operation)
             contender.prepare(operation, 0)
-            where = f"{WARM}/{os.getpid()}"
+            where = f"{WARM}/{self.port or os.getpid()}/0"
             contender.settle(operation, getattr(contender, OPERATIONS[operation])(where), where)
             contender.release(operation)
         contender.data = self.data
 
     def run(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
         """Do one operation: prepare, measure, check, release."""
+        self.prepare(operation, where, stamp)
+        return self.perform(operation, where, stamp)
+
+    def prepare(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
+        """Do what comes before the measurement; one of many ranks then waits for the others."""
+        self.contender.data = _cut(self.data, operation)
+        self.contender.prepare(operation, stamp)
+        if operation not in SAVES and not self.place.bucket:
+            read_files(Path(self.place.root, where))
+        if operation not in LOOKS:
+            touch_memory(min(2 * self.data.nbytes, memory_bytes() // 3))
+        settle()
+        return {}
+
+    def perform(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
+        """Measure, check, release."""
         contender = self.contender
+        data = contender.data
         action = getattr(contender, OPERATIONS[operation])
-        contender.prepare(operation, stamp)
+        is_restore = operation not in (*SAVES, "ask_steps")
         try:
-            is_restore = operation not in SAVES
-            if is_restore and not self.place.bucket:
-                read_files(Path(self.place.root, where))
-            if OPERATIONS[operation] != "read_one":
-                touch_memory(min(2 * self.data.nbytes, memory_bytes() // 3))
-            settle()
             cost, result = measured(lambda: action(where))
             if operation == "async_save" and not contender.options.get("promise"):
                 # The arrays belong to the caller again: what he does to them must not reach the checkpoint.
                 assert contender.flat is not None
-                contender.flat[list(self.data.starts.values())] = -2.0
+                contender.flat[list(data.starts.values())] = -2.0
             result = contender.settle(operation, result, where)
             if is_restore:
-                names = [self.data.single] if OPERATIONS[operation] == "read_one" else None
-                self.data.check(result, stamp, names)
+                names = [data.single] if OPERATIONS[operation] == "read_one" else None
+                data.check(result, stamp, names)
             elif operation == "async_save" and result is not None:
-                self.data.check(result, stamp)
+                data.check(result, stamp)
             del result
         finally:
             contender.release(operation)
@@ -82,6 +98,11 @@ class Worker:
     def close(self) -> dict[str, Any]:
         self.contender.close()
         return {}
+
+
+def _cut(data: Data, operation: str) -> Data:
+    """Return what an operation moves: the same set, perhaps cut in another way than it was saved."""
+    return data.columns if isinstance(data, Part) and operation == "restore_columns" else data
 
 
 def _version(name: str) -> str:

@@ -7,8 +7,10 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.contenders.base import Place
@@ -16,7 +18,7 @@ from benchmarks.contenders.registry import Spec
 from benchmarks.sets import SetSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 180.0
+START_S = 300.0
 OPERATION_S = 240.0
 
 
@@ -33,6 +35,10 @@ class WorkerProcess:
         The directory of virtual environments.
     directory : Path
         Its own: logs, and what it must put on a disk on the way.
+    part : mapping
+        ``rank`` and ``ranks`` of one of many.
+    port : int
+        Where rank 0 may listen for the others.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class WorkerProcess:
         warm: bool,
         environments: Path,
         directory: Path,
+        part: Mapping[str, int] = MappingProxyType({}),
+        port: int = 0,
     ) -> None:
         python = environments / f"venv-{spec.environment}" / "bin" / "python"
         if not python.is_file():
@@ -69,6 +77,8 @@ class WorkerProcess:
             "options": spec.options,
             "operations": operations,
             "warm": warm,
+            "part": dict(part),
+            "port": port,
         }
         try:
             self.versions: dict[str, str] = self.ask("be", orders, START_S)["versions"]

@@ -15,15 +15,19 @@ from benchmarks.sets import Data
 OPERATIONS = {
     "save": "save",
     "restore_into": "restore_into",
+    "restore_columns": "restore_into",
     "restore_new": "restore_new",
     "restore_mapped": "restore_mapped",
     "read_one": "read_one",
     "read_first": "read_one",
     "async_save": "async_save",
+    "ask_steps": "ask_steps",
 }
 """What rows ask for, and the method that does it."""
 
 SAVES = ("save", "async_save")
+LOOKS = ("read_one", "read_first", "ask_steps")
+"""Operations that move next to nothing."""
 WARM = "warm"
 
 
@@ -74,6 +78,8 @@ class Contender:
     ----------
     scratch : str
         A directory of its own for what must pass through a disk.
+    port : int
+        Set before ``load`` where it is one of many ranks: where rank 0 may listen.
     """
 
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -85,6 +91,7 @@ class Contender:
         self.scratch = scratch
         self.options = options
         self.flat: np.ndarray | None = None
+        self.port = 0
 
     def load(self) -> None:
         """Import the library."""
@@ -99,7 +106,7 @@ class Contender:
             self.flat[list(self.data.starts.values())] = stamp
         elif operation in SAVES:
             self.flat = self.data.source(stamp)
-        elif operation == "restore_into":
+        elif OPERATIONS[operation] == "restore_into":
             self.flat = self.data.destination()
         if self.flat is not None:
             self.take(self.data.views(self.flat))

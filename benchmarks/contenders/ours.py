@@ -20,11 +20,7 @@ class Ours(Contender):
         # Names are resolved on first use; a program that saves has done so.
         for name in ("Saver", "open_checkpoint", "latest_checkpoint"):
             getattr(ckptstore, name)
-        keywords = {
-            name: self.options[name] for name in ("memory_budget", "durability") if name in self.options
-        }
-        self.saver = ckptstore.Saver(**keywords)
-        self.reading = {key: value for key, value in keywords.items() if key == "memory_budget"}
+        self.reading = {key: self.options[key] for key in ("memory_budget",) if key in self.options}
         self.storage: dict[str, Any] = {}
         if self.place.bucket:
             client: dict[str, Any] = {"region_name": self.place.region}
@@ -36,6 +32,12 @@ class Ours(Contender):
                 "endpoint_url": self.place.endpoint,
                 "client_kwargs": client,
             }
+        self.saver = ckptstore.Saver(**self.keywords)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What the Saver is made with."""
+        return {name: self.options[name] for name in ("memory_budget", "durability") if name in self.options}
 
     def prefix(self, where: str) -> str:
         return self.place.url(f"{where}/model")

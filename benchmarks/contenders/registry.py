@@ -47,6 +47,10 @@ class Spec:
         Takes part in fewer rounds.
     quick : bool
         Takes part in the small run too.
+    ranks : int
+        Processes that it consists of, each with a part of the set.
+    keeps : bool
+        Saves step after step in one place, and deletes old ones itself.
     """
 
     label: str
@@ -57,6 +61,8 @@ class Spec:
     options: dict[str, Any] = field(default_factory=dict)
     slow: bool = False
     quick: bool = True
+    ranks: int = 1
+    keeps: bool = False
 
 
 _OURS = Traits(synced=True, checksummed=True, atomic=True)
@@ -65,6 +71,8 @@ _OBJECT = Traits(synced=None, atomic=True)
 _TORN = Traits(synced=None)  # several objects, and no commit
 
 OURS = "ckptstore"
+RANKS = 4
+RANKS_BUDGET_BYTES = 16 * MIB  # a quarter of the part of a rank
 
 CONTENDERS: dict[str, Spec] = {
     OURS: Spec("ckptstore", f"{_HERE}.ours:Ours", "bench", "ours", _OURS),
@@ -217,5 +225,93 @@ CONTENDERS: dict[str, Spec] = {
         {"ocdbt": True},
         slow=True,
         quick=False,
+    ),
+    # four ranks
+    "ckptstore-ranks": Spec(
+        "ckptstore",
+        f"{_HERE}.many_ranks:Ours",
+        "engines",
+        "ours",
+        _OURS,
+        {"engine": "torch"},
+        ranks=RANKS,
+        keeps=True,
+    ),
+    "ckptstore-ranks-store": Spec(
+        "ckptstore, through the store",
+        f"{_HERE}.many_ranks:Ours",
+        "bench",
+        "ours",
+        _OURS,
+        {"engine": "store"},
+        ranks=RANKS,
+        keeps=True,
+    ),
+    "ckptstore-ranks-budget": Spec(
+        f"ckptstore, budget {RANKS_BUDGET_BYTES // MIB} MiB",
+        f"{_HERE}.many_ranks:Ours",
+        "engines",
+        "ours",
+        _OURS,
+        {"engine": "torch", "memory_budget": RANKS_BUDGET_BYTES},
+        slow=True,
+        ranks=RANKS,
+        keeps=True,
+    ),
+    "dcp-ranks": Spec(
+        "torch DCP",
+        f"{_HERE}.many_ranks:DcpLocal",
+        "bench-torch",
+        "peer",
+        Traits(synced=True),
+        quick=False,
+        ranks=RANKS,
+    ),
+    "dcp-ranks-fsspec": Spec(
+        "torch DCP, fsspec",
+        f"{_HERE}.many_ranks:DcpFsspec",
+        "bench-torch",
+        "peer",
+        _TORN,
+        slow=True,
+        quick=False,
+        ranks=RANKS,
+    ),
+    "dcp-ranks-s3torch": Spec(
+        "torch DCP, s3torchconnector",
+        f"{_HERE}.many_ranks:DcpS3Torch",
+        "bench-torch",
+        "peer",
+        _TORN,
+        quick=False,
+        ranks=RANKS,
+    ),
+    "orbax-ranks": Spec(
+        "Orbax v1",
+        f"{_HERE}.many_ranks:OrbaxV1",
+        "bench-jax",
+        "peer",
+        Traits(synced=True, atomic=True),
+        quick=False,
+        ranks=RANKS,
+    ),
+    "zarr3-ranks": Spec(
+        "TensorStore zarr3",
+        f"{_HERE}.many_ranks:TensorStoreRanks",
+        "bench-jax",
+        "peer",
+        Traits(synced=True),
+        quick=False,
+        ranks=RANKS,
+    ),
+    "ocdbt-ranks": Spec(
+        "TensorStore ocdbt, not merged",
+        f"{_HERE}.many_ranks:TensorStoreRanks",
+        "bench-jax",
+        "peer",
+        Traits(synced=True),
+        {"ocdbt": True},
+        quick=False,
+        ranks=RANKS,
     ),
 }

@@ -50,7 +50,11 @@ class TensorStore(Contender):
         shape = self.data.shapes[name]
         row = 4 * math.prod(shape[1:])
         chunk = [max(1, min(shape[0], _CHUNK_BYTES // row)), *shape[1:]]
-        return self.spec(where, name) | {
+        return self.spec(where, name) | self.description(shape, chunk)
+
+    def description(self, shape: tuple[int, ...], chunk: list[int]) -> dict[str, Any]:
+        """Return what makes a new array."""
+        return {
             "metadata": {
                 "shape": list(shape),
                 "data_type": "float32",
@@ -61,16 +65,24 @@ class TensorStore(Contender):
             "delete_existing": False,
         }
 
+    def target(self, store: Any, name: str) -> Any:
+        """Return what of an array is written or read."""
+        return store
+
     def save(self, where: str) -> None:
+        self.write(where, self.arrays)
+
+    def write(self, where: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Make and write these arrays."""
         ts = self.library
         transaction = ts.Transaction() if self.options.get("ocdbt") else None
         opened = [
             ts.open(self.created(where, name), context=self.context, transaction=transaction)
-            for name in self.arrays
+            for name in arrays
         ]
         writes = [
-            store.result().write(array, can_reference_source_data_indefinitely=True)
-            for store, array in zip(opened, self.arrays.values(), strict=True)
+            self.target(store.result(), name).write(array, can_reference_source_data_indefinitely=True)
+            for store, (name, array) in zip(opened, arrays.items(), strict=True)
         ]
         if transaction is not None:
             for write in writes:

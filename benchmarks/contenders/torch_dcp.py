@@ -10,7 +10,7 @@ from benchmarks.contenders.raw import THREADS
 from benchmarks.contenders.torch_files import TorchContender
 
 
-class _Dcp(TorchContender, ABC):
+class Dcp(TorchContender, ABC):
     """A restore fills tensors that are there; new ones are made empty first."""
 
     def load(self) -> None:
@@ -46,7 +46,7 @@ class _Dcp(TorchContender, ABC):
         return tensors
 
 
-class Local(_Dcp):
+class Local(Dcp):
     """Two threads; it syncs its files."""
 
     def writer(self, where: str) -> Any:
@@ -75,7 +75,7 @@ class Local(_Dcp):
         return self.restore_new(where)
 
 
-class Fsspec(_Dcp):
+class Fsspec(Dcp):
     """Over s3fs, with fsspec's file-like objects."""
 
     libraries = ("torch", "s3fs")
@@ -97,7 +97,7 @@ class Fsspec(_Dcp):
         return self.make_reader(self.place.url(where))
 
 
-class S3Torch(_Dcp):
+class S3Torch(Dcp):
     """AWS's connector for torch."""
 
     libraries = ("torch", "s3torchconnector")

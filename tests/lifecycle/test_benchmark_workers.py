@@ -15,6 +15,7 @@ from benchmarks.contenders.registry import CONTENDERS, Spec
 from benchmarks.harness import Run, Settings
 from benchmarks.rows import ROWS
 from benchmarks.sets import SetSpec
+from benchmarks.team import Team
 from benchmarks.workers import WorkerError, WorkerProcess
 
 SMALL = SetSpec("small", 20)
@@ -37,6 +38,7 @@ def settings(tmp_path, environments):
         slow_rounds=1,
         large=SetSpec("large", 2**20),
         small=SMALL,
+        ranks=SetSpec("sharded", 2**20),
         imports=0,
         seed=1,
         directory=tmp_path,
@@ -135,6 +137,33 @@ def _worker(name: str, environments: Path, tmp_path: Path) -> WorkerProcess:
     return WorkerProcess(
         spec, place, SMALL, operations, warm=bool(operations), environments=environments, directory=tmp_path
     )
+
+
+def _team(name: str, environments: Path, tmp_path: Path) -> Team:
+    spec = Spec("label", f"tests.unit.benchmarks.contenders:{name}", "bench", "peer", ranks=2)
+    place = Place(str(tmp_path / "files"))
+    data = SetSpec("sharded", 2**20)
+    operations = ["save", "restore_into"]
+    return Team(spec, place, data, operations, warm=True, environments=environments, directory=tmp_path)
+
+
+def test_of_a_team_the_slowest_rank_counts_and_each_restores_its_own_part(environments, tmp_path):
+    team = _team("Rank", environments, tmp_path)
+    try:
+        save = team.ask("run", {"operation": "save", "where": "x", "stamp": 1})
+        restore = team.ask("run", {"operation": "restore_into", "where": "x", "stamp": 1})
+        assert save["seconds"] >= 0.3
+        assert restore.keys() == save.keys() == {"seconds", "cpu_s", "peak_bytes"}
+    finally:
+        team.close()
+    assert not team.is_alive
+
+
+def test_a_team_ends_when_one_of_its_ranks_fails(environments, tmp_path):
+    team = _team("RankFails", environments, tmp_path)
+    with pytest.raises(WorkerError, match="no room"):
+        team.ask("run", {"operation": "save", "where": "x", "stamp": 1})
+    assert not team.is_alive
 
 
 def test_what_a_library_prints_is_no_answer(environments, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.contenders.numpy_files import Npz
+from benchmarks.parts import Part
 
 
 class Dies(Npz):
@@ -50,3 +51,31 @@ class Cuts(Npz):
 class Complains(Npz):
     def save(self, where: str) -> None:
         raise OSError(f"no room in {self.place.root}, {self.scratch} and {os.path.realpath(__file__)}")
+
+
+class Rank(Npz):
+    """A file for each rank; the second rank is slow."""
+
+    data: Part
+
+    def file(self, where: str) -> str:
+        return f"{super().file(where)}-{self.data.rank}.npz"
+
+    def save(self, where: str) -> None:
+        time.sleep(0.3 * self.data.rank)
+        super().save(where)
+
+    def restore_into(self, where: str) -> Mapping[str, Any]:
+        return super().restore_new(where)
+
+
+class RankFails(Rank):
+    """The second rank fails, and the first waits for it."""
+
+    def save(self, where: str) -> None:
+        if self.data.spec.size == 8:
+            super().save(where)
+            return
+        if self.data.rank:
+            raise OSError("no room")
+        time.sleep(3600)

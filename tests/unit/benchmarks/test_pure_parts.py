@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks import machine, page, table, view
 from benchmarks.contenders.base import OPERATIONS
 from benchmarks.contenders.registry import CONTENDERS, OURS
+from benchmarks.parts import Part
 from benchmarks.plot import plot, tick_step
 from benchmarks.readme import readme_table, renew_readme
 from benchmarks.rows import ROWS, SCENARIOS, unknown_names, work_of
@@ -92,6 +93,32 @@ def test_a_flipped_bit_in_a_sample_is_noticed(data):
     views[data.samples[0]].view(np.uint32).flat[-1] ^= 1
     with pytest.raises(ValueError, match="differs"):
         data.check(views, 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_parts_of_all_ranks_are_the_whole_set_however_it_is_cut(axis):
+    spec = SetSpec("sharded", 2 * MIB)
+    whole = Part(spec)
+    found = {name: np.zeros(shape, np.float32) for name, shape in whole.shapes.items()}
+    for rank in range(4):
+        part = Part(spec, rank, 4, axis)
+        for name, box in part.views(part.source(3)).items():
+            assert np.array_equal(box, part.expected(name, 3))
+            start = part.start(name)
+            found[name][tuple(slice(at, at + n) for at, n in zip(start, box.shape, strict=True))] = box
+    assert len(found) == 24
+    whole.check(found, 3, list(found))
+    with pytest.raises(ValueError, match="differs"):
+        whole.check(found, 4)
+
+
+def test_a_rank_holds_a_quarter_of_what_is_sharded_and_all_that_is_replicated():
+    part = Part(SetSpec("sharded", 256 * MIB), 1, 4)
+    assert 0.99 * 256 * MIB < Data(part.spec).nbytes <= 256 * MIB
+    assert part.start("layer00/w") == (part.shapes["layer00/w"][0], 0)
+    assert part.columns.start("layer00/w") == (0, part.columns.shapes["layer00/w"][1])
+    assert part.shapes["norm0"] == part.full_shapes["norm0"]
+    assert part.nbytes == pytest.approx((7 / 8 / 4 + 1 / 8) * 256 * MIB, rel=0.01)
 
 
 # --------------------------------------------------------------------------------------------------- figures
