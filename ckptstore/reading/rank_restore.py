@@ -11,6 +11,7 @@ from ckptstore.distributed.agreement import Agreement
 from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import ConflictError
 from ckptstore.reading.open_checkpoint import wanted_of
+from ckptstore.reading.report import only_changed_if
 from ckptstore.storage.base import Location
 from ckptstore.transfer.transfer import Transfer
 
@@ -27,6 +28,7 @@ def restore_values_alike(
     names: Mapping[str, str] | None = None,
     *,
     reshape: bool = False,
+    only_changed: bool = False,
     transfer: Transfer | None = None,
 ) -> None:
     """Restore a checkpoint on all ranks of a job: one version of it, and on all of them or on none.
@@ -34,7 +36,7 @@ def restore_values_alike(
     Parameters
     ----------
     coordinator : Coordinator
-    prefix, values, names, reshape, transfer
+    prefix, values, names, reshape, only_changed, transfer
         As `restore_values`; but without `names` only the tensors that `values` has, unless it is empty.
 
     Raises
@@ -49,7 +51,7 @@ def restore_values_alike(
     for attempt in range(_MAX_OPENINGS):
         try:
             with Agreement(coordinator, f"restore {prefix.url}") as agreement:
-                _restore_alike(agreement, prefix, values, names, reshape, transfer)
+                _restore_alike(agreement, prefix, values, names, reshape, only_changed, transfer)
                 return
         except _ReplacedError as error:
             if attempt == _MAX_OPENINGS - 1:
@@ -70,6 +72,7 @@ def _restore_alike(
     values: MutableMapping[str, Any],
     names: Mapping[str, str] | None,
     reshape: bool,
+    only_changed: bool,
     transfer: Transfer | None,
 ) -> None:
     is_ready = False
@@ -84,7 +87,15 @@ def _restore_alike(
     try:
         reader = open_bundle(prefix)
         wanted = wanted_of(reader, values, names, only_values=True)
-        restore_into(reader, values, wanted, reshape=reshape, transfer=transfer, ready=ready)
+        restore_into(
+            reader,
+            values,
+            wanted,
+            reshape=reshape,
+            transfer=transfer,
+            ready=ready,
+            only_changed=only_changed_if(only_changed),
+        )
     except BaseException as error:
         if is_ready:
             raise

@@ -6,13 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
+
 from ckptstore.bundle.read.box_plan import PieceCounts
 from ckptstore.bundle.read.open_bundle import BundleReader
-from ckptstore.bundle.read.restore import restore_into
+from ckptstore.bundle.read.restore import OnlyChanged, restore_into
+from ckptstore.bundle.write.item_bytes import entry_crc32c
+from ckptstore.bundle.write.plan import WriteItem
 from ckptstore.errors import UsageError
+from ckptstore.format.crc32c import mask
 from ckptstore.transfer.transfer import Transfer
+from ckptstore.types import DType
 
-__all__ = ["RestoreReport", "Selection", "checked_names", "restore_wanted"]
+__all__ = ["RestoreReport", "Selection", "checked_names", "only_changed_if", "restore_wanted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +41,9 @@ class RestoreReport:
         Stored tensors and slices that were read whole and compared with their checksums.
     unverified : int
         Stored tensors and slices of which only a part was read: there is no checksum for less than all.
+    unchanged : tuple of str
+        With ``only_changed``: names of those restored whose array had the right checksum already. It was
+        neither read nor changed, and is in none of the two counts.
     """
 
     restored: dict[str, Any]
@@ -43,6 +52,7 @@ class RestoreReport:
     cast: tuple[str, ...] = ()
     verified: int = 0
     unverified: int = 0
+    unchanged: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -71,6 +81,16 @@ class Selection(NamedTuple):
     rename: Mapping[str, str]
     raise_missing: bool
     raise_unexpected: bool
+    only_changed: bool = False
+
+
+def only_changed_if(wanted: bool) -> OnlyChanged | None:
+    """Return what `restore_into` takes if unchanged arrays are to be left alone."""
+    return OnlyChanged(_stored_checksum) if wanted else None
+
+
+def _stored_checksum(array: npt.NDArray[Any], dtype: DType) -> int:
+    return mask(entry_crc32c(WriteItem("", dtype, array.shape, None, array.shape, array.nbytes, array)))
 
 
 def restore_wanted(
@@ -99,9 +119,13 @@ def restore_wanted(
         )
     destination = {} if into is None else into
     counts = PieceCounts()
-    cast = restore_into(reader, destination, present, transfer=transfer, counts=counts)
+    only_changed = only_changed_if(selection.only_changed)
+    cast = restore_into(
+        reader, destination, present, transfer=transfer, counts=counts, only_changed=only_changed
+    )
     restored = {target: destination[target] for target in present}
-    return RestoreReport(restored, tuple(absent), left, cast, counts.verified, counts.unverified)
+    unchanged = tuple(only_changed.unchanged) if only_changed else ()
+    return RestoreReport(restored, tuple(absent), left, cast, counts.verified, counts.unverified, unchanged)
 
 
 def _wanted(into: Mapping[str, Any] | None, selection: Selection, available: Iterable[str]) -> dict[str, str]:

@@ -469,7 +469,12 @@ class Saver:
             error.add_note(f"A background save failed, too: {failure}")
 
     def restore(
-        self, values: MutableMapping[str, Any], save_path: PathText | None, *, storage_options: Options = None
+        self,
+        values: MutableMapping[str, Any],
+        save_path: PathText | None,
+        *,
+        only_changed: bool = False,
+        storage_options: Options = None,
     ) -> None:
         """Fill `values` with the tensors of a checkpoint.
 
@@ -486,6 +491,8 @@ class Saver:
             file; with a coordinator only those that it has, unless it is empty.
         save_path : str or PathLike
             Prefix or URL, such as `latest_checkpoint` returns; its None is refused here.
+        only_changed : bool
+            Leave arrays alone that have the checksum in the index; see `OpenCheckpoint.restore`.
 
         Raises
         ------
@@ -509,7 +516,14 @@ class Saver:
         options = ReadOptions(self._options.memory_budget, self._options.progress)
         with options.transfer(place.url) as transfer:
             if self._ranks is None:
-                restore_values(place, values, self._names, reshape=self._reshape, transfer=transfer)
+                restore_values(
+                    place,
+                    values,
+                    self._names,
+                    reshape=self._reshape,
+                    only_changed=only_changed,
+                    transfer=transfer,
+                )
             else:
                 restore_values_alike(
                     self._ranks.coordinator,
@@ -517,6 +531,7 @@ class Saver:
                     values,
                     self._names,
                     reshape=self._reshape,
+                    only_changed=only_changed,
                     transfer=transfer,
                 )
 

@@ -122,7 +122,7 @@ SIGNATURES = {
     "OpenCheckpoint.read_into": ([("requests", REQUIRED)], {}),
     "OpenCheckpoint.restore": (
         [("into", None)],
-        {"names": None, "rename": None, "missing": "raise", "unexpected": "ignore"},
+        {"names": None, "rename": None, "missing": "raise", "unexpected": "ignore", "only_changed": False},
     ),
     "Saver": (
         [
@@ -187,7 +187,7 @@ SIGNATURES = {
     "SaveHandle.cancel": ([], {}),
     "SaveHandle.add_done_callback": ([("fn", REQUIRED)], {}),
     "SaveHandle.report": ([], {}),
-    "Saver.restore": ([("values", REQUIRED), ("save_path", REQUIRED)], URL),
+    "Saver.restore": ([("values", REQUIRED), ("save_path", REQUIRED)], {"only_changed": False, **URL}),
     "Saver.export_meta_graph": ([("filename", None), ...], URL),
     "Saver.as_saver_def": ([], {}),
     "Saver.to_proto": ([...], {}),

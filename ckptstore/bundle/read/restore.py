@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -14,13 +15,19 @@ from ckptstore.bundle.read.bulk_lookup import BulkRestore
 from ckptstore.bundle.read.destinations import Destination, check_destinations
 from ckptstore.bundle.read.indexing import Axis, BasicIndex, parse_index
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination
+from ckptstore.bundle.read.unchanged import (
+    StoredChecksum,
+    box_is_unchanged,
+    tensor_is_unchanged,
+    unchanged_rows,
+)
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
 from ckptstore.format.entry import element_count
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Piece, as_pieces
 
-__all__ = ["keys_by_full_name", "read_boxes_into", "restore_into"]
+__all__ = ["OnlyChanged", "keys_by_full_name", "read_boxes_into", "restore_into"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -67,6 +74,7 @@ def restore_into(
     transfer: Transfer | None = None,
     counts: PieceCounts | None = None,
     ready: Callable[[], None] | None = None,
+    only_changed: OnlyChanged | None = None,
 ) -> tuple[str, ...]:
     """Restore tensors into `values`.
 
@@ -90,6 +98,8 @@ def restore_into(
         Counts the stored pieces that are read.
     ready : callable, optional
         Called when everything is checked, before anything is read or changed; what it raises ends it.
+    only_changed : OnlyChanged, optional
+        Leave arrays alone that hold what is stored already.
 
     Returns
     -------
@@ -123,6 +133,8 @@ def restore_into(
         )
     if ready is not None:
         ready()
+    if only_changed is not None and reader.header.big_endian == (sys.byteorder == "big"):
+        plan = plan.without_unchanged(only_changed)
     if transfer is not None:
         transfer.restart(plan.size_bytes)
     # Strings of fixed width come first: they can still turn out not to fit.
@@ -145,6 +157,25 @@ def restore_into(
             values[target] = array_of[target]
     cast = [placement.target for placement in plan.placements if placement.is_cast]
     return tuple(dict.fromkeys([*cast, *(part.target for part in plan.parts if part.is_cast)]))
+
+
+class OnlyChanged:
+    """Asks for a restore that leaves arrays alone which hold what is stored already.
+
+    Parameters
+    ----------
+    checksum : callable
+        See `StoredChecksum`.
+
+    Attributes
+    ----------
+    unchanged : list of str
+        Names in the mapping of the arrays that were left alone, as wholes.
+    """
+
+    def __init__(self, checksum: StoredChecksum) -> None:
+        self.checksum = checksum
+        self.unchanged: list[str] = []
 
 
 class _WantedPart(NamedTuple):
@@ -188,6 +219,37 @@ class _RestorePlan(NamedTuple):
     parts: list[_WantedPart]
     placements: list[_Placement]
     new: list[str]
+
+    def without_unchanged(self, asked: OnlyChanged) -> _RestorePlan:
+        """Return what is left to be read; name the arrays of which nothing is."""
+        left_out: list[str] = []
+        placements: list[_Placement] = []
+        for placement in self.placements:
+            array = placement.receiver
+            is_left_out = (
+                array is not None
+                and array.dtype.isnative
+                and tensor_is_unchanged(placement.tensor, array, asked.checksum)
+            )
+            if is_left_out:
+                left_out.append(placement.target)
+            else:
+                placements.append(placement)
+        parts: list[_WantedPart] = []
+        for part in self.parts:
+            if not part.is_cast and box_is_unchanged(part.box, asked.checksum):
+                left_out.append(part.target)
+            else:
+                parts.append(part)
+        bulk = self.bulk
+        rows = unchanged_rows(bulk.batch, asked.checksum) if bulk else set()
+        if bulk and rows:
+            left_out += [target for row, target in enumerate(bulk.targets) if row in rows]
+            targets = [target for row, target in enumerate(bulk.targets) if row not in rows]
+            bulk = BulkRestore(targets, bulk.batch.without(rows)) if targets else None
+        partly = {part.target for part in parts}
+        asked.unchanged += [target for target in dict.fromkeys(left_out) if target not in partly]
+        return self._replace(bulk=bulk, parts=parts, placements=placements)
 
     @property
     def size_bytes(self) -> int:
