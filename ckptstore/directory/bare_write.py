@@ -73,6 +73,7 @@ def _steps(request: SaveRequest, running: RunningSave) -> SaveSteps:
                 url=request.prefix.url,
                 hint="Its checkpoint is complete; save under another name, or let one job save here.",
             )
+    running.when_saved()
     collect_replaced(files, published)
 
 

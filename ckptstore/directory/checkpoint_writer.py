@@ -267,6 +267,7 @@ class CheckpointWriter:
         self._deletes.saved_s[prefix] = change.now_s
         self._window = change.after
         self._last = LastSaved(prefix, files.index, files.versions)
+        running.when_saved()
         self._deletes.collect_pending(after.record)
         for gone in change.left:
             self._deletes.known.pop(gone, None)

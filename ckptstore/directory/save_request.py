@@ -87,11 +87,15 @@ class RunningSave:
         A copy of the plan's bytes, written instead of the arrays.
     before_commit : callable
         Called when everything but the index is written; what it raises ends the save.
+    when_saved : callable
+        Called when the checkpoint exists, and is the latest where there is a record; what retention drops is
+        deleted afterwards.
     """
 
     transfer: Transfer
     stage: Stage | None = None
     before_commit: Callable[[], None] = _nothing
+    when_saved: Callable[[], None] = _nothing
 
 
 class LastSaved(NamedTuple):

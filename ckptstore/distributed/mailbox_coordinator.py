@@ -25,9 +25,10 @@ _LINGER_S: Final = 5.0
 _WAIT_SHARE: Final = 0.1
 # Of a thousand ranks that look for a notice, as long as the job runs, the engine shall feel nothing.
 _IDLE_LOOK_S: Final = 0.5
-# To look whether a thousand ranks have said something takes some ten milliseconds: of so many, a fifth of the
-# time. With few, a look costs little, or is a request that this process only waits for.
-_LOOK_PAUSES: Final = 4
+# A look takes half of the time of who waits at most, so that a server which is slow is asked less often. To
+# look whether a thousand ranks have said something takes some ten milliseconds: of so many, a fifth.
+_LOOK_PAUSES: Final = 1
+_MANY_LOOK_PAUSES: Final = 4
 _MANY_RANKS: Final = 256
 # Parts that are fetched, or deleted, in one call.
 _PARTS_AT_ONCE: Final = 8
@@ -66,7 +67,7 @@ class MailboxCoordinator:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._sent: dict[str, int] = {}  # directory of a message sent by this rank → number of its parts
-        self._seen: dict[str, dict[int, int]] = {}  # topic → rank → number of parts
+        self._seen: dict[str, dict[int, int]] = {}  # gathered topic → rank → number of parts
         self._forgetting: list[EngineCall] = []
 
     def __repr__(self) -> str:
@@ -85,6 +86,8 @@ class MailboxCoordinator:
         if self.rank == 0:
             found = {0: data}
             if self.size > 1:
+                with self._lock:
+                    self._seen.setdefault(topic, {})
                 call = EngineCall(timeout_s)
                 self._run(call, lambda: self._collect(call, topic, found, enough), timeout_s)
             return {rank: found[rank] for rank in sorted(found.copy())}
@@ -115,7 +118,7 @@ class MailboxCoordinator:
         verb = "b" if self.rank == 0 else "g"
         with self._lock:
             sent = self._sent.pop(f"{self.run}/{verb}/{topic}", None)
-            seen = self._seen.pop(topic, {})
+            seen = self._seen.pop(topic, None)
         # Nobody waits for it, but the end of the job.
         call = EngineCall(_LINGER_S)
         call.start(lambda: self._delete(topic, sent, seen), in_thread=self.mailbox.may_block)
@@ -208,7 +211,7 @@ class MailboxCoordinator:
                 asked_about = len(found)
                 if enough(found.copy()):
                     return
-            pauses = _LOOK_PAUSES if len(missing) >= _MANY_RANKS else 0
+            pauses = _MANY_LOOK_PAUSES if len(missing) >= _MANY_RANKS else _LOOK_PAUSES
             if not self._wait(call, pauses * (time.monotonic() - began_s)):
                 return
 
@@ -253,13 +256,17 @@ class MailboxCoordinator:
 
     # Dropping.
 
-    def _delete(self, topic: str, sent: int | None, seen: dict[int, int]) -> None:
+    def _delete(self, topic: str, sent: int | None, seen: dict[int, int] | None) -> None:
         if self.rank:
             if sent is not None:
                 self._delete_message(f"{self.run}/g/{topic}", {self.rank: sent})
             return
         if sent is not None:
             self._delete_message(f"{self.run}/b/{topic}", {0: sent})
+            if seen is None:
+                # What the chief only says, nobody hands over.
+                return
+        seen = seen or {}
         directory = f"{self.run}/g/{topic}"
         others = [str(rank) for rank in range(1, self.size) if rank not in seen]
         for name, value in self.mailbox.look(directory, others).items() if others else ():

@@ -1,14 +1,15 @@
 """A coordinator over objects in a storage, where no engine has a mailbox: slower, and it works everywhere.
 
-Each value is an object of its own beside the checkpoints, created once. Rank 0 lists them, the others ask
-for the one that they wait for. Rank 0 deletes all of them when it closes; what a job that died has left, `gc`
-removes.
+Each value is an object of its own beside the checkpoints, created once. Who waits for few asks for each of
+them, which costs less than a list and is faster; rank 0 of many lists them. Rank 0 deletes all of them when
+it closes; what a job that died has left, `gc` removes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -35,6 +36,10 @@ _ATTEMPT: Final = re.compile(r"[A-Za-z0-9._-]{1,40}")
 _MOST_TRIES: Final = 3
 # At the same time, of one rank.
 _MOST_GETS: Final = 16
+# More than so many are listed: S3 asks twelve times as much for a list as for an answer.
+_FEW: Final = 12
+# So many messages that nobody needs any more are deleted in one request.
+_MOST_DROPPED: Final = 32
 
 
 def open_coordinator(
@@ -98,21 +103,21 @@ class _ObjectMailbox:
     """See `ckptstore.distributed.mailbox.Mailbox`."""
 
     max_value_bytes = 64 << 20
+    shortest_wait_s = 0.005
     longest_wait_s = 2.0
     may_block = True
 
     def __init__(self, directory: Location, attempt: str, *, is_chief: bool) -> None:
         storage = directory.storage
-        # A request to a server takes longer than a look at a disk, and processor time of both.
-        self.shortest_wait_s = 0.02
         if isinstance(storage, SupportsRelaxedDurability):
             # Messages need not survive a power cut.
             storage = storage.without_sync()
-            self.shortest_wait_s = 0.005
         self._storage = storage
         word = attempt if _ATTEMPT.fullmatch(attempt) else hashlib.sha256(attempt.encode()).hexdigest()[:16]
         self._prefix = directory.child(f"{MESSAGE_PREFIX}{word}~").key
         self._is_chief = is_chief
+        self._dropped: list[str] = []
+        self._lock = threading.Lock()
 
     def put(self, directory: str, name: str, value: bytes) -> None:
         key = self._key(directory, name)
@@ -129,7 +134,7 @@ class _ObjectMailbox:
         raise TransientError("it is not known whether a message was written", url=self._storage.url_of(key))
 
     def look(self, directory: str, names: Sequence[str]) -> Mapping[str, bytes]:
-        if len(names) > 1:
+        if len(names) > _FEW:
             there = set(self._names(directory))
             names = [name for name in names if name in there]
         keys = [self._key(directory, name) for name in names]
@@ -144,7 +149,13 @@ class _ObjectMailbox:
             return None
 
     def delete(self, directory: str, names: Sequence[str]) -> None:
-        self._storage.delete_many([self._key(directory, name) for name in names])
+        with self._lock:
+            self._dropped += [self._key(directory, name) for name in names]
+            if len(self._dropped) < _MOST_DROPPED:
+                # What remains goes when rank 0 closes.
+                return
+            keys, self._dropped = self._dropped, []
+        self._storage.delete_many(keys)
 
     def announce(self, announcement: Announcement) -> None:
         self.put("hello", f"{announcement.rank}.{announcement.nonce}", b"hello")

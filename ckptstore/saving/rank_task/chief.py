@@ -83,7 +83,6 @@ class ChiefTask(RankTask):
         known = self._ranks.plan
         own = self._hello(staged=staged)
         hellos = self._chief.hear(own)
-        self._ranks.forget_ended(self._chief)
         self._check_alike(hellos)
         plan, manifests, has_to_be_told = self._ranks.agree([(dict(h.head), h.blob) for h in hellos.values()])
         if not plan.deal.shard_count:
@@ -116,10 +115,17 @@ class ChiefTask(RankTask):
         try:
             self._agree(staged=running.stage is not None)
             # In a context of its own: Ctrl-C leaves nothing set, whatever it interrupts.
-            copy_context().run(self._lead, running)
+            copy_context().run(self._lead, replace(running, when_saved=self._say_committed))
         except BaseException as error:
             self._tell(error)
             raise
+        finally:
+            if self._is_agreed:
+                # Every rank is in this save, or beyond. Nobody waits for it now.
+                self._ranks.forget_ended(self._chief)
+
+    def _say_committed(self) -> None:
+        """Let the others go on, before what retention drops is deleted here."""
         self._is_told = True
         assert self.report is not None
         try:

@@ -20,6 +20,7 @@ class MemoryMailbox:
         self.values: dict[tuple[str, str], bytes] = {}
         self.announced: list[Announcement] = []
         self.largest = 0
+        self.looked: list[str] = []
         self.running = threading.Event()
         self.running.set()
         self.is_lost = False
@@ -41,6 +42,7 @@ class MemoryMailbox:
     def look(self, directory, names):
         self._enter()
         with self._lock:
+            self.looked.append(directory)
             return {name: self.values[directory, name] for name in names if (directory, name) in self.values}
 
     def delete(self, directory, names):

@@ -44,7 +44,8 @@ def test_messages_of_any_size_arrive(mailbox, ranks, size):
 def test_forgetting_leaves_nothing(mailbox, ranks):
     for one in ranks[1:3]:
         one.gather("read", bytes(5000), timeout_s=LONG_S)
-    ranks[0].gather("read", b"", timeout_s=0)
+    for topic in ("read", "strange"):
+        ranks[0].gather(topic, b"", timeout_s=0)
     # Neither of these is looked at, and one is none of ours.
     ranks[3].gather("read", bytes(5000), timeout_s=LONG_S)
     mailbox.values["run/g/strange", "2"] = b"who are you"
@@ -54,6 +55,15 @@ def test_forgetting_leaves_nothing(mailbox, ranks):
     for one in reversed(ranks):
         one.close()
     assert mailbox.values == {}
+
+
+def test_what_the_chief_only_said_is_dropped_without_a_look(mailbox, ranks):
+    ranks[0].broadcast("t", bytes(5000), timeout_s=LONG_S)
+    ranks[0].forget("t")
+    for one in reversed(ranks):
+        one.close()
+    assert mailbox.values == {}
+    assert "run/g/t" not in mailbox.looked
 
 
 def test_a_member_forgets_what_came_too_late(mailbox, ranks):

@@ -12,6 +12,7 @@ import ckptstore as ck
 from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.distributed.through_store import open_coordinator
 from ckptstore.storage.registry import locate
+from tests.unit.transfer.helpers import eventually
 
 LONG_S = 60.0
 
@@ -79,4 +80,29 @@ def test_a_job_that_died_leaves_garbage_and_no_checkpoint(tmp_path):
     assert {file.reason for file in found.files} == {"temporary"}
     young = find_garbage(directory, [directory.child("checkpoint")], min_age_s=3600)
     assert sorted(file.name for file in young.young) == left
+    close_all(ranks)
+
+
+def test_messages_of_few_ranks_are_asked_for_and_dropped_together(monkeypatch):
+    directory = locate("memory://ranks-requests/run")
+    ranks = open_all("memory://ranks-requests/run")
+    asked = []
+    for name in ("list", "delete_many"):
+        method = getattr(type(directory.storage), name)
+
+        def counting(self, argument, *rest, name=name, method=method, **options):
+            asked.append((name, argument))
+            return method(self, argument, *rest, **options)
+
+        monkeypatch.setattr(type(directory.storage), name, counting)
+    for number in range(12):
+        for one in ranks[1:]:
+            one.gather(f"t{number}", b"x", timeout_s=LONG_S)
+        assert len(ranks[0].gather(f"t{number}", b"", timeout_s=LONG_S)) == 3
+        ranks[0].broadcast(f"u{number}", b"x", timeout_s=LONG_S)
+        for topic in (f"t{number}", f"u{number}"):
+            ranks[0].forget(topic)
+    # 36 messages: one request, and no list.
+    assert eventually(lambda: bool(asked))
+    assert [(name, len(keys)) for name, keys in asked] == [("delete_many", 32)]
     close_all(ranks)
