@@ -44,6 +44,7 @@ _HOMES = {
     "reading.open_checkpoint": ("OpenCheckpoint", "RestoreReport", "open_checkpoint"),
     "saving.handle": ("SaveHandle",),
     "saving.report": ("RankReport", "SaveReport"),
+    "serving.live": ("Live", "LiveHealth"),
     "serving.step": ("Step",),
     "serving.watch": ("WatchHealth", "Watcher", "watch"),
     "train.bundle_writer": ("BundleWriter", "merge_bundles"),

@@ -50,6 +50,7 @@ from ckptstore.reading.open_checkpoint import (
 from ckptstore.saving.handle import SaveHandle as SaveHandle
 from ckptstore.saving.report import RankReport as RankReport
 from ckptstore.saving.report import SaveReport as SaveReport
+from ckptstore.serving.live import Live as Live, LiveHealth as LiveHealth
 from ckptstore.serving.step import Step as Step
 from ckptstore.serving.watch import WatchHealth as WatchHealth, Watcher as Watcher, watch as watch
 from ckptstore.train.bundle_writer import BundleWriter as BundleWriter, merge_bundles as merge_bundles

@@ -89,7 +89,7 @@ _API_GROUPS = (
     ("tf.train.Checkpoint and its manager", ("train.checkpoint", "train.checkpoint_manager")),
     ("Finding checkpoints, and the record", ("train.checkpoint_management",)),
     ("Reading", ("reading.open_checkpoint", "train.checkpoint_reader", "types")),
-    ("Following a directory", ("serving.watch", "serving.step")),
+    ("Following a directory", ("serving.watch", "serving.step", "serving.live")),
     ("Single bundles", ("train.bundle_writer",)),
     ("Many ranks", ("distributed.engines", "distributed.coordinator", "distributed.preemption")),
     ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),

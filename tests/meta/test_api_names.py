@@ -41,7 +41,7 @@ NAMES = {
     # many ranks
     *("coordinator", "Coordinator", "Preemption"),
     # inference hosts
-    *("watch", "Watcher", "WatchHealth", "Step"),
+    *("watch", "Watcher", "WatchHealth", "Step", "Live", "LiveHealth"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -239,6 +239,15 @@ SIGNATURES = {
     "Watcher.health": ([], {}),
     "Watcher.stop": ([], {}),
     "Step.open": ([...], {}),
+    "Live": (
+        [("load", REQUIRED), ("directory", REQUIRED)],
+        {"accept": None, "close": None, "every_s": None, "spread_s": 0.0, "latest_filename": None, **URL},
+    ),
+    "Live.wait_ready": ([("timeout_s", None)], {}),
+    "Live.use": ([], {}),
+    "Live.health": ([], {}),
+    "Live.retry": ([], {}),
+    "Live.close": ([], {}),
     "Preemption": ([("coordinator", None)], {"signals": (signal.SIGTERM,), "grace_s": 25.0}),
     "Preemption.should_save": ([("step", REQUIRED)], {}),
     "Graph.get_tensor_by_name": ([("name", REQUIRED)], {}),
@@ -286,6 +295,7 @@ MEMBERS = {
     ),
     "Preemption": ("requested", "left_s", "__enter__", "__exit__"),
     "Watcher": ("__iter__", "__next__", "__aiter__", "__anext__", "__enter__", "__exit__"),
+    "Live": ("step", "__enter__", "__exit__"),
     "Graph": ("placeholders", "variables", "constants", "signatures", "functions"),
 }
 
