@@ -314,7 +314,7 @@ class CheckpointWriter:
             try:
                 return self._announce(files, request, others, is_canonical=taken is None and is_whole)
             except _NamesTakenError as error:
-                files.drop()
+                files.start_again()
                 taken = error.counts
 
     def _announce(

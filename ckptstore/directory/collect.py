@@ -16,12 +16,14 @@ from ckptstore.format.naming import (
     v1_shard_name,
 )
 from ckptstore.format.record_facts import Pending, ShardName
+from ckptstore.storage.abilities import DeletesOnce
 from ckptstore.storage.base import Location
 
 __all__ = [
     "collect_graph",
     "collect_pending",
     "collect_shards",
+    "collect_unpublished",
     "drop_leftovers",
     "drop_stale_uploads",
     "remove_checkpoint_files",
@@ -57,9 +59,27 @@ def collect_pending(directory: Location, pending: Pending, *, with_graph: bool) 
 
 
 def collect_shards(directory: Location, prefix: str, shards: Iterable[ShardName]) -> None:
-    """Delete exactly these data files of `prefix`, which no index names."""
-    # DELETES: data files that were never published or are superseded.
-    directory.storage.delete_many(_data_keys(directory, prefix, shards))
+    """Delete exactly these data files of `prefix`, which no index names, and whose names stay unused."""
+    if keys := _data_keys(directory, prefix, shards):
+        # DELETES: data files that are superseded, or were never published.
+        directory.storage.delete_many(keys)
+
+
+def collect_unpublished(directory: Location, prefix: str, shards: Iterable[ShardName]) -> None:
+    """Delete data files that this save has made, no index names, and another job may make anew.
+
+    It may do so as soon as they are gone. Of two deletes the first one, which was given up, may arrive last,
+    and hit the files of that job: each is sent once (docs/design/021-many-ranks.md).
+    """
+    storage, keys = directory.storage, _data_keys(directory, prefix, shards)
+    if not keys:
+        return
+    if isinstance(storage, DeletesOnce):
+        # DELETES: data files that were never published.
+        storage.delete_once(keys)
+    else:
+        # DELETES: the same; nothing arrives late there.
+        storage.delete_many(keys)
 
 
 def collect_graph(graph: Location, version: str) -> None:

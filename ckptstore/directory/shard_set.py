@@ -11,7 +11,7 @@ from ckptstore.bundle.write.partial_indexes import merge_partial_indexes
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.directory.collect import collect_graph, collect_shards
+from ckptstore.directory.collect import collect_graph, collect_shards, collect_unpublished
 from ckptstore.directory.open_save import Assignment, SaveSteps, ShardReport
 from ckptstore.directory.proved_file import proved_version
 from ckptstore.directory.publish import publish_index, put_graph
@@ -29,6 +29,7 @@ from ckptstore.errors import (
     FencedError,
     IncompleteBundleError,
     NotFoundError,
+    TransientError,
 )
 from ckptstore.format.naming import data_name, index_name, meta_name
 from ckptstore.format.record_facts import ShardName
@@ -141,7 +142,7 @@ class ShardSet:
                     writer.write_staged(shard.items, self._stage.shard(place, writer.held_bytes))
                 is_new = self.seal()
             if not is_new:
-                self.drop()
+                self.start_again()
                 return False
         return True
 
@@ -358,12 +359,23 @@ class ShardSet:
         ----------
         fenced : bool
             Another run saves here now. Its files may take the canonical names as soon as ours are gone, and
-            a delete that a client sends twice would remove them: those are left to ``gc``, unless the storage
+            a delete that a proxy sends twice would remove them: those are left to ``gc``, unless the storage
             can prove that a file is ours.
+
+        Raises
+        ------
+        CkptStoreError
+            If something was perhaps not deleted; it is left to ``gc``.
         """
         # Its own scope: the clean-up also runs after a save that was cancelled, or ran out of time.
         with Scope(_CLEAN_UP_S, what="cannot clean up", url=self.directory.child(self.prefix).url):
             self._drop(fenced)
+
+    def start_again(self) -> None:
+        """Delete what was written so far, before all is written under other names."""
+        # What an answer was lost of waits for `gc`: this save goes on.
+        with suppress(TransientError):
+            self.drop()
 
     def _drop(self, fenced: bool) -> None:
         if self._writer is not None:
@@ -376,9 +388,11 @@ class ShardSet:
         if fenced:
             doubtful += [name for name in committed if name[1] == self._canonical_count]
             committed = [name for name in committed if name not in doubtful]
+        canonical = [name for name in committed if name[1] == self._canonical_count]
         try:
-            if committed:
-                collect_shards(self.directory, self.prefix, committed)
+            # A random name is used by nobody else.
+            collect_shards(self.directory, self.prefix, [name for name in committed if name not in canonical])
+            collect_unpublished(self.directory, self.prefix, canonical)
         finally:
             self._uploads.close()
         if doubtful or self._graph is not None:
@@ -470,7 +484,7 @@ def have_written(
         reports = yield Assignment(files, count)
         if reports is not None:
             break
-        files.drop()
+        files.start_again()
         taken = {*(taken or ()), count}
     files.accept(reports)
     files.finish(count)

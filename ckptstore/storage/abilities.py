@@ -12,6 +12,8 @@ A backend derives from the types whose promises it keeps, and a caller asks by t
 `ListsUploads`                Unfinished uploads are dropped by ``ckptstore gc`` without being shown before.
 `MarksUploads`                A first save that was killed cannot be told from a checkpoint that is still
                               being copied: the next run has to be told to begin anew.
+`DeletesOnce`                 A delete that is given up must not arrive later: it could hit what another job
+                              has written since.
 `KnowsServerTime`             Ages are judged by the clock of this machine.
 `ProbesCapabilities`          `Storage.capabilities` has to be true everywhere; nothing is tried.
 `Diagnosable`                 ``ckptstore doctor`` tries the primitives and knows nothing about the backend.
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from ckptstore.storage.values import Capabilities, ObjectInfo, PutOutcome
 
 __all__ = [
+    "DeletesOnce",
     "Diagnosable",
     "KnowsServerTime",
     "KnowsWriters",
@@ -161,6 +164,24 @@ class MarksUploads(ABC):
         ------
         NotFoundError
             If nothing is there.
+        """
+
+
+class DeletesOnce(ABC):
+    """A delete may arrive after its sender has given it up, and it can be sent once all the same."""
+
+    @abstractmethod
+    def delete_once(self, keys: Sequence[str]) -> None:
+        """Delete as `Storage.delete_many`, but name no object in a second request, whatever happens.
+
+        While the caller's own object is there, nobody else creates one of its name; and a single delete that
+        has reached it reaches nothing later. Where an answer is lost, the object is left as it is, deleted or
+        not.
+
+        Raises
+        ------
+        CkptStoreError
+            If one of the objects was perhaps not deleted.
         """
 
 

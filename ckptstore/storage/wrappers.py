@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from ckptstore.storage.abilities import (
+    DeletesOnce,
     Diagnosable,
     KnowsServerTime,
     KnowsWriters,
@@ -182,6 +183,10 @@ class _ForwardsMarks(MarksUploads):
     is_upload = _intercepted(MarksUploads.is_upload)
 
 
+class _ForwardsDeletes(DeletesOnce):
+    delete_once = _intercepted(DeletesOnce.delete_once)
+
+
 class _ForwardsServerTime(KnowsServerTime):
     now_s = _forwarded(KnowsServerTime.now_s)
 
@@ -202,6 +207,7 @@ _FORWARDERS: dict[type, type] = {
     KnowsWriters: _ForwardsWriters,
     ListsUploads: _ForwardsUploads,
     MarksUploads: _ForwardsMarks,
+    DeletesOnce: _ForwardsDeletes,
     KnowsServerTime: _ForwardsServerTime,
     ProbesCapabilities: _ForwardsProbes,
     Diagnosable: _ForwardsDiagnosis,

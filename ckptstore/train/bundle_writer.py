@@ -169,7 +169,7 @@ class BundleWriter:
             taken = self._published.counts if self._published is not None else set()
             self._count = choose_count(1, taken if used else None)
             self._transfer = Transfer("save", self._prefix.url)
-            self._files = ShardSet(directory, name, transfer=self._transfer)
+            self._files = ShardSet(directory, name, transfer=self._transfer, canonical_count=1)
             self._writer = self._files.begin(0, self._count)
         return self._writer
 
@@ -239,7 +239,7 @@ def merge_bundles(
     count = merged.num_shards if merged.num_shards <= LARGEST_COUNT else max(shards, 1)
     if published is not None or name_is_taken(directory, name, shards, count):
         count = choose_count(max(shards, 1), published.counts if published is not None else set())
-    with ShardSet(directory, name) as files:
+    with ShardSet(directory, name, canonical_count=count) as files:
         for number, (source, shard) in enumerate(merged.shards):
             name_there = data_name("", shard, indexes[source].header.num_shards)
             if not files.copy(number, count, inputs[source].suffixed(name_there)):

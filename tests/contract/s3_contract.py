@@ -12,6 +12,7 @@ from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.testing.contract import (
     CopyContract,
+    DeleteOnceContract,
     DiagnosisContract,
     MarkContract,
     ProbeContract,
@@ -22,7 +23,13 @@ from tests.servers.s3 import S3Server
 
 
 class S3Contract(
-    StorageContract, CopyContract, MarkContract, ProbeContract, ServerTimeContract, DiagnosisContract
+    StorageContract,
+    CopyContract,
+    MarkContract,
+    DeleteOnceContract,
+    ProbeContract,
+    ServerTimeContract,
+    DiagnosisContract,
 ):
     direct = True
 

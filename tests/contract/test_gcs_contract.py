@@ -13,6 +13,7 @@ from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.testing.contract import (
     CopyContract,
+    DeleteOnceContract,
     DiagnosisContract,
     MarkContract,
     ProbeContract,
@@ -23,7 +24,13 @@ from tests.servers.gcs import GcsServer
 
 
 class _OnGcs(
-    StorageContract, CopyContract, MarkContract, ProbeContract, ServerTimeContract, DiagnosisContract
+    StorageContract,
+    CopyContract,
+    MarkContract,
+    DeleteOnceContract,
+    ProbeContract,
+    ServerTimeContract,
+    DiagnosisContract,
 ):
     direct = True
 

@@ -20,6 +20,7 @@ CHANGES = {
     "put_if": PUBLISHERS,
     "delete_if": COLLECTOR,
     "delete_many": COLLECTOR,
+    "delete_once": COLLECTOR,
     # Nothing visible goes: a run that takes over drops what a dead writer left half-written.
     "abort_stale_uploads": COLLECTOR,
     # Data is invisible until an index names it, so writing it does not commit anything.
@@ -31,7 +32,7 @@ CHANGES["put_new"] = CHANGES["put_new"] | MESSAGES
 CHANGES["delete_many"] = CHANGES["delete_many"] | MESSAGES
 MARKS = {
     "COMMIT POINT": (PUBLISHERS, {"put_new", "put_if"}),
-    "DELETES": (COLLECTOR, {"delete_if", "delete_many"}),
+    "DELETES": (COLLECTOR, {"delete_if", "delete_many", "delete_once"}),
 }
 MARK_REACH = 3  # lines between a mark and the call that it marks
 

@@ -126,6 +126,9 @@ class History:
         self._rules = rules
         self._listed: tuple[str, ...] = ()
         self._latest = ""
+        # Each index that ever was there; and prefixes where one has come back.
+        self._indexes: set[tuple[str, bytes]] = set()
+        self._repeated: set[str] = set()
         # Of each run, the last one; those after a rewrite of the record are higher than those before.
         self._epochs: dict[str, int] = {}
         self._highest_before = 0
@@ -207,12 +210,28 @@ class History:
                 self._check_bystander(prefix)
                 if prefix in self.pins and name not in self.files:
                     raise InvariantViolation("PINNED", f"{prefix!r} was deleted, and is pinned")
-                if name in self.files:
+                if self._is_new_index(prefix):
                     self.on_index(prefix)
                 if self.record is None or not self.record.owners:
                     self._before_record.add(prefix)
             if prefix in self._listed and prefix not in self.torn:
                 self._check(prefix)
+
+    def _is_new_index(self, prefix: str) -> bool:
+        """Return whether an index stands at `prefix` that has never stood there before.
+
+        One that has was deleted by retention meanwhile: its creation was sent twice, and the first one
+        arrived last. It is torn, and no record names it (design note 007).
+        """
+        self._repeated.discard(prefix)
+        if index_name(prefix) not in self.files:
+            return False
+        index = prefix, self.files[index_name(prefix)]
+        if index in self._indexes:
+            self._repeated.add(prefix)
+            return False
+        self._indexes.add(index)
+        return True
 
     def _record_changed(self) -> None:
         before, after = self.record, read_record_of(self.files)
@@ -373,6 +392,7 @@ class History:
             *self._listed,
             *self._before_record,
             *self.bystanders,
+            *self._repeated,
             *(line.prefix for line in record.pending),
         }
         for name in self.files:

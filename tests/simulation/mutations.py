@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import ckptstore.directory.checkpoint_writer
+import ckptstore.directory.collect
 import ckptstore.directory.garbage_search
 import ckptstore.directory.pending_deletes
 import ckptstore.directory.pins
@@ -218,6 +219,13 @@ def _fenced_runs_delete_canonical_names() -> Iterator[None]:
     """A run that was replaced deletes files whose names the other one may have taken up."""
     drop = ShardSet.drop
     with mock.patch.object(ShardSet, "drop", lambda self, **_: drop(self)):
+        yield
+
+
+@_mutation("refused", "CORR", "LOST")
+def _deletes_of_failed_saves_are_repeated() -> Iterator[None]:
+    """A save that failed sends a delete again whose answer was lost: the first one may arrive last."""
+    with mock.patch.object(ckptstore.directory.collect, "DeletesOnce", ()):
         yield
 
 

@@ -14,17 +14,11 @@ from typing import Any, TypeVar
 
 from ckptstore.testing import SimulatedCrash
 from tests.simulation.bucket import SimulatedBucket
-from tests.simulation.scheduler import Actor, LostAnswer, Scheduler, Step, tried
+from tests.simulation.scheduler import Actor, Scheduler, Step
 
 __all__ = ["Process", "ProcessScheduler", "Thread", "simulated_threading"]
 
 _T = TypeVar("_T")
-
-# After this long nothing of a request is on its way any more.
-LATEST_ARRIVAL_S = 4.0
-
-# Often enough for a delete to meet a name that is used again, if one ever is.
-_CHANCE_OF_LATE_ARRIVAL = {"PUT": 0.03, "DELETE": 0.3, "DELETE MANY": 0.3}
 
 
 class Thread(Actor):
@@ -84,18 +78,6 @@ class Process(Actor):
             self.frozen_until_s = 0.0
             self.scheduler.wake(each)
 
-    def request(self, deed: str, key: str, apply: Callable[[], _T]) -> _T:
-        """Make one request of the storage, as `Actor.request`; one that is lost may arrive later."""
-        scheduler = self.scheduler
-        # Indexes and the record are the chief's alone: what is late there, the other scenarios show.
-        can_be_late = ".data-" in key and not self.is_reliable
-        if can_be_late and scheduler.random.random() < _CHANCE_OF_LATE_ARRIVAL.get(deed, 0.0):
-            self._begin(deed)
-            scheduler.trace.append(Step(self.name, deed, key, "connection lost before, may arrive"))
-            scheduler.arrive_later(self.name, deed, key, apply)
-            raise LostAnswer(deed, key)
-        return super().request(deed, key, apply)
-
     def message(self, deed: str, topic: str, apply: Callable[[], _T]) -> _T:
         """Send or look for a message, in whichever thread."""
         self._begin(deed)
@@ -130,6 +112,7 @@ class Process(Actor):
 class ProcessScheduler(Scheduler):
     """A scheduler of processes; time, not requests, says when one that stands still goes on."""
 
+    latest_arrival_s = 4.0
     most_steps = 20_000
 
     def __init__(self, seed: str, bucket: SimulatedBucket) -> None:
@@ -142,6 +125,8 @@ class ProcessScheduler(Scheduler):
         self._actors.append(process)
         self._ready.append(process)
         return process
+
+    spawn = start
 
     def start_thread(self, program: Callable[[], None]) -> Thread:
         """Add a thread to the present process."""
@@ -157,18 +142,6 @@ class ProcessScheduler(Scheduler):
         """The process of the present thread."""
         assert self.current is not None
         return self.current.process  # type: ignore[attr-defined]
-
-    def arrive_later(self, name: str, deed: str, key: str, apply: Callable[[], _T]) -> None:
-        """Let a request reach the storage when its sender does not wait for it any more."""
-        delay_s = self.random.uniform(0.0, LATEST_ARRIVAL_S)
-
-        def program(_: Actor) -> None:
-            self.sleep(delay_s)
-            refusal = tried(apply)[1]
-            outcome = "arrives" if refusal is None else f"arrives: {refusal.__name__}"
-            self.trace.append(Step(name, deed, key, outcome))
-
-        self.start(f"{name}'s", program)
 
     def freeze(self, actor: Actor) -> None:
         """Stop all threads of a process for `Process.freeze_s`."""

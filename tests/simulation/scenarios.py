@@ -35,6 +35,8 @@ from ckptstore.directory.pins import add_pin, remove_pin
 from ckptstore.directory.prune import PruneRequest, prune
 from ckptstore.directory.retention_rules import Best, EveryNSteps, Latest, RetentionRule
 from ckptstore.errors import (
+    AccessError,
+    AmbiguousOutcomeError,
     CkptStoreError,
     CkptStoreWarning,
     ConflictError,
@@ -74,6 +76,11 @@ BYSTANDER = "bystander"
 STRANGER = "stranger"
 READER_TRIES = 6
 
+_MAY_BE_LATE = [
+    *(("PUT", ".data-"), ("DELETE", ".data-"), ("DELETE MANY", ".data-")),
+    *(("PUT", ".index"), ("PUT IF", ".index"), ("DELETE", ".index")),
+]
+
 # A mark is made of the number of a save and its step.
 STEPS = 1000
 
@@ -93,6 +100,9 @@ class Scenario:
         It goes back some steps, and saves those again.
     rules : bool
         It keeps checkpoints by rules and metrics, while somebody pins and unpins them, or prunes.
+    refused : bool
+        The second run begins when the first one may not write indexes any more: it saves the same steps,
+        while what the first one deletes is still on its way.
     together : bool
         Two processes of one run, which save the same steps at about the same time.
     """
@@ -102,6 +112,7 @@ class Scenario:
     zombie: bool = False
     rollback: bool = False
     rules: bool = False
+    refused: bool = False
     together: bool = False
 
 
@@ -113,6 +124,8 @@ SCENARIOS = {
         Scenario("zombie", zombie=True),
         Scenario("zombie-same-prefix", steps=False, zombie=True),
         Scenario("zombie-rollback", zombie=True, rollback=True),
+        Scenario("refused", zombie=True, refused=True),
+        Scenario("refused-same-prefix", steps=False, zombie=True, refused=True),
         Scenario("rules", rules=True),
         Scenario("zombie-rules", zombie=True, rules=True),
         Scenario("same-run", together=True),
@@ -170,6 +183,8 @@ class Run:
         self.has_shards = draw.random() < 0.25
         self.starts = 0
         self.deaths = 0
+        self.scheduler.lateness = self._draw_lateness()
+        self.scheduler.resends_deletes = not scenario.refused
         if check_graphs is None:
             check_graphs = not (scenario.zombie or scenario.together)
         # What a pruner may keep less than the Savers do is how many of the newest there are.
@@ -206,6 +221,14 @@ class Run:
             self.history.check_acknowledged(BASENAME)
         self.history.check_acknowledged(NEIGHBOUR)
 
+    def _draw_lateness(self) -> dict[tuple[str, str], float]:
+        """Return how often requests are given up and arrive later."""
+        if not self.scenario.refused:
+            return dict.fromkeys(_MAY_BE_LATE, 0.03)
+        # Often enough for a delete to meet a name that is used again, if one ever is.
+        often = {("DELETE", ".data-"): 0.4, ("DELETE MANY", ".data-"): 0.4}
+        return {**dict.fromkeys(_MAY_BE_LATE, 0.03), **often}
+
     def clock(self) -> float:
         """Return the time that checkpoints are dated with: a minute for each save, in every run alike."""
         if self.scenario.together:
@@ -219,6 +242,9 @@ class Run:
         first = self._start_chief()
         if self.scenario.together or (self.scenario.zombie and draw.random() < 0.1):
             self._start_chief()
+        elif self.scenario.refused:
+            first.refuse_at = draw.randint(1, self.target)
+            first.on_refusal = self._start_chief
         elif self.scenario.zombie:
             # Half of them where it hurts: just before something is changed or taken away.
             first.freeze_before = draw.choice(("", "", "PUT IF", "PUT", "DELETE", "DELETE MANY"))
@@ -376,8 +402,11 @@ class Run:
         except Exception as error:  # noqa: BLE001  # a save that fails in any other way is a finding too
             save.ended = len(self.scheduler.trace)
             with history.noting:
-                if not (isinstance(error, ConflictError) and history.had_rival(save)) and not (
-                    isinstance(error, FencedError) and history.was_replaced(run, save.prefix)
+                actor = cast("Actor", self.scheduler.current)
+                if (
+                    not (isinstance(error, ConflictError) and history.had_rival(save))
+                    and not (isinstance(error, FencedError) and history.was_replaced(run, save.prefix))
+                    and not (isinstance(error, (AccessError, AmbiguousOutcomeError)) and actor.is_refused)
                 ):
                     assert_failure_was_due(error, run, basename, history.record)
             if isinstance(error, FencedError):

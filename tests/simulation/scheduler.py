@@ -22,6 +22,10 @@ REQUEST_S = 0.02
 CHANCE_OF_LOSS = 0.05
 
 
+class Refused(Exception):
+    """The server does not allow it (HTTP 403)."""
+
+
 class LostAnswer(Exception):
     """The connection broke before the answer came; the request may have been carried out."""
 
@@ -56,6 +60,10 @@ class Actor:
         How many requests of others pass meanwhile; -1: until nobody else can go on.
     on_freeze : callable or None
         Called when it stands still.
+    refuse_at : int
+        The write of an index that the server refuses, and every one after it; 0 for none.
+    on_refusal : callable or None
+        Called when it is.
     is_reliable : bool
         Its answers are never lost.
     """
@@ -69,12 +77,16 @@ class Actor:
         self.freeze_before = ""
         self.freeze_steps = 0
         self.on_freeze: Callable[[], object] | None = None
+        self.refuse_at = 0
+        self.on_refusal: Callable[[], object] | None = None
+        self.is_refused = False
         self.is_reliable = False
         self.is_dead = False
         self.wake_at = 0.0
         self.greenlet = greenlet.greenlet(self._run, scheduler.main)
         self._program = program
         self._requests = 0
+        self._indexes = 0
 
     def _run(self) -> None:
         try:
@@ -94,6 +106,8 @@ class Actor:
             What `apply` raised.
         LostAnswer
             If the connection broke.
+        Refused
+            If its time for that has come.
         SimulatedCrash
             If the actor dies, or is dead: the dead do not clean up.
         """
@@ -108,7 +122,15 @@ class Actor:
         scheduler.step(self)
         if number == self.crash_at:
             self._die(deed, key, "dies before")
-        loss = None if self.is_reliable else scheduler.draw_loss()
+        if self.refuse_at and deed.startswith("PUT") and key.endswith(".index"):
+            self._indexes += 1
+            if self._indexes >= self.refuse_at:
+                self._refuse(deed, key)
+        if not self.is_reliable and scheduler.draw_lateness(deed, key):
+            scheduler.trace.append(Step(self.name, deed, key, "connection lost before, may arrive"))
+            scheduler.arrive_later(self.name, deed, key, apply)
+            raise LostAnswer(deed, key)
+        loss = None if self.is_reliable else scheduler.draw_loss(deed)
         if loss == "unsent":
             scheduler.trace.append(Step(self.name, deed, key, "connection lost before"))
             raise LostAnswer(deed, key)
@@ -129,6 +151,14 @@ class Actor:
             raise refusal(key)
         scheduler.trace.append(Step(self.name, deed, key))
         return answer  # type: ignore[return-value]
+
+    def _refuse(self, deed: str, key: str) -> None:
+        self.scheduler.trace.append(Step(self.name, deed, key, "Refused"))
+        self.is_refused = True
+        if self.on_refusal is not None:
+            on_refusal, self.on_refusal = self.on_refusal, None
+            on_refusal()
+        raise Refused(key)
 
     def _die(self, deed: str, key: str, how: str) -> None:
         self.scheduler.trace.append(Step(self.name, deed, key, how))
@@ -159,8 +189,15 @@ class Scheduler:
     steps : int
         Requests so far.
     trace : list of Step
+    resends_deletes : bool
+        Whether a proxy sends a delete again by itself when it loses the answer: our clients do not.
+    lateness : dict
+        Kind of request and what is in the names of its objects → chance that the sender gives it up, and it
+        arrives later.
     """
 
+    # After this long nothing of a request is on its way any more.
+    latest_arrival_s = 50 * REQUEST_S
     most_steps = 5_000  # a run has about fifty; one that never ends is a finding
 
     def __init__(self, seed: str, bucket: SimulatedBucket) -> None:
@@ -169,6 +206,8 @@ class Scheduler:
         self.now_s = 0.0
         self.steps = 0
         self.trace: list[Step] = []
+        self.resends_deletes = True
+        self.lateness: dict[tuple[str, str], float] = {}
         self.main = greenlet.getcurrent()
         self.current: Actor | None = None
         # The chance that the running actor goes on without a draw. 0 is the finest mixture; a high chance
@@ -262,13 +301,35 @@ class Scheduler:
         self._actors.clear()
         self.current = None
 
-    def draw_loss(self) -> str | None:
+    def draw_loss(self, deed: str) -> str | None:
         """Return what becomes of a request; None if all is well."""
         drawn = self.random.random()
         if drawn >= CHANCE_OF_LOSS:
             return None
         share = drawn / CHANCE_OF_LOSS
+        if share < 0.5 and deed.startswith("DELETE") and not self.resends_deletes:
+            return "unheard"
         return "resent" if share < 0.5 else "unheard" if share < 0.8 else "unsent"
+
+    def draw_lateness(self, deed: str, key: str) -> bool:
+        """Return whether a request is given up, and arrives later."""
+        # A graph has no name of its own: what is late there hits that of another run (design note 007).
+        if ".meta" in key:
+            return False
+        chances = [each for (kind, part), each in self.lateness.items() if kind == deed and part in key]
+        return bool(chances) and self.random.random() < max(chances)
+
+    def arrive_later(self, name: str, deed: str, key: str, apply: Callable[[], _T]) -> None:
+        """Let a request reach the storage when its sender does not wait for it any more."""
+        delay_s = self.random.uniform(0.0, self.latest_arrival_s)
+
+        def program(_: Actor) -> None:
+            self.sleep(delay_s)
+            refusal = tried(apply)[1]
+            outcome = "arrives" if refusal is None else f"arrives: {refusal.__name__}"
+            self.trace.append(Step(name, deed, key, outcome))
+
+        self.spawn(f"{name}'s", program).is_reliable = True
 
     def _pick(self, present: Actor | None) -> Actor | None:
         ready = self._ready

@@ -15,7 +15,7 @@ from ckptstore.storage.scope import Cancellation
 from ckptstore.storage.values import Capabilities
 from tests.fake_transport import Call, FakeTransport, StoredObject
 from tests.simulation.bucket import NoSuchKey, PreconditionFailed, SimulatedObject
-from tests.simulation.scheduler import Actor, LostAnswer
+from tests.simulation.scheduler import Actor, LostAnswer, Refused
 
 _T = TypeVar("_T")
 
@@ -65,6 +65,8 @@ class SimulatedTransport(FakeTransport):
             return self._actor.request(deed, key, apply)
         except LostAnswer:
             raise Fault(Kind.CUT, "the connection broke") from None
+        except Refused:
+            raise Fault(Kind.FORBIDDEN, "not allowed") from None
         except PreconditionFailed:
             raise Fault(Kind.PRECONDITION, "the condition does not hold") from None
         except NoSuchKey:

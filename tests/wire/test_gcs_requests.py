@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -34,7 +35,7 @@ from tests.wire.gcs_scene import (
     is_post,
     lines,
 )
-from tests.wire.requests import Deed, Reply, Seen, WireProxy
+from tests.wire.requests import Deed, Lose, Refuse, Reply, Seen, WireProxy
 
 
 def test_the_probe_is_six_requests_once(proxy: WireProxy, gcs_server: GcsServer) -> None:
@@ -321,6 +322,19 @@ def test_each_refused_name_of_a_batch_is_reported_and_the_others_are_gone(scene:
         scene.storage.delete_many([scene.key(name) for name in ("a", "b", "c")])
     assert caught.value.url is not None
     assert caught.value.url.endswith("/run/b")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_delete_that_is_sent_once_is_one_request_whatever_happens(scene: Scene, count: int) -> None:
+    names = ["a", "b"][:count]
+    for name in names:
+        scene.put(name, b"x")
+    failures: list[Deed] = [Reply(503), Refuse(), Lose()]
+    for failure in failures:
+        plan = functools.partial(lambda deed, _: deed, failure)
+        with scene.proxy.doing(plan) as seen, pytest.raises(TransientError):
+            scene.storage.delete_once([scene.key(name) for name in names])
+        assert lines(seen) == ["DELETE" if count == 1 else "POST"]
 
 
 def test_where_batches_are_unknown_names_are_deleted_one_by_one(scene: Scene) -> None:

@@ -356,6 +356,19 @@ def test_an_answer_of_something_that_is_no_object_store_is_not_data(scene: Scene
         assert not isinstance(caught.value, NotFoundError)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_delete_that_is_sent_once_is_one_request_whatever_happens(scene: Scene, count: int) -> None:
+    # Neither a client nor a pool of connections sends it again.
+    keys = [scene.key, scene.key + "2"][:count]
+    method, pattern = ("DELETE", "") if count == 1 else ("POST", "delete")
+    for fail in (scene.proxy.when(method, pattern).reset, scene.proxy.when(method, pattern).lose_answer):
+        scene.proxy.clear()
+        fail(times=1)
+        with pytest.raises(TransientError):
+            scene.storage.delete_once(keys)
+        assert scene.proxy.count(method, pattern) == 1
+
+
 def test_bulk_deletes_that_are_not_known_become_single_ones(scene: Scene) -> None:
     scene.proxy.when("POST", "delete").answer(501, "NotImplemented")
     scene.storage.delete_many([scene.key, scene.key + "2"])

@@ -134,6 +134,7 @@ class MemberTask(RankTask):
                 kind = word.head.get("kind")
                 if kind == "order":
                     files.may_be_published = False
+                    files.start_again()
                     continue
                 if kind == "failed":
                     files.may_be_published = word.head.get("keep") is not False

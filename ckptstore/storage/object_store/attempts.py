@@ -257,8 +257,8 @@ class Attempts:
         pause(pause_s, self.cancellation)
         return not self.is_cancelled
 
-    def run(self, call: Callable[[Attempts], _T]) -> _T:
-        """Return what `call` returns, after as many attempts as its faults allow.
+    def run(self, call: Callable[[Attempts], _T], *, is_repeated: bool = True) -> _T:
+        """Return what `call` returns, after as many attempts as its faults allow; or after one alone.
 
         Raises
         ------
@@ -271,7 +271,8 @@ class Attempts:
                 answer = call(self)
             except Fault as fault:
                 # A condition that does not hold is tried again after a read-back only: `ConditionalWrite`.
-                if fault.kind is Kind.PRECONDITION or not self.wait_to_retry(fault):
+                is_final = fault.kind is Kind.PRECONDITION or not is_repeated
+                if is_final or not self.wait_to_retry(fault):
                     raise
             else:
                 self._budget.reward()

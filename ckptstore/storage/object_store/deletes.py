@@ -68,8 +68,8 @@ class ObjectDeleter:
             return True
         return False
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        """See `Storage.delete_many`."""
+    def delete_many(self, keys: Sequence[str], *, is_repeated: bool = True) -> None:
+        """See `Storage.delete_many`; without `is_repeated` see `DeletesOnce.delete_once`."""
         by_bucket: dict[str, list[str]] = {}
         for key in keys:
             object_name = self._service.object_name(key)
@@ -79,14 +79,14 @@ class ObjectDeleter:
         for bucket, repeated in by_bucket.items():
             names = list(dict.fromkeys(repeated))
             for first in range(0, len(names), size):
-                failed.extend(self._delete_batch(bucket, names[first : first + size]))
+                failed.extend(self._delete_batch(bucket, names[first : first + size], is_repeated))
         if failed:
             error = failed[0]
             if len(failed) > 1:
                 error.add_note(f"In all, {len(failed)} of {len(keys)} objects could not be deleted.")
             raise error
 
-    def _delete_batch(self, bucket: str, names: list[str]) -> list[CkptStoreError]:
+    def _delete_batch(self, bucket: str, names: list[str], is_repeated: bool) -> list[CkptStoreError]:
         """Delete as many objects as one request takes; return the errors of those that are left."""
         service = self._service
         alone = list(names) if len(names) == 1 else [name for name in names if _NOT_XML.search(name)]
@@ -95,7 +95,8 @@ class ObjectDeleter:
         if batch:
             attempts = service.new_attempts()
             try:
-                faults = attempts.run(partial(service.transport.delete_many, bucket, batch))
+                request = partial(service.transport.delete_many, bucket, batch)
+                faults = attempts.run(request, is_repeated=is_repeated)
             except Fault as fault:
                 if fault.kind is not Kind.UNSUPPORTED:
                     url = service.url_of(ObjectName(bucket, batch[0]).key)
@@ -103,19 +104,20 @@ class ObjectDeleter:
                 alone = [*alone, *batch]
                 faults = {}
             for name, refusal in faults.items():
-                if refusal.kind is Kind.FORBIDDEN:
+                if refusal.kind is Kind.FORBIDDEN or (not is_repeated and refusal.kind is not Kind.ABSENT):
                     url = service.url_of(ObjectName(bucket, name).key)
                     failed.append(error_of(refusal, "cannot delete the object", url))
                 elif refusal.kind is not Kind.ABSENT:
                     # A failure that may pass: deleted by itself, with retries.
                     alone.append(name)
-        failed.extend(error for name in alone if (error := self._delete(ObjectName(bucket, name))))
-        return failed
+        deleted = (self._delete(ObjectName(bucket, name), is_repeated) for name in alone)
+        return [*failed, *(error for error in deleted if error is not None)]
 
-    def _delete(self, object_name: ObjectName) -> CkptStoreError | None:
+    def _delete(self, object_name: ObjectName, is_repeated: bool) -> CkptStoreError | None:
         attempts = self._service.new_attempts()
         try:
-            attempts.run(partial(self._service.transport.delete, object_name, version=None))
+            request = partial(self._service.transport.delete, object_name, version=None)
+            attempts.run(request, is_repeated=is_repeated)
         except Fault as fault:
             if fault.kind is not Kind.ABSENT:
                 url = self._service.url_of(object_name.key)

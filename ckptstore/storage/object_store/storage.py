@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ckptstore.checksums import crc32c
 from ckptstore.errors import UsageError
 from ckptstore.storage.abilities import (
+    DeletesOnce,
     Diagnosable,
     KnowsServerTime,
     ListsUploads,
@@ -59,7 +60,14 @@ __all__ = ["ObjectStorage"]
 
 
 class ObjectStorage(
-    Storage, SupportsCopies, ListsUploads, MarksUploads, KnowsServerTime, ProbesCapabilities, Diagnosable
+    Storage,
+    SupportsCopies,
+    ListsUploads,
+    MarksUploads,
+    DeletesOnce,
+    KnowsServerTime,
+    ProbesCapabilities,
+    Diagnosable,
 ):
     """The objects that one `Transport` reaches; keys are ``bucket/name``.
 
@@ -188,6 +196,9 @@ class ObjectStorage(
 
     def delete_many(self, keys: Sequence[str]) -> None:
         self._deleter.delete_many(keys)
+
+    def delete_once(self, keys: Sequence[str]) -> None:
+        self._deleter.delete_many(keys, is_repeated=False)
 
     def abort_stale_uploads(self, prefix: str, min_age_s: float) -> int:
         return self._deleter.abort_stale_uploads(prefix, min_age_s, list(self._uploads))

@@ -28,7 +28,7 @@ pytest.register_assert_rewrite(
 
 from ckptstore.storage.base import Location  # noqa: E402
 from ckptstore.testing.contract.copies import CopyContract  # noqa: E402
-from ckptstore.testing.contract.deletes import DeleteContract  # noqa: E402
+from ckptstore.testing.contract.deletes import DeleteContract, DeleteOnceContract  # noqa: E402
 from ckptstore.testing.contract.listing import ListContract  # noqa: E402
 from ckptstore.testing.contract.parts import PartContract  # noqa: E402
 from ckptstore.testing.contract.reads import ReadContract  # noqa: E402
@@ -45,6 +45,7 @@ from ckptstore.testing.contract.writes import WriteContract  # noqa: E402
 
 __all__ = [
     "CopyContract",
+    "DeleteOnceContract",
     "DiagnosisContract",
     "MarkContract",
     "ProbeContract",
@@ -61,6 +62,7 @@ _ABILITIES = (
     RelaxedDurabilityContract,
     WriterContract,
     MarkContract,
+    DeleteOnceContract,
     ProbeContract,
     ServerTimeContract,
     DiagnosisContract,

@@ -1,11 +1,14 @@
-"""`delete_if` and `delete_many`: exactly these, in exactly this version."""
+"""`delete_if`, `delete_many` and `DeletesOnce`: exactly these, in exactly this version."""
 
 from __future__ import annotations
 
-from ckptstore.storage.base import Location
-from ckptstore.testing.contract.base import ContractBase, committed
+from typing import ClassVar
 
-__all__ = ["DeleteContract"]
+from ckptstore.storage.abilities import DeletesOnce
+from ckptstore.storage.base import Location
+from ckptstore.testing.contract.base import AbilityContract, ContractBase, committed
+
+__all__ = ["DeleteContract", "DeleteOnceContract"]
 
 
 class DeleteContract(ContractBase):
@@ -62,3 +65,22 @@ class DeleteContract(ContractBase):
         location.storage.delete_many([location.key])
         committed(location.storage.put_new(location.key, b"two"))
         assert self.get_raw(location) == b"two"
+
+
+class DeleteOnceContract(AbilityContract):
+    """Deletes that are sent once: the same, where all goes well."""
+
+    ability: ClassVar[type] = DeletesOnce
+
+    def test_delete_once_deletes_what_is_there_and_nothing_else(self, directory: Location) -> None:
+        storage = directory.storage
+        assert isinstance(storage, DeletesOnce)
+        names = ["model-1.data-00000-of-00002", "model-1.data-00001-of-00002"]
+        for name in (*names, "model-1.data-00000-of-00003"):
+            self.put_raw(directory.child(name), b"x")
+        storage.delete_once([directory.child(name).key for name in (*names, "absent")])
+        storage.delete_once([])
+        assert all(self.get_raw(directory.child(name)) is None for name in names)
+        assert self.get_raw(directory.child("model-1.data-00000-of-00003")) == b"x"
+        storage.delete_once([directory.child("model-1.data-00000-of-00003").key])
+        assert self.get_raw(directory.child("model-1.data-00000-of-00003")) is None

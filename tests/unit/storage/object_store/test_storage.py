@@ -347,6 +347,45 @@ def test_who_may_not_write_may_still_delete(transport: ScriptedTransport) -> Non
     assert not transport.objects
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", _DOUBTFUL)
+def test_a_delete_that_is_sent_once_is_not_sent_again(
+    transport: ScriptedTransport, kind: Kind, count: int
+) -> None:
+    # The first of two may arrive when another job has made objects of these names: simulation, "refused".
+    storage = storage_of(transport)
+    names = [f"run/{number}" for number in range(count)]
+    for name in names:
+        transport.add_object(name, b"x")
+    transport.script("delete" if count == 1 else "delete_many", before(kind))
+    with pytest.raises(TransientError):
+        storage.delete_once([f"b/{name}" for name in names])
+    assert len(transport.calls) == 1
+    assert sorted(transport.objects) == names
+
+
+def test_what_a_batch_could_not_delete_is_not_sent_again_by_itself(transport: ScriptedTransport) -> None:
+    storage = storage_of(transport)
+    for name in ("run/0", "run/1"):
+        transport.add_object(name, b"x")
+    refuse = {"run/1": Fault(Kind.SERVER, "scripted by the test")}
+    real = transport.delete_many
+    transport.delete_many = lambda *args, **options: {**real(*args, **options), **refuse}  # type: ignore[method-assign]
+    with pytest.raises(TransientError, match="run/1"):
+        storage.delete_once(["b/run/0", "b/run/1"])
+    assert not transport.asked("delete")
+
+
+def test_one_by_one_where_batches_are_unknown_also_once() -> None:
+    transport = ScriptedTransport(deletes_many=False)
+    storage = storage_of(transport)
+    for name in ("run/0", "run/1"):
+        transport.add_object(name, b"x")
+    storage.delete_once(["b/run/0", "b/run/1"])
+    assert not transport.objects
+    assert transport.asked("delete") == ["run/0", "run/1"]
+
+
 def test_many_are_deleted_in_batches_and_each_once(transport: ScriptedTransport) -> None:
     storage = storage_of(transport)
     names = [f"run/{number}" for number in range(7)]
