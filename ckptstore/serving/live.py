@@ -270,7 +270,7 @@ class Live(Generic[_T]):
             return
         try:
             self._close(value)
-        except Exception:
+        except Exception:  # noqa: BLE001 - of the caller's `close`: the new step is served all the same
             _LOG.exception("what was served could not be closed")
 
     def _run(self) -> None:
@@ -307,7 +307,7 @@ class Live(Generic[_T]):
             self._error = str(error)
             self._try_s = time.monotonic() + self._pause_s
             _LOG.warning("%s is loaded again later: %s", step.prefix, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - of the caller's `load`: the step is refused
             self._refuse(step, error)
         else:
             self._serve(value, step)
