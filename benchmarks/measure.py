@@ -68,6 +68,11 @@ def _status_bytes(field: str) -> int:
     raise LookupError(field)
 
 
+def peak_rss_bytes() -> int:
+    """Return the highest resident set of this process since the last `measured` began."""
+    return _status_bytes("VmHWM")
+
+
 def touch_memory(size_bytes: int) -> None:
     """Touch so much memory and give it back, so that the next owner finds it ready.
 

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from ckptstore.bundle.write.shares import Deal, Holding, Manifest, Replica, Share
+import numpy as np
+
+from ckptstore.bundle.write.manifest import Manifest, Tensors
+from ckptstore.bundle.write.shares import Deal, Replica, Share, whole_shares
 from ckptstore.errors import CorruptError
 
 __all__ = ["decode_deal", "decode_manifest", "encode_deal", "encode_manifest", "fingerprint_of"]
 
+_SIZE_BYTES: Final = 4
+
+# Lists of tensors that are remembered.
+_MOST_KINDS: Final = 16
+
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return what a rank holds, as columns of JSON."""
-    boxes = [None if one.is_whole else [one.start, one.shape] for one in manifest]
-    return _dump(
-        {
-            "names": [one.name for one in manifest],
-            "types": [one.dtype for one in manifest],
-            "shapes": [one.full_shape for one in manifest],
-            "boxes": boxes,
-            "sizes": [one.size_bytes for one in manifest],
-        }
-    )
+    """Return what a rank holds.
+
+    Format
+    ------
+    size of the tensors: u32 LE | tensors: JSON | boxes | sizes: i64 LE each
+
+    The boxes of tensors of fewer dimensions come first: start and length in each dimension, i64 LE.
+    """
+    tensors = _encode_tensors(manifest.tensors)
+    boxes = [manifest.boxes[ndim] for ndim in manifest.tensors.rows_by_ndim]
+    numbers = [each.astype("<i8").tobytes() for each in (*boxes, manifest.sizes_bytes)]
+    return b"".join([len(tensors).to_bytes(_SIZE_BYTES, "little"), tensors, *numbers])
+
+
+def _encode_tensors(tensors: Tensors) -> bytes:
+    return _dump({"names": tensors.names, "types": tensors.dtypes, "shapes": tensors.shapes})
 
 
 def fingerprint_of(manifest: bytes) -> str:
@@ -32,7 +48,7 @@ def fingerprint_of(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:32]
 
 
-def decode_manifest(data: bytes) -> tuple[Holding, ...]:
+def decode_manifest(data: bytes) -> Manifest:
     """Return what `encode_manifest` encoded.
 
     Raises
@@ -41,31 +57,49 @@ def decode_manifest(data: bytes) -> tuple[Holding, ...]:
         If it is something else.
     """
     try:
-        columns = json.loads(data)
-        rows = zip(*(columns[name] for name in ("names", "types", "shapes", "boxes", "sizes")), strict=True)
-        return tuple([_holding(*row) for row in rows])
+        end = _SIZE_BYTES + int.from_bytes(data[:_SIZE_BYTES], "little")
+        if end > len(data):
+            raise ValueError("a length beyond the end")
+        tensors = _decode_tensors(data[_SIZE_BYTES:end])
+        numbers = np.frombuffer(data, "<i8", offset=end).astype(np.int64)
+        boxes = {}
+        at = 0
+        for ndim, shapes in tensors.shapes_by_ndim.items():
+            table = numbers[at : at + 2 * shapes.size].reshape(len(shapes), 2 * ndim)
+            at += table.size
+            starts, lengths = table[:, :ndim], table[:, ndim:]
+            fits = ((starts >= 0) & (lengths >= 0) & (starts <= shapes - lengths)).all(axis=1)
+            if not fits.all():
+                row = tensors.rows_by_ndim[ndim][int(np.flatnonzero(~fits)[0])]
+                raise ValueError(f"a box that does not lie inside tensor {tensors.names[row]!r}")
+            boxes[ndim] = table
+        sizes_bytes = numbers[at:]
+        if len(sizes_bytes) != len(tensors.names) or (sizes_bytes < 0).any():
+            raise ValueError("sizes")
+        return Manifest(tensors, boxes, sizes_bytes)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _unreadable("what a rank holds", error) from error
 
 
-def _holding(name: Any, dtype: Any, shape: Any, box: Any, size_bytes: Any) -> Holding:
-    full = _sizes(shape)
-    start, extent = ((0,) * len(full), full) if box is None else (_sizes(box[0]), _sizes(box[1]))
-    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(size_bytes, int)):
-        raise TypeError("a name, a type and a size")
-    fits = len(start) == len(extent) == len(full) and all(
-        begin + length <= size for begin, length, size in zip(start, extent, full, strict=True)
-    )
-    if not fits or size_bytes < 0:
-        raise ValueError(f"a box that does not lie inside tensor {name!r}")
-    return Holding(name, dtype, full, start, extent, size_bytes)
+# Most ranks have the same tensors.
+@functools.lru_cache(maxsize=_MOST_KINDS)
+def _decode_tensors(data: bytes) -> Tensors:
+    columns = json.loads(data)
+    names, dtypes, shapes = (columns[name] for name in ("names", "types", "shapes"))
+    if not all(isinstance(text, str) for text in (*names, *dtypes)):
+        raise TypeError("a name and a type")
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    sizes = [known.setdefault(shape, shape) for shape in map(_shape, shapes)]
+    if not len(names) == len(dtypes) == len(sizes):
+        raise ValueError("columns of different lengths")
+    return Tensors(tuple(names), tuple(map(sys.intern, dtypes)), tuple(sizes))
 
 
-def _sizes(value: Any) -> tuple[int, ...]:
-    sizes = tuple(value)
-    if not all(isinstance(size, int) and 0 <= size < 1 << 63 for size in sizes):
-        raise ValueError("sizes")
-    return sizes
+def _shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(value)
+    if not all(isinstance(size, int) and size >= 0 for size in shape) or math.prod(shape) >= 1 << 63:
+        raise ValueError("a shape")
+    return shape
 
 
 def encode_deal(deal: Deal, manifests: Sequence[Manifest]) -> bytes:
@@ -73,7 +107,7 @@ def encode_deal(deal: Deal, manifests: Sequence[Manifest]) -> bytes:
     shares = [
         None
         # The usual case at a thousand ranks: what a rank holds, nobody else holds.
-        if own == tuple([Share(item) for item in range(len(manifest))])
+        if own == whole_shares(len(manifest))
         else [[share.item, *(share.rows or ())] for share in own]
         for own, manifest in zip(deal.shares, manifests, strict=True)
     ]
@@ -92,7 +126,7 @@ def decode_deal(data: bytes) -> Deal:
     try:
         columns = json.loads(data)
         shares = tuple(
-            tuple([Share(item) for item in range(count)] if own is None else [_share(*one) for one in own])
+            whole_shares(count) if own is None else tuple([_share(*one) for one in own])
             for count, own in zip(columns["items"], columns["shares"], strict=True)
         )
         replicas = tuple(

@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from ckptstore.bundle.write.shares import Deal, Manifest, Share, deal
+from ckptstore.bundle.write.manifest import Manifest
+from ckptstore.bundle.write.shares import Deal, Share, deal
 from ckptstore.distributed.coordinator import Coordinator, longest_deadline_of
 from ckptstore.distributed.manifests import decode_manifest, fingerprint_of
 from ckptstore.distributed.rounds import Chief, Member, Round

@@ -7,18 +7,24 @@ its parts together again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ckptstore.bundle.write.coverage import BoxColumns, check_coverage
+from ckptstore.bundle.write.held_boxes import HeldBoxes, Holders
+from ckptstore.bundle.write.manifest import Holding, Manifest
 from ckptstore.bundle.write.plan import WriteItem
 from ckptstore.errors import UsageError
+from ckptstore.format.entry_columns import Integers
 from ckptstore.types import Slice
 
-__all__ = ["Deal", "Holding", "Manifest", "Replica", "Share", "deal", "item_of", "manifest_of"]
+__all__ = ["Deal", "Replica", "Share", "deal", "item_of", "whole_shares"]
 
 # TensorFlow puts a tensor of these types together from its slices, and of no other.
 _CAN_BE_CUT: Final = frozenset(
@@ -40,39 +46,6 @@ _SMALL_BYTES: Final = 16 * 1024
 _MOST_RANKS_SHOWN: Final = 8
 
 
-class Holding(NamedTuple):
-    """A box of a tensor that a rank holds.
-
-    Attributes
-    ----------
-    name : str
-    dtype : str
-        TensorFlow's name of the type.
-    full_shape : tuple of int
-        Of the tensor.
-    start, shape : tuple of int
-        Of the box; the whole tensor is a box too.
-    size_bytes : int
-        In a data file.
-    """
-
-    name: str
-    dtype: str
-    full_shape: tuple[int, ...]
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    size_bytes: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the box is the tensor."""
-        return self.shape == self.full_shape
-
-
-Manifest: TypeAlias = Sequence[Holding]
-"""What one rank holds, in the order of its items."""
-
-
 class Share(NamedTuple):
     """A part of a checkpoint that one rank writes.
 
@@ -86,6 +59,16 @@ class Share(NamedTuple):
 
     item: int
     rows: tuple[int, int] | None = None
+
+
+def whole_shares(count: int) -> tuple[Share, ...]:
+    """Return a share of each of the first `count` items, all of it: the same objects for every rank."""
+    return _every_share(max(0, count - 1).bit_length())[:count]
+
+
+@functools.cache
+def _every_share(bits: int) -> tuple[Share, ...]:
+    return tuple([Share(item) for item in range(1 << bits)])
 
 
 class Replica(NamedTuple):
@@ -132,21 +115,6 @@ class Deal:
         return sum(bool(shares) for shares in self.shares)
 
 
-def manifest_of(items: Iterable[WriteItem]) -> tuple[Holding, ...]:
-    """Return what a rank holds."""
-    holdings = []
-    for item in items:
-        start = (
-            (0,) * len(item.full_shape)
-            if item.slice is None
-            else tuple([first for first, _ in item.slice.resolve(item.full_shape)])
-        )
-        holdings.append(
-            Holding(item.name, item.dtype.name, item.full_shape, start, item.shape, item.size_bytes)
-        )
-    return tuple(holdings)
-
-
 def item_of(items: Sequence[WriteItem], share: Share) -> WriteItem:
     """Return what a rank that holds `items` writes for `share`."""
     item = items[share.item]
@@ -162,10 +130,6 @@ def item_of(items: Sequence[WriteItem], share: Share) -> WriteItem:
     box = Slice(((first + start, stop - start), *zip(begins, lengths, strict=True)))
     size_bytes = item.size_bytes // item.shape[0] * (stop - start)
     return item._replace(shape=array.shape, slice=box, size_bytes=size_bytes, array=array)
-
-
-_Key: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
-_Holders: TypeAlias = list[tuple[int, int]]
 
 
 def deal(manifests: Sequence[Manifest], fixed: Mapping[int, Sequence[Share]] | None = None) -> Deal:
@@ -190,85 +154,106 @@ def deal(manifests: Sequence[Manifest], fixed: Mapping[int, Sequence[Share]] | N
         a hole, or if nobody is left who holds what the `fixed` ones do not write. It names tensor, boxes and
         ranks.
     """
-    holders = _holders_by_key(manifests)
-    _check_coverage(holders, manifests)
+    boxes = HeldBoxes.of(manifests)
+    _check_coverage(boxes)
+    fixed = fixed or {}
     loads = [0] * len(manifests)
     shares: list[list[Share]] = [[] for _ in manifests]
+    is_fixed = _hand_out_fixed(boxes, fixed, loads, shares)
+    _hand_out_alone(boxes, fixed, is_fixed, loads, shares)
     replicas: list[Replica] = []
-    several: list[tuple[_Key, _Holders]] = []
-    total_bytes = 0
-    is_fixed = _fixed_keys(manifests, fixed or {}, loads, shares)
-    for key, found in holders.items():
-        rank, item = found[0]
-        size_bytes = manifests[rank][item].size_bytes
-        total_bytes += size_bytes
-        if len(found) > 1:
-            several.append((key, found))
-        elif key not in is_fixed:
-            _check_may_write(key, found, fixed)
-            shares[rank].append(Share(item))
-            loads[rank] += size_bytes
+    total_bytes = int(boxes.sizes_bytes[boxes.firsts].sum())
     limit_bytes = max(_WHOLE_UP_TO_BYTES, total_bytes // (2 * len(manifests)))
-    several.sort(key=lambda pair: (-manifests[pair[1][0][0]][pair[1][0][1]].size_bytes, pair[0]))
-    for key, found in several:
-        rank, item = found[0]
-        holding = manifests[rank][item]
-        if key in is_fixed:
-            replicas.append(Replica(key[0], None, tuple(found)))
+    several = [
+        (boxes.holding(int(boxes.firsts[group])), group, found) for group, found in boxes.held_by_several()
+    ]
+    several.sort(key=lambda one: (-one[0].size_bytes, one[0].name, one[0].start, one[0].shape))
+    for holding, group, found in several:
+        if is_fixed[group]:
+            replicas.append(Replica(holding.name, None, tuple(found)))
             continue
-        free = _check_may_write(key, found, fixed)
+        free = _check_may_write(holding.name, found, fixed)
         cuts = _cuts(holding, len(free), limit_bytes)
         if len(cuts) == 2:
             small = holding.size_bytes <= _SMALL_BYTES or holding.dtype in ("string", "variant")
             rank, item = free[0] if small else min(free, key=lambda one: (loads[one[0]], one[0]))
             shares[rank].append(Share(item))
             loads[rank] += holding.size_bytes
-            replicas.append(Replica(key[0], None, tuple(found)))
+            replicas.append(Replica(holding.name, None, tuple(found)))
             continue
         writers = sorted(free, key=lambda one: (loads[one[0]], one[0]))[: len(cuts) - 1]
         row_bytes = holding.size_bytes // holding.shape[0]
         for (rank, item), start, stop in zip(sorted(writers), cuts[:-1], cuts[1:], strict=True):
             shares[rank].append(Share(item, (start, stop)))
             loads[rank] += (stop - start) * row_bytes
-            replicas.append(Replica(key[0], (start, stop), tuple(found)))
+            replicas.append(Replica(holding.name, (start, stop), tuple(found)))
     return Deal(tuple(tuple(sorted(each)) for each in shares), tuple(replicas))
 
 
-def _fixed_keys(
-    manifests: Sequence[Manifest],
-    fixed: Mapping[int, Sequence[Share]],
+def _hand_out_fixed(
+    boxes: HeldBoxes, fixed: Mapping[int, Sequence[Share]], loads: list[int], shares: list[list[Share]]
+) -> npt.NDArray[np.bool_]:
+    """Hand out what is fixed, and return for each group whether it is."""
+    wholes = np.zeros(len(boxes.firsts), np.int64)
+    parts: dict[int, list[tuple[int, int]]] = {}
+    for rank, own in fixed.items():
+        rows = boxes.begins[rank] + np.array([share.item for share in own], np.int64)
+        if len(rows) and rows.max() >= boxes.begins[rank + 1]:
+            raise _changed(None, f"rank {rank} has copied what it does not hold any more")
+        sizes_bytes = boxes.sizes_bytes[rows]
+        is_whole = np.array([share.rows is None for share in own], np.bool_)
+        np.add.at(wholes, boxes.groups[rows[is_whole]], 1)
+        loads[rank] += int(sizes_bytes[is_whole].sum())
+        for at in np.flatnonzero(~is_whole).tolist():
+            start, stop = own[at].rows or (0, 0)
+            parts.setdefault(int(boxes.groups[rows[at]]), []).append((start, stop))
+            loads[rank] += (
+                int(sizes_bytes[at]) * (stop - start) // max(boxes.holding(int(rows[at])).shape[0], 1)
+            )
+        shares[rank] += own
+    for group in sorted({*parts, *np.flatnonzero(wholes > 1).tolist()}):
+        holding = boxes.holding(int(boxes.firsts[group]))
+        end = holding.shape[0] if holding.shape else 1
+        ranges = sorted([*parts.get(group, ()), *[(0, end)] * int(wholes[group])])
+        ends = [stop for _, stop in ranges]
+        if ranges[0][0] != 0 or ends[-1] != end or [start for start, _ in ranges[1:]] != ends[:-1]:
+            raise _changed(holding.name, "some of them write only a part of what they hold together")
+        wholes[group] += 1
+    return wholes > 0
+
+
+def _hand_out_alone(
+    boxes: HeldBoxes,
+    fixed: Mapping[int, object],
+    is_fixed: npt.NDArray[np.bool_],
     loads: list[int],
     shares: list[list[Share]],
-) -> set[_Key]:
-    """Hand out what is fixed, and return the keys of it."""
-    keys: dict[_Key, list[tuple[int, int] | None]] = {}
-    for rank, own in fixed.items():
-        for share in own:
-            holding = manifests[rank][share.item]
-            keys.setdefault((holding.name, holding.start, holding.shape), []).append(share.rows)
-            rows = holding.shape[0] if holding.shape else 1
-            start, stop = share.rows or (0, rows)
-            loads[rank] += holding.size_bytes * (stop - start) // max(rows, 1)
-            shares[rank].append(share)
-    for (name, _, shape), parts in keys.items():
-        whole = (0, shape[0] if shape else 1)
-        ranges = sorted(part or whole for part in parts)
-        ends = [stop for _, stop in ranges]
-        if ranges[0][0] != 0 or ends[-1] != whole[1] or [start for start, _ in ranges[1:]] != ends[:-1]:
-            raise _changed(name, "some of them write only a part of what they hold together")
-    return set(keys)
+) -> None:
+    """Hand out what one rank alone holds."""
+    rows = boxes.firsts[(boxes.counts == 1) & ~is_fixed]
+    # By rank, as rows are.
+    ends = np.searchsorted(boxes.ranks[rows], np.arange(len(loads) + 1))
+    for rank, (start, end) in enumerate(itertools.pairwise(ends.tolist())):
+        if start == end:
+            continue
+        if rank in fixed:
+            _check_may_write(boxes.holding(int(rows[start])).name, [(rank, 0)], fixed)
+        own = rows[start:end]
+        loads[rank] += int(boxes.sizes_bytes[own].sum())
+        every = whole_shares(int(boxes.begins[rank + 1] - boxes.begins[rank]))
+        shares[rank] += every if len(own) == len(every) else [every[at] for at in boxes.items[own].tolist()]
 
 
-def _check_may_write(key: _Key, holders: _Holders, fixed: Mapping[int, object] | None) -> _Holders:
+def _check_may_write(name: str, holders: Holders, fixed: Mapping[int, object]) -> Holders:
     """Return the holders whose share is not fixed."""
-    free = [one for one in holders if not fixed or one[0] not in fixed]
+    free = [one for one in holders if one[0] not in fixed]
     if not free:
         holding = _ranks(rank for rank, _ in holders)
-        raise _changed(key[0], f"nobody but {holding} holds it, where it was not copied")
+        raise _changed(name, f"nobody but {holding} holds it, where it was not copied")
     return free
 
 
-def _changed(name: str, actual: str) -> UsageError:
+def _changed(name: str | None, actual: str) -> UsageError:
     return UsageError(
         "what some ranks hold has changed, and the others have copied their part already",
         tensor=name,
@@ -291,55 +276,37 @@ def _cuts(holding: Holding, holders: int, limit_bytes: int) -> list[int]:
     return [rows * part // parts for part in range(parts + 1)]
 
 
-def _holders_by_key(manifests: Sequence[Manifest]) -> dict[_Key, _Holders]:
-    holders: dict[_Key, _Holders] = {}
-    # Of each tensor, as the first rank that has it says.
-    first: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    for rank, manifest in enumerate(manifests):
-        for item, (name, dtype, full_shape, start, shape, _) in enumerate(manifest):
-            known = first.get(name)
-            if known is None:
-                first[name] = (dtype, full_shape, rank)
-            elif known[0] != dtype or known[1] != full_shape:
-                raise UsageError(
-                    "two ranks do not agree on the type or shape of a tensor",
-                    tensor=name,
-                    expected=f"{known[0]} {list(known[1])} as on rank {known[2]}",
-                    actual=f"{dtype} {list(full_shape)} on rank {rank}",
-                    hint="Every rank passes the shape of the whole tensor; give boxes of it as `Piece`.",
-                )
-            holders.setdefault((name, start, shape), []).append((rank, item))
-    return holders
-
-
-def _check_coverage(holders: Mapping[_Key, _Holders], manifests: Sequence[Manifest]) -> None:
-    # By number of dimensions. A tensor that is held whole, and in no other box, is covered.
-    partial = {
-        name
-        for (name, _, shape), ((rank, item), *_) in holders.items()
-        if shape != manifests[rank][item].full_shape
-    }
-    by_ndim: dict[int, dict[str, list[_Key]]] = {}
-    for key in holders:
-        if key[0] in partial and all(key[2]):
-            by_ndim.setdefault(len(key[1]), {}).setdefault(key[0], []).append(key)
-    for ndim, tensors in by_ndim.items():
-        keys = [key for boxes in tensors.values() for key in boxes]
-        numbers = [number for number, boxes in enumerate(tensors.values()) for _ in boxes]
-        starts = np.array([start for _, start, _ in keys], np.int64).reshape(len(keys), ndim)
-        shapes = np.array([shape for _, _, shape in keys], np.int64).reshape(len(keys), ndim)
-        fulls = []
-        for boxes in tensors.values():
-            rank, item = holders[boxes[0]][0]
-            fulls.append(manifests[rank][item].full_shape)
+def _check_coverage(boxes: HeldBoxes) -> None:
+    is_first = np.zeros(len(boxes.ranks), np.bool_)
+    is_first[boxes.firsts] = True
+    for ndim, (all_rows, all_boxes) in boxes.by_ndim.items():
+        rows, places = all_rows[is_first[all_rows]], all_boxes[is_first[all_rows]]
+        starts, lengths = places[:, :ndim], places[:, ndim:]
+        tensors = boxes.tensors[rows]
+        given, numbers = np.unique(tensors, return_inverse=True)
+        shapes = np.array([boxes.shapes[tensor] for tensor in given.tolist()], np.int64)
+        shapes = shapes.reshape(len(given), ndim)
+        # A tensor that is held whole, and in no other box, is covered.
+        is_cut = np.zeros(len(given), np.bool_)
+        is_cut[numbers[(lengths != shapes[numbers]).any(axis=1)]] = True
+        kept = np.flatnonzero(is_cut[numbers] & (lengths > 0).all(axis=1))
+        kept = kept[np.argsort(numbers[kept], kind="stable")]
+        if not len(kept):
+            continue
+        given, numbers = np.unique(tensors[kept], return_inverse=True)
+        shapes = np.array([boxes.shapes[tensor] for tensor in given.tolist()], np.int64)
         columns = BoxColumns(
-            list(tensors),
-            np.array(fulls, np.int64).reshape(len(fulls), ndim),
-            np.array(numbers, np.int64),
-            starts,
-            starts + shapes,
+            [boxes.names[tensor] for tensor in given.tolist()],
+            shapes.reshape(len(given), ndim),
+            numbers,
+            starts[kept],
+            starts[kept] + lengths[kept],
         )
-        check_coverage(columns, lambda row, keys=keys: _ranks(rank for rank, _ in holders[keys[row]]))  # type: ignore[misc]
+        check_coverage(columns, _label(boxes, rows[kept]))
+
+
+def _label(boxes: HeldBoxes, rows: Integers) -> Callable[[int], str]:
+    return lambda at: _ranks(boxes.ranks_of(int(rows[at])))
 
 
 def _ranks(ranks: Iterable[int]) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ckptstore.bundle.write.item_bytes import entry_crc32c
+from ckptstore.bundle.write.manifest import manifest_of
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
-from ckptstore.bundle.write.shares import Share, item_of, manifest_of
+from ckptstore.bundle.write.shares import Share, item_of
 from ckptstore.directory.save_request import CheckpointSink, SaveRequest
 from ckptstore.distributed.manifests import encode_manifest, fingerprint_of
 from ckptstore.distributed.rounds import Message, grace_s

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from ckptstore.bundle.write.manifest import Manifest
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
-from ckptstore.bundle.write.shares import Manifest
 from ckptstore.directory.open_save import Assignment, ShardReport
 from ckptstore.directory.save_request import CheckpointSink, RunningSave, SaveRequest
 from ckptstore.distributed.coordinator import host_names_of
@@ -304,9 +304,8 @@ def _plan_of_all(manifests: Sequence[Manifest]) -> SavePlan:
     """Return a plan, without arrays, of all tensors that the ranks hold."""
     none = np.empty(0, np.uint8)
     whole = {}
-    for manifest in manifests:
-        for one in manifest:
-            if one.name not in whole:
-                dtype = dtypes.by_name(one.dtype)
-                whole[one.name] = WriteItem(one.name, dtype, one.full_shape, None, one.full_shape, 0, none)
+    for tensors in {id(manifest.tensors): manifest.tensors for manifest in manifests}.values():
+        for name, dtype_name, shape in zip(tensors.names, tensors.dtypes, tensors.shapes, strict=True):
+            if name not in whole:
+                whole[name] = WriteItem(name, dtypes.by_name(dtype_name), shape, None, shape, 0, none)
     return SavePlan((ShardPlan("", tuple(whole[name] for name in sorted(whole)), 0),))

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptstore.bundle.write.held_boxes import HeldBoxes
+from ckptstore.bundle.write.manifest import Holding, Manifest, manifest_of
 from ckptstore.bundle.write.plan import plan_save, write_item, write_items
-from ckptstore.bundle.write.shares import Deal, Holding, Share, deal, item_of, manifest_of
+from ckptstore.bundle.write.shares import Deal, Share, item_of
+from ckptstore.bundle.write.shares import deal as deal_out
 from ckptstore.distributed.manifests import decode_deal, decode_manifest, encode_deal, encode_manifest
 from ckptstore.errors import CorruptError, UsageError
 from ckptstore.types import Piece
 
 MIB = 1 << 20
+
+
+def deal(manifests: Sequence[Sequence[Holding]], fixed: Mapping[int, Sequence[Share]] | None = None) -> Deal:
+    return deal_out([Manifest.of(each) for each in manifests], fixed)
 
 
 def whole(name: str, size_bytes: int, dtype: str = "float32", rows: int | None = None) -> Holding:
@@ -143,6 +153,68 @@ def test_every_element_is_written_exactly_once(grid, ranks, random):
             seen[item.name][box] += 1
             np.testing.assert_array_equal(array[box], item.array)
     assert all((counts == 1).all() for counts in seen.values())
+
+
+@st.composite
+def holdings(draw: st.DrawFn) -> list[list[Holding]]:
+    """Boxes of tensors of several ranks; they need not cover anything."""
+    shapes = {"scalar": (), "row": (4,), "table": (3, 4), "other": (2, 2), "cube": (2, 2, 3)}
+    ranks = []
+    for _ in range(draw(st.integers(1, 4))):
+        own = []
+        for name in draw(st.lists(st.sampled_from(sorted(shapes)), max_size=6)):
+            full = shapes[name]
+            start = tuple(draw(st.integers(0, size)) for size in full)
+            box = tuple(draw(st.integers(0, size - at)) for size, at in zip(full, start, strict=True))
+            own.append(Holding(name, "int8", full, start, box, int(np.prod(box))))
+        ranks.append(own)
+    return ranks
+
+
+@given(holdings(), st.booleans())
+def test_equal_boxes_are_found_also_where_all_hashes_are_the_same(ranks, collide):
+    expected: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    for rank, own in enumerate(ranks):
+        for item, one in enumerate(own):
+            expected.setdefault((one.name, one.start, one.shape), []).append((rank, item))
+    manifests = [Manifest.of(own) for own in ranks]
+    boxes = HeldBoxes.of(manifests)
+    if collide:
+        with mock.patch("ckptstore.bundle.write.held_boxes._HASH_FACTOR", np.uint64(0)):
+            boxes = HeldBoxes.of(manifests)
+    found: list[list[tuple[int, int]]] = [[] for _ in boxes.firsts]
+    for row, group in enumerate(boxes.groups.tolist()):
+        found[group].append((int(boxes.ranks[row]), int(boxes.items[row])))
+    assert found == list(expected.values())
+    assert [holders for _, holders in boxes.held_by_several()] == [
+        holders for holders in expected.values() if len(holders) > 1
+    ]
+
+
+@given(holdings())
+def test_manifests_survive_a_message(ranks):
+    for own in ranks:
+        assert list(Manifest.of(own)) == own
+        assert list(decode_manifest(encode_manifest(Manifest.of(own)))) == own
+
+
+def test_a_box_outside_its_tensor_is_refused():
+    for start, shape in (((3, 0), (2, 4)), ((0, 0), (4, 5)), ((-1, 0), (1, 1)), ((0, 0), (-1, 1))):
+        bad = Manifest.of([whole("v", 16), Holding("w", "float32", (4, 4), start, shape, 4)])
+        with pytest.raises(CorruptError, match="does not lie inside tensor 'w'"):
+            decode_manifest(encode_manifest(bad))
+
+
+@pytest.mark.parametrize("cut", [3, 40, -8, -1])
+def test_a_manifest_that_is_cut_off_is_refused(cut):
+    data = encode_manifest(Manifest.of([rows_of("w", 0, 2, 4), whole("v", 16)]))
+    with pytest.raises(CorruptError):
+        decode_manifest(data[:cut])
+
+
+def test_a_share_of_what_is_not_held_any_more_is_refused():
+    with pytest.raises(UsageError, match="rank 0 has copied what it does not hold any more"):
+        deal([[whole("a", 16)], [whole("b", 16)]], {0: [Share(1)]})
 
 
 def test_rows_of_a_box_are_a_box_of_the_tensor():
