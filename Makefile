@@ -45,7 +45,7 @@ FLAGS_backends   := $(WORKERS)
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories schedules demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories schedules many-ranks demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -172,6 +172,12 @@ histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in Ten
 schedules: $(VENV)/.ready  ## 10 000 schedules of each scenario of the simulation; not part of `make test`
 	@echo '== schedules'
 	CKPTSTORE_SIMULATION_SEEDS=10000 CKPTSTORE_SIMULATION_RANK_SEEDS=10000 $(PYTEST) tests/simulation -q $(WORKERS) -k schedule $(ARGS)
+
+# The lane scale plays 128.
+many-ranks: $(VENV)/.ready  ## 1 024 ranks in one process, and what the chief of so many pays; not part of `make test`
+	@echo '== many-ranks'
+	CKPTSTORE_PLAYED_RANKS=1024 $(PYTEST) tests/scale/test_many_ranks.py -q $(ARGS)
+	$(BIN)/python -m benchmarks.many_ranks
 
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
 # $(1): environment

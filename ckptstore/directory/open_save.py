@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
+from ckptstore.bundle.write.index_memory import IndexPart
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.format.record_facts import ShardName
 
@@ -28,13 +29,14 @@ class ShardReport:
         Shard number and count.
     version : str
         Of the file, as its storage reported it.
-    index : bytes
-        An index of this file alone, whatever shard number it has in it.
+    index : bytes or ndarray
+        An index of this file alone, deflated, whatever shard number it has in it; or its checksums, if the
+        rest is as the `IndexMemory` of the save has it.
     """
 
     name: ShardName
     version: str
-    index: bytes
+    index: IndexPart
 
 
 class WritesShards(Protocol):

@@ -12,6 +12,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from ckptstore.bundle.write.index_memory import IndexMemory
 from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.bundle.write.stage import Stage
 from ckptstore.directory.open_save import OpenSave, write_here
@@ -44,6 +45,8 @@ class SaveRequest:
         `plan`.
     metrics : mapping
         What the record says of it: name → value.
+    indexes : IndexMemory or None
+        What was reported of the data files of the save before, where other processes write some of them.
     """
 
     prefix: Location
@@ -55,6 +58,7 @@ class SaveRequest:
     fresh_start: bool = False
     shards: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    indexes: IndexMemory | None = None
 
     @property
     def shard_count(self) -> int:

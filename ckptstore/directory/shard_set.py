@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from ckptstore.bundle.write.index import IndexEntry, build_index, renumbered
-from ckptstore.bundle.write.partial_indexes import merge_partial_indexes
+from ckptstore.bundle.write.index_memory import IndexMemory, IndexPart, deflated
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan
 from ckptstore.bundle.write.shard_writer import ShardWriter
 from ckptstore.bundle.write.stage import Stage
@@ -71,6 +71,8 @@ class ShardSet:
         The copy of the bytes of the plan that is written.
     canonical_count : int
         The count that TensorFlow gives these files, which another writer may use as well.
+    indexes : IndexMemory, optional
+        What was reported of the files of the save before.
     """
 
     def __init__(
@@ -81,11 +83,13 @@ class ShardSet:
         transfer: Transfer | None = None,
         stage: Stage | None = None,
         canonical_count: int = 0,
+        indexes: IndexMemory | None = None,
     ) -> None:
         self.directory = directory
         self.prefix = prefix
         self._transfer = transfer or Transfer("save", directory.child(prefix).url)
         self._stage = stage
+        self._indexes = indexes or IndexMemory()
         # Complete once `finish` returned; `versions` is by number, of the files in `shards`.
         self.index = b""
         self.versions: dict[int, str] = {}
@@ -101,7 +105,7 @@ class ShardSet:
         # By number. Of the files in `_committed`, which were made here and are not deleted; and the indexes
         # of those in `_accepted`.
         self._entries: dict[int, Sequence[IndexEntry]] = {}
-        self._reported: dict[int, bytes] = {}
+        self._reported: dict[int, IndexPart] = {}
         self._committed: list[ShardName] = []
         # Files that other processes wrote.
         self._accepted: list[ShardName] = []
@@ -157,7 +161,7 @@ class ShardSet:
     def reports(self) -> list[ShardReport]:
         """Return what another process needs to know of the files that were written here."""
         return [
-            ShardReport(name, self.versions[name[0]], build_index(self._entries[name[0]], 1))
+            ShardReport(name, self.versions[name[0]], deflated(build_index(self._entries[name[0]], 1)))
             for name in self._committed
         ]
 
@@ -290,8 +294,8 @@ class ShardSet:
     def finish(self, count: int) -> None:
         """Build the index of all shards."""
         if self._reported:
-            own = {number: build_index(entries, 1) for number, entries in self._entries.items()}
-            self.index = merge_partial_indexes(sorted({**own, **self._reported}.items()), count)
+            own = {number: deflated(build_index(entries, 1)) for number, entries in self._entries.items()}
+            self.index = self._indexes.build({**own, **self._reported}.items(), count)
         else:
             entries = [entry for number in sorted(self._entries) for entry in self._entries[number]]
             self.index = build_index(entries, count)
@@ -462,6 +466,7 @@ def shards_of_save(request: SaveRequest, running: RunningSave) -> ShardSet:
         transfer=running.transfer,
         stage=running.stage,
         canonical_count=request.shard_count,
+        indexes=request.indexes,
     )
 
 

@@ -21,9 +21,18 @@ import numpy.typing as npt
 from ckptstore.format.coding import encode_fixed32, encode_varint
 from ckptstore.format.crc32c import crc32c, mask
 
-__all__ = ["BlockBuilder", "shared_prefix_length", "shared_prefix_lengths", "with_trailer"]
+__all__ = [
+    "RESTART_INTERVAL",
+    "BlockBuilder",
+    "shared_prefix_length",
+    "shared_prefix_lengths",
+    "with_trailer",
+]
 
 _Integers: TypeAlias = npt.NDArray[np.int64]
+
+RESTART_INTERVAL = 16
+"""Of so many entries of a block one stores its key in full (in the blocks of data)."""
 
 _NO_COMPRESSION = b"\x00"
 

@@ -45,6 +45,7 @@ __all__ = [
     "encode_index",
     "renumber_values",
     "shards_of",
+    "usual_heads",
     "varint_field",
 ]
 
@@ -142,7 +143,7 @@ def renumber_values(rows: BlockRows, shard_id: int, *, source: str) -> Renumbere
     """
     number = b"\x18" + encode_varint(shard_id) if shard_id else b""
     contents, data, starts, stops = _columns_of(rows)
-    is_usual, heads = _usual_heads(data, starts, stops)
+    is_usual, heads = usual_heads(data, starts, stops)
     heads = np.where(is_usual, heads, starts)
     _, rests = varint_field(0x18, data, heads, stops)
     is_usual &= rests <= stops
@@ -280,7 +281,7 @@ class EntryColumns(NamedTuple):
 def _decode_block(rows: BlockRows, number_of: _KindNumbers) -> tuple[Integers, ...]:
     """Return the columns of one block, `EntryColumns.kind_ids` first."""
     contents, data, starts, stops = _columns_of(rows)
-    is_usual, heads = _usual_heads(data, starts, stops)
+    is_usual, heads = usual_heads(data, starts, stops)
     at = np.where(is_usual, heads, stops)
     shard_ids, at = varint_field(0x18, data, at, stops)
     offsets, at = varint_field(0x20, data, at, stops)
@@ -312,7 +313,7 @@ def _columns_of(rows: BlockRows) -> tuple[bytes, npt.NDArray[np.uint8], Integers
     return rows.contents, data, np.array(rows.starts, np.int64), np.array(rows.stops, np.int64)
 
 
-def _usual_heads(
+def usual_heads(
     data: npt.NDArray[np.uint8], starts: Integers, stops: Integers
 ) -> tuple[npt.NDArray[np.bool_], Integers]:
     """Return which values begin with a type and a shape in the usual form, and where those end."""

@@ -99,6 +99,11 @@ class Table:
         """Size of all data blocks together, with their trailers."""
         return sum(handle.size_bytes + TRAILER_SIZE_BYTES for handle in self._handles)
 
+    @property
+    def data_blocks(self) -> Sequence[BlockHandle]:
+        """Where the blocks are that hold the items, in their order."""
+        return tuple(self._handles)
+
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, or None.
 

@@ -23,6 +23,7 @@ import numpy as np
 from ckptstore.errors import UsageError
 from ckptstore.format.block import FOOTER_SIZE_BYTES, TABLE_MAGIC, BlockHandle
 from ckptstore.format.block_builder import (
+    RESTART_INTERVAL,
     BlockBuilder,
     shared_prefix_length,
     shared_prefix_lengths,
@@ -34,7 +35,6 @@ __all__ = ["TableBuilder"]
 
 _BLOCK_SIZE_BYTES = 262_144
 _OVERSIZE_BYTES = 2 * _BLOCK_SIZE_BYTES
-_DATA_RESTART_INTERVAL = 16
 _INDEX_RESTART_INTERVAL = 1
 
 # Entries laid out at a time, and the most bytes for which that is done: a chunk then ends few blocks, and the
@@ -66,7 +66,7 @@ class TableBuilder:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size_bytes = 0
-        self._data = BlockBuilder(_DATA_RESTART_INTERVAL)
+        self._data = BlockBuilder(RESTART_INTERVAL)
         self._index = BlockBuilder(_INDEX_RESTART_INTERVAL)
         self._last_key: bytes | None = None
         self._closed_block: BlockHandle | None = None
@@ -154,7 +154,7 @@ class TableBuilder:
             raise UsageError("this table is finished already")
         self._finished = True
         self._close_block()
-        metaindex = self._append(BlockBuilder(_DATA_RESTART_INTERVAL).finish())
+        metaindex = self._append(BlockBuilder(RESTART_INTERVAL).finish())
         if self._closed_block is not None and self._last_key is not None:
             self._add_index_entry(_short_successor(self._last_key))
         index = self._append(self._index.finish())

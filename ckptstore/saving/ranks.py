@@ -9,12 +9,17 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from ckptstore.bundle.write.manifest import Manifest
+import numpy as np
+
+from ckptstore.bundle.write.index_memory import IndexMemory, IndexReporter
+from ckptstore.bundle.write.manifest import Manifest, manifest_of
+from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
 from ckptstore.bundle.write.shares import Deal, Share, deal
 from ckptstore.distributed.coordinator import Coordinator, longest_deadline_of
-from ckptstore.distributed.manifests import decode_manifest, fingerprint_of
+from ckptstore.distributed.manifests import decode_manifest, encode_manifest, fingerprint_of
 from ckptstore.distributed.rounds import Chief, Member, Round
 from ckptstore.errors import CorruptError, UnsupportedError, UsageError
+from ckptstore.format import dtypes
 from ckptstore.saving.options import SaveOptions, check_one_of, positive_seconds
 
 __all__ = ["CheckReplicas", "Plan", "Ranks"]
@@ -63,6 +68,10 @@ class Ranks:
         Of the last save.
     acknowledged : str
         Fingerprint of the manifest that the chief has.
+    indexes : IndexMemory
+        What the chief has heard of all data files.
+    reporter : IndexReporter
+        What this rank has reported of its own.
     failed_counts : dict
         Prefix → counts in the names of files that failed saves of this run may have left.
 
@@ -107,10 +116,16 @@ class Ranks:
         self.plan: Plan | None = None
         self.acknowledged = ""
         self.failed_counts: dict[str, set[int]] = {}
+        self.indexes = IndexMemory()
+        self.reporter = IndexReporter()
         self._manifests: list[dict[str, Manifest]] = [{} for _ in range(coordinator.size)]
         # Saves that are over here, of which some rank may not have heard the outcome.
         self._over: list[Round] = []
         self._pid = os.getpid()
+        # Everything but the values of the last save, its manifest and the fingerprint of that.
+        self._held: tuple[Sequence[tuple[Any, ...]] | None, bytes, str] = (None, b"", "")
+        # The tensors of all ranks under a plan of this name.
+        self._whole: tuple[str, SavePlan] | None = None
 
     @property
     def is_chief(self) -> bool:
@@ -125,6 +140,19 @@ class Ranks:
                 hint="A forked child is not a rank of its own: save in the parent.",
             )
         return next(self._names)
+
+    def held(self, items: Sequence[WriteItem]) -> tuple[bytes, str]:
+        """Return the manifest of what this rank holds, encoded, and its fingerprint.
+
+        They are made anew where more than values differs from the last save.
+        """
+        heads = [item[:-1] for item in items]
+        known, manifest, fingerprint = self._held
+        if known != heads:
+            manifest = encode_manifest(manifest_of(items))
+            fingerprint = fingerprint_of(manifest)
+            self._held = heads, manifest, fingerprint
+        return manifest, fingerprint
 
     def refuse(self, error: BaseException) -> None:
         """Tell the others that this rank cannot even begin its next save."""
@@ -176,6 +204,20 @@ class Ranks:
                 }
             self.plan = Plan(name, deal(manifests, fixed))
         return self.plan, manifests, any(head.get("plan") != name for head, _ in hellos)
+
+    def whole_plan(self, manifests: Sequence[Manifest]) -> SavePlan:
+        """Return a plan, without arrays, of all tensors that ranks hold under `plan`; only on the chief."""
+        assert self.plan is not None
+        if self._whole is None or self._whole[0] != self.plan.name:
+            none = np.empty(0, np.uint8)
+            whole = {}
+            for tensors in {id(manifest.tensors): manifest.tensors for manifest in manifests}.values():
+                for name, dtype, shape in zip(tensors.names, tensors.dtypes, tensors.shapes, strict=True):
+                    if name not in whole:
+                        whole[name] = WriteItem(name, dtypes.by_name(dtype), shape, None, shape, 0, none)
+            items = tuple(whole[name] for name in sorted(whole))
+            self._whole = self.plan.name, SavePlan((ShardPlan("", items, 0),))
+        return self._whole[1]
 
     def _manifest(self, rank: int, head: dict[str, Any], blob: bytes) -> Manifest:
         known = self._manifests[rank]

@@ -11,14 +11,26 @@ import operator
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from ckptstore.errors import UsageError
 from ckptstore.format.block import BlockRows
-from ckptstore.format.entry import HEADER_KEY, BundleHeader, decode_entry, decode_header, key_to_name
-from ckptstore.format.entry_columns import encode_index, renumber_values
+from ckptstore.format.entry import (
+    HEADER_KEY,
+    BundleHeader,
+    decode_entry,
+    decode_header,
+    encode_header,
+    key_to_name,
+)
+from ckptstore.format.entry_columns import renumber_values
 from ckptstore.format.slices import shown_name
 from ckptstore.format.table import Table
+from ckptstore.format.table_builder import TableBuilder
 
 __all__ = ["merge_partial_indexes"]
+
+_ENTRIES_AT_ONCE = 16_384
 
 
 def merge_partial_indexes(parts: Iterable[tuple[int, bytes]], num_shards: int) -> bytes:
@@ -77,17 +89,25 @@ def merge_partial_indexes(parts: Iterable[tuple[int, bytes]], num_shards: int) -
     values += [b"".join(pieces) for _, pieces in partitioned.values()]
     partitioned.clear()
     # A run of ascending keys for each part: that is fast to sort.
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    keys, values = [keys[row] for row in order], [values[row] for row in order]
-    del order
-    if not all(map(operator.lt, keys, itertools.islice(keys, 1, None))):
-        twice = next(key for key, following in itertools.pairwise(keys) if key == following)
-        name = shown_name(twice)
-        raise UsageError(
-            f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
-        )
-    header = header or BundleHeader(num_shards)
-    return encode_index(replace(header, num_shards=num_shards), keys, values)
+    order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    builder = TableBuilder()
+    builder.add(HEADER_KEY, encode_header(replace(header or BundleHeader(num_shards), num_shards=num_shards)))
+    last = HEADER_KEY
+    for start in range(0, len(order), _ENTRIES_AT_ONCE):
+        rows = order[start : start + _ENTRIES_AT_ONCE].tolist()
+        some = [keys[row] for row in rows]
+        if not all(map(operator.lt, [last, *some], some)):
+            twice = next(key for key, following in itertools.pairwise([last, *some]) if key == following)
+            name = shown_name(twice)
+            raise UsageError(
+                f"Adding duplicate key: {name}", tensor=name, hint="Every tensor needs its own name."
+            )
+        last = some[-1]
+        builder.extend(some, [values[row] for row in rows])
+        # The table grows as keys and values go.
+        for row in rows:
+            keys[row] = values[row] = b""
+    return builder.finish()
 
 
 def _same_kind(first: BundleHeader, other: BundleHeader, source: str) -> BundleHeader:

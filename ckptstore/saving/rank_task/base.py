@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from ckptstore.bundle.write.item_bytes import entry_crc32c
-from ckptstore.bundle.write.manifest import manifest_of
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
 from ckptstore.bundle.write.shares import Share, item_of
 from ckptstore.directory.save_request import CheckpointSink, SaveRequest
-from ckptstore.distributed.manifests import encode_manifest, fingerprint_of
 from ckptstore.distributed.rounds import Message, grace_s
 from ckptstore.errors import SaveCancelledError
 from ckptstore.saving.options import SaveOptions
@@ -63,8 +61,7 @@ class RankTask(SaveTask, ABC):
         self._ranks = ranks
         self._record = record
         self._items: Sequence[WriteItem] = [item for shard in request.plan.shards for item in shard.items]
-        self._manifest = encode_manifest(manifest_of(self._items))
-        self._fingerprint = fingerprint_of(self._manifest)
+        self._manifest, self._fingerprint = ranks.held(self._items)
         # Of each replica that this rank holds; None: the arrays could not be looked at in time.
         self._crcs: np.ndarray[Any, np.dtype[np.uint32]] | None = None
         self._plan: Plan | None = None

@@ -6,25 +6,24 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from ckptstore.bundle.write.manifest import Manifest
-from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
+from ckptstore.bundle.write.plan import SavePlan
 from ckptstore.directory.open_save import Assignment, ShardReport
 from ckptstore.directory.save_request import CheckpointSink, RunningSave, SaveRequest
 from ckptstore.distributed.coordinator import host_names_of
 from ckptstore.distributed.manifests import encode_deal
 from ckptstore.distributed.rounds import Chief, Message, rank_name
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
-from ckptstore.format import dtypes
 from ckptstore.format.naming import data_name
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.rank_task.base import RankTask
+from ckptstore.saving.rank_task.part_message import decode_part, report_name
 from ckptstore.saving.rank_task.report_message import encode_report
 from ckptstore.saving.ranks import Ranks
 from ckptstore.saving.report import RankReport, SaveReport
@@ -93,7 +92,7 @@ class ChiefTask(RankTask):
         self._ranks.plan = known
         self._settle_part(plan, look_at_arrays=not staged)
         if self._make_meta is not None:
-            self._request = replace(self._request, meta=self._make_meta(_plan_of_all(manifests)))
+            self._request = replace(self._request, meta=self._make_meta(self._ranks.whole_plan(manifests)))
         self._is_agreed = True
 
     def _check_alike(self, hellos: dict[int, Message]) -> None:
@@ -162,7 +161,9 @@ class ChiefTask(RankTask):
     ) -> list[ShardReport] | None:
         """Have every rank write its part; None if one of the names is taken."""
         assert self._plan is not None
-        self._chief.say("order", order=order, count=assignment.count, plan=self._plan.name)
+        indexes = self._ranks.indexes
+        indexes.begin(report_name(self._name, order))
+        self._chief.say("order", order=order, count=assignment.count, plan=self._plan.name, like=indexes.name)
         begun_s = time.monotonic()
         reports: dict[int, Message] = {}
         failure: list[BaseException] = []
@@ -226,8 +227,9 @@ class ChiefTask(RankTask):
         version = message.head.get("version")
         if not isinstance(version, str):
             raise CorruptError(f"{shown} reports no version of its file")
-        _, index = self._crcs_of(rank, message)
-        return ShardReport((number, count), version, index)
+        _, data = self._crcs_of(rank, message)
+        part = decode_part(message.head, data, self._ranks.indexes.name, shown)
+        return ShardReport((number, count), version, part)
 
     def _crcs_of(self, rank: int, message: Message) -> tuple[np.ndarray[Any, np.dtype[np.uint32]], bytes]:
         """Return the checksums of replicas in a report, and what is behind them."""
@@ -298,14 +300,3 @@ class ChiefTask(RankTask):
 def _number(message: Message, name: str) -> float:
     value = message.head.get(name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
-
-
-def _plan_of_all(manifests: Sequence[Manifest]) -> SavePlan:
-    """Return a plan, without arrays, of all tensors that the ranks hold."""
-    none = np.empty(0, np.uint8)
-    whole = {}
-    for tensors in {id(manifest.tensors): manifest.tensors for manifest in manifests}.values():
-        for name, dtype_name, shape in zip(tensors.names, tensors.dtypes, tensors.shapes, strict=True):
-            if name not in whole:
-                whole[name] = WriteItem(name, dtypes.by_name(dtype_name), shape, None, shape, 0, none)
-    return SavePlan((ShardPlan("", tuple(whole[name] for name in sorted(whole)), 0),))

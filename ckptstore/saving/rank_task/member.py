@@ -16,6 +16,7 @@ from ckptstore.distributed.rounds import Member, Message, grace_s
 from ckptstore.errors import CkptStoreError, CoordinatorLostError, CorruptError
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.rank_task.base import RankTask
+from ckptstore.saving.rank_task.part_message import encode_part, report_name
 from ckptstore.saving.rank_task.report_message import decode_report
 from ckptstore.saving.ranks import Plan, Ranks
 from ckptstore.storage.scope import Scope
@@ -120,7 +121,8 @@ class MemberTask(RankTask):
             if self._plan is None or word.head.get("plan") != self._plan.name:
                 raise CorruptError("the chief ordered a plan that this rank does not have", url=self.url)
             order, count = word.head.get("order"), word.head.get("count")
-            if not isinstance(order, int) or not isinstance(count, int):
+            like = word.head.get("like")
+            if not isinstance(order, int) or not isinstance(count, int) or not isinstance(like, str):
                 raise CorruptError("the chief gave an order without numbers", url=self.url)
             self._owed = (f"done-{order}",)
             with ShardSet(
@@ -130,7 +132,7 @@ class MemberTask(RankTask):
                 stage=running.stage,
                 canonical_count=self._plan.deal.shard_count,
             ) as files:
-                word = self._write(running, files, order, count)
+                word = self._write(running, files, order, count, like)
                 kind = word.head.get("kind")
                 if kind == "order":
                     files.may_be_published = False
@@ -145,7 +147,7 @@ class MemberTask(RankTask):
         self._is_told = True
         self.report = decode_report(word.head.get("report"))
 
-    def _write(self, running: RunningSave, files: ShardSet, order: int, count: int) -> Message:
+    def _write(self, running: RunningSave, files: ShardSet, order: int, count: int, like: str) -> Message:
         """Write this rank's part, report it, and return what the chief says then."""
         assert self._plan is not None
         number = self._plan.deal.numbers[self._rank]
@@ -175,7 +177,7 @@ class MemberTask(RankTask):
             if is_new:
                 running.before_commit()
             is_written.set()
-            report = self._done(files, begun_s) if is_new else Message({"taken": True})
+            report = self._done(files, begun_s, order, like) if is_new else Message({"taken": True})
             # From here on the chief may publish: an index may name the file, whatever happens.
             files.may_be_published = is_new
             self._report(order, report)
@@ -197,7 +199,7 @@ class MemberTask(RankTask):
             raise
         return heard[0] or self._ask_the_store(files, number, count)
 
-    def _done(self, files: ShardSet, begun_s: float) -> Message:
+    def _done(self, files: ShardSet, begun_s: float, order: int, like: str) -> Message:
         own = next(iter(files.reports()), None)
         head: dict[str, Any] = {
             "bytes": self._request.plan.size_bytes,
@@ -209,8 +211,11 @@ class MemberTask(RankTask):
             head["crcs"] = len(self._crcs)
             blob = self._crcs.astype("<u4").tobytes()
         if own is not None:
-            head["version"] = own.version
-            blob += own.index
+            assert isinstance(own.index, bytes)
+            part = self._ranks.reporter.part(own.index, name=report_name(self._name, order), like=like)
+            more, data = encode_part(part, like)
+            head |= {"version": own.version, **more}
+            blob += data
         return Message(head, blob)
 
     def _report(self, order: int, report: Message) -> None:
