@@ -159,8 +159,10 @@ def prepare(directory: Path, ranks: int, tensors: int) -> None:
                 data = blob and manifests[rank]
             else:
                 crcs = random.integers(1, 2**32, tensors, np.uint32)
-                whole = deflated(build_index(_entries_of(held[rank], crcs.tolist()), 1))
-                data = crcs.tobytes() if "like" in head else whole
+                if "like" in head:
+                    data = crcs.tobytes()
+                else:
+                    data = deflated(build_index(_entries_of(held[rank], crcs.tolist()), 1))
             (directory / topic / str(rank)).write_bytes(pack(own, data))
     (directory / "ranks").write_text(str(ranks))
 
