@@ -28,6 +28,8 @@ class Mailbox(Protocol):
         The largest value that `put` takes.
     shortest_wait_s, longest_wait_s : float
         How long to wait between two looks, at the beginning and after a while.
+    asks_each : bool
+        Whether `look` makes a request for each of a few names.
     may_block : bool
         Whether a call may hang while another process is frozen. Then calls are made in threads of their own,
         and given up when their time is over.
@@ -50,6 +52,9 @@ class Mailbox(Protocol):
 
     @property
     def longest_wait_s(self) -> float: ...
+
+    @property
+    def asks_each(self) -> bool: ...
 
     @property
     def may_block(self) -> bool: ...

@@ -195,11 +195,19 @@ class MailboxCoordinator:
     ) -> None:
         """Fill `found` until all `ranks` are in it, it is enough, or the time is over."""
         heads: dict[int, Head] = {}
-        asked_about = 0
+        asked_about = looks = 0
         while True:
             began_s = time.monotonic()
             missing = [rank for rank in ranks if rank not in found]
-            heads |= self._look(directory, [rank for rank in missing if rank not in heads], topic)
+            unseen = [rank for rank in missing if rank not in heads]
+            if looks and self.mailbox.asks_each and unseen:
+                # One after the other, and all at once as soon as there is something new.
+                one = unseen.pop(looks % len(unseen))
+                seen = self._look(directory, [one], topic)
+                heads |= seen
+                unseen = unseen if seen else []
+            looks += 1
+            heads |= self._look(directory, unseen, topic)
             for rank in list(heads):
                 message = self._fetch(directory, rank, heads[rank], topic)
                 if message is not None:

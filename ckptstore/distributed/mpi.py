@@ -70,6 +70,7 @@ class _MessageMailbox:
     max_value_bytes = 64 << 20
     shortest_wait_s = 0.0005
     longest_wait_s = 0.02
+    asks_each = False
     may_block = False
 
     def __init__(self, mpi: Any, comm: Any) -> None:

@@ -144,6 +144,7 @@ class _ActorMailbox:
     max_value_bytes = 16 << 20
     shortest_wait_s = 0.003
     longest_wait_s = 0.25
+    asks_each = False
     may_block = True
 
     def __init__(self, ray: Any, actor: Any, *, is_owner: bool) -> None:

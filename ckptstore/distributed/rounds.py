@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _LOG_EVERY_S: Final = 30.0
 # Of the beats in one wait for a stalled rank.
 _BEATS_PER_STALL: Final = 4
 _SLOWEST_BEAT_S: Final = 15.0
+# So long a rank writes before it looks for a word.
+_UNHEARD_S: Final = 0.1
 # How long handing a message over may take; and where the save has failed anyway.
 _SEND_S: Final = 20.0
 _LAST_WORD_S: Final = 2.0
@@ -389,16 +392,19 @@ class Member(Round):
             if word is not None or wait_s <= 0.0:
                 return word
 
-    def listen(self, progress: Callable[[], float], has_reported: Callable[[], bool]) -> Message | None:
+    def listen(self, progress: Callable[[], float], has_written: threading.Event) -> Message | None:
         """Return the next word, and hand over beats until it comes; None as `hear`.
 
         Parameters
         ----------
         progress : callable
             How much of this rank's part is written, from 0 to 1.
-        has_reported : callable
-            Whether this rank waits for nothing but the word. Until then a mailbox that is gone may come back.
+        has_written : threading.Event
+            Set when this rank waits for nothing but the word. Until then, a mailbox that is gone may come
+            back.
         """
+        # Only bad news would come before, and a small part is written sooner than it is asked for.
+        has_written.wait(_UNHEARD_S)
         while not self.is_stopped:
             wait_s = min(self._beat_s, self.left_s)
             try:
@@ -408,7 +414,7 @@ class Member(Round):
                 if not self.is_stopped:
                     self.beat(progress())
             except CkptStoreError as error:
-                if isinstance(error, CorruptError) or has_reported() or wait_s <= 0.0:
+                if isinstance(error, CorruptError) or has_written.is_set() or wait_s <= 0.0:
                     _LOG.warning("the chief cannot be heard any more: %s", error)
                     return None
                 pause(min(_TICK_S, wait_s))

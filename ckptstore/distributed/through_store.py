@@ -105,6 +105,7 @@ class _ObjectMailbox:
     max_value_bytes = 64 << 20
     shortest_wait_s = 0.005
     longest_wait_s = 2.0
+    asks_each = True
     may_block = True
 
     def __init__(self, directory: Location, attempt: str, *, is_chief: bool) -> None:

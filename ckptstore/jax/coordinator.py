@@ -84,6 +84,7 @@ class _ServiceMailbox:
     max_value_bytes = _MOST_VALUE_BYTES
     shortest_wait_s = 0.002
     longest_wait_s = 0.5
+    asks_each = False
     # While the process that serves it is frozen.
     may_block = True
 

@@ -108,6 +108,7 @@ class _StoreMailbox:
     max_value_bytes = _MOST_VALUE_BYTES
     shortest_wait_s = 0.001
     longest_wait_s = 0.25
+    asks_each = False
     # While the process of rank 0, which serves the store, is frozen.
     may_block = True
 

@@ -162,7 +162,7 @@ class MemberTask(RankTask):
 
         def listen() -> None:
             try:
-                word = self._member.listen(progress, is_written.is_set)
+                word = self._member.listen(progress, is_written)
                 heard.append(word)
                 if word is not None and not is_written.is_set():
                     # It can only be a failure: what is still to be written is of no use.

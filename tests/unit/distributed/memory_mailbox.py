@@ -14,13 +14,14 @@ class MemoryMailbox:
     may_block = True
     shortest_wait_s = 0.001
     longest_wait_s = 0.05
+    asks_each = False
 
     def __init__(self, max_value_bytes: int = 1024) -> None:
         self.max_value_bytes = max_value_bytes
         self.values: dict[tuple[str, str], bytes] = {}
         self.announced: list[Announcement] = []
         self.largest = 0
-        self.looked: list[str] = []
+        self.looked: list[tuple[str, list[str]]] = []
         self.running = threading.Event()
         self.running.set()
         self.is_lost = False
@@ -42,7 +43,7 @@ class MemoryMailbox:
     def look(self, directory, names):
         self._enter()
         with self._lock:
-            self.looked.append(directory)
+            self.looked.append((directory, list(names)))
             return {name: self.values[directory, name] for name in names if (directory, name) in self.values}
 
     def delete(self, directory, names):

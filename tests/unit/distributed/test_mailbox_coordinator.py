@@ -63,7 +63,23 @@ def test_what_the_chief_only_said_is_dropped_without_a_look(mailbox, ranks):
     for one in reversed(ranks):
         one.close()
     assert mailbox.values == {}
-    assert "run/g/t" not in mailbox.looked
+    assert "run/g/t" not in dict(mailbox.looked)
+
+
+def test_where_each_name_is_a_request_one_is_asked_for_at_a_time(mailbox, ranks):
+    mailbox.asks_each = True
+    assert ranks[0].gather("t", b"", timeout_s=0.5) == {0: b""}
+    asked = [names for _, names in mailbox.looked if names]
+    assert asked[:4] == [["1", "2", "3"], ["2"], ["3"], ["1"]]
+    assert {len(names) for names in asked[1:]} == {1}
+    mailbox.looked.clear()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(ranks[0].gather, "u", b"", timeout_s=LONG_S)
+        while len(mailbox.looked) < 2:
+            time.sleep(0.001)
+        for one in ranks[1:]:
+            one.gather("u", bytes(5000), timeout_s=LONG_S)
+        assert found.result(LONG_S).keys() == {0, 1, 2, 3}
 
 
 def test_a_member_forgets_what_came_too_late(mailbox, ranks):
