@@ -103,6 +103,7 @@ _GIVEN_OUT = {
     "SaveHandle",
     "Step",
     "Tensor",
+    "LiveHealth",
     "WatchHealth",
     "Watcher",
 }
