@@ -45,7 +45,7 @@ FLAGS_backends   := $(WORKERS)
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines histories schedules many-ranks demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -121,7 +121,7 @@ minio: $(VENV)/.ready  ## build MinIO alone (needs Go) and run it with a bucket;
 
 # ------------------------------------------------------------------------------------------------ checks
 
-test: lint $(LANES) min-deps dist interop  ## everything: lint, every lane of tests, TensorFlow's included
+test: lint $(LANES) min-deps dist interop engines  ## everything: lint, every lane of tests, TensorFlow and the engines included
 
 define read_sources
 $(BIN)/ruff check .

@@ -6,19 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from threading import Timer
 
 from tests.meta.source import ROOT
 
 
-def steps_saved(
-    engine: str, arguments: Sequence[Sequence[str]], environment: Mapping[str, str], rounds: int
-) -> list[list[int]]:
-    """Run the ranks, send SIGTERM to one of them in each round, and return the steps of each round."""
+def steps_saved(size: int, environment: Mapping[str, str], rounds: int) -> list[list[int]]:
+    """Run ranks without an engine, send SIGTERM to one of them in each round, and return the steps."""
     commands = [
-        (sys.executable, "-m", "tests.preempted_rank", engine, *one, str(rounds)) for one in arguments
+        (sys.executable, "-m", "tests.preempted_rank", str(rank), str(size), str(rounds))
+        for rank in range(size)
     ]
     with ExitStack() as stack:
         ranks = [

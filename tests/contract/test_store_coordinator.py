@@ -27,7 +27,7 @@ def starting(url: str, options: dict[str, Any], variables: dict[str, str] | None
 
     @contextmanager
     def start_ranks(size: int, address: str) -> Iterator[None]:
-        commands = [(*PROGRAM, "store", address, str(rank), str(size)) for rank in range(size)]
+        commands = [(*PROGRAM, address, str(rank), str(size)) for rank in range(size)]
         with running(commands, environment):
             yield
 

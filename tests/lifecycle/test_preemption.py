@@ -139,7 +139,7 @@ def test_a_process_that_waits_in_a_system_call_saves_and_ends_by_itself():
 
 def test_one_of_four_ranks_gets_a_signal_and_all_save_at_one_step_each_time(tmp_path):
     environment = {**os.environ, "STORE_URL": str(tmp_path), "STORE_OPTIONS": json.dumps({})}
-    saved = steps_saved("store", [(str(rank), "4") for rank in range(4)], environment, rounds=4)
+    saved = steps_saved(4, environment, rounds=4)
     assert len(saved) == 4
     for steps in saved:
         assert len(set(steps)) == 1, f"the ranks saved at {steps}"

@@ -41,7 +41,7 @@ def test_the_directories_of_the_lanes_exist():
     directories = {
         f"tests/{path.name}/" for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name[0] != "_"
     }
-    assert directories - set(named) == {"tests/fixtures/", "tests/engines/"}
+    assert directories - set(named) == {"tests/fixtures/"}
 
 
 def test_every_room_has_a_row_and_every_row_is_a_room():

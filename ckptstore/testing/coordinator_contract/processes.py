@@ -119,7 +119,7 @@ class RankProcesses:
     ) -> None:
         self.close()
 
-    def accept(self, size: int, timeout_s: float = 120.0) -> list[RemoteRank]:
+    def accept(self, size: int, timeout_s: float = 300.0) -> list[RemoteRank]:
         """Return the ranks, in order, when `size` processes have opened their coordinators."""
         ends_s = time.monotonic() + timeout_s
         while len(self._ranks) < size:
