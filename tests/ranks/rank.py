@@ -42,6 +42,7 @@ class _Rank:
         self._at = ""
         self._how = ""
         self._lines: list[str] = []
+        self._calls: list[str] = []
         self._say(rank=rank, pid=os.getpid())
         inner = ck.coordinator("store", url=mailbox, rank=rank, size=size, attempt=attempt)
         self.coordinator = _Talk(inner, self.reach)
@@ -57,7 +58,7 @@ class _Rank:
 
     def run(self) -> None:
         self._say(opened=True)
-        with use_wrapper(lambda inner: _Watched(inner, self.reach, lambda: self._how)):
+        with use_wrapper(lambda inner: _Watched(inner, self.reach, self._count, lambda: self._how)):
             for line in self._stream:
                 command = json.loads(line)
                 try:
@@ -83,6 +84,12 @@ class _Rank:
         elif self._how == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
 
+    def _count(self, call: str) -> None:
+        with self._lock:
+            self._calls.append(call)
+            number = len(self._calls)
+        self.reach(f"call {number}")
+
     def saver(self, log_every_s: float = 30.0, **options: Any) -> dict[str, Any]:
         rounds._LOG_EVERY_S = log_every_s  # type: ignore[misc]  # noqa: SLF001
         self._saver = ck.Saver(coordinator=self.coordinator, **options)
@@ -95,13 +102,16 @@ class _Rank:
         at: str = "",
         how: str = "",
         length: int = 1000,
+        fill: int | None = None,
         options: dict[str, Any] | None = None,
         in_background: bool = False,
     ) -> dict[str, Any]:
         self._at, self._how = at, how
         self._lines.clear()
+        self._calls.clear()
         assert self._saver is not None
-        values = {f"own/{self._rank}": np.full(length, step), "shared": np.full(7, step)}
+        fill = step if fill is None else fill
+        values = {f"own/{self._rank}": np.full(length, fill), "shared": np.full(7, fill)}
         begun_s = time.monotonic()
         call = self._saver.save_async if in_background else self._saver.save
         found = call(values, f"{url}/m", step, storage_options=options)
@@ -113,6 +123,7 @@ class _Rank:
             "seconds": time.monotonic() - begun_s,
             "slowest": None if report is None else report.slowest.rank,
             "log": self._lines,
+            "calls": self._calls,
         }
 
 
@@ -147,14 +158,22 @@ class _Talk:
 class _Watched(StorageWrapper):
     """A storage that says which call is due."""
 
-    def __init__(self, inner: Storage, reach: Callable[[str], None], how: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        inner: Storage,
+        reach: Callable[[str], None],
+        count: Callable[[str], None],
+        how: Callable[[], str],
+    ) -> None:
         super().__init__(inner)
         self._reach = reach
+        self._count = count
         self._how = how
         self._has_index = False
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], Any]) -> Any:
         key = keys[0] if keys else ""
+        self._count(f"{primitive} {key.rpartition('/')[2]}")
         if primitive == "upload.commit" and ".data-" in key:
             self._reach("write")
         elif primitive in ("put_new", "put_if") and key.endswith(".index"):

@@ -247,28 +247,6 @@ def test_the_store_is_down(make_group: MakeGroup, minio: Any, toxiproxy: Any) ->
         assert_saved(save_all(group, place, 3), place, 3)
 
 
-@pytest.mark.parametrize("point", ["write", "index", "record"])
-def test_two_jobs_and_the_older_one_frozen(make_group: MakeGroup, place: Place, point: str) -> None:
-    old = make_group()
-    old.make_savers(deadline_s=LONG_S, run="old")
-    assert_saved(save_all(old, place, 1), place, 1)
-    old.begin("save", {0: {"at": point, "how": "freeze"}}, url=place.url, step=2, options=place.options)
-    assert old.hear(0) == {"at": point}
-    old.wait_until_frozen(0)
-    new = make_group()
-    new.make_savers(deadline_s=LONG_S, run="new")
-    for step in (2, 3):
-        found = save_all(new, place, step)
-        if point != "record" or step == 3:
-            assert_saved(found, place, step)
-    old.thaw(0)
-    fenced = [old.hear(rank) for rank in range(SIZE)]
-    assert [one and one.get("error") for one in fenced] == ["FencedError"] * SIZE, fenced
-    place.check(3)
-    assert place.latest() == f"{place.url}/m-3"
-    assert_saved(save_all(new, place, 4), place, 4)
-
-
 def test_the_answer_to_the_index_is_lost(make_group: MakeGroup, place: Place) -> None:
     group = make_group()
     group.make_savers(deadline_s=LONG_S)
