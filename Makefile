@@ -157,11 +157,17 @@ interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFl
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
 	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
 
-# Four processes of each engine that runs a training job; here, too, a skip is a failure. Not a part of `test` yet:
-# the engines need minutes to start on a busy machine.
-engines: $(VENV)/.ready $(VENV_ENGINES)/.ready servers  ## real processes under torch, JAX, Ray and MPI; not part of `make test` yet
+# Four processes of each engine that runs a training job; here, too, a skip is a failure.
+IN_ENGINES := PYTHONPATH="$(CURDIR)" $(VENV_ENGINES)/bin/python -m pytest tests/engines -q -p tests.forbid_skips
+
+engines: $(VENV)/.ready $(VENV_ENGINES)/.ready  ## real processes under torch, JAX, Ray and MPI; a skipped test fails
 	@echo '== engines'
-	PYTHONPATH="$(CURDIR)" $(VENV_ENGINES)/bin/python -m pytest tests/engines -q -p tests.forbid_skips $(ARGS)
+	$(IN_ENGINES) $(ARGS)
+
+# The lane engines sends three, and one to torchrun.
+preemptions: $(VENV_ENGINES)/.ready  ## 20 real signals to the job of each engine; not part of `make test`
+	@echo '== preemptions'
+	CKPTSTORE_PREEMPTIONS=20 CKPTSTORE_TORCHRUNS=20 $(IN_ENGINES) -k 'signal or sync_point' $(ARGS)
 
 # The lane interop tries 150 of them.
 histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in TensorFlow and here; not part of `make test`
