@@ -47,7 +47,7 @@ _HOMES = {
     "serving.live": ("Live", "LiveHealth"),
     "serving.step": ("Step",),
     "serving.watch": ("WatchHealth", "Watcher", "watch"),
-    "train.bundle_writer": ("BundleWriter", "merge_bundles"),
+    "train.bundle_writer": ("BundleWriter", "merge_bundles", "part_prefix"),
     "train.checkpoint": ("Checkpoint", "Optimizer"),
     "train.checkpoint_management": (
         "CheckpointState",

@@ -53,7 +53,11 @@ from ckptstore.saving.report import SaveReport as SaveReport
 from ckptstore.serving.live import Live as Live, LiveHealth as LiveHealth
 from ckptstore.serving.step import Step as Step
 from ckptstore.serving.watch import WatchHealth as WatchHealth, Watcher as Watcher, watch as watch
-from ckptstore.train.bundle_writer import BundleWriter as BundleWriter, merge_bundles as merge_bundles
+from ckptstore.train.bundle_writer import (
+    BundleWriter as BundleWriter,
+    merge_bundles as merge_bundles,
+    part_prefix as part_prefix,
+)
 from ckptstore.train.checkpoint import Checkpoint as Checkpoint, Optimizer as Optimizer
 from ckptstore.train.checkpoint_management import (
     CheckpointState as CheckpointState,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ckptstore.bundle.verify.verify import BundleFault, verify_bundle
 from ckptstore.errors import CkptStoreError, CorruptError, NotFoundError, UsageError
-from ckptstore.format.naming import parse_file_name, series_of, split_step
+from ckptstore.format.naming import output_of_part, parse_file_name, series_of, split_step
 from ckptstore.format.record_facts import ShardName
 from ckptstore.storage.base import Location
 from ckptstore.storage.values import ObjectInfo
@@ -93,12 +93,17 @@ def list_checkpoints(
 def sorted_by_prefix(
     files: Iterable[ObjectInfo], is_wanted: Callable[[str], bool] = lambda _: True
 ) -> dict[str, PrefixFiles]:
-    """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`."""
+    """Return the files of checkpoints among `files`, by prefix; see `list_checkpoints`.
+
+    A part that is to be merged is not a checkpoint, whatever files it has.
+    """
     found: dict[str, PrefixFiles] = {}
     for info in files:
         parsed = parse_file_name(info.key.rpartition("/")[2])
         # A V1 shard may be any file of that name; such checkpoints are found through the record.
         if parsed is None or parsed.kind == "v1-shard" or not is_wanted(parsed.prefix):
+            continue
+        if output_of_part(parsed.prefix) is not None:
             continue
         item = found.setdefault(parsed.prefix, PrefixFiles(parsed.prefix))
         if parsed.kind == "index":

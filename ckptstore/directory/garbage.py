@@ -22,9 +22,10 @@ __all__ = [
     "upload_age_s",
 ]
 
-Reason: TypeAlias = Literal["unpublished", "replaced", "graph alone", "temporary", "unfinished"]
+Reason: TypeAlias = Literal["unpublished", "replaced", "graph alone", "unmerged", "temporary", "unfinished"]
 """``unpublished``: no index ever named it, or it is gone. ``replaced``: the prefix was saved again since.
-``graph alone``: its checkpoint is gone. ``temporary``: left by TensorFlow, or by a question to the server.
+``graph alone``: its checkpoint is gone. ``unmerged``: a part of a bundle whose merge never came, or died.
+``temporary``: left by TensorFlow, or by a question to the server.
 ``unfinished``: an upload that was never completed."""
 
 # Where the storage knows which writers live, unfinished uploads of dead ones go at once. Those of writers of

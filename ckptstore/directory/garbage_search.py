@@ -5,12 +5,14 @@
 * What is left of a pinned checkpoint stays.
 * A graph is garbage when its prefix has no index and it lies beside such data files, or when it is all that
   is left of a step. A graph that was exported there, and the last one of its checkpoints, stay.
+* Parts of a bundle, when the youngest of them is old: their merge never came, or died before it had removed
+  them.
 * TensorFlow's temporary files, those of our own questions to a server, and messages between the ranks of a
   job, by their names.
 
 All of them only when they are so old that no save can still be under way, and never while their writer is
-known to live. An index is never garbage: it may be a checkpoint that retention preserved. Unfinished deletes
-are left to the next save, which knows them by name and version.
+known to live. An index is never garbage, except that of a part: it may be a checkpoint that retention
+preserved. Unfinished deletes are left to the next save, which knows them by name and version.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ckptstore.directory.published_index import PublishedIndex, read_published_i
 from ckptstore.directory.record_entries import listed_paths
 from ckptstore.directory.record_update import read_record
 from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError
-from ckptstore.format.naming import MESSAGE_PREFIX, index_name, parse_file_name
+from ckptstore.format.naming import MESSAGE_PREFIX, index_name, output_of_part, parse_file_name
 from ckptstore.format.record_facts import Record, ShardName
 from ckptstore.storage.abilities import KnowsWriters, now_s
 from ckptstore.storage.base import Location
@@ -74,6 +76,7 @@ class _GarbageSearch:
     pending: dict[str, set[ShardName]] = field(default_factory=dict)
     superseded: dict[str, set[ShardName]] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    listed: set[str] = field(default_factory=set)
     pins: set[str] = field(default_factory=set)
     others: set[str] = field(default_factory=set)
     files: list[GarbageFile] = field(default_factory=list)
@@ -107,6 +110,7 @@ class _GarbageSearch:
         graphless = _basenames_without_graph(found.values())
         for item in found.values():
             self._judge(item, alive.get(item.prefix), graphless)
+        self._judge_parts(listed.values())
         self._judge_temporaries(listed.values())
         return Garbage(
             url=self.directory.url or ".",
@@ -142,6 +146,7 @@ class _GarbageSearch:
             name = relative_prefix(self.directory, path)
             if name is not None:
                 self.known.add(owner_of(name))
+                self.listed.add(name)
 
     def _judge(self, item: PrefixFiles, alive: PrefixFiles | None, graphless: Collection[str]) -> None:
         sets: dict[int, list[ShardName]] = {}
@@ -246,6 +251,24 @@ class _GarbageSearch:
                 # the index is one of a dead save, or still to be replaced by a copy under way.
                 since_s = max(since_s, item.index.mtime_s)
             self._add(files, since_s)
+
+    def _judge_parts(self, infos: Iterable[ObjectInfo]) -> None:
+        """Judge the parts of each bundle together: while one of them is young, a merge may still come."""
+        parts: dict[str, list[GarbageFile]] = {}
+        for info in infos:
+            parsed = parse_file_name(self._name(info))
+            output = None if parsed is None else output_of_part(parsed.prefix)
+            if parsed is None or output is None or parsed.kind == "v1-shard":
+                continue
+            # Whoever chose that name for a checkpoint keeps it.
+            if parsed.prefix not in self.listed and parsed.prefix not in self.pins:
+                parts.setdefault(output, []).append(GarbageFile(self._name(info), info, "unmerged"))
+        storage = self.directory.storage
+        for output, files in parts.items():
+            if isinstance(storage, KnowsWriters) and any(storage.is_in_use(file.info.key) for file in files):
+                self.in_use.append(output)
+            else:
+                self._add(files, max(file.info.mtime_s for file in files))
 
     def _judge_temporaries(self, infos: Iterable[ObjectInfo]) -> None:
         records = {record.name for record in self.records}

@@ -5,6 +5,7 @@ Format
     PREFIX.index                        the index
     PREFIX.data-00000-of-00001          shard 0 of 1, five digits or more
     PREFIX.meta                         the graph; the suffix is the caller's choice
+    PREFIX.part-00000-of-00003          prefix of a part of the bundle PREFIX, until the parts are merged
     PREFIX-00000-of-00003               a shard of a V1 checkpoint (the unsharded file is PREFIX itself)
     SAVE_PATH-1000, SAVE_PATH-00001000  prefix of a step, plain or padded to eight places
     .ckptstore-ranks~…                  no file of a checkpoint: messages between ranks
@@ -26,8 +27,10 @@ __all__ = [
     "index_name",
     "meta_name",
     "numbered",
+    "output_of_part",
     "parse_file_name",
     "parse_v1_pattern",
+    "part_name",
     "series_of",
     "split_step",
     "v1_shard_name",
@@ -41,6 +44,8 @@ MESSAGE_PREFIX = ".ckptstore-ranks~"
 _SHARD = r"([0-9]{5}|[1-9][0-9]{5,9})"
 _DATA = re.compile(rf"(.*)\.data-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_SHARD = re.compile(rf"(.+)(?<!\.data)-{_SHARD}-of-{_SHARD}", re.DOTALL)
+# TensorFlow's name on S3; elsewhere its parts are in a directory: "PREFIX_temp/part-00000-of-00003".
+_PART = re.compile(rf"(.+)\.part-{_SHARD}-of-{_SHARD}", re.DOTALL)
 _V1_PATTERN = re.compile(r"(.+)-\?{5}-of-([0-9]{5})", re.DOTALL)
 # Not greedy, so that "model--1" is step -1 of "model" and not step 1 of "model-". Twenty places hold every
 # int64 and its sign.
@@ -83,6 +88,17 @@ def meta_name(prefix: str, suffix: str = "meta") -> str:
 def v1_shard_name(prefix: str, shard: int, num_shards: int) -> str:
     """Return the name of a shard of a V1 checkpoint."""
     return f"{prefix}-{shard:05d}-of-{num_shards:05d}"
+
+
+def part_name(prefix: str, number: int, count: int) -> str:
+    """Return the prefix of part `number` (from 0) of `count` of the bundle `prefix`."""
+    return f"{prefix}.part-{number:05d}-of-{count:05d}"
+
+
+def output_of_part(prefix_basename: str) -> str | None:
+    """Return the prefix into which a part is to be merged, None if this is no prefix of a part."""
+    match = _PART.fullmatch(prefix_basename)
+    return None if match is None or int(match[2]) >= int(match[3]) else match[1]
 
 
 @dataclass(frozen=True, slots=True)

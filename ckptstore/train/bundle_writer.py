@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,7 +23,7 @@ from ckptstore.directory.published_index import (
 from ckptstore.directory.shard_set import ShardSet
 from ckptstore.errors import CkptStoreError, CkptStoreWarning, ConflictError, FormatError, UsageError
 from ckptstore.format.entry import HEADER_KEY, decode_entry, decode_header, key_to_name
-from ckptstore.format.naming import data_name
+from ckptstore.format.naming import data_name, part_name
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import check_prefix_name
@@ -31,7 +32,7 @@ from ckptstore.storage.values import Committed
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType, Options, PathText
 
-__all__ = ["BundleWriter", "merge_bundles"]
+__all__ = ["BundleWriter", "merge_bundles", "part_prefix"]
 
 
 class BundleWriter:
@@ -196,13 +197,40 @@ class BundleWriter:
             error.add_note(f"What was written could not be removed either: {second}")
 
 
+def part_prefix(output_prefix: PathText, number: int, count: int) -> str:
+    """Return the prefix under which part `number` of a bundle is written, until `merge_bundles` joins them.
+
+    TensorFlow uses the same names on object stores. A part is not a checkpoint, whatever happens: no function
+    that looks for checkpoints finds it, and ``ckptstore gc`` removes parts whose merge never came.
+
+    Parameters
+    ----------
+    output_prefix : str or PathLike
+        Of the merged bundle.
+    number : int
+        From 0.
+    count : int
+        How many parts there are.
+
+    Raises
+    ------
+    UsageError
+        If `number` is not below `count`.
+    """
+    if not 0 <= number < count:
+        raise UsageError(
+            "there is no such part", expected=f"a number from 0 to {count - 1}", actual=str(number)
+        )
+    return part_name(os.fspath(output_prefix), number, count)
+
+
 def merge_bundles(
     prefixes: Sequence[PathText], output_prefix: PathText, *, storage_options: Options = None
 ) -> None:
     """Merge bundles into one with as many data files, as TensorFlow's MergeV2Checkpoints does.
 
     The inputs are removed once the merged bundle is published; until then they stay whole. One that cannot be
-    removed is a warning.
+    removed is a warning. `part_prefix` gives them names under which nobody takes them for checkpoints.
 
     Parameters
     ----------

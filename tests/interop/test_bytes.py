@@ -107,6 +107,29 @@ def test_slices_and_merge(tmp_path: Path, rng: np.random.Generator) -> None:
     assert ck.list_variables(tmp_path / "ours") == tf.train.list_variables(f"{tmp_path}/ours")
 
 
+@pytest.mark.parametrize("writes", ["ours", "theirs"])
+@pytest.mark.parametrize("form", ["m.part-{:05d}-of-00002", "m_temp/part-{:05d}-of-00002"])
+def test_parts_by_their_names_in_tensorflow(tmp_path: Path, writes: str, form: str) -> None:
+    tensors: list[dict[str, np.ndarray]] = [{"a": np.arange(3)}, {"b": np.arange(4.0)}]
+    parts = [str(tmp_path / form.format(number)) for number in range(2)]
+    if "_temp" not in form:
+        assert parts == [ck.part_prefix(tmp_path / "m", number, 2) for number in range(2)]
+    for part, held in zip(parts, tensors, strict=True):
+        if writes == "theirs":
+            Path(part).parent.mkdir(exist_ok=True)
+            save_with_tensorflow(part, held)
+        else:
+            with ck.BundleWriter(part) as writer:
+                for name, value in held.items():
+                    writer.add(name, value)
+    assert ck.latest_checkpoint(tmp_path) is None
+    ck.merge_bundles(parts, tmp_path / "m")
+    reader = tf.train.load_checkpoint(f"{tmp_path}/m")
+    np.testing.assert_array_equal(reader.get_tensor("a"), np.arange(3))
+    np.testing.assert_array_equal(reader.get_tensor("b"), np.arange(4.0))
+    assert ck.latest_checkpoint(tmp_path) == f"{tmp_path}/m"
+
+
 def test_tensorflow_reads_what_was_saved_in_pieces(tmp_path: Path, rng: np.random.Generator) -> None:
     rows = rng.standard_normal((7, 6)).astype(np.float32)
     grid = rng.integers(0, 99, (5, 4)).astype(np.int64)

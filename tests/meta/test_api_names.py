@@ -18,7 +18,7 @@ from tests.meta.source import ROOT
 
 NAMES = {
     # low level
-    *("BundleWriter", "merge_bundles", "DType", "Piece", "TensorSpec", "CheckpointReader"),
+    *("BundleWriter", "merge_bundles", "part_prefix", "DType", "Piece", "TensorSpec", "CheckpointReader"),
     *("load_checkpoint", "load_variable", "list_variables", "inspect_checkpoint"),
     # TensorFlow's shapes
     *(
@@ -71,6 +71,7 @@ SIGNATURES = {
     "BundleWriter.finish": ([], {}),
     "BundleWriter.abort": ([], {}),
     "merge_bundles": ([("prefixes", REQUIRED), ("output_prefix", REQUIRED)], URL),
+    "part_prefix": ([("output_prefix", REQUIRED), ("number", REQUIRED), ("count", REQUIRED)], {}),
     "load_checkpoint": ([("dir_or_prefix", REQUIRED)], URL),
     "load_variable": ([(ANY_NAME, REQUIRED), ("name", REQUIRED)], URL),
     "list_variables": ([(ANY_NAME, REQUIRED)], URL),

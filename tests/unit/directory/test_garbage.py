@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ckptstore as ck
@@ -99,6 +100,36 @@ class TestWhatGoes:
         assert reasons(look(run, min_age_s=DAY)) == {}
         age(run / "model-2.index", 2 * DAY)
         assert reasons(look(run, min_age_s=DAY)) == {"model-2.data-00000-of-48213": "replaced"}
+
+    def parts(self, run: Path) -> list[str]:
+        for number in range(2):
+            with ck.BundleWriter(ck.part_prefix(run / "model-4", number, 2)) as writer:
+                writer.add(f"t{number}", np.zeros(3))
+        return [name for name in names_in(str(run)) if ".part-" in name]
+
+    def test_parts_that_were_never_merged(self, run: Path) -> None:
+        before = names_in(str(run))
+        left = self.parts(run)
+        assert len(left) == 4
+        assert reasons(look(run, min_age_s=DAY)) == {}
+        for name in left:
+            age(run / name, 2 * DAY)
+        assert reasons(look(run, min_age_s=DAY)) == dict.fromkeys(left, "unmerged")
+        # The job that writes the others is slow.
+        age(run / left[-1], HOUR)
+        garbage = look(run, min_age_s=DAY)
+        assert reasons(garbage) == {}
+        assert {file.name for file in garbage.young} == set(left)
+        report = collect(run)
+        assert [file.name for file in report.removed] == left
+        assert names_in(str(run)) == before
+
+    def test_not_what_a_record_lists_under_such_a_name(self, run: Path) -> None:
+        ck.Saver().save(values(7), f"{run}/x.part-00000-of-00002", latest_filename="other")
+        garbage = find_garbage(
+            locate(str(run)), [locate(f"{run}/checkpoint"), locate(f"{run}/other")], min_age_s=0.0
+        )
+        assert reasons(garbage) == {}
 
     def test_temporary_files_of_tensorflow_by_exact_names(self, run: Path) -> None:
         left = leftovers(

@@ -173,6 +173,48 @@ class TestBundleWriter:
             assert read(prefix) == {"a": [2.0]}
 
 
+class TestParts:
+    """What a crash before the merge leaves is no checkpoint."""
+
+    def write(self, directory: str, step: int, count: int = 2) -> list[str]:
+        parts = [ck.part_prefix(f"{directory}/model-{step}", number, count) for number in range(count)]
+        for number, part in enumerate(parts):
+            write(part, **{f"t{number}": [float(step)]})
+        return parts
+
+    def test_the_names_are_tensorflows(self) -> None:
+        assert ck.part_prefix(Path("run/model-2"), 1, 3) == "run/model-2.part-00001-of-00003"
+
+    @pytest.mark.parametrize(("number", "count"), [(-1, 2), (2, 2), (0, 0)])
+    def test_a_part_that_is_not_one_is_refused(self, number: int, count: int) -> None:
+        with pytest.raises(ck.UsageError, match="no such part"):
+            ck.part_prefix("run/model-2", number, count)
+
+    @pytest.mark.parametrize("has_record", [True, False])
+    def test_nobody_takes_them_for_a_checkpoint(self, has_record: bool, directory: str) -> None:
+        saver = ck.Saver()
+        saver.save({"a": np.zeros(1)}, f"{directory}/model", 1, write_state=has_record)
+        parts = self.write(directory, 2)
+        assert ck.latest_checkpoint(directory) == f"{directory}/model-1"
+        assert read(parts[1]) == {"t1": [2.0]}, "who names one reads it"
+        ck.merge_bundles(parts, f"{directory}/model-2")
+        assert read(f"{directory}/model-2") == {"t0": [2.0], "t1": [2.0]}
+        assert not [name for name in names_in(directory) if ".part-" in name]
+        if not has_record:
+            assert ck.latest_checkpoint(directory) == f"{directory}/model-2"
+
+    def test_parts_alone_are_nothing(self, directory: str) -> None:
+        self.write(directory, 2)
+        assert ck.latest_checkpoint(directory) is None
+
+    def test_a_new_saver_does_not_adopt_them(self, directory: str) -> None:
+        self.write(directory, 2)
+        saver = ck.Saver(max_to_keep=1)
+        saver.save({"a": np.zeros(1)}, f"{directory}/model", 1)
+        assert saver.last_checkpoints == [f"{directory}/model-1"]
+        assert len([name for name in names_in(directory) if ".part-" in name]) == 4
+
+
 class TestMerge:
     def test_the_inputs_go_and_the_output_stays(self, directory: str) -> None:
         write(f"{directory}/p0", a=[1.0])
