@@ -23,6 +23,7 @@ __all__ = [
     "check_topic",
     "host_names_of",
     "longest_deadline_of",
+    "sent_twice",
 ]
 
 MAX_MESSAGE_BYTES: Final = 64 << 20
@@ -187,6 +188,17 @@ def check_topic(topic: str) -> None:
             "a topic has 1 to 100 letters, digits, '.', '_' and '-', and begins with a letter or a digit",
             actual=repr(topic),
         )
+
+
+def sent_twice(rank: int, topic: str) -> UsageError:
+    """Return the error of a rank that sends twice under one topic."""
+    return UsageError(
+        f"rank {rank} sends twice under topic {topic!r}",
+        hint=(
+            "Use each topic once: name it by its attempt. All Savers of a process take the same coordinator"
+            " object: another one over the same mailbox uses the same topics."
+        ),
+    )
 
 
 def check_timeout(timeout_s: float) -> None:

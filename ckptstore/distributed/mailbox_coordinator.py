@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from ckptstore.distributed.coordinator import check_message, check_timeout, check_topic
+from ckptstore.distributed.coordinator import check_message, check_timeout, check_topic, sent_twice
 from ckptstore.distributed.engine_calls import EngineCall
 from ckptstore.distributed.framing import Head, join, read_head, split
 from ckptstore.distributed.mailbox import Mailbox
@@ -147,10 +147,7 @@ class MailboxCoordinator:
     def _begin_sending(self, directory: str, topic: str) -> str:
         with self._lock:
             if directory in self._sent:
-                raise UsageError(
-                    f"rank {self.rank} sends twice under topic {topic!r}",
-                    hint="Use each topic once: name it by its attempt.",
-                )
+                raise sent_twice(self.rank, topic)
             self._sent[directory] = 0
         return directory
 

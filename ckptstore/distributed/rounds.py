@@ -135,6 +135,8 @@ class Chief(Round):
         self._stall_s = stall_s
         self._check = check
         self._beats: dict[int, _Heard] = {}
+        # Ranks that came when half of the time, or more, was over; and how much then was left.
+        self._late: dict[int, float] = {}
         self._is_over = False
 
     def hear(self, own: Message) -> dict[int, Message]:
@@ -188,10 +190,13 @@ class Chief(Round):
         self._used.append(topic)
         size, own_data = self.coordinator.size, pack(own.head, own.blob)
         read: dict[int, Message] = {}
+        given_s = self._left_s()
 
         def is_enough(found: Mapping[int, bytes]) -> bool:
             for rank in found.keys() - read.keys():
                 read[rank] = self._read(rank, found[rank])
+                if not is_writing and (left_s := self._left_s()) < given_s / 2:
+                    self._late[rank] = max(left_s, 0.0)
             return len(read) == size or any("error" in one.head for one in read.values())
 
         begun_s = logged_s = time.monotonic()
@@ -207,6 +212,10 @@ class Chief(Round):
             if len(read) == size or self._is_over:
                 return dict(sorted(read.items()))
             missing = [rank for rank in range(size) if rank not in read]
+            if left_s <= 0.0 and is_writing and self._late:
+                # The others had no time to write.
+                least_s = min(self._late.values())
+                raise self._missing(self._late, "hello", f"began it only {least_s:.1f} s before its end")
             if left_s <= 0.0:
                 raise self._missing(
                     missing, what, f"did not {_DUTY[what]} within {time.monotonic() - begun_s:.1f} s"

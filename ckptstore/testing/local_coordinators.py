@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ckptstore.distributed.coordinator import check_message, check_timeout, check_topic
+from ckptstore.distributed.coordinator import check_message, check_timeout, check_topic, sent_twice
 from ckptstore.errors import UsageError
 
 __all__ = ["LocalCoordinator", "make_local_coordinators"]
@@ -122,7 +122,7 @@ class LocalCoordinator:
             result = {}
             with box.changed:
                 if self.rank in box.gathered:
-                    raise _twice(self.rank, topic)
+                    raise sent_twice(self.rank, topic)
                 if not self._drops:
                     box.gathered[self.rank] = _Message(data, time.monotonic() + self._delay_s)
                     box.changed.notify_all()
@@ -138,7 +138,7 @@ class LocalCoordinator:
         if data is not None:
             with box.changed:
                 if box.broadcast is not None:
-                    raise _twice(0, topic)
+                    raise sent_twice(0, topic)
                 box.broadcast = _Message(data, time.monotonic() + self._delay_s)
                 box.changed.notify_all()
         else:
@@ -213,9 +213,3 @@ class LocalCoordinator:
     def _wait_until_thawed(self) -> None:
         if not self._thawed.wait(_FROZEN_AT_MOST_S):
             raise AssertionError(f"rank {self.rank} was frozen and not thawed")
-
-
-def _twice(rank: int, topic: str) -> UsageError:
-    return UsageError(
-        f"rank {rank} sends twice under topic {topic!r}", hint="Use each topic once: name it by its attempt."
-    )

@@ -107,7 +107,10 @@ class ChiefTask(RankTask):
                     url=self.url,
                     expected=f"{own[name]!r} as on {rank_name(self._ranks.coordinator, 0)}",
                     actual=f"{others[different[0]]!r} on {shown}",
-                    hint="All ranks call save with the same path, step and options, in the same order.",
+                    hint=(
+                        "All ranks call save with the same path, step and options, in the same order; and all"
+                        " Savers of a process take the same coordinator object."
+                    ),
                 )
 
     def _save(self, running: RunningSave) -> None:

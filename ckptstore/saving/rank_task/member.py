@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ckptstore.directory.published_index import read_published_index
@@ -14,19 +15,23 @@ from ckptstore.distributed.manifests import decode_deal
 from ckptstore.distributed.messages import unpack_error
 from ckptstore.distributed.rounds import Member, Message, grace_s
 from ckptstore.errors import CkptStoreError, CoordinatorLostError, CorruptError
+from ckptstore.format.record_facts import ShardName
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.rank_task.base import RankTask
 from ckptstore.saving.rank_task.part_message import encode_part, report_name
 from ckptstore.saving.rank_task.report_message import decode_report
 from ckptstore.saving.ranks import Plan, Ranks
+from ckptstore.storage.retry import pause
 from ckptstore.storage.scope import Scope
 
 __all__ = ["MemberTask"]
 
 _LOG = logging.getLogger("ckptstore")
 
-# How long a rank that has lost the chief looks into the storage.
+# How long one look into the storage of a rank that has lost the chief may take, and the pauses between them.
 _ASK_S: Final = 20.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 5.0
 
 
 class MemberTask(RankTask):
@@ -226,23 +231,32 @@ class MemberTask(RankTask):
             _LOG.warning("the chief was perhaps not told that this rank is ready: %s", error)
 
     def _ask_the_store(self, files: ShardSet, number: int | None, count: int) -> Message:
-        """Find out without the chief how the save ended; an index may name the file, now or later."""
+        """Find out without the chief how the save ended; an index may name the file, now or later.
+
+        The chief may still be at work, and only the mailbox be gone: asks as long as the chief has time, and
+        once at least.
+        """
         self._is_told = True
-        prefix = self._request.prefix
-        unknown = CoordinatorLostError(
-            "the chief is gone, and it is not known whether the save was published", url=self.url
-        )
-        try:
-            # Its own scope: a rank that stood still asks when the time of the save is over.
-            with Scope(_ASK_S, what="cannot find out how the save ended", url=self.url):
-                published = read_published_index(prefix.parent, prefix.name)
-        except CkptStoreError as error:
-            raise unknown from error
-        shards = () if published is None else published.shards
-        # Nobody else can have made a file of this number and count.
-        if (number, count) in shards or (number is None and any(count == each for _, each in shards)):
-            return Message({"kind": "committed"})
-        raise unknown
+        prefix, pause_s = self._request.prefix, _FIRST_PAUSE_S
+        while True:
+            left_s, failure = self._member.left_s, None
+            shards: Sequence[ShardName] = ()
+            try:
+                # Its own scope: a rank that stood still asks when the time of the save is over.
+                with Scope(_ASK_S, what="cannot find out how the save ended", url=self.url):
+                    published = read_published_index(prefix.parent, prefix.name)
+                shards = () if published is None else published.shards
+            except CkptStoreError as error:
+                failure = error
+            # Nobody else can have made a file of this number and count.
+            if (number, count) in shards or (number is None and any(count == each for _, each in shards)):
+                return Message({"kind": "committed"})
+            if left_s <= 0.0:
+                raise CoordinatorLostError(
+                    "the chief is gone, and it is not known whether the save was published", url=self.url
+                ) from failure
+            pause(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _tell(self, error: BaseException) -> None:
         # Once it has reported, its word is given.

@@ -147,6 +147,52 @@ def test_a_report_whose_answer_is_lost_never_tears_a_checkpoint(directory):
     check(f"{directory}/m-1", 1)
 
 
+def test_a_rank_that_cannot_hear_the_chief_asks_the_storage_until_it_answers(directory):
+    job = Job(SIZE)
+    tap = Tap(job, 2)
+    asked = threading.Semaphore(0)
+
+    def gather(topic: str, data: bytes, **options: Any) -> Any:
+        found = tap.gather(topic, data, **options)
+        if topic.endswith("done-0"):
+
+            def lost(*_: Any, **__: Any) -> Any:
+                raise CoordinatorLostError("the mailbox is gone")
+
+            job.coordinators[2].broadcast = lost  # type: ignore[method-assign]
+        return found
+
+    def publish_when_asked_twice(primitive: str, keys: list[str]) -> None:
+        if keys[0].endswith("m-1.index") and primitive == "get":
+            asked.release()
+        elif keys[0].endswith("m-1.index") and primitive == "put_new":
+            assert asked.acquire(timeout=30.0)
+            assert asked.acquire(timeout=30.0)
+
+    job.coordinators[2].gather = gather  # type: ignore[method-assign]
+    with calls_seen_by(publish_when_asked_twice):
+        assert save_all(job, directory, 1) == [f"{directory}/m-1"] * SIZE
+    check(f"{directory}/m-1", 1)
+
+
+def test_another_coordinator_object_over_the_same_mailbox_is_an_error_that_says_so(directory):
+    job = Job(SIZE)
+    assert save_all(job, directory, 1) == [f"{directory}/m-1"] * SIZE
+
+    class Wrapper:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+    job.savers = [ck.Saver(coordinator=Wrapper(each), deadline_s=20.0) for each in job.coordinators]
+    for error in save_all(job, directory, 2):
+        assert isinstance(error, ck.UsageError), repr(error)
+        assert "coordinator object" in str(error)
+    assert not ck.checkpoint_exists(f"{directory}/m-2")
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_failing_upload_has_one_class_on_all(directory, rank):
     job = Job(SIZE)
