@@ -6,10 +6,14 @@ The figures are those of `docs/distributed.md`; what is counted has no stop-watc
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +31,10 @@ from ckptstore.testing import LocalCoordinator, make_local_coordinators
 # `make many-ranks` plays 1 024, for a minute.
 RANKS = int(os.environ.get("CKPTSTORE_PLAYED_RANKS", "128"))
 TENSORS = 4
+MEASURED_TENSORS = 500
 ROWS, COLUMNS = 2, 3
+
+ROOT = Path(__file__).resolve().parents[2]
 
 _LONG_S = 300.0
 
@@ -67,7 +74,8 @@ class CountingCoordinator:
     ) -> dict[int, bytes]:
         found = self._inner.gather(topic, data, timeout_s=timeout_s, enough=enough)
         if self.rank:
-            self._job.tally.sent[self.rank].append(_phase(topic))
+            what = " of checksums" if "like" in Message.read(data).head else ""
+            self._job.tally.sent[self.rank].append(_phase(topic) + what)
             if _phase(topic) == "hello":
                 self._job.greeted.release()
         return found
@@ -173,6 +181,23 @@ def played() -> Iterator[Played]:
     place.storage.delete_many([info.key for info in place.storage.list(place.child("").key)])
 
 
+def measured(ranks: int) -> dict[str, dict[str, float]]:
+    """Return what the benchmark says of the chief of so many ranks, in processes of its own."""
+    command = [sys.executable, "-m", "benchmarks.many_ranks", "--json"]
+    command += ["--ranks", str(ranks), "--tensors", str(MEASURED_TENSORS)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
+def test_the_chief_takes_some_hundred_bytes_for_each_slice() -> None:
+    """460 MiB for a million, the index of 54 MiB included."""
+    few, many = measured(32), measured(160)
+    slices = (160 - 32) * MEASURED_TENSORS
+    for save in ("first save", "steady"):
+        assert many[save]["rss_bytes"] - few[save]["rss_bytes"] < 700 * slices, save
+
+
 def test_what_all_ranks_saved_is_one_checkpoint(played: Played) -> None:
     with ck.open_checkpoint(f"{played.job.directory}/m-4") as checkpoint:
         for number, whole in enumerate(played.job.full):
@@ -182,7 +207,8 @@ def test_what_all_ranks_saved_is_one_checkpoint(played: Played) -> None:
 
 def test_messages(played: Played) -> None:
     first, steady = played.first, played.steady
-    assert all(each == ["hello", "done-0"] for tally in (first, steady) for each in tally.sent[1:])
+    assert all(each == ["hello", "done-0"] for each in first.sent[1:])
+    assert all(each == ["hello", "done-0 of checksums"] for each in steady.sent[1:])
     assert all(each == ["plan", "order", "committed"] for each in (first.sent[0], *first.heard[1:]))
     assert all(each == ["order", "committed"] for each in (steady.sent[0], *steady.heard[1:]))
     assert first.heard[0] == steady.heard[0] == []

@@ -57,7 +57,7 @@ class ChiefTask(RankTask):
         record: str | None,
         make_meta: Callable[[SavePlan], bytes] | None,
     ) -> None:
-        super().__init__(request, sink, options, ranks, record)
+        super().__init__(replace(request, indexes=ranks.indexes), sink, options, ranks, record)
         self._make_meta = make_meta
         self._chief = Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s, self._check)
         self._may_be_published = False
