@@ -206,6 +206,9 @@ def _to_array(value: Any) -> npt.NDArray[Any]:
         ) from error
 
 
+_ONLY_PIECES = frozenset((Piece,))
+
+
 def as_pieces(value: Any, *, tensor: str) -> Sequence[Piece] | None:
     """Return the pieces that a caller gives in the place of an array; None if `value` is something else.
 
@@ -219,6 +222,8 @@ def as_pieces(value: Any, *, tensor: str) -> Sequence[Piece] | None:
     if not isinstance(value, list | tuple) or not value:
         return None
     kinds = set(map(type, value))
+    if kinds == _ONLY_PIECES:
+        return cast("Sequence[Piece]", value)
     if not any(issubclass(kind, Piece) for kind in kinds):
         return None
     other = next((kind for kind in kinds if not issubclass(kind, Piece)), None)

@@ -11,6 +11,7 @@ Mirrors TensorFlow `tensorflow/core/lib/strings/ordered_code.cc` (increasing ord
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
@@ -39,6 +40,7 @@ _MAX_SIGNED_BYTES = 10
 _HEADERS = tuple(0xFFFF << (16 - n) & 0xFFFF for n in range(_MAX_SIGNED_BYTES + 1))
 
 
+@functools.lru_cache(maxsize=256)
 def encode_num(n: int) -> bytes:
     """Return an unsigned number, 0 to 2**64 - 1."""
     if not 0 <= n < 1 << 64:
@@ -65,6 +67,8 @@ def decode_num(data: bytes, pos: int, *, source: str) -> tuple[int, int]:
 
 def encode_string(text: bytes) -> bytes:
     """Return `text`, escaped and terminated."""
+    if text.isascii() and b"\x00" not in text:
+        return text + _STRING_END
     return _SPECIAL.sub(lambda found: _ESCAPES[found[0]], text) + _STRING_END
 
 

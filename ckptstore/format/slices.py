@@ -40,6 +40,7 @@ from ckptstore.types import Slice
 
 __all__ = [
     "decode_slice_key",
+    "encode_extents",
     "encode_slice_key",
     "find_overlap",
     "format_slice",
@@ -198,7 +199,7 @@ def _from_pairs(pairs: Sequence[tuple[int, int]], tensor: str | None) -> Slice:
 
 def encode_slice_key(name: str, box: Slice) -> bytes:
     """Return the key of the entry that holds the bytes of one slice."""
-    return _key_prefix(name, len(box.extents)) + _encode_extents(box)
+    return _key_prefix(name, len(box.extents)) + encode_extents(box)
 
 
 # The slices of a tensor come one after the other.
@@ -209,7 +210,8 @@ def _key_prefix(name: str, rank: int) -> bytes:
 
 # Many tensors of a model are cut alike.
 @functools.lru_cache(maxsize=16_384)
-def _encode_extents(box: Slice) -> bytes:
+def encode_extents(box: Slice) -> bytes:
+    """Return the end of the key of a slice."""
     return b"".join([encode_signed(number) for extent in box.extents for number in extent])
 
 

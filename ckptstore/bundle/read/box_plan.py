@@ -186,7 +186,11 @@ def _plan_some(
     pair_box = np.repeat(np.arange(len(numbers)), counts[of_box])
     begins = np.cumsum(counts[of_box]) - counts[of_box]
     pair_piece = np.arange(len(pair_box)) - begins[pair_box] + firsts[of_box][pair_box]
-    axes = np.array([boxes[number].axes for number in numbers], np.int64).reshape(len(numbers), rank, 3)
+    # Many boxes have the same axes, also as objects: those are turned into numbers once.
+    kinds = list({id(boxes[number].axes): boxes[number].axes for number in numbers}.values())
+    kind_of = {id(kind): at for at, kind in enumerate(kinds)}
+    axes = np.array(kinds, np.int64).reshape(len(kinds), rank, 3)
+    axes = axes[[kind_of[id(boxes[number].axes)] for number in numbers]]
     starts, steps, sizes = (axes[pair_box, :, column] for column in range(3))
     lows, highs = piece_starts[pair_piece], piece_stops[pair_piece]
     # Which indexes of each axis lie in [low, high); no step is negative.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -193,12 +194,6 @@ class _WantedPart(NamedTuple):
     box: WantedBox
     is_cast: bool
 
-    def destination(self) -> Destination:
-        """Return the array that is filled, with what tells its content from others."""
-        tensor, axes, array = self.box
-        pieces = (tensor.starts.tobytes(), tensor.sizes_bytes.tobytes(), tensor.masked_crc32cs.tobytes())
-        return Destination(self.target, array, (tensor.dtype.name, tensor.shape, *pieces, axes))
-
 
 class _RestorePlan(NamedTuple):
     """Everything that one restore reads.
@@ -286,7 +281,7 @@ def _plan_restore(
             bulk, parts = None, _parts(reader, wanted, in_pieces)
             placements = _place(reader, values, others, reshape)
         found = _destinations(bulk, placements)
-        check_destinations(found + [part.destination() for part in parts])
+        check_destinations(found + _destinations_of(parts))
     except UsageError as error:
         error.url = error.url or reader.url
         raise
@@ -314,7 +309,7 @@ def _partitioned(
             and existing.shape == tensor.shape
             and existing.flags.writeable
         ):
-            axes = tuple([Axis(0, 1, size) for size in tensor.shape])
+            axes = _axes_of((0,) * len(tensor.shape), tensor.shape)
             found[target] = _WantedPart(target, WantedBox(tensor, axes, existing), False)
     return found
 
@@ -353,8 +348,9 @@ def _part(target: str, tensor: TensorPieces, piece: Piece) -> _WantedPart:
             list(tensor.shape),
             list(piece.shape),
         )
+    expected = NATIVE[tensor.dtype.as_datatype_enum]
     native = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-    if native != tensor.dtype.dtype:
+    if native is not expected and native != expected:
         raise _misfit(
             "the piece does not have the type of the tensor in the checkpoint",
             target,
@@ -364,8 +360,14 @@ def _part(target: str, tensor: TensorPieces, piece: Piece) -> _WantedPart:
         )
     if not array.flags.writeable:
         raise _misfit("the piece is read-only", target, tensor, "a writable array", "a read-only one")
-    axes = tuple([Axis(start, 1, size) for start, size in zip(piece.start, array.shape, strict=True)])
+    axes = _axes_of(piece.start, array.shape)
     return _WantedPart(target, WantedBox(tensor, axes, array), not array.dtype.isnative)
+
+
+# Many tensors of a model are cut alike.
+@functools.lru_cache(maxsize=4096)
+def _axes_of(start: tuple[int, ...], shape: tuple[int, ...]) -> tuple[Axis, ...]:
+    return tuple([Axis(first, 1, size) for first, size in zip(start, shape, strict=True)])
 
 
 def _destinations(bulk: BulkRestore | None, placements: list[_Placement]) -> list[Destination]:
@@ -384,6 +386,21 @@ def _destinations(bulk: BulkRestore | None, placements: list[_Placement]) -> lis
                 pieces = ((batch.sizes_bytes[row], batch.masked_crc32cs[row]),)
                 content = (batch.dtypes[row].name, batch.shapes[row], pieces)
                 found.append(Destination(target, array, content))
+    return found
+
+
+def _destinations_of(parts: Sequence[_WantedPart]) -> list[Destination]:
+    """Return the arrays that are filled, each with what tells its part of a tensor from others."""
+    found = []
+    last: TensorPieces | None = None
+    content: tuple[object, ...] = ()
+    for target, (tensor, axes, array), _ in parts:
+        # The parts of a tensor follow each other.
+        if tensor is not last:
+            last = tensor
+            columns = (tensor.starts, tensor.sizes_bytes, tensor.masked_crc32cs)
+            content = (tensor.dtype.name, tensor.shape, *[column.tobytes() for column in columns])
+        found.append(Destination(target, array, (content, axes)))
     return found
 
 
@@ -618,7 +635,7 @@ def read_boxes_into(
             # Only dimensions of size 1 come or go: a view, whatever the strides are.
             axes, target = upright(box.axes, np.asarray(out).reshape(box.counts))
             parts.append(_WantedPart(name, WantedBox(tensor, axes, target), False))
-        check_destinations([part.destination() for part in parts])
+        check_destinations(_destinations_of(parts))
     except UsageError as error:
         error.url = error.url or reader.url
         raise

@@ -15,7 +15,8 @@ from ckptstore.bundle.write.plan import WriteItem
 from ckptstore.format import dtypes
 from ckptstore.format.crc32c import crc32c_of_ranges, mask_many
 from ckptstore.format.entry import BundleEntry, name_to_key
-from ckptstore.format.slices import encode_slice_key
+from ckptstore.format.slice_columns import slice_key_prefix
+from ckptstore.format.slices import encode_extents
 
 __all__ = ["Gathered", "entries_of", "gather", "is_plain"]
 
@@ -89,11 +90,27 @@ def entries_of(
     masked = mask_many(crcs).tolist()
     new = tuple.__new__
     return [
-        (
-            name_to_key(name) if box is None else encode_slice_key(name, box),
-            new(BundleEntry, (dtype.as_datatype_enum, shape, shard_id, start, size_bytes, crc, ())),
-        )
-        for (name, dtype, shape, box, _, size_bytes, _), start, crc in zip(
-            items, starts, masked, strict=False
-        )
+        (key, new(BundleEntry, (item[1].as_datatype_enum, item[2], shard_id, start, item[5], crc, ())))
+        for key, item, start, crc in zip(_keys_of(items), items, starts, masked, strict=False)
     ]
+
+
+def _keys_of(items: Sequence[WriteItem]) -> list[bytes]:
+    """Return the key of each item."""
+    keys = []
+    # Slices of a tensor follow each other, and many tensors of a model are cut alike, by the same objects.
+    last: tuple[str, int] = "", 0
+    prefix = b""
+    extents: dict[int, bytes] = {}
+    for name, _, _, box, _, _, _ in items:
+        if box is None:
+            keys.append(name_to_key(name))
+            continue
+        tail = extents.get(id(box))
+        if tail is None:
+            tail = extents[id(box)] = encode_extents(box)
+        if (name, len(box.extents)) != last:
+            last = name, len(box.extents)
+            prefix = slice_key_prefix(name_to_key(name), len(box.extents))
+        keys.append(prefix + tail)
+    return keys

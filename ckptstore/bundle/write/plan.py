@@ -289,8 +289,15 @@ class ClaimedNames:
         if len(names) == len(items) and self._whole.isdisjoint(names) and not self._boxes:
             self._whole |= names
             return
+        boxes = self._boxes
         for item in items:
-            self.claim(item)
+            name, dtype, _, box, full_shape, _, _ = item
+            known = boxes.get(name)
+            # Most slices follow another one of their tensor.
+            if box is None or known is None or known[:2] != (dtype, full_shape) or box in known[2]:
+                self.claim(item)
+            else:
+                known[2].add(box)
 
     def claim(self, item: WriteItem) -> None:
         """Take the key of `item`.

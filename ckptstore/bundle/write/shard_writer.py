@@ -309,12 +309,13 @@ class ShardWriter:
 
     def _note_slices(self, items: Iterable[WriteItem]) -> None:
         """Note slices for the entries that list them."""
+        last = ""
+        boxes: list[Slice] = []
         for name, dtype, _, box, full_shape, _, _ in items:
             if box is not None:
-                known = self._partitioned.get(name)
-                if known is None:
-                    known = self._partitioned[name] = dtype, full_shape, []
-                known[2].append(box)
+                if name != last:
+                    last, boxes = name, self._partitioned.setdefault(name, (dtype, full_shape, []))[2]
+                boxes.append(box)
 
     def _note(self, item: WriteItem, size_bytes: int, crc: int) -> None:
         enum = item.dtype.as_datatype_enum
