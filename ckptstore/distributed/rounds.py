@@ -31,8 +31,9 @@ _LOG_EVERY_S: Final = 30.0
 # Of the beats in one wait for a stalled rank.
 _BEATS_PER_STALL: Final = 4
 _SLOWEST_BEAT_S: Final = 15.0
-# So long a rank writes before it looks for a word.
+# So long a rank writes, and then waits, before it looks for a word.
 _UNHEARD_S: Final = 0.1
+_REQUESTS_OF_CHIEF: Final = 4
 # How long handing a message over may take; and where the save has failed anyway.
 _SEND_S: Final = 20.0
 _LAST_WORD_S: Final = 2.0
@@ -321,6 +322,8 @@ class Member(Round):
         self._check = check
         self._ends_s = time.monotonic() + deadline_s + self._grace_s
         self._beats = 0
+        # What handing over a message took the last time.
+        self._sent_s = 0.0
         self.is_stopped = False
 
     @property
@@ -358,7 +361,9 @@ class Member(Round):
     def _send(self, phase: str, message: Message, timeout_s: float = _SEND_S) -> None:
         topic = self._topic(phase)
         self._used.append(topic)
+        begun_s = time.monotonic()
         self.coordinator.gather(topic, pack(message.head, message.blob), timeout_s=timeout_s)
+        self._sent_s = time.monotonic() - begun_s
 
     def beat(self, done: float) -> None:
         """Hand over how much of this rank's part is written, from 0 to 1."""
@@ -413,7 +418,10 @@ class Member(Round):
             back.
         """
         # Only bad news would come before, and a small part is written sooner than it is asked for.
-        has_written.wait(_UNHEARD_S)
+        if has_written.wait(_UNHEARD_S):
+            # The chief has to hear of it, to write three times and to say so: through a store, no request of
+            # this rank may be in its way.
+            pause(min(_REQUESTS_OF_CHIEF * self._sent_s, _UNHEARD_S))
         while not self.is_stopped:
             wait_s = min(self._beat_s, self.left_s)
             try:
