@@ -154,3 +154,65 @@ def test_a_file_of_a_local_disk_is_looked_at_and_mapped_once(prefix, calls):
             np.testing.assert_array_equal(ckpt["w"], W)
             assert ckpt["wide"][-1] == 5 * MIB - 1
     assert calls() == ["get inde", "head data", "view data"]
+
+
+def cuts(size: int, parts: int) -> list[slice]:
+    """As torch cuts an axis among ranks: 5 rows over 4 are 2, 2, 1 and none."""
+    each = -(-size // parts)
+    return [slice(min(n * each, size), min(n * each + each, size)) for n in range(parts)]
+
+
+def layout(shape: tuple[int, int], grid: tuple[int, int]) -> list[tuple[slice, slice]]:
+    boxes = [(rows, columns) for rows in cuts(shape[0], grid[0]) for columns in cuts(shape[1], grid[1])]
+    return [box for box in boxes if all(one.start < one.stop for one in box)]
+
+
+def save_by(grid: tuple[int, int], arrays: dict[str, np.ndarray], url: str) -> str:
+    parts = []
+    shape = next(iter(arrays.values())).shape
+    for number, box in enumerate(layout(shape, grid)):
+        parts.append(f"{url}/part{number}")
+        with ck.BundleWriter(parts[-1]) as writer:
+            for name, array in arrays.items():
+                spec = ":".join(f"{one.start},{one.stop - one.start}" for one in box)
+                writer.add_slice(name, array.shape, spec, array[box])
+    ck.merge_bundles(parts, f"{url}/m")
+    return f"{url}/m"
+
+
+def restored_by(grid: tuple[int, int], arrays: dict[str, np.ndarray], prefix: str) -> list[int]:
+    """Restore as the ranks of `grid` would, exactly; return how many requests each made."""
+    requests = []
+    for box in layout(next(iter(arrays.values())).shape, grid):
+        into = {name: piece(array, box) for name, array in arrays.items()}
+        with Scope() as scope:
+            ck.open_checkpoint(prefix).restore(into=into)
+        requests.append(scope.requests)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(into[name].array, array[box])
+    return requests
+
+
+# How many ranks cut rows and columns. Of HSDP each box is written once, by one of those that hold it.
+SAVED = {"rows": (4, 1), "a grid": (2, 2), "5 rows over 4, columns over 2": (4, 2), "HSDP": (2, 1)}
+
+
+@pytest.mark.parametrize("backend", ["minio"], indirect=True)
+@pytest.mark.parametrize("saved", SAVED)
+def test_any_number_of_ranks_restores_along_either_axis_in_few_requests(run_url, saved):
+    arrays = {f"w{n}": np.arange(5 * 6000, dtype="f4").reshape(5, 6000) + n for n in range(8)}
+    prefix = save_by(SAVED[saved], arrays, run_url)
+    files = len(layout((5, 6000), SAVED[saved]))
+    for ranks in (1, 2, 3, 4):
+        for grid in ((ranks, 1), (1, ranks)):
+            assert max(restored_by(grid, arrays, prefix)) <= 2 + 2 * files, grid
+
+
+@pytest.mark.parametrize("backend", ["minio"], indirect=True)
+def test_a_run_of_a_mebibyte_costs_a_request_of_its_own(run_url):
+    # Each rank's half of a row is 1 MiB, and as much lies between two of them.
+    arrays = {"w": np.arange(8 * MIB // 2, dtype="f4").reshape(8, -1)}
+    prefix = save_by((4, 1), arrays, run_url)
+    requests = restored_by((1, 2), arrays, prefix)
+    # The index, the sizes of the files, and a range for each row rather than twice the bytes.
+    assert requests == [1 + 4 + 8] * 2
