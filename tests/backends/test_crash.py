@@ -13,7 +13,7 @@ from ckptstore.directory.garbage_search import find_garbage
 from ckptstore.storage.gcs.transport import GcsTransport
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
-from tests.crash.crashing_process import run_until_crash
+from tests.crash.crashing_process import every_state, run_until_crash
 from tests.crash.test_every_call import SCENARIOS, Scenario, check_reader, saver, values_of
 from tests.servers.gcs import GcsServer
 
@@ -25,11 +25,11 @@ def test_a_crash_in_any_call_on_a_server(scenario: Scenario, run_url: str) -> No
     scenario.before(url)
     calls = run_until_crash(scenario.interrupted, url).calls
     assert len(calls) >= 8
-    for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
-        url = f"{run_url}-{number}-{side}"
+    for number, crash in enumerate(every_state(len(calls)), 1):
+        url = f"{run_url}-{number}"
         scenario.before(url)
-        run_until_crash(scenario.interrupted, url, **{side: number})
-        place = f"{side} {number}, {calls[number - 1]}"
+        run_until_crash(scenario.interrupted, url, **crash)
+        place = f"{crash} of {calls}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ck.CkptStoreWarning)
             check_reader(scenario, url, place)
@@ -49,6 +49,7 @@ def test_a_crash_in_any_call_of_a_save_that_is_sent_in_parts(
     calls = run_until_crash(scenario.interrupted, f"{run_url}-0").calls
     assert [call.primitive for call in calls].count("upload.send") == 5
     unfinished = 0
+    # Parts are sent at the same time: here the two sides of a call do differ.
     for number, side in itertools.product(range(1, len(calls) + 1), ("crash_before", "crash_after")):
         url = f"{run_url}-{number}-{side}"
         scenario.before(url)

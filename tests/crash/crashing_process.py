@@ -30,3 +30,12 @@ def run_until_crash(run: Callable[[str], object], directory: str, **crash: int) 
             assert not crash or storages[0].crashed, "the chosen call was never made"
     storages[0].release_holds()
     return storages[0]
+
+
+def every_state(calls: int) -> list[dict[str, int]]:
+    """Return crashes that leave each state that so many calls, one after the other, lead a storage through.
+
+    What a death after call n leaves, one before call n + 1 leaves too. The lane `crash` dies on both sides of
+    each all the same; where a case takes a server, once is enough.
+    """
+    return [*({"crash_before": number} for number in range(1, calls + 1)), {"crash_after": calls}]

@@ -5,7 +5,6 @@ It takes what its own `latest_checkpoint` names, and finds all of the old checkp
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 from ckptstore.storage.registry import locate
 from tests.backends.conftest import names_in
-from tests.crash.crashing_process import run_until_crash
+from tests.crash.crashing_process import every_state, run_until_crash
 from tests.crash.test_every_call import SCENARIOS, Scenario
 
 ROOT = Path(__file__).parents[2]
@@ -86,17 +85,17 @@ def test_tensorflow_restores_the_old_or_the_new(
     calls = len(run_until_crash(scenario.interrupted, url).calls)
     assert calls >= 8
     found = set()
-    for number, side in itertools.product(range(1, calls + 1), ("crash_before", "crash_after")):
-        url = f"{run_url}-{number}-{side}"
+    for number, crash in enumerate(every_state(calls), 1):
+        url = f"{run_url}-{number}"
         scenario.before(url)
-        run_until_crash(scenario.interrupted, url, **{side: number})
-        copy = tmp_path / f"{number}-{side}"
+        run_until_crash(scenario.interrupted, url, **crash)
+        copy = tmp_path / f"{number}"
         download(url, copy)
         latest = tensorflow.ask(copy)
-        assert latest in scenario.latest, f"{side} {number}"
+        assert latest in scenario.latest, f"{crash}"
         found.add(latest)
         if scenario.overwrites:
-            assert tensorflow.ask(copy, scenario.overwrites) in scenario.latest, f"{side} {number}"
+            assert tensorflow.ask(copy, scenario.overwrites) in scenario.latest, f"{crash}"
         shutil.rmtree(copy)
     # Otherwise the kills were not where the commit is.
     assert found == set(scenario.latest)

@@ -7,7 +7,11 @@ whose whole point is a server proves nothing without it.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,10 @@ from tests.servers.toxiproxy import Toxiproxy
 from tests.servers.toxiproxy import toxiproxy as make_toxiproxy
 
 _missing: set[str] = set()
+
+_MEMORY = Path("/dev/shm")
+# Two workers with two servers each keep about 3 GB in a session.
+_ROOM_BYTES = 8 << 30
 
 
 def need(server: Any, name: str) -> Any:
@@ -40,18 +48,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             )
 
 
-@pytest.fixture(scope="session")
-def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
-    server = need(s3.minio(tmp_path_factory.mktemp("minio")), "minio")
-    with server.process:
-        yield server
+@contextmanager
+def _disk(name: str) -> Iterator[Path]:
+    """Yield where a server keeps its objects: in memory where there is plenty.
+
+    It waits for the disk in every request, and whether it outlives its machine is not what we test.
+    """
+    has_room = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM_BYTES
+    with tempfile.TemporaryDirectory(
+        prefix=f"ckptstore-{name}-", dir=_MEMORY if has_room else None, ignore_cleanup_errors=True
+    ) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="session")
-def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.S3Server]:
-    server = need(s3.versitygw(tmp_path_factory.mktemp("versitygw")), "versitygw")
-    with server.process:
-        yield server
+def minio() -> Iterator[s3.S3Server]:
+    with _disk("minio") as directory:
+        server = need(s3.minio(directory), "minio")
+        with server.process:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def versitygw() -> Iterator[s3.S3Server]:
+    with _disk("versitygw") as directory:
+        server = need(s3.versitygw(directory), "versitygw")
+        with server.process:
+            yield server
 
 
 @pytest.fixture(scope="session")
