@@ -13,6 +13,9 @@ _numbers = itertools.count(1)
 
 BACKENDS = ("local", "memory", "minio", "versitygw", "gcs")
 
+# For what is done once for each storage call: to it the two servers of S3 are the same.
+AT_EVERY_CALL = pytest.mark.parametrize("backend", ["local", "memory", "minio", "gcs"], indirect=True)
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:

@@ -22,6 +22,7 @@ from tests.backends.conftest import names_in
 from tests.servers.s3 import minio as make_minio
 
 ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("CKPTSTORE_KILLS", "8"))
 
 WRITER = """
 import sys, numpy as np, ckptstore as ck
@@ -58,12 +59,14 @@ def step_restored(url: str) -> int | None:
     return int(steps.pop())
 
 
-@pytest.mark.parametrize("backend", ["local", "minio"], indirect=True)
+# On a local disk: tests/crash/test_kill.py.
+@pytest.mark.timeout(240 + 10 * KILLS)
+@pytest.mark.parametrize("backend", ["minio"], indirect=True)
 def test_writers_killed_at_random_moments(run_url: str) -> None:
     chance = random.Random(7)
     acknowledged = 0
     first = 1
-    for _ in range(12):
+    for _ in range(KILLS):
         writer = start_writer(run_url, first)
         time.sleep(chance.uniform(0.02, 0.4))
         writer.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import CountingStorage
-from tests.backends.conftest import names_in
+from tests.backends.conftest import AT_EVERY_CALL, names_in
 
 _T = TypeVar("_T")
 
@@ -146,6 +146,7 @@ class Meanwhile(StorageWrapper):
         return call()
 
 
+@AT_EVERY_CALL
 @pytest.mark.parametrize("first_save", [True, False], ids=["run begins", "run goes on"])
 def test_a_pin_that_comes_at_any_moment_of_a_save_holds_or_is_refused(first_save: bool, run_url: str) -> None:
     """Before each storage call of a save that drops the checkpoint, once."""

@@ -20,7 +20,7 @@ from ckptstore.storage.base import Location, Storage
 from ckptstore.storage.registry import locate, use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.testing import FaultyStorage, SimulatedCrash
-from tests.backends.conftest import names_in
+from tests.backends.conftest import AT_EVERY_CALL, names_in
 
 _T = TypeVar("_T")
 
@@ -80,6 +80,7 @@ def test_what_no_rule_keeps_goes_and_the_rest_is_whole(run_url: str) -> None:
     assert ck.latest_checkpoint(run_url) == f"{run_url}/model-5"
 
 
+@AT_EVERY_CALL
 def test_killed_at_any_call_the_next_prune_or_save_does_the_rest(run_url: str) -> None:
     for crash_before in range(1, 100):
         directory = f"{run_url}-{crash_before}"
@@ -132,6 +133,7 @@ class Meanwhile(StorageWrapper):
         return call()
 
 
+@AT_EVERY_CALL
 @pytest.mark.parametrize("step", [6, 2], ids=["next step", "victim"])
 def test_a_run_that_saves_at_any_moment_goes_on(step: int, run_url: str) -> None:
     """A new step, or one of those that the prune is about to delete: it is saved, and whole."""

@@ -1,4 +1,7 @@
-"""Real processes, killed with SIGKILL at random moments of their saves on a local disk."""
+"""Real processes, killed with SIGKILL at random moments of their saves on a local disk.
+
+CKPTSTORE_KILLS asks for more of them; `make campaign` does.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,7 @@ import pytest
 
 import ckptstore as ck
 
-KILLS = 36
-BUDGET_S = 60.0
+KILLS = int(os.environ.get("CKPTSTORE_KILLS", "16"))
 
 # Resumes from the latest, saves until it is killed, and prints each save that was acknowledged.
 CHILD = """
@@ -67,16 +69,15 @@ def run_and_kill(directory: Path, run: str, after_s: float) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240 + 10 * KILLS)
 def test_whatever_the_moment_a_reader_finds_all_of_one_save(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     first = {name: np.full(2, 2.0) for name in "abc"}
     ck.Saver(max_to_keep=2, run="first").save(first, f"{directory}/model", 1)
     chance = random.Random(20)
-    begun_s = time.monotonic()
     acknowledged = 2
-    kills = 0
-    for kills in range(1, KILLS + 1):
-        acknowledged = max(acknowledged, run_and_kill(directory, f"run {kills}", chance.uniform(0.0, 0.2)))
+    for number in range(KILLS):
+        acknowledged = max(acknowledged, run_and_kill(directory, f"run {number}", chance.uniform(0.0, 0.2)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ck.CkptStoreWarning)
             latest = ck.latest_checkpoint(directory)
@@ -87,9 +88,6 @@ def test_whatever_the_moment_a_reader_finds_all_of_one_save(tmp_path: Path) -> N
         acknowledged = found
         for prefix in (path.with_suffix("") for path in directory.glob("*.index")):
             stamp_of(str(prefix))
-        if time.monotonic() - begun_s > BUDGET_S:
-            break
-    assert kills >= 30 or time.monotonic() - begun_s > BUDGET_S
     saver = ck.Saver(max_to_keep=2, run="last")
     for stamp in (10_000, 10_001, 10_002):
         values = {"a": np.full(2, float(stamp))}
