@@ -41,11 +41,12 @@ FLAGS_simulation := $(WORKERS)
 FLAGS_contract   := $(WORKERS)
 FLAGS_wire       := $(WORKERS)
 FLAGS_backends   := $(WORKERS)
+FLAGS_lifecycle  := $(WORKERS)
 # Ranks that are frozen, or waited for, take time and nothing else.
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -155,7 +156,7 @@ contract wire backends races ranks lifecycle scale: servers
 interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFlow itself; a skipped one fails
 	@echo '== interop'
 	$(IN_TF) -m pytest tests/interop -q -p tests.forbid_skips $(ARGS)
-	$(PYTEST) tests/interop_crash -q -p tests.forbid_skips $(ARGS)
+	$(PYTEST) tests/interop_crash -q $(WORKERS) -p tests.forbid_skips $(ARGS)
 
 # Four processes of each engine that runs a training job; here, too, a skip is a failure.
 IN_ENGINES := PYTHONPATH="$(CURDIR)" $(VENV_ENGINES)/bin/python -m pytest tests/engines -q -p tests.forbid_skips
@@ -174,7 +175,7 @@ histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in Ten
 	@echo '== histories'
 	CKPTSTORE_HISTORIES=2000 $(IN_TF) -m pytest tests/interop/test_histories.py -q -p tests.forbid_skips $(ARGS)
 
-# The lane simulation tries 4 000 of each scenario, and 500 of many ranks.
+# The lane simulation tries 1 000 of each scenario, and 250 of many ranks.
 schedules: $(VENV)/.ready  ## 10 000 schedules of each scenario of the simulation; not part of `make test`
 	@echo '== schedules'
 	CKPTSTORE_SIMULATION_SEEDS=10000 CKPTSTORE_SIMULATION_RANK_SEEDS=10000 $(PYTEST) tests/simulation -q $(WORKERS) -k schedule $(ARGS)
@@ -185,10 +186,16 @@ many-ranks: $(VENV)/.ready  ## 1 024 ranks in one process, and what the chief of
 	CKPTSTORE_PLAYED_RANKS=1024 $(PYTEST) tests/scale/test_many_ranks.py -q $(ARGS)
 	$(BIN)/python -m benchmarks.many_ranks
 
+# Only more of the same: the lanes have each kind of case.
+campaign: schedules histories servers  ## all that chance decides, many times as often: those two, kills and races; an hour
+	@echo '== campaign'
+	CKPTSTORE_KILLS=100 CKPTSTORE_RACES=5 $(PYTEST) tests/crash/test_kill.py tests/backends/test_kill.py tests/races -q $(ARGS)
+
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
+# Fewer random examples: another release of a package has another way to call it, not other rare bytes.
 # $(1): environment
 define run_on_dependencies
-PYTHONPATH="$(CURDIR)" $(1)/bin/python -m pytest -q -p no:cacheprovider $(WORKERS) $(DEPENDENCY_TESTS) $(ARGS)
+HYPOTHESIS_PROFILE=quick PYTHONPATH="$(CURDIR)" $(1)/bin/python -m pytest -q -p no:cacheprovider $(WORKERS) $(DEPENDENCY_TESTS) $(ARGS)
 endef
 
 # Where ckptstore meets other packages: protobuf, numpy, ml_dtypes, click, and the clients of object stores.
