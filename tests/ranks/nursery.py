@@ -11,6 +11,9 @@ import os
 import signal
 import sys
 
+import s3fs  # noqa: F401 - as the next: each rank would take a second for it
+
+import ckptstore.storage.s3.transport  # noqa: F401
 from tests.ranks.rank import serve
 
 _PR_SET_PDEATHSIG = 1
