@@ -39,10 +39,10 @@ FLAGS_crash      := $(WORKERS)
 FLAGS_unit       := $(WORKERS)
 FLAGS_simulation := $(WORKERS)
 FLAGS_contract   := $(WORKERS)
-FLAGS_wire       := $(WORKERS)
-FLAGS_backends   := $(WORKERS)
 FLAGS_lifecycle  := $(WORKERS)
-# Ranks that are frozen, or waited for, take time and nothing else.
+FLAGS_backends   := -n 3 --dist worksteal
+# What is frozen, stalled or waited for takes time and nothing else.
+FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.servers.gcs import GcsServer
-from tests.wire.gcs_scene import Scene
+from tests.wire.gcs_scene import CHUNK, Scene
 from tests.wire.requests import WireProxy
 
 
@@ -20,3 +20,9 @@ def proxy(gcs_server: GcsServer) -> Iterator[WireProxy]:
 @pytest.fixture(params=[True, False], ids=["direct", "gcsfs"])
 def scene(proxy: WireProxy, gcs_server: GcsServer, request: pytest.FixtureRequest) -> Scene:
     return Scene(proxy, gcs_server, direct=request.param)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let objects be sent in chunks that are not large enough for it."""
+    monkeypatch.setattr("ckptstore.storage.object_store.upload.SINGLE_SIZE_BYTES", CHUNK)

@@ -27,7 +27,7 @@ __all__ = [
 
 # Pauses cost nothing here.
 QUICK = RetryPolicy(deadline_s=60.0, attempt_s=20.0, pause_scale=0.0)
-CHUNK = 8 * 1024 * 1024
+CHUNK = 1024 * 1024
 
 
 def storage_of(options: dict[str, Any]) -> ObjectStorage:

@@ -33,6 +33,8 @@ from tests.wire.gcs_scene import (
 )
 from tests.wire.requests import Lose, Reply, Seen, Stall, WireProxy
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 
 def is_direct(seen: Seen) -> bool:
     """Whether the request came over a connection of ours: the client's library says what it accepts."""

@@ -30,6 +30,8 @@ from tests.wire.gcs_scene import (
 )
 from tests.wire.requests import Changed, Cut, Deed, Lose, Refuse, Reply, Seen, Stall
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 
 @pytest.mark.parametrize("deed", [Lose(), Reply(500), Reply(502), Reply(200, b"not json")])
 @pytest.mark.parametrize("primitive", ["put_new", "put_if"])

@@ -37,6 +37,8 @@ from tests.wire.gcs_scene import (
 )
 from tests.wire.requests import Deed, Lose, Refuse, Reply, Seen, WireProxy
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 
 def test_the_probe_is_six_requests_once(proxy: WireProxy, gcs_server: GcsServer) -> None:
     with proxy.noting() as seen:
