@@ -10,6 +10,8 @@ from tests.simulation.runs import new_run
 from tests.simulation.scenarios import simulation
 
 
+# The longest search takes a minute of an idle core.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=lambda mutation: mutation.name)
 def test_a_missing_rule_is_noticed(mutation: Mutation) -> None:
     with simulation(), mutation.apply():
