@@ -31,7 +31,14 @@ pytestmark = pytest.mark.timeout(300 + 200 * TIMES)
 # Forked from a process that has imported everything, once: that takes longer than many of the races.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    [__name__, "ckptstore.storage.s3.transport", "s3fs", "ckptstore.storage.gcs.transport", "gcsfs"]
+    [
+        __name__,
+        "ckptstore.train.saver",
+        "ckptstore.storage.s3.transport",
+        "s3fs",
+        "ckptstore.storage.gcs.transport",
+        "gcsfs",
+    ]
 )
 
 
