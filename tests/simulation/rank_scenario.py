@@ -313,14 +313,14 @@ class RankRun(Run):
         assert_save_is_whole(self.history.files, prefix, self._sizes.get(mark or 0, 0))
 
     def _check_end(self) -> None:
+        record = self.history.record
+        announced = set() if record is None else {intent.prefix for intent in record.intents}
         for job in self._jobs:
             for number, outcomes in job.outcomes.items():
-                announced = {} if self.history.record is None else self.history.record.intents
-                if outcomes.get(0) != "committed" and job.saves[number].prefix in {
-                    i.prefix for i in announced
-                }:
+                save = job.saves[number]
+                if outcomes.get(0) != "committed" and (record is None or save.prefix in announced):
                     # The others have found the index: the next save brings it into the record.
-                    job.saves[number].is_acknowledged = False
+                    save.is_acknowledged = False
         super()._check_end()
         for job in self._jobs:
             for number, outcomes in job.outcomes.items():
