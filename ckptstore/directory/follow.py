@@ -8,11 +8,18 @@ from ckptstore.bundle.verify.verify import verify_bundle
 from ckptstore.directory.latest import check_is_directory, look_for_latest, record_location
 from ckptstore.directory.paths import resolve
 from ckptstore.directory.record_update import RecordSnapshot, read_state, read_state_unless
-from ckptstore.errors import CorruptError, NotFoundError, UsageError, abridged
-from ckptstore.format.naming import index_name, split_step
+from ckptstore.errors import CorruptError, NotFoundError, TruncatedFileError, UsageError, abridged
+from ckptstore.format.naming import index_name, step_in
 from ckptstore.storage.base import Location
+from ckptstore.types import ByteRange
 
 __all__ = ["Follower", "Published", "published_at"]
+
+_FIRST_BYTE = ByteRange(0, 1)
+
+# Now and then a look asks for the index as well: a program that saves under one name again and again may
+# write the very same record each time.
+_LOOKS_PER_INDEX = 10
 
 # How often one look reads the record again because the checkpoint that it named was gone.
 _MOST_READS = 6
@@ -27,7 +34,7 @@ class Published(NamedTuple):
     @property
     def step(self) -> int | None:
         """The step in its name."""
-        return split_step(self.place.name)[1]
+        return step_in(self.place.name)
 
 
 class Follower:
@@ -58,20 +65,32 @@ class Follower:
         self._record = record_location(directory, latest_filename)
         # Of the record that `latest` came from: another one is looked at.
         self._version: str | None = None
+        self._unchanged = 0
 
     def changed_record(self) -> RecordSnapshot | None:
-        """Return the record, None while it is the one that `latest` came from: one request.
+        """Return the record, None while nothing has changed: one request, in every tenth look two.
 
         Raises
         ------
         AccessError, TransientError, UsageError
             From the storage.
         """
-        return (
-            read_state(self._record)
-            if self._version is None
-            else read_state_unless(self._record, self._version)
-        )
+        if self._version is None:
+            return read_state(self._record)
+        changed = read_state_unless(self._record, self._version)
+        self._unchanged = 0 if changed is not None else (self._unchanged + 1) % _LOOKS_PER_INDEX
+        if changed is None and not self._unchanged and self._has_another_index():
+            return read_state(self._record)
+        return changed
+
+    def _has_another_index(self) -> bool:
+        if self.latest is None:
+            return False
+        storage, key = self.latest.place.storage, self.latest.place.suffixed(index_name("")).key
+        try:
+            return storage.get_unless(key, self.latest.version, _FIRST_BYTE) is not None
+        except (NotFoundError, TruncatedFileError, UsageError):
+            return True
 
     def look(self, snapshot: RecordSnapshot, *, may_list: bool) -> Published | None:
         """Return the newest complete checkpoint, None if it is `latest`, or if there is none yet.

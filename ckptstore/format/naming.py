@@ -33,6 +33,7 @@ __all__ = [
     "part_name",
     "series_of",
     "split_step",
+    "step_in",
     "v1_shard_name",
 ]
 
@@ -214,3 +215,13 @@ def series_of(prefix_basename: str) -> Series:
     if step is not None:
         place.append(step)
     return Series(_METRIC.sub(r"\1#", text) if place else text, tuple(place))
+
+
+def step_in(name: str) -> int | None:
+    """Return the step in the name of a prefix; or of a shard, or of all shards, of a V1 checkpoint."""
+    pattern, shard = parse_v1_pattern(name), parse_file_name(name)
+    if pattern is not None:
+        name, _ = pattern
+    elif shard is not None and shard.kind == "v1-shard":
+        name = shard.prefix
+    return split_step(name)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ckptstore.format.naming import parse_file_name, parse_v1_pattern, split_step
+from ckptstore.format.naming import step_in
 from ckptstore.transfer.budget import check_memory_budget
 from ckptstore.transfer.progress import Progress, reporter
 from ckptstore.transfer.transfer import Transfer
@@ -31,17 +31,7 @@ class ReadOptions:
 
     def transfer(self, url: str) -> Transfer:
         """Return the transfer of a restore of `url` with these options; its step is the one in the name."""
-        step = _step_in(url.rpartition("/")[2])
+        step = step_in(url.rpartition("/")[2])
         return Transfer(
             "restore", url, step=step, memory_budget=self.memory_budget, report=reporter(self.progress)
         )
-
-
-def _step_in(name: str) -> int | None:
-    """Return the step in the name of a prefix; or of a shard, or of all shards, of a V1 checkpoint."""
-    pattern, shard = parse_v1_pattern(name), parse_file_name(name)
-    if pattern is not None:
-        name, _ = pattern
-    elif shard is not None and shard.kind == "v1-shard":
-        name = shard.prefix
-    return split_step(name)[1]

@@ -6,17 +6,25 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from ckptstore.errors import AccessError, CkptStoreError, NotFoundError, TransientError, UsageError
+from ckptstore.errors import (
+    AccessError,
+    CkptStoreError,
+    NotFoundError,
+    TensorNotFoundError,
+    TransientError,
+    UnsupportedError,
+    UsageError,
+)
 from ckptstore.reading.open_checkpoint import OpenCheckpoint
 from ckptstore.serving.step import Step
 from ckptstore.serving.watch import WatchHealth, watch
-from ckptstore.storage.latch import Latch
 from ckptstore.types import Options, PathText
 
 __all__ = ["Live", "LiveHealth"]
@@ -24,9 +32,6 @@ __all__ = ["Live", "LiveHealth"]
 _LOG = logging.getLogger("ckptstore")
 
 _T = TypeVar("_T")
-
-# How soon `retry` is noticed.
-_LONGEST_WAIT_S = 1.0
 
 # A step whose storage failed is loaded again after so long, unless a period is given.
 _PAUSE_S = 10.0
@@ -48,7 +53,7 @@ class LiveHealth:
     failed : Step or None
         The newest step that could not be loaded or was not accepted, while none that came later is served.
     error : str or None
-        Why, or why nothing could be loaded yet.
+        Why.
     watch : WatchHealth
         How following the directory goes.
     """
@@ -139,23 +144,27 @@ class Live(Generic[_T]):
             latest_filename=latest_filename,
             storage_options=storage_options,
         )
-        self._lock = threading.Lock()
+        # Reentrant: `close` may be called in a signal handler.
+        self._changed = threading.Condition()
         self._held: _Held[_T] | None = None
         self._is_closed = False
-        # Opened when a step is served, or cannot be without somebody's help.
-        self._settled = Latch()
+        # Why nothing can be served without somebody's help.
         self._fatal: CkptStoreError | None = None
-        # By version: a step that is saved again under its name is another one.
-        self._refused: dict[str, str] = {}
+        # What `load` or `accept` refused, by name and version; and how often `retry` was called.
+        self._refused: dict[tuple[str, str], str] = {}
+        self._retries = 0
         self._failed: Step | None = None
         self._error: str | None = None
-        # The newest step, while it is not served.
+        # The newest step, while it is not served, and when it is loaded, or loaded again.
         self._wanted: Step | None = None
-        # When `_wanted` is tried again.
         self._try_s = math.inf
         self._pause_s = every_s or _PAUSE_S
-        self._thread = threading.Thread(target=self._run, name="ckptstore-live", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=run, name=f"ckptstore-live-{what}", daemon=True)
+            for what, run in (("follow", self._follow), ("load", self._load_wanted))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def __repr__(self) -> str:
         step = self.step
@@ -197,11 +206,18 @@ class Live(Generic[_T]):
         AccessError, UsageError
             If the directory cannot be read at all, and waiting does not help. It is tried again anyway.
         """
-        self._settled.wait(timeout_s)
-        fatal = self._fatal
-        if self._held is None and fatal is not None:
-            raise fatal
-        return self._held is not None
+        with self._changed:
+            self._changed.wait_for(self._is_settled, timeout_s)
+            if self._held is None and self._is_failing():
+                assert self._fatal is not None
+                raise self._fatal
+            return self._held is not None
+
+    def _is_settled(self) -> bool:
+        return self._held is not None or self._is_closed or self._is_failing()
+
+    def _is_failing(self) -> bool:
+        return self._fatal is not None and self._watcher.health().failures_in_a_row > 0
 
     def health(self) -> LiveHealth:
         """Return how it is; makes no request."""
@@ -210,9 +226,12 @@ class Live(Generic[_T]):
         return LiveHealth(held is not None, step, self._failed, self._error, self._watcher.health())
 
     def retry(self) -> None:
-        """Try the newest step again, and forget which ones have failed."""
-        self._refused.clear()
-        self._try_s = 0.0
+        """Try the newest step again if it is not served, and forget which ones have failed."""
+        with self._changed:
+            self._refused.clear()
+            self._retries += 1
+            self._try_s = 0.0
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop following; what is served is closed when its last user has left.
@@ -220,14 +239,16 @@ class Live(Generic[_T]):
         A load that is under way is waited for, a few seconds; what it returns later is closed too.
         """
         self._watcher.stop()
-        with self._lock:
+        with self._changed:
             self._is_closed = True
             held, self._held = self._held, None
-        self._settled.set()
+            self._changed.notify_all()
         if held is not None:
             self._retire(held)
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_CLOSE_S)
+        ends_s = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            if threading.current_thread() is not thread:
+                thread.join(max(0.0, ends_s - time.monotonic()))
 
     def __enter__(self) -> Live[_T]:
         return self
@@ -238,28 +259,33 @@ class Live(Generic[_T]):
         self.close()
 
     def _enter(self) -> _Held[_T]:
-        with self._lock:
-            held = self._held
-            if held is not None:
-                held.users += 1
-                return held
+        held = self._enter_if_any()
+        if held is not None:
+            return held
         if self._is_closed:
             raise UsageError("it is closed", hint="Make a new Live.")
         raise TransientError(
             "no step was loaded yet",
-            actual=self._error,
+            actual=self._error or self._watcher.health().error,
             hint="Call wait_ready() first; health() says what is wrong.",
         )
 
+    def _enter_if_any(self) -> _Held[_T] | None:
+        with self._changed:
+            held = self._held
+            if held is not None:
+                held.users += 1
+            return held
+
     def _leave(self, held: _Held[_T]) -> None:
-        with self._lock:
+        with self._changed:
             held.users -= 1
             is_last = held.is_retired and not held.users
         if is_last:
             self._close_value(held.value)
 
     def _retire(self, held: _Held[_T]) -> None:
-        with self._lock:
+        with self._changed:
             held.is_retired = True
             is_last = not held.users
         if is_last:
@@ -270,47 +296,55 @@ class Live(Generic[_T]):
             return
         try:
             self._close(value)
-        except Exception:  # noqa: BLE001 - of the caller's `close`: the new step is served all the same
+        except BaseException as error:
+            if threading.current_thread() not in self._threads and not isinstance(error, Exception):
+                raise
             _LOG.exception("what was served could not be closed")
 
-    def _run(self) -> None:
+    def _follow(self) -> None:
         while not self._is_closed:
-            now_s = time.monotonic()
             try:
-                step = self._watcher.next(min(max(self._try_s - now_s, 0.0), _LONGEST_WAIT_S))
-            except CkptStoreError as error:
-                self._cannot_start(error)
+                step = self._watcher.next()
+            except Exception as error:  # noqa: BLE001 - a look that fails, however it does, is made again
+                # Before the first look that succeeds. The watcher waits before the next one.
+                if isinstance(error, AccessError | UsageError | UnsupportedError):
+                    with self._changed:
+                        self._fatal = error
+                        self._changed.notify_all()
                 continue
             if step is not None:
-                self._wanted, self._try_s = step, 0.0
-            if self._wanted is not None and self._try_s <= time.monotonic() and not self._is_closed:
-                self._take(self._wanted)
+                with self._changed:
+                    self._wanted, self._try_s = step, 0.0
+                    self._changed.notify_all()
 
-    def _cannot_start(self, error: CkptStoreError) -> None:
-        """Report that the directory could not be read yet; the watcher waits before it tries again."""
-        self._error = str(error)
-        if isinstance(error, AccessError | UsageError):
-            self._fatal = error
-            self._settled.set()
+    def _load_wanted(self) -> None:
+        while True:
+            with self._changed:
+                while not self._is_closed and (self._wanted is None or self._try_s > time.monotonic()):
+                    pause_s = None if self._wanted is None else self._try_s - time.monotonic()
+                    self._changed.wait(None if pause_s is None or pause_s == math.inf else max(pause_s, 0.0))
+                step, self._try_s, retries = self._wanted, math.inf, self._retries
+            if self._is_closed or step is None:
+                return
+            self._take(step, retries)
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: Step, retries: int) -> None:
         """Load a step and serve it, or note why not."""
-        self._try_s = math.inf
-        if step.version in self._refused:
-            return
-        try:
-            value = self._loaded(step)
-        except NotFoundError as error:
-            # Retention was faster: there is a newer one, or the watcher says that there is none.
-            self._error = str(error)
-        except (AccessError, TransientError) as error:
-            self._error = str(error)
-            self._try_s = time.monotonic() + self._pause_s
-            _LOG.warning("%s is loaded again later: %s", step.prefix, error)
-        except Exception as error:  # noqa: BLE001 - of the caller's `load`: the step is refused
-            self._refuse(step, error)
+        held = self._held
+        refusal = self._refused.get((step.prefix, step.version))
+        if held is not None and (held.step.prefix, held.step.version) == (step.prefix, step.version):
+            # Set back to the one that is served.
+            self._done(step)
+        elif refusal is not None:
+            self._note(step, refusal)
+            _LOG.error("%s has failed before, and is not tried again by itself: %s", step.prefix, refusal)
         else:
-            self._serve(value, step)
+            try:
+                value = self._loaded(step)
+            except BaseException as error:  # noqa: BLE001 - of the caller's functions: the last good one serves
+                self._cannot_serve(step, error, retries)
+            else:
+                self._serve(value, step)
 
     def _loaded(self, step: Step) -> _T:
         with step.open() as checkpoint, self._previous() as previous:
@@ -327,36 +361,60 @@ class Live(Generic[_T]):
 
     @contextmanager
     def _previous(self) -> Iterator[_T | None]:
-        with self._lock:
-            held = self._held
-            if held is not None:
-                held.users += 1
+        held = self._enter_if_any()
         try:
             yield None if held is None else held.value
         finally:
             if held is not None:
                 self._leave(held)
 
-    def _refuse(self, step: Step, error: Exception) -> None:
+    def _cannot_serve(self, step: Step, error: BaseException, retries: int) -> None:
         # As text: an exception keeps the frames alive in which it was raised, and what they had loaded.
-        text = str(error) or type(error).__name__
-        self._refused[step.version] = text
-        self._failed, self._error = step, text
-        _LOG.error("%s is not served, and will not be tried again by itself: %s", step.prefix, text)
+        text, trace = str(error), ""
+        if not isinstance(error, CkptStoreError | _NotAcceptedError):
+            text = f"{type(error).__name__}: {error}"
+            trace = "\n" + "".join(traceback.format_exception(error)).rstrip()
+        is_new = text != self._error
+        self._note(step, text)
+        is_passing = isinstance(error, AccessError | TransientError)
+        is_gone = isinstance(error, NotFoundError) and not isinstance(error, TensorNotFoundError)
+        if is_passing or is_gone:
+            # One that is gone was replaced, by retention or under its name: the watcher will see that.
+            if is_new:
+                _LOG.warning("%s is not served yet: %s", step.prefix, text)
+            again_s = time.monotonic() + self._pause_s
+        else:
+            _LOG.error("%s is not served, and not tried again by itself: %s%s", step.prefix, text, trace)
+            again_s = math.inf
+        with self._changed:
+            if self._wanted is not step or self._retries != retries:
+                return  # there is a newer one, or `retry` was called meanwhile
+            self._try_s = again_s
+            if again_s == math.inf:
+                self._refused[step.prefix, step.version] = text
+
+    def _note(self, step: Step, error: str) -> None:
+        self._failed, self._error = step, error
 
     def _serve(self, value: _T, step: Step) -> None:
         held = _Held(value, step)
-        with self._lock:
+        with self._changed:
             is_late = self._is_closed
             if not is_late:
                 before, self._held = self._held, held
         if is_late:
             self._close_value(value)
             return
-        self._wanted, self._failed, self._error, self._fatal = None, None, None, None
-        self._settled.set()
+        self._done(step)
         if before is not None:
             self._retire(before)
+
+    def _done(self, step: Step) -> None:
+        with self._changed:
+            if self._wanted is step:
+                self._wanted = None
+            self._failed, self._error, self._fatal = None, None, None
+            self._changed.notify_all()
 
 
 class _NotAcceptedError(Exception):

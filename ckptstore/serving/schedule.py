@@ -51,6 +51,8 @@ class Schedule:
         # Looks are due at this time and whole periods after it.
         self._phase_s = now_s + every_s * _share(f"phase {host} {url}")
         self._failures = 0
+        # Of its own: the program's random numbers stay as they are.
+        self._chance = random.Random()
 
     def looked(self, now_s: float) -> None:
         """Record that a look has succeeded just now."""
@@ -66,7 +68,7 @@ class Schedule:
         # The last one that is not before now, and so many on from there.
         passed = math.floor((now_s - self._phase_s) / self.every_s + _JITTER)
         at_s = self._phase_s + (passed + periods) * self.every_s
-        self.next_s = max(at_s + random.uniform(-_JITTER, _JITTER) * self.every_s, now_s)
+        self.next_s = max(at_s + self._chance.uniform(-_JITTER, _JITTER) * self.every_s, now_s)
 
 
 def _share(text: str) -> float:

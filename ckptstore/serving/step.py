@@ -57,6 +57,12 @@ class Step:
     def __reduce__(self) -> tuple[type[Step], tuple[object, ...]]:
         return Step, (self.prefix, self.step, self.version, self.seen_s)
 
+    def __copy__(self) -> Step:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Step:
+        return self
+
     def open(self, **options: Any) -> OpenCheckpoint:
         """Open the checkpoint, in this version.
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Literal
 
 from ckptstore.directory.follow import Follower, Published
-from ckptstore.errors import AccessError, CkptStoreError, CorruptError, TransientError, UsageError
+from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.serving.schedule import Schedule
 from ckptstore.serving.step import Step
 from ckptstore.storage.latch import Latch
@@ -113,6 +113,7 @@ class Watcher:
         now_s = time.monotonic()
         self._schedule = Schedule(every_s or _LONGEST_LOOK_S, spread_s, platform.node(), place.url, now_s)
         self._stopped = Latch()
+        # Held during a look; it knows its owner: a look of a signal handler inside a look would mix the two.
         self._turn = threading.RLock()
         self._scope: Scope | None = None
         self._looks = 0
@@ -121,9 +122,11 @@ class Watcher:
         self._changed_s: float | None = None
         self._listed_s: float | None = None
         self._failures = 0
-        self._error: CkptStoreError | None = None
+        self._error: Exception | None = None
         # Seen and not returned yet, and when it is to be.
         self._waiting: tuple[Step, float] | None = None
+        # Held for a moment, and by a signal handler too.
+        self._taking = threading.RLock()
 
     def __repr__(self) -> str:
         state = "stopped" if self._stopped.is_set() else f"every {self._every_s:g} s"
@@ -146,22 +149,24 @@ class Watcher:
 
         Raises
         ------
-        AccessError, TransientError, CorruptError, UsageError
+        AccessError, TransientError, CorruptError, UsageError, UnsupportedError
             If the very first look fails. Later ones do not raise: they are logged, counted in `health`, and
             tried again, less often the longer it lasts.
         """
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._advance(ends_s)
-            with self._turn:
-                step = self._take()
-            if step is not None or self._is_over():
+            step = self._take()
+            if step is not None or self._is_over() or self._is_looking_here():
                 return step
             if ends_s is not None and time.monotonic() >= ends_s:
                 return None
 
     def check(self) -> Step | None:
         """Look now, whatever is due.
+
+        In a signal handler that interrupts a look of its own thread it returns None, and `next` looks again
+        at once.
 
         Returns
         -------
@@ -170,12 +175,15 @@ class Watcher:
 
         Raises
         ------
-        AccessError, TransientError, CorruptError, UsageError
+        AccessError, TransientError, CorruptError, UsageError, UnsupportedError
             If the look fails.
         """
+        if self._is_looking_here():
+            self._schedule.next_s = time.monotonic()
+            return None
         with self._turn:
-            self._look(is_patient=True)
-            return self._take(is_due=True)
+            self._look(is_patient=True, may_list=True)
+        return self._take(is_due=True)
 
     def health(self) -> WatchHealth:
         """Return how it is; makes no request, and does not wait for one."""
@@ -221,8 +229,7 @@ class Watcher:
         while True:
             # A step is taken here and not in the thread: one that nobody awaits any more would lose it.
             await asyncio.to_thread(lambda: self._advance(time.monotonic() + _ASYNC_WAIT_S))
-            with self._turn:
-                step = self._take()
+            step = self._take()
             if step is not None:
                 return step
             if self._is_over():
@@ -230,7 +237,7 @@ class Watcher:
 
     def _advance(self, ends_s: float | None) -> None:
         """Wait for what is due next, at most until `ends_s`, and make the look if it is one."""
-        if self._is_over():
+        if self._is_over() or self._is_looking_here():
             return
         due_s = self._schedule.next_s
         if self._waiting is not None:
@@ -238,46 +245,57 @@ class Watcher:
         pause_s = (due_s if ends_s is None else min(due_s, ends_s)) - time.monotonic()
         if pause_s > 0 and self._stopped.wait(pause_s):
             return
-        with self._turn:
+        rest_s = -1.0 if ends_s is None else max(0.0, ends_s - time.monotonic())
+        if not self._turn.acquire(timeout=rest_s):
+            return
+        try:
             if self._stopped.is_set() or self._schedule.next_s > time.monotonic():
                 return
-            try:
-                self._look(is_patient=self._looked_s is None)
-            except (AccessError, TransientError, CorruptError, UsageError):
-                if self._looked_s is None and not self._stopped.is_set():
-                    raise
+            self._look(is_patient=self._looks == 0)
+        except CkptStoreError:
+            if self._looked_s is None and not self._stopped.is_set():
+                raise
+        finally:
+            self._turn.release()
+
+    def _is_looking_here(self) -> bool:
+        """Return whether this is a signal handler that has interrupted a look of its own thread."""
+        # What threading.Condition asks too; there is no public way before Python 3.14.
+        return bool(self._turn._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _is_over(self) -> bool:
         return self._stopped.is_set() or (self._every_s == 0 and self._looks > 0)
 
     def _take(self, *, is_due: bool = False) -> Step | None:
-        if self._waiting is None or self._stopped.is_set():
-            return None
-        step, due_s = self._waiting
-        if not is_due and due_s > time.monotonic():
-            return None
-        self._waiting, self.current = None, step
-        return step
+        with self._taking:
+            if self._waiting is None or self._stopped.is_set():
+                return None
+            step, due_s = self._waiting
+            if not is_due and due_s > time.monotonic():
+                return None
+            self._waiting, self.current = None, step
+            return step
 
-    def _look(self, *, is_patient: bool) -> None:
+    def _look(self, *, is_patient: bool, may_list: bool = False) -> None:
         """Look once; `is_patient`: repeat the first request too if it fails."""
-        is_first = self._looked_s is None
         try:
-            found = self._find(is_patient)
-        except (AccessError, TransientError, CorruptError, UsageError) as error:
+            found = self._find(is_patient, may_list)
+        except Exception as error:
+            # Whatever it is, the next look comes at its time, and not at once.
             self._failed(error)
             raise
         finally:
             self._looks += 1
         if self._failures:
             _LOG.warning("%s can be read again after %d failures", self._url, self._failures)
+        is_first = self._looked_s is None
         now_s = time.monotonic()
         self._failures, self._error, self._looked_s = 0, None, now_s
         self._schedule.looked(now_s)
         if found is not None:
             self._seen(found, now_s, is_first=is_first)
 
-    def _find(self, is_patient: bool) -> Published | None:
+    def _find(self, is_patient: bool, may_list: bool) -> Published | None:
         follower = self._follower
         limit_s = min(max(self._schedule.every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
         # A look that fails is made again anyway: the requests of a thousand hosts must not become eight
@@ -288,7 +306,7 @@ class Watcher:
             return None
         now_s, listings = time.monotonic(), follower.listings
         between_s = _PERIODS_BETWEEN_LISTINGS * self._schedule.every_s
-        may_list = self._listed_s is None or now_s - self._listed_s >= between_s
+        may_list = may_list or self._listed_s is None or now_s - self._listed_s >= between_s
         try:
             with self._current_scope():
                 return follower.look(snapshot, may_list=may_list)
@@ -315,7 +333,7 @@ class Watcher:
             self._scope = None
             self._requests += scope.requests
 
-    def _failed(self, error: CkptStoreError) -> None:
+    def _failed(self, error: Exception) -> None:
         if self._stopped.is_set():
             return
         before = self._error
@@ -328,15 +346,23 @@ class Watcher:
     def _seen(self, found: Published, now_s: float, *, is_first: bool) -> None:
         self._changed_s = now_s
         step = Step(found.place.url, found.step, found.version, time.time(), self._storage_options)
-        if is_first:
-            # A host that starts has nothing to serve yet.
-            self._waiting = None if self._begins_with_next else (step, now_s)
-            return
-        due_s = now_s + self._schedule.delay_s
-        if self._waiting is not None:
-            # A newer one takes the place in the queue: saves that come faster must not put it off for ever.
-            due_s = self._waiting[1]
-        self._waiting = (step, due_s)
+        with self._taking:
+            if is_first:
+                # A host that starts has nothing to serve yet. After a first look that failed, nobody knows
+                # what was there at the start.
+                skips = self._begins_with_next and self._looks == 1
+                self._waiting = None if skips else (step, now_s)
+            elif self.current is not None and _is_same(step, self.current):
+                # The record was set back while a newer one waited for its turn.
+                self._waiting = None
+            else:
+                # A newer one takes the place in the queue: frequent saves must not put it off for ever.
+                due_s = now_s + self._schedule.delay_s if self._waiting is None else self._waiting[1]
+                self._waiting = (step, due_s)
+
+
+def _is_same(one: Step, other: Step) -> bool:
+    return (one.prefix, one.version) == (other.prefix, other.version)
 
 
 def watch(

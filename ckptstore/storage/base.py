@@ -7,7 +7,7 @@ is made of two of them where a backend has nothing better. What a backend may do
 it. Storage knows nothing of tensors.
 
 Keys are exact: no globs, no normalisation, no recursion. *version* is opaque text that changes with the
-content (S3 ETag, GCS generation, local ``dev:inode:mtime_ns:size``, memory counter).
+content (S3 ETag, GCS generation, local ``inode:mtime_ns:size``, memory counter).
 """
 
 from __future__ import annotations

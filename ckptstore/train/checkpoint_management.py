@@ -417,8 +417,8 @@ def _wait_for_another(
     watcher: Watcher, last_checkpoint: str | None, seconds_to_sleep: float, timeout: float | None
 ) -> str | None:
     stop_s = None if timeout is None else time.monotonic() + timeout
+    is_first = watcher.health().looked_s_ago is None
     while True:
-        is_first = watcher.health().looked_s_ago is None
         step = None
         try:
             step = watcher.check()
@@ -428,6 +428,7 @@ def _wait_for_another(
             if is_first:
                 raise
             warn(f"still waiting: {error}")
+        is_first = False
         if step is not None and step.prefix != last_checkpoint:
             return step.prefix
         if stop_s is not None and time.monotonic() + seconds_to_sleep > stop_s:

@@ -24,8 +24,11 @@ _NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, e
 
 
 def version_of(status: os.stat_result) -> str:
-    """Return the version of the file with this status."""
-    return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_size}"
+    """Return the version of the file with this status: the same on all hosts that share the directory.
+
+    Without the number of the device, which each mount of a network file system gives anew.
+    """
+    return f"{status.st_ino}:{status.st_mtime_ns}:{status.st_size}"
 
 
 def check_regular(status: os.stat_result, url: str) -> None:

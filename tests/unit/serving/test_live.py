@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
+from ckptstore.directory.follow import Follower
 from ckptstore.storage import registry
 
 FAST_S = 0.02
@@ -277,3 +278,131 @@ def test_closing_does_not_wait_for_users_and_closes_what_comes_late(tmp_path: Pa
 def test_every_s_0_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ck.UsageError):
         ck.Live(load, tmp_path, every_s=0)
+
+
+def test_retry_makes_no_looks_and_may_come_while_a_load_fails(
+    tmp_path: Path, saver: ck.Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, saver)
+    looks: list[None] = []
+    whole = Follower.changed_record
+    monkeypatch.setattr(Follower, "changed_record", lambda self: (looks.append(None), whole(self))[1])
+    loading, go_on = threading.Event(), threading.Event()
+    fails = True
+
+    def once_bad(checkpoint: ck.OpenCheckpoint, previous: Model | None) -> Model:
+        if fails:
+            loading.set()
+            assert go_on.wait(SOON_S)
+            raise ValueError("not yet")
+        return load(checkpoint, previous)
+
+    with ck.Live(once_bad, tmp_path, every_s=60.0) as live:
+        assert loading.wait(SOON_S)
+        live.retry()
+        fails = False
+        go_on.set()
+        assert live.wait_ready(SOON_S)
+        before = len(looks)
+        live.retry()
+        time.sleep(0.2)
+        assert len(looks) - before <= 1
+
+
+def test_a_long_load_does_not_look_stale(tmp_path: Path, saver: ck.Saver) -> None:
+    save(tmp_path, 1, saver)
+    go_on = threading.Event()
+
+    def slow(checkpoint: ck.OpenCheckpoint, previous: Model | None) -> Model:
+        assert go_on.wait(SOON_S)
+        return load(checkpoint, previous)
+
+    with ck.Live(slow, tmp_path, every_s=0.1) as live:
+        first = live.health().watch
+        until(lambda: (live.health().watch.looked_s_ago or 0) < 0.05 and not live.health().watch.is_stale)
+        time.sleep(0.5)
+        until(lambda: not live.health().watch.is_stale)
+        assert first.error is None
+        go_on.set()
+        assert live.wait_ready(SOON_S)
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), ValueError("bad")])
+def test_nothing_that_load_raises_ends_the_thread(
+    tmp_path: Path, saver: ck.Saver, error: BaseException
+) -> None:
+    save(tmp_path, 1, saver)
+    errors = iter([error])
+
+    def unlucky(checkpoint: ck.OpenCheckpoint, previous: Model | None) -> Model:
+        for one in errors:
+            raise one
+        return load(checkpoint, previous)
+
+    with ck.Live(unlucky, tmp_path, every_s=FAST_S) as live:
+        until(lambda: type(error).__name__ in str(live.health().error))
+        save(tmp_path, 2, saver)
+        assert live.wait_ready(SOON_S)
+        assert step_of(live) == 2
+
+
+def test_a_missing_tensor_is_a_refusal(tmp_path: Path, saver: ck.Saver) -> None:
+    saver.save({"v": np.zeros(3)}, f"{tmp_path}/model", 1)
+    with ck.Live(load, tmp_path, every_s=FAST_S) as live:
+        until(lambda: live.health().failed is not None)
+        assert "'w'" in str(live.health().error)
+
+
+def test_a_step_that_is_overwritten_before_it_is_opened_is_served_all_the_same(
+    tmp_path: Path, saver: ck.Saver
+) -> None:
+    save(tmp_path, 1, saver)
+    record = (tmp_path / "checkpoint").read_bytes()
+    is_first = True
+
+    def overtaken(checkpoint: ck.OpenCheckpoint, previous: Model | None) -> Model:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            other = ck.Saver(run="job")
+            for value in (7.0, 8.0):
+                other.save({"w": np.full(1000, value)}, f"{tmp_path}/model", 1)
+            (tmp_path / "checkpoint").write_bytes(record)
+        return load(checkpoint, previous)
+
+    with ck.Live(overtaken, tmp_path, every_s=FAST_S) as live:
+        assert live.wait_ready(SOON_S)
+        with live.use() as model:
+            assert model.w[0] == 8.0
+
+
+def test_a_rollback_to_a_refused_step_is_named_and_one_to_the_served_step_loads_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = ck.Saver(run="job", max_to_keep=0)
+    loads: list[str] = []
+
+    def picky(checkpoint: ck.OpenCheckpoint, previous: Model | None) -> Model:
+        loads.append(checkpoint.prefix.rpartition("-")[2])
+        if loads[-1] == "2":
+            raise ValueError("two is bad")
+        return load(checkpoint, previous)
+
+    def set_to(step: int) -> None:
+        ck.update_checkpoint_state(tmp_path, f"{tmp_path}/model-{step}")
+
+    save(tmp_path, 1, saver)
+    with ck.Live(picky, tmp_path, every_s=FAST_S) as live:
+        assert live.wait_ready(SOON_S)
+        save(tmp_path, 2, saver)
+        until(lambda: live.health().failed is not None)
+        set_to(1)
+        until(lambda: live.health().failed is None)
+        assert loads == ["1", "2"]
+        set_to(2)
+        with caplog.at_level(logging.ERROR, "ckptstore"):
+            until(lambda: live.health().failed is not None)
+        assert "two is bad" in str(live.health().error)
+        assert any("has failed before" in one.message for one in caplog.records)
+        assert loads == ["1", "2"]
+        assert step_of(live) == 1

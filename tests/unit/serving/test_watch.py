@@ -54,9 +54,11 @@ class Recording(StorageWrapper):
         super().__init__(inner)
         self.calls: list[str] = []
         self.error: Exception | None = None
+        self.hook: Callable[[], object] = lambda: None
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         self.calls.append(primitive)
+        self.hook()
         if self.error is not None:
             raise self.error
         return call()
@@ -159,6 +161,7 @@ def test_while_nothing_changes_a_look_is_one_conditional_request(tmp_path: Path,
     watcher.next(SOON_S)
     storage.calls.clear()
     assert watcher.next(0.3) is None
+    # For a storage without conditional reads these are two of its primitives.
     assert set(storage.calls) == {"get_unless"}
 
 
@@ -311,6 +314,88 @@ def test_a_prefix_is_not_a_directory(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with pytest.raises(ck.UsageError, match="not a directory"):
         ck.watch(tmp_path / "model-1").check()
+
+
+def test_what_is_saved_under_one_name_with_one_record_is_seen_in_time(tmp_path: Path) -> None:
+    saver = ck.Saver(run="job")
+    save(tmp_path, 1, saver)
+    record = (tmp_path / "checkpoint").read_bytes()
+    watcher = ck.watch(tmp_path, every_s=FAST_S)
+    first = watcher.next(SOON_S)
+    wait_until(watcher, lambda health: (health.looked_s_ago or 1) < 1)
+    version = locate(tmp_path / "checkpoint").storage.head(str(tmp_path / "checkpoint")).version
+    stamp = (tmp_path / "checkpoint").stat()
+    saver.save({"w": np.zeros(7)}, f"{tmp_path}/model", 1, write_state=False)
+    # The very same record, as a store shows it whose versions are hashes.
+    assert (tmp_path / "checkpoint").read_bytes() == record
+    assert (tmp_path / "checkpoint").stat() == stamp
+    assert version
+    second = watcher.next(SOON_S)
+    assert first is not None
+    assert second is not None
+    assert (second.prefix, second.version != first.version) == (first.prefix, True)
+
+
+def test_a_look_of_a_signal_handler_inside_a_look_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = ck.Saver(run="job", max_to_keep=0)
+    save(tmp_path, 1, saver)
+    watcher = ck.watch(tmp_path, every_s=3600.0)
+    assert steps_in([watcher.check()]) == [1]
+    save(tmp_path, 2, saver)
+    whole = follow.published_at
+    inner: list[ck.Step | None] = []
+
+    def interrupted(place: Location) -> follow.Published | None:
+        if not inner:
+            inner.append(watcher.check())
+            save(tmp_path, 3, saver)
+        return whole(place)
+
+    monkeypatch.setattr(follow, "published_at", interrupted)
+    assert steps_in([watcher.check()]) == [2]
+    assert inner == [None]
+    monkeypatch.setattr(follow, "published_at", whole)
+    assert steps_in([watcher.check(), watcher.check()]) == [3, None]
+
+
+def test_next_keeps_its_time_while_another_thread_looks(tmp_path: Path, storage: Recording) -> None:
+    save(tmp_path, 1)
+    watcher = ck.watch(tmp_path, every_s=FAST_S)
+    watcher.next(SOON_S)
+    go_on = threading.Event()
+    storage.hook = lambda: go_on.wait(SOON_S)
+    with ThreadPoolExecutor(1) as threads:
+        checking = threads.submit(watcher.check)
+        assert watcher.next(0.2) is None
+        assert not checking.done()
+        go_on.set()
+        assert checking.result(SOON_S) is None
+
+
+@pytest.mark.parametrize("error", [ck.UnsupportedError("a proxy in between"), RuntimeError("no threads")])
+def test_any_failure_of_a_look_counts(tmp_path: Path, storage: Recording, error: Exception) -> None:
+    save(tmp_path, 1)
+    watcher = ck.watch(tmp_path, every_s=60.0)
+    watcher.check()
+    storage.error = error
+    with pytest.raises(type(error)):
+        watcher.check()
+    assert watcher.health().failures_in_a_row == 1
+    assert watcher.next(0.05) is None
+
+
+def test_after_a_first_look_that_failed_start_next_leaves_nothing_out(
+    tmp_path: Path, storage: Recording
+) -> None:
+    save(tmp_path, 1)
+    watcher = ck.watch(tmp_path, every_s=FAST_S, start="next")
+    storage.error = ck.TransientError("away")
+    with pytest.raises(ck.TransientError):
+        watcher.check()
+    storage.error = None
+    assert steps_in([watcher.check()]) == [1]
 
 
 class TestStop:
