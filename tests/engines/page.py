@@ -1,4 +1,4 @@
-"""The blocks of docs/distributed.md: how the ranks of each engine find each other, and what they save."""
+"""The blocks of docs/distributed.md and docs/serving.md: how ranks begin, what they save and follow."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from tests.meta.source import ROOT
 __all__ = ["block"]
 
 
-def block(name: str) -> str:
-    """Return the code under the marker ``<!-- name -->``."""
-    page = (ROOT / "docs" / "distributed.md").read_text()
-    (found,) = re.findall(rf"<!-- {name} -->\n```python\n(.*?)```\n", page, re.DOTALL)
+def block(name: str, page: str = "distributed") -> str:
+    """Return the code under the marker ``<!-- name -->`` of a page."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    (found,) = re.findall(rf"<!-- {name} -->\n```python\n(.*?)```\n", text, re.DOTALL)
     return str(found)

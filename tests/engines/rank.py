@@ -73,6 +73,18 @@ class _Rank:
         exec(compile(block("job"), "docs/distributed.md, job", "exec"), names)
         return {"newest": names["newest"], "step": int(names["mine"]["step"]), "rows": float(rows.mean())}
 
+    def follow(self, directory: str, steps: int) -> dict[str, Any]:
+        """Serve what rank 0 sees, as docs/serving.md says."""
+        weights = {"w": np.zeros(9)}
+        with ck.watch(directory, every_s=0.1) as watcher:
+            names = {**self._names, "directory": directory, "weights": weights, "watcher": watcher}
+            names["storage_options"] = None
+            for name in (f"broadcast by {self._engine}", *["ranks"] * steps):
+                exec(compile(block(name, "serving"), f"docs/serving.md, {name}", "exec"), names)
+                if name == "ranks":
+                    self._say(prefix=names["step"].prefix, weight=float(weights["w"].mean()))
+        return {"looks": watcher.health().looked_s_ago is not None}
+
     def _values(self, step: int) -> dict[str, Any]:
         return {f"own/{self._rank}": np.full(1000, step), "shared": np.full(7, step)}
 

@@ -17,7 +17,7 @@ from ckptstore.testing.coordinator_contract import StartRanks
 from tests.engines.job import SIZE, Job
 from tests.engines.page import block
 
-__all__ = ["GRACE_S", "Contract", "PageLines", "Preempted", "check_preempted"]
+__all__ = ["GRACE_S", "Contract", "Follows", "PageLines", "Preempted", "check_preempted"]
 
 # `make preemptions` sends twenty signals.
 ROUNDS = int(os.environ.get("CKPTSTORE_PREEMPTIONS", "3"))
@@ -40,6 +40,19 @@ class PageLines:
             np.testing.assert_array_equal(checkpoint["w"], expected)
             assert checkpoint.specs()["w"].shards == tuple(range(SIZE))
             assert checkpoint["step"] == 7
+
+
+class Follows:
+    """Ranks that serve one model: one of them watches, all open the version that it saw."""
+
+    def test_all_ranks_switch_to_the_version_that_rank_0_saw(self, job: Job, tmp_path: Path) -> None:
+        url, steps = str(tmp_path), 3
+        saver = ck.Saver(run="trainer")
+        job.begin("follow", directory=url, steps=steps)
+        for step in range(1, steps + 1):
+            saver.save({"w": np.full(9, float(step))}, f"{url}/model", step)
+            assert job.answers() == [{"prefix": f"{url}/model-{step}", "weight": float(step)}] * SIZE
+        assert job.answers() == [{"looks": rank == 0} for rank in range(SIZE)]
 
 
 class Preempted:

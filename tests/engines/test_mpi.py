@@ -14,6 +14,10 @@ class TestPage(scenarios.PageLines):
     pass
 
 
+class TestFollows(scenarios.Follows):
+    pass
+
+
 class TestPreempted(scenarios.Preempted):
     pass
 

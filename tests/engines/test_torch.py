@@ -15,6 +15,10 @@ pytestmark = pytest.mark.timeout(1000)
 SAVES = 200
 
 
+class TestFollows(scenarios.Follows):
+    pass
+
+
 class TestPreempted(scenarios.Preempted):
     pass
 
