@@ -257,7 +257,7 @@ def _no_adoption() -> Iterator[None]:
         yield
 
 
-@_mutation("steps", "KEPT")
+@_mutation("steps", "KEPT", "LOST")
 def _names_say_who_owns() -> Iterator[None]:
     """What looks like a step is one, although somebody owns the prefix alone."""
 
@@ -332,7 +332,7 @@ def _retention_forgets_pins() -> Iterator[None]:
         yield
 
 
-@_mutation("rules", "PINNED", "LOST")
+@_mutation("rules", "PINNED", "LOST", "RULES")
 def _victims_are_chosen_once() -> Iterator[None]:
     """A save goes on with what it decided before it published, although somebody wrote the record since."""
     change = RecordChange._change
@@ -476,14 +476,20 @@ class _Forgetful(dict[str, set[int]]):
 
 @_mutation("ranks", "CORR", "MIXED")
 def _counts_of_failed_saves_are_used_again() -> Iterator[None]:
-    """The chief does not remember under which counts a save has failed, and takes the same again."""
+    """The chief takes a count again under which a save has failed, where a delete may be repeated.
+
+    Deletes that are sent once do no harm to a count that is used again; those that a proxy repeats do.
+    """
     begin = Ranks.__init__
 
     def forgetful(self: Ranks, *args: Any) -> None:
         begin(self, *args)
         self.failed_counts = _Forgetful()
 
-    with mock.patch.object(Ranks, "__init__", forgetful):
+    with (
+        mock.patch.object(Ranks, "__init__", forgetful),
+        mock.patch.object(ckptstore.directory.collect, "DeletesOnce", ()),
+    ):
         yield
 
 

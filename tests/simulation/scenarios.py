@@ -223,6 +223,9 @@ class Run:
 
     def _draw_lateness(self) -> dict[tuple[str, str], float]:
         """Return how often requests are given up and arrive later."""
+        if not self.scheduler.bucket.honours_conditions:
+            # Nothing there refuses a late write of the record: it replaces what was saved since.
+            return {}
         if not self.scenario.refused:
             return dict.fromkeys(_MAY_BE_LATE, 0.03)
         # Often enough for a delete to meet a name that is used again, if one ever is.
