@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -38,8 +37,6 @@ _MOST_TRIES: Final = 3
 _MOST_GETS: Final = 16
 # More than so many are listed: S3 asks twelve times as much for a list as for an answer.
 _FEW: Final = 12
-# So many messages that nobody needs any more are deleted in one request.
-_MOST_DROPPED: Final = 32
 
 
 def open_coordinator(
@@ -117,8 +114,6 @@ class _ObjectMailbox:
         word = attempt if _ATTEMPT.fullmatch(attempt) else hashlib.sha256(attempt.encode()).hexdigest()[:16]
         self._prefix = directory.child(f"{MESSAGE_PREFIX}{word}~").key
         self._is_chief = is_chief
-        self._dropped: list[str] = []
-        self._lock = threading.Lock()
 
     def put(self, directory: str, name: str, value: bytes) -> None:
         key = self._key(directory, name)
@@ -150,13 +145,7 @@ class _ObjectMailbox:
             return None
 
     def delete(self, directory: str, names: Sequence[str]) -> None:
-        with self._lock:
-            self._dropped += [self._key(directory, name) for name in names]
-            if len(self._dropped) < _MOST_DROPPED:
-                # What remains goes when rank 0 closes.
-                return
-            keys, self._dropped = self._dropped, []
-        self._storage.delete_many(keys)
+        self._storage.delete_many([self._key(directory, name) for name in names])
 
     def announce(self, announcement: Announcement) -> None:
         self.put("hello", f"{announcement.rank}.{announcement.nonce}", b"hello")
