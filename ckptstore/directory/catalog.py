@@ -21,6 +21,7 @@ __all__ = [
     "list_checkpoints",
     "nearest_first",
     "newest_first",
+    "quick_check",
     "sorted_by_prefix",
 ]
 
@@ -131,13 +132,18 @@ def fault_of(prefix: Location) -> BundleFault | CkptStoreError | None:
     AccessError, TransientError
         If the storage cannot answer.
     """
+    return quick_check(prefix)[0]
+
+
+def quick_check(prefix: Location) -> tuple[BundleFault | CkptStoreError | None, str | None]:
+    """Return what `fault_of` does, and the version of the index that was looked at, if there was one."""
     try:
-        faults = verify_bundle(prefix, quick=True).faults
+        report = verify_bundle(prefix, quick=True)
     except (NotFoundError, CorruptError, UsageError) as error:
         # UsageError: a name that no file can have, or a directory where a file should be. It came from a
         # record or a listing and not from the caller.
-        return error
-    return faults[0] if faults else None
+        return error, None
+    return (report.faults[0] if report.faults else None), report.index_version
 
 
 def newest_first(found: dict[str, PrefixFiles]) -> Iterator[PrefixFiles]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ckptstore.bundle.verify.verify import verify_bundle
+from ckptstore.directory.catalog import quick_check
 from ckptstore.directory.latest import check_is_directory, look_for_latest, record_location
 from ckptstore.directory.paths import resolve
 from ckptstore.directory.record_update import RecordSnapshot, read_state, read_state_unless
@@ -84,6 +84,7 @@ class Follower:
         return changed
 
     def _has_another_index(self) -> bool:
+        """Whether the index of `latest` is another one than was seen, or gone."""
         if self.latest is None:
             return False
         storage, key = self.latest.place.storage, self.latest.place.suffixed(index_name("")).key
@@ -129,21 +130,13 @@ class Follower:
         if snapshot.fault is not None or state is None:
             return None
         for place in resolve(self._directory, state.model_checkpoint_path):
-            if self.latest is not None and place.key == self.latest.place.key and self._is_unchanged():
-                return self.latest
+            latest = self.latest
+            if latest is not None and place.key == latest.place.key and not self._has_another_index():
+                return latest
             found = published_at(place)
             if found is not None:
                 return found
         return None
-
-    def _is_unchanged(self) -> bool:
-        """Whether the index of `latest` is the one that was seen."""
-        assert self.latest is not None
-        storage, key = self.latest.place.storage, self.latest.place.suffixed(index_name("")).key
-        try:
-            return storage.head(key).version == self.latest.version
-        except (NotFoundError, UsageError):
-            return False
 
     def _without_record(self, snapshot: RecordSnapshot, may_list: bool) -> Published | None:
         """Look for something newer by a listing, and never for something older."""
@@ -188,9 +181,5 @@ class Follower:
 
 def published_at(place: Location) -> Published | None:
     """Return the checkpoint at `place` if it can be restored: index readable, every data file long enough."""
-    try:
-        report = verify_bundle(place, quick=True)
-    except (NotFoundError, CorruptError, UsageError):
-        # UsageError: a name that no file can have. It came from the record, not from the caller.
-        return None
-    return Published(place, report.index_version) if report.ok and report.index_version else None
+    fault, version = quick_check(place)
+    return Published(place, version) if fault is None and version else None
