@@ -63,6 +63,11 @@ def hold_for_signal(primitive, seconds):
 def ready():
     print("READY", flush=True)
 
+def asleep():
+    # In naps: a signal that comes just before CPython blocks is not seen until that wait ends (1 of 100 here).
+    while True:
+        threading.Event().wait(0.1)
+
 def waits_in_ckptstore():
     frame = sys._current_frames()[threading.main_thread().ident]
     files = [frame.f_code.co_filename]

@@ -86,7 +86,8 @@ def test_a_signal_to_a_forked_child_is_not_taken_for_one_to_its_parent():
     with ck.Preemption() as preemption:
         pid = os.fork()
         if pid == 0:
-            signal.pause()
+            for _ in range(600):  # in naps, as in child.py
+                time.sleep(0.1)
             os._exit(0)
         time.sleep(0.1)
         os.kill(pid, signal.SIGTERM)

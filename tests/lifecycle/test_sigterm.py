@@ -22,15 +22,15 @@ saver = ck.Saver(deadline_s=float(deadline_s) or None)
 handle = saver.save_async(big, url + "/m", 1)
 if where == "asleep":
     ready()
-    threading.Event().wait()
+    asleep()
 elif where == "waiting for it":
     soon_ready()
     handle.result()
-    threading.Event().wait()
+    asleep()
 elif where == "saving again":
     soon_ready()
     saver.save(big, url + "/m", 2)
-    threading.Event().wait()
+    asleep()
 """
 WHERE = ["asleep", "waiting for it", "saving again"]
 
