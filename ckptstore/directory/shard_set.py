@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
+from typing import NamedTuple
 
 from ckptstore.bundle.write.index import IndexEntry, build_index, renumbered
 from ckptstore.bundle.write.index_memory import IndexMemory, IndexPart, deflated
@@ -47,6 +48,13 @@ _COPY_SIZE_BYTES = 8 * 1024 * 1024
 
 # Whoever leaves a save that failed is not held up for longer; what then stays is left to ``gc``.
 _CLEAN_UP_S = 10.0
+
+
+class _InDoubt(NamedTuple):
+    """A file whose commit was begun; the upload that would make it, None for a copy."""
+
+    name: ShardName
+    upload: Upload | None = None
 
 
 class ShardSet:
@@ -109,8 +117,8 @@ class ShardSet:
         self._committed: list[ShardName] = []
         # Files that other processes wrote.
         self._accepted: list[ShardName] = []
-        # The name that is being committed, while and as long as the outcome is not known.
-        self._in_doubt: ShardName | None = None
+        # What is being committed, while and as long as the outcome is not known.
+        self._in_doubt: _InDoubt | None = None
         self._canonical_count = canonical_count
         # What `put_graph` wrote or tried to.
         self._graph: tuple[Location, bytes] | None = None
@@ -187,7 +195,7 @@ class ShardSet:
             version = source.version or proved_version(self.directory, shard, self._transfer.scope.check)
             if version is None:
                 return None
-            self._in_doubt = self._name
+            self._in_doubt = _InDoubt(self._name)
             outcome = storage.copy_from(source_key, target.key, version)
         except (NotFoundError, AccessError):
             # Deleted by retention or another program, or written by another user. Both are certain refusals.
@@ -236,7 +244,7 @@ class ShardSet:
         return True
 
     def _commit(self, upload: Upload) -> bool:
-        self._in_doubt = self._name
+        self._in_doubt = _InDoubt(self._name, upload)
         return self._outcome_is_new(upload.commit())
 
     def _outcome_is_new(self, outcome: PutOutcome) -> bool:
@@ -273,7 +281,7 @@ class ShardSet:
         self._name = (number, count)
         location = self.directory.child(data_name(self.prefix, number, count))
         if storage is location.storage and isinstance(storage, SupportsCopies):
-            self._in_doubt = self._name
+            self._in_doubt = _InDoubt(self._name)
             try:
                 outcome = storage.copy_from(source.key, location.key, info.version)
             except (NotFoundError, AccessError):
@@ -388,7 +396,11 @@ class ShardSet:
         self._accepted.clear()
         self._entries.clear()
         self._reported.clear()
-        doubtful = [] if self._in_doubt is None else [self._in_doubt]
+        doubtful: list[ShardName] = []
+        if self._in_doubt is not None:
+            # As long as ours is there nobody else can create one of that name.
+            is_there = not fenced and _has_landed(self._in_doubt.upload)
+            (committed if is_there else doubtful).append(self._in_doubt.name)
         if fenced:
             doubtful += [name for name in committed if name[1] == self._canonical_count]
             committed = [name for name in committed if name not in doubtful]
@@ -456,6 +468,14 @@ class ShardSet:
             if error is None:
                 raise
             error.add_note(f"Its files could not be removed either: {second}")
+
+
+def _has_landed(upload: Upload | None) -> bool:
+    try:
+        return upload is not None and upload.has_landed()
+    except CkptStoreError:
+        # The storage is still away: the file is left to `gc`.
+        return False
 
 
 def shards_of_save(request: SaveRequest, running: RunningSave) -> ShardSet:

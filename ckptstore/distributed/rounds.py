@@ -136,6 +136,7 @@ class Chief(Round):
         self._stall_s = stall_s
         self._check = check
         self._beats: dict[int, _Heard] = {}
+        self._greeted: Collection[int] = ()
         # Ranks that came when half of the time, or more, was over; and how much then was left.
         self._late: dict[int, float] = {}
         self._is_over = False
@@ -163,11 +164,31 @@ class Chief(Round):
         message = pack({"kind": kind, "left_s": max(0.0, self._left_s()), **head}, blob)
         self.coordinator.broadcast(topic, message, timeout_s=timeout_s)
 
-    def fail(self, error: BaseException, *, may_be_published: bool) -> None:
-        """Say that the save failed, and whether files have to stay; never fails itself."""
+    def was_left_by_all(self) -> bool:
+        """Return whether all other ranks have given up this save, before they had an order."""
+        topic = self._topic("done-0")
+        self._used.append(topic)
+        found = self.coordinator.gather(topic, pack({}), timeout_s=0.0)
+        left = [rank for rank, data in found.items() if "error" in self._read(rank, data).head]
+        return len(left) == self.coordinator.size - 1
+
+    def fail(
+        self, error: BaseException, *, may_be_published: bool, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Say that the save failed, and whether files have to stay; never fails itself.
+
+        Parameters
+        ----------
+        about : mapping of str, optional
+            Which save it is. Ranks that begin another one only now, and find this word, know by it that they
+            have missed this one.
+        """
         self._is_over = True
         rank = getattr(error, "_rank", 0)
         head = {"error": pack_error(error), "rank": rank, "keep": may_be_published}
+        if about is not None:
+            missing = [each for each in range(1, self.coordinator.size) if each not in self._greeted]
+            head |= {**about, "missing": missing}
         try:
             self._say("failed", b"", head, _LAST_WORD_S)
         except CkptStoreError as lost:
@@ -191,6 +212,8 @@ class Chief(Round):
         self._used.append(topic)
         size, own_data = self.coordinator.size, pack(own.head, own.blob)
         read: dict[int, Message] = {}
+        if not is_writing:
+            self._greeted = read.keys()
         given_s = self._left_s()
 
         def is_enough(found: Mapping[int, bytes]) -> bool:

@@ -74,6 +74,8 @@ class Ranks:
         What this rank has reported of its own.
     failed_counts : dict
         Prefix → counts in the names of files that failed saves of this run may have left.
+    missed : int
+        How many saves of the others this rank did not begin; they failed.
 
     Raises
     ------
@@ -112,7 +114,9 @@ class Ranks:
         self.deadline_s = options.deadline_s or min(DEFAULT_DEADLINE_S, longest_deadline_of(coordinator))
         with _LOCK:
             number = next(_SAVERS.setdefault(coordinator, itertools.count()))
-        self._names = (f"save-{number}-{save}" for save in itertools.count())
+        self._name = f"save-{number}-"
+        self._calls = itertools.count()
+        self.missed = 0
         self.plan: Plan | None = None
         self.acknowledged = ""
         self.failed_counts: dict[str, set[int]] = {}
@@ -132,14 +136,18 @@ class Ranks:
         """Whether this is rank 0."""
         return self.coordinator.rank == 0
 
-    def next_name(self) -> str:
-        """Return the name of the next save: it is the same on all ranks, as each of them counts its calls."""
+    def next_call(self) -> int:
+        """Return the number of the next save: the same on all ranks, as each of them counts its calls."""
         if os.getpid() != self._pid:
             raise UsageError(
                 "this Saver saves together with other ranks, and belongs to the process that made it",
                 hint="A forked child is not a rank of its own: save in the parent.",
             )
-        return next(self._names)
+        return next(self._calls)
+
+    def name_of(self, call: int) -> str:
+        """Return the name of a save: the same on all ranks, also on one that has missed some."""
+        return f"{self._name}{call + self.missed}"
 
     def held(self, items: Sequence[WriteItem]) -> tuple[bytes, str]:
         """Return the manifest of what this rank holds, encoded, and its fingerprint.
@@ -159,7 +167,7 @@ class Ranks:
         if os.getpid() != self._pid:
             # A forked child: nobody waits for it.
             return
-        name = self.next_name()
+        name = self.name_of(self.next_call())
         if self.is_chief:
             chief = Chief(self.coordinator, name, lambda: 0.0, self.stall_s)
             chief.fail(error, may_be_published=False)

@@ -234,6 +234,16 @@ class Upload(ABC):
         finally:
             self._is_open = False
 
+    def has_landed(self) -> bool:
+        """Return whether the object is in place, after an `Ambiguous` commit; False if that is unknown.
+
+        Raises
+        ------
+        CkptStoreError
+            If the storage cannot be asked.
+        """
+        return False
+
     def abort(self) -> None:
         """Discard what was sent. No effect after `commit` has returned `Committed`."""
         self._is_open = False

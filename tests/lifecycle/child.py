@@ -64,7 +64,7 @@ def ready():
     print("READY", flush=True)
 
 def asleep():
-    # In naps: a signal that comes just before CPython blocks is not seen until that wait ends (1 of 100 here).
+    # In naps: a signal that comes just before CPython blocks is not seen until that wait ends (1 in 100).
     while True:
         threading.Event().wait(0.1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from ckptstore.bundle.write.item_bytes import entry_crc32c
 from ckptstore.bundle.write.plan import SavePlan, ShardPlan, WriteItem
 from ckptstore.bundle.write.shares import Share, item_of
 from ckptstore.directory.save_request import CheckpointSink, SaveRequest
-from ckptstore.distributed.rounds import Message, grace_s
+from ckptstore.distributed.rounds import Message, Round, grace_s
 from ckptstore.errors import SaveCancelledError
 from ckptstore.saving.options import SaveOptions
 from ckptstore.saving.ranks import Plan, Ranks
@@ -69,7 +69,11 @@ class RankTask(SaveTask, ABC):
         self._staged_s = 0.0
         self._is_told = False
         # Last: an error before it, of which the others are told, counts this save itself.
-        self._name = ranks.next_name()
+        self._call = ranks.next_call()
+
+    @property
+    def _name(self) -> str:
+        return self._ranks.name_of(self._call)
 
     @property
     def _rank(self) -> int:
@@ -92,6 +96,17 @@ class RankTask(SaveTask, ABC):
         }
         is_new = self._ranks.acknowledged != self._fingerprint
         return Message(head, self._manifest if is_new else b"")
+
+    def _is_other_save(self, head: Mapping[str, Any]) -> bool:
+        """Whether a message is about another checkpoint than this one."""
+        return (head.get("prefix"), head.get("step")) != (self._request.prefix.name, self._request.step)
+
+    def _pass_over(self, missed: Round) -> None:
+        """Leave a save that failed on the others as this rank did not begin it: its own is a later one."""
+        self._ranks.ended(missed)
+        self._ranks.missed += 1
+        # What the others know by now is not known here.
+        self._ranks.acknowledged = ""
 
     def _check(self) -> None:
         """Raise if this rank need not wait for the others any more."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -59,9 +60,14 @@ class ChiefTask(RankTask):
     ) -> None:
         super().__init__(replace(request, indexes=ranks.indexes), sink, options, ranks, record)
         self._make_meta = make_meta
-        self._chief = Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s, self._check)
         self._may_be_published = False
         self._is_agreed = False
+
+    @cached_property
+    def _chief(self) -> Chief:
+        # When it is needed: an earlier save may find that this rank has missed some.
+        ranks = self._ranks
+        return Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s, self._check)
 
     def _left_s(self) -> float:
         return self._begun_s + self._ranks.deadline_s - time.monotonic()
@@ -82,6 +88,10 @@ class ChiefTask(RankTask):
         known = self._ranks.plan
         own = self._hello(staged=staged)
         hellos = self._chief.hear(own)
+        while self._is_behind(hellos):
+            self._pass_over(self._chief)
+            del self._chief
+            hellos = self._chief.hear(own)
         self._check_alike(hellos)
         plan, manifests, has_to_be_told = self._ranks.agree([(dict(h.head), h.blob) for h in hellos.values()])
         if not plan.deal.shard_count:
@@ -94,6 +104,11 @@ class ChiefTask(RankTask):
         if self._make_meta is not None:
             self._request = replace(self._request, meta=self._make_meta(self._ranks.whole_plan(manifests)))
         self._is_agreed = True
+
+    def _is_behind(self, hellos: dict[int, Message]) -> bool:
+        """Whether the others waited in vain for the chief in this save of theirs, and have left it."""
+        others = [hello.head for rank, hello in hellos.items() if rank]
+        return bool(others) and all(map(self._is_other_save, others)) and self._chief.was_left_by_all()
 
     def _check_alike(self, hellos: dict[int, Message]) -> None:
         own = hellos[0].head
@@ -294,7 +309,8 @@ class ChiefTask(RankTask):
     def _tell(self, error: BaseException) -> None:
         if not self._is_told:
             self._is_told = True
-            self._chief.fail(self._seen(error), may_be_published=self._may_be_published)
+            about = {"prefix": self._request.prefix.name, "step": self._request.step}
+            self._chief.fail(self._seen(error), may_be_published=self._may_be_published, about=about)
 
     def _end(self, error: BaseException | None) -> None:
         self._ranks.ended(self._chief)

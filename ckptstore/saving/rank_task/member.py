@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Final
 
 from ckptstore.directory.published_index import read_published_index
@@ -46,10 +47,15 @@ class MemberTask(RankTask):
         record: str | None,
     ) -> None:
         super().__init__(request, sink, options, ranks, record)
-        self._member = Member(ranks.coordinator, self._name, ranks.deadline_s, ranks.stall_s, self._check)
         self._has_greeted = False
         # What the chief waits for; two messages while it is not known whether the first was handed over.
         self._owed: tuple[str, ...] = ("hello",)
+
+    @cached_property
+    def _member(self) -> Member:
+        # When it is needed: an earlier save may find that this rank has missed some.
+        ranks = self._ranks
+        return Member(ranks.coordinator, self._name, ranks.deadline_s, ranks.stall_s, self._check)
 
     def _agree_on_parts(self) -> None:
         if self._knows_its_part():
@@ -60,7 +66,7 @@ class MemberTask(RankTask):
             return
         self._greet(staged=False)
         while self._plan is None:
-            self._take(self._word("hello"))
+            self._take(self._first_word(staged=False))
 
     def _greet(self, *, staged: bool) -> None:
         if not self._has_greeted:
@@ -70,11 +76,23 @@ class MemberTask(RankTask):
             self._member.greet(hello)
             self._owed = ("done-0",)
 
-    def _word(self, phase: str) -> Message:
+    def _first_word(self, *, staged: bool) -> Message:
+        """Return the first word of the save that this one is for the others."""
+        while True:
+            word = self._word()
+            missing = word.head.get("missing")
+            if not (isinstance(missing, list) and self._rank in missing and self._is_other_save(word.head)):
+                return word
+            self._pass_over(self._member)
+            del self._member
+            self._has_greeted = False
+            self._greet(staged=staged)
+
+    def _word(self) -> Message:
         word = self._member.hear()
         if word is None:
             # It is told all the same: it may come later.
-            raise self._member.chief_missing(phase)
+            raise self._member.chief_missing("hello")
         return word
 
     def _take(self, word: Message, *, staged: bool = False) -> None:
@@ -114,10 +132,10 @@ class MemberTask(RankTask):
 
     def _follow(self, running: RunningSave) -> None:
         self._greet(staged=running.stage is not None)
-        word = self._word("hello")
+        word = self._first_word(staged=running.stage is not None)
         while word.head.get("kind") == "plan":
             self._take(word, staged=running.stage is not None)
-            word = self._word("hello")
+            word = self._word()
         if self._plan is None and self._ranks.plan is not None:
             self._settle_part(self._ranks.plan, look_at_arrays=running.stage is None)
         prefix = self._request.prefix

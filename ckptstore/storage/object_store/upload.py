@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from ckptstore.checksums import combine, crc32c
-from ckptstore.errors import ChecksumError, CkptStoreError
+from ckptstore.errors import ChecksumError, CkptStoreError, NotFoundError
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
 from ckptstore.storage.object_store.conditional_write import new_upload_id
 from ckptstore.storage.object_store.errors import error_of
@@ -176,6 +176,13 @@ class ObjectUpload(Upload):
         else:
             self._give_up()
         return outcome
+
+    def has_landed(self) -> bool:
+        """Return whether the object under the key is this one."""
+        try:
+            return self._service.head(self.target.key).write_id == self._request.write_id
+        except NotFoundError:
+            return False
 
     def _delete_parts(self, session: UploadSession) -> None:
         """Delete the parts of the object, which is in place whatever comes of this."""

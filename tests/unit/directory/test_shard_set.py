@@ -13,8 +13,10 @@ import pytest
 
 from ckptstore.bundle.write.plan import SavePlan, plan_save, write_item
 from ckptstore.bundle.write.stage import Stage
-from ckptstore.errors import CkptStoreError, DeadlineError, TransientError
+from ckptstore.directory.shard_set import ShardSet
+from ckptstore.errors import AmbiguousOutcomeError, CkptStoreError, DeadlineError, TransientError
 from ckptstore.storage.base import Location
+from ckptstore.storage.object_store.faults import Kind
 from ckptstore.storage.registry import locate
 from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
@@ -23,6 +25,7 @@ from ckptstore.transfer.blocks import BLOCK_SIZE_BYTES, release_blocks
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.transfer import Transfer
 from tests.unit.directory.helpers import write_checkpoint
+from tests.unit.storage.object_store.scripted_transport import ScriptedTransport, after, before, storage_of
 
 _T = TypeVar("_T")
 
@@ -158,3 +161,23 @@ def test_a_transfer_that_was_given_up_before_writes_nothing(tmp_path: Path) -> N
         write_checkpoint(directory, "model", _plan(), transfer=transfer)
     assert directory.storage.sent == 0  # type: ignore[attr-defined]
     assert _files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_file_whose_answer_was_lost_is_deleted_if_it_is_ours(is_ours: bool) -> None:
+    transport = ScriptedTransport()
+    directory = Location(storage_of(transport), "b/run", "scripted://b/run")
+    name = "run/model.data-00000-of-00001"
+    if is_ours:
+        transport.script("put", after(Kind.CUT))
+    else:
+        transport.script("put", before(Kind.CUT, lambda: transport.add_object(name, b"theirs")))
+    # Nothing can be read back until the save has failed.
+    transport.script("head", before(Kind.FORBIDDEN))
+    with (
+        pytest.raises(AmbiguousOutcomeError),
+        ShardSet(directory, "model", canonical_count=1) as files,
+    ):
+        files.write(_plan(shards=1, size_bytes=MIB), 1)
+    assert list(transport.objects) == ([] if is_ours else [name])
+    assert len(transport.asked("head")) == 2

@@ -517,3 +517,29 @@ def test_layouts_that_change_while_saves_fail_and_are_cancelled(directory):
         with ck.open_checkpoint(f"{directory}/m-{step}") as checkpoint:
             for name in checkpoint:
                 assert set(checkpoint[name].ravel().tolist()) == {float(step)}, name
+
+
+@pytest.mark.parametrize(
+    ("rank", "missed", "in_background"), [(2, 1, False), (2, 2, True), (0, 1, True), (0, 2, False)]
+)
+def test_a_rank_that_did_not_begin_a_save_is_in_step_with_the_others_again(
+    directory, rank, missed, in_background
+):
+    job = Job(SIZE, deadline_s=1.0)
+
+    def save(step):
+        def call(rank, saver):
+            if in_background:
+                return saver.save_async(values(rank), f"{directory}/m", step).result()
+            return saver.save(values(rank), f"{directory}/m", step)
+
+        return call
+
+    assert job.each(save(0)) == [f"{directory}/m-0"] * SIZE
+    others = [each for each in range(SIZE) if each != rank]
+    for step in range(1, 1 + missed):
+        for error in job.each(save(step), others):
+            assert isinstance(error, ck.RanksMissingError)
+            assert error.ranks == (rank,)
+    assert job.each(save(5)) == [f"{directory}/m-5"] * SIZE
+    assert job.each(save(6)) == [f"{directory}/m-6"] * SIZE
