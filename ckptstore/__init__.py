@@ -37,6 +37,7 @@ _HOMES = {
         "UnsupportedError",
         "UsageError",
     ),
+    "cache.cache": ("Cache", "CachedCheckpoint"),
     "distributed.coordinator": ("Coordinator",),
     "distributed.engines": ("coordinator",),
     "distributed.preemption": ("Preemption",),

@@ -1,6 +1,7 @@
 """What type checkers see of ckptstore: the public names, which `__init__.py` imports on first use."""
 
 from ckptstore import inspect_checkpoint as inspect_checkpoint
+from ckptstore.cache.cache import Cache as Cache, CachedCheckpoint as CachedCheckpoint
 from ckptstore.directory.pins import pin as pin, unpin as unpin
 from ckptstore.directory.retention_rules import (
     Best as Best,

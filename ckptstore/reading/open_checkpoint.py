@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ckptstore.bundle.read.indexing import BasicIndex
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
-from ckptstore.bundle.read.open_bundle import BundleReader, open_bundle, reopening
+from ckptstore.bundle.read.open_bundle import BundleReader, Opener, open_bundle, reopening
 from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
+from ckptstore.cache.cache import Cache, as_cache
 from ckptstore.errors import NotFoundError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
@@ -55,9 +56,15 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     """
 
     def __init__(
-        self, reader: BundleReader, options: ReadOptions | None = None, *, is_pinned: bool = False
+        self,
+        reader: BundleReader,
+        options: ReadOptions | None = None,
+        *,
+        is_pinned: bool = False,
+        opener: Opener | None = None,
     ) -> None:
         self._reader = reader
+        self._opener = opener
         self._options = options or ReadOptions()
         self._mapped = MappedTensors(reader)
         self._is_closed = False
@@ -277,7 +284,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
 
             if was_used:
                 return attempt(reader)
-            self._reader, report = reopening(reader, attempt)
+            self._reader, report = reopening(reader, attempt, self._opener)
         if self._reader is not reader:
             self._mapped = MappedTensors(self._reader)
         return report
@@ -301,6 +308,7 @@ def open_checkpoint(
     prefix: PathText,
     *,
     version: str | None = None,
+    cache: Cache | PathText | None = None,
     memory_budget: int | None = None,
     progress: Progress = None,
     storage_options: Options = None,
@@ -313,6 +321,9 @@ def open_checkpoint(
         Prefix or URL, such as `latest_checkpoint` returns; V2 or V1.
     version : str, optional
         Of the index, as in `Step.version`: another one is not opened, and never taken instead later.
+    cache : Cache or path, optional
+        Keeps what is read on this host's disk, for all of its processes, and answers while the storage is
+        away; a path is that of a cache that was made before. Checkpoints of V1 are read as without it.
     memory_budget : int, optional
         Bytes that reading may hold beyond the arrays that it fills or returns; strings may take more. None:
         some blocks of 8 or 16 MiB, one for each thread.
@@ -339,7 +350,9 @@ def open_checkpoint(
     array([3., 4.])
     """
     options = ReadOptions(memory_budget, progress)
-    reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget)
+    found = as_cache(cache)
+    opener = None if found is None else found.opener(version)
+    reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget, opener=opener)
     if version is not None and reader.index_version != version:
         raise NotFoundError(
             "another checkpoint was saved under this name since",
@@ -348,7 +361,7 @@ def open_checkpoint(
             actual=f"version {reader.index_version}",
             hint="Take the next step of the watcher, or the latest checkpoint.",
         )
-    return OpenCheckpoint(reader, options, is_pinned=version is not None)
+    return OpenCheckpoint(reader, options, is_pinned=version is not None, opener=opener)
 
 
 def restore_values(

@@ -52,6 +52,11 @@ class Storage(ABC):
     def url_of(self, key: str) -> str:
         """Return the URL of `key` for messages; never holds a secret."""
 
+    @property
+    def server(self) -> str:
+        """What tells two servers with the same URLs apart; never holds a secret."""
+        return ""
+
     @abstractmethod
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None

@@ -8,7 +8,10 @@ outlives the process, and a change that fsspec makes between a comparison and a 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import secrets
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -68,6 +71,16 @@ _WRITERS: weakref.WeakKeyDictionary[MemoryFile, _Unfinished] = weakref.WeakKeyDi
 _UNFINISHED: set[_Unfinished] = set()
 
 
+@functools.lru_cache(maxsize=1)
+def _name_of(pid: int) -> str:
+    return f"process {pid} {secrets.token_hex(8)}"
+
+
+def _process_name() -> str:
+    """Return what no other process has, nor one after this that gets its number."""
+    return _name_of(os.getpid())
+
+
 class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads, MarksUploads):
     """The files of fsspec's memory file system; keys are ``/bucket/name`` for ``memory://bucket/name``."""
 
@@ -91,6 +104,10 @@ class MemoryStorage(Storage, SupportsCopies, KnowsWriters, ListsUploads, MarksUp
 
     def url_of(self, key: str) -> str:
         return f"memory:/{key or '/'}"
+
+    @property
+    def server(self) -> str:
+        return _process_name()
 
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None

@@ -32,6 +32,7 @@ _CRITICAL: Final = tuple(
         "bundle.read.fetch",
         "bundle.read.index_file",
         "bundle.read.shard_files",
+        "cache",
         "saving.at_exit",
         "saving.handle",
         "saving.save_queue",

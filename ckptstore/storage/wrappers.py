@@ -126,6 +126,10 @@ class StorageWrapper(Storage):
     def url_of(self, key: str) -> str:
         return self.inner.url_of(key)
 
+    @property
+    def server(self) -> str:
+        return self.inner.server
+
     get = _intercepted(Storage.get)
     read_into = _intercepted(Storage.read_into)
     head = _intercepted(Storage.head)

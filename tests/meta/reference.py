@@ -89,7 +89,7 @@ _API_GROUPS = (
     ("tf.train.Checkpoint and its manager", ("train.checkpoint", "train.checkpoint_manager")),
     ("Finding checkpoints, and the record", ("train.checkpoint_management",)),
     ("Reading", ("reading.open_checkpoint", "train.checkpoint_reader", "types")),
-    ("Following a directory", ("serving.watch", "serving.step", "serving.live")),
+    ("Following a directory", ("serving.watch", "serving.step", "serving.live", "cache.cache")),
     ("Single bundles", ("train.bundle_writer",)),
     ("Many ranks", ("distributed.engines", "distributed.coordinator", "distributed.preemption")),
     ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),
@@ -97,6 +97,7 @@ _API_GROUPS = (
 
 # Objects that calls return: nobody makes one.
 _GIVEN_OUT = {
+    "CachedCheckpoint",
     "OpenCheckpoint",
     "Operation",
     "RestoreReport",

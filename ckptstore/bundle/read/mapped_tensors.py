@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -13,20 +12,15 @@ import numpy.typing as npt
 
 from ckptstore.bundle.read.batch import NATIVE
 from ckptstore.bundle.read.fetch import byte_order_unit
+from ckptstore.bundle.read.parallel_checksums import crc32c_of_many
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor
 from ckptstore.bundle.read.reader_v2 import ReaderV2
-from ckptstore.bundle.read.shard_files import ShardFile
+from ckptstore.bundle.read.shard_files import ShardFile, WantedBytes
 from ckptstore.errors import CkptStoreError
-from ckptstore.format.crc32c import combine, crc32c, mask
+from ckptstore.format.crc32c import mask
 from ckptstore.format.entry import BundleEntry
-from ckptstore.storage.scope import Scope, current_scope
-from ckptstore.transfer.pool import run_tasks
-from ckptstore.transfer.ranges import split
 
 __all__ = ["MappedTensors"]
-
-# One thread verifies this much in 0.5 ms, five times as long as it takes to wake it.
-_TASK_SIZE_BYTES = 8 * 1024 * 1024
 
 # Names looked up together.
 _LOT = 256
@@ -62,6 +56,7 @@ class MappedTensors:
 
     def __init__(self, reader: BundleReader) -> None:
         self._reader = reader
+        self._is_cache = isinstance(reader, ReaderV2) and reader.shards.is_cache
         self._verified: dict[str, npt.NDArray[Any]] = {}
         # The name that follows those that were verified last, and how many bytes these had.
         self._next = ""
@@ -100,11 +95,13 @@ class MappedTensors:
             if mapped is None:
                 return None
             ahead = [] if following is None else list(self._follow(mapped, following(name)))
-            crcs = self._verify([mapped, *ahead])
-            mapped.shard.check_crc32c(mapped.entry, crcs[0], name)
-            self._verified[name] = array = mapped.array
-            for other, crc in zip(ahead, crcs[1:], strict=True):
-                if mask(crc) == other.entry.masked_crc32c:
+            found = [mapped, *ahead]
+            are_right = self._fetch(found) if self._is_cache else self._are_right(found)
+            if not are_right[0]:
+                return None  # there is no room for it in the cache
+            array = mapped.array
+            for other, is_right in zip(found, are_right, strict=True):
+                if is_right:
                     self._verified[other.name] = other.array
         # Its shape can be set; the one that is kept has to stay as it is.
         return array[...]
@@ -166,40 +163,22 @@ class MappedTensors:
         except CkptStoreError:
             return [None] * len(names)  # one of them is damaged; which one shows one by one
 
-    def _verify(self, tensors: Sequence[_Mapped]) -> list[int]:
-        """Return the checksum of each; by several threads if they are large."""
-        parts = [
-            (number, low, high)
-            for number, tensor in enumerate(tensors)
-            for low, high in _split(tensor.entry.size_bytes)
-        ]
-        found = [0] * len(parts)
+    def _are_right(self, tensors: Sequence[_Mapped]) -> list[bool]:
+        """Return whether each, the first one excepted, has the checksum in the index; raise for the first."""
+        reader = self._reader
+        assert isinstance(reader, ReaderV2)
+        crcs = crc32c_of_many([tensor.memory for tensor in tensors], reader.shards.parallel_reads)
+        first = tensors[0]
+        first.shard.check_crc32c(first.entry, crcs[0], first.name)
+        return [mask(crc) == tensor.entry.masked_crc32c for tensor, crc in zip(tensors, crcs, strict=True)]
 
-        def check(first: int, end: int) -> None:
-            for at in range(first, end):
-                number, low, high = parts[at]
-                found[at] = crc32c(tensors[number].memory[low:high])
-
-        groups: list[tuple[int, int]] = []
-        first = size = 0
-        for at, (_, low, high) in enumerate(parts):
-            size += high - low
-            if size >= _TASK_SIZE_BYTES:
-                groups.append((first, at + 1))
-                first, size = at + 1, 0
-        if first < len(parts):
-            groups.append((first, len(parts)))
-        if len(groups) == 1:
-            check(*groups[0])
-        else:
-            assert isinstance(self._reader, ReaderV2)
-            tasks = [partial(check, *group) for group in groups]
-            run_tasks(current_scope() or Scope(), tasks, self._reader.shards.parallel_reads)
-        crcs = [0] * len(tensors)
-        for (number, low, high), crc in zip(parts, found, strict=True):
-            crcs[number] = combine(crcs[number], crc, high - low) if low else crc
-        return crcs
-
-
-def _split(size_bytes: int) -> Iterable[tuple[int, int]]:
-    return ((0, size_bytes),) if size_bytes <= _TASK_SIZE_BYTES else split(0, size_bytes, _TASK_SIZE_BYTES)
+    def _fetch(self, tensors: Sequence[_Mapped]) -> list[bool]:
+        """Get tensors into the cache; return which of them are there, verified."""
+        reader = self._reader
+        assert isinstance(reader, ReaderV2)
+        wanted = [WantedBytes(entry, name, entry.size_bytes) for name, entry, _, _ in tensors]
+        if len(wanted) > 1:
+            with suppress(CkptStoreError):  # perhaps of one that follows
+                return reader.shards.fetch_ahead(wanted, memory_budget=reader.memory_budget)
+        is_there = reader.shards.fetch_ahead(wanted[:1], memory_budget=reader.memory_budget)
+        return is_there + [False] * (len(wanted) - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ckptstore.bundle.read.index_file import IndexFile, TableFile
 from ckptstore.bundle.read.other_names import decoded_name_hint, saved_model_hint, similar_file_hint
@@ -23,7 +23,7 @@ from ckptstore.format.naming import index_name, parse_file_name, parse_v1_patter
 from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import names_a_bucket
 
-__all__ = ["BundleReader", "StoredTensor", "open_bundle", "reopening"]
+__all__ = ["BundleReader", "Opener", "StoredTensor", "open_bundle", "reopening"]
 
 _T = TypeVar("_T")
 
@@ -31,7 +31,16 @@ _T = TypeVar("_T")
 _MAX_OPENINGS = 5
 
 
-def open_bundle(location: Location, *, memory_budget: int | None = None) -> BundleReader:
+class Opener(Protocol):
+    """Opens V2 checkpoints in another way than straight from their storage."""
+
+    def open_v2(self, location: Location) -> ReaderV2:
+        """Return a reader of the checkpoint at `location`; errors as of `open_bundle`."""
+
+
+def open_bundle(
+    location: Location, *, memory_budget: int | None = None, opener: Opener | None = None
+) -> BundleReader:
     """Open the checkpoint with this prefix, V2 or V1.
 
     Parameters
@@ -41,6 +50,8 @@ def open_bundle(location: Location, *, memory_budget: int | None = None) -> Bund
         ``PREFIX-?????-of-00003``.
     memory_budget : int, optional
         Becomes the reader's.
+    opener : Opener, optional
+        Opens it if it is of V2.
 
     Returns
     -------
@@ -56,16 +67,16 @@ def open_bundle(location: Location, *, memory_budget: int | None = None) -> Bund
     TruncatedFileError, FormatError, ChecksumError
         If the index is damaged.
     """
-    reader = _open(location)
+    reader = _open(location, _open_v2 if opener is None else opener.open_v2)
     reader.memory_budget = memory_budget
     return reader
 
 
-def _open(location: Location) -> BundleReader:
+def _open(location: Location, open_v2: Callable[[Location], ReaderV2]) -> BundleReader:
     if location.url.endswith("/") and not location.key.endswith("/"):
         # TensorFlow's saver.save(sess, "dir/") writes dir/.index.
         with suppress(NotFoundError):
-            return _open_v2(Location(location.storage, f"{location.key}/", location.url))
+            return open_v2(Location(location.storage, f"{location.key}/", location.url))
     if names_a_bucket(location):
         raise NotFoundError(
             "there is no checkpoint with this prefix: the URL names a bucket and nothing in it",
@@ -73,7 +84,7 @@ def _open(location: Location) -> BundleReader:
             hint="Pass a prefix in it; latest_checkpoint() finds the newest one in a bucket or directory.",
         )
     try:
-        return _open_v2(location)
+        return open_v2(location)
     except NotFoundError as error:
         missing = error
     name = location.name
@@ -160,7 +171,9 @@ def _shard_counts(location: Location, prefix: str) -> set[int]:
     }
 
 
-def reopening(reader: BundleReader, action: Callable[[BundleReader], _T]) -> tuple[BundleReader, _T]:
+def reopening(
+    reader: BundleReader, action: Callable[[BundleReader], _T], opener: Opener | None = None
+) -> tuple[BundleReader, _T]:
     """Do something with the whole of a checkpoint; start again if it was replaced meanwhile.
 
     Parameters
@@ -168,6 +181,8 @@ def reopening(reader: BundleReader, action: Callable[[BundleReader], _T]) -> tup
     reader : BundleReader
     action : callable
         Gets a reader and must use nothing that an earlier call of it found: two saves are never mixed.
+    opener : Opener, optional
+        That of `open_bundle`.
 
     Returns
     -------
@@ -185,7 +200,7 @@ def reopening(reader: BundleReader, action: Callable[[BundleReader], _T]) -> tup
     """
     for attempt in range(_MAX_OPENINGS):
         if attempt:
-            reader = open_bundle(reader.location, memory_budget=reader.memory_budget)
+            reader = open_bundle(reader.location, memory_budget=reader.memory_budget, opener=opener)
         try:
             return reader, action(reader)
         except TensorNotFoundError:

@@ -62,16 +62,19 @@ class ReaderV2(BundleReader):
     ----------
     location : Location
         The prefix.
+    index : IndexFile
+    shards : ShardFiles, optional
+        Its data files, where others than those of the storage are read.
     """
 
-    def __init__(self, location: Location, index: IndexFile) -> None:
+    def __init__(self, location: Location, index: IndexFile, shards: ShardFiles | None = None) -> None:
         self.location = location
         self.url = index.url
         self.header = index.header
         self.index_version = index.version
         self.index = index
         self._is_foreign = index.header.big_endian != (sys.byteorder == "big")
-        self.shards = ShardFiles(location, index.header, index.is_current)
+        self.shards = shards or ShardFiles(location, index.header, index.is_current)
         self._partitioned: dict[str, StoredTensor] = {}
         self._complete: set[str] = set()
         self._names: list[str] | None = None

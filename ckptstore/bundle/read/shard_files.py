@@ -26,9 +26,10 @@ from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.scope import Scope, current_scope
 from ckptstore.transfer.pool import run_tasks
 from ckptstore.transfer.ranges import GAP_SIZE_BYTES, REQUEST_SIZE_BYTES
+from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["ShardFile", "ShardFiles"]
+__all__ = ["ShardFile", "ShardFiles", "WantedBytes"]
 
 # Of more data files the sizes come from a listing. A request of its own for each, several at a time, takes
 # less up to here.
@@ -56,11 +57,15 @@ class ShardFiles:
         Whether data files can be memory-mapped.
     are_far : bool
         Whether each range that is read costs a request to a server.
+    is_cache : bool
+        Whether `fetch_ahead` has to be called before anything is read.
 
     Threads
     -------
     Safe for concurrent use.
     """
+
+    is_cache = False
 
     def __init__(self, prefix: Location, header: BundleHeader, index_is_current: Callable[[], bool]) -> None:
         self.parallel_reads = prefix.storage.parallel_reads
@@ -78,8 +83,42 @@ class ShardFiles:
             found = self._files.get(shard_id)
             if found is None:
                 location = self._prefix.suffixed(data_name("", shard_id, self._num_shards))
-                found = self._files[shard_id] = ShardFile(location, self._prefix.url, self._index_is_current)
+                found = self._files[shard_id] = self.new_file(shard_id, location)
             return found
+
+    def new_file(self, shard_id: int, location: Location) -> ShardFile:
+        """Return a data file, which lies at `location`; called once for each."""
+        return ShardFile(location, self._prefix.url, self._index_is_current)
+
+    def fetch_ahead(
+        self,
+        wanted: Sequence[WantedBytes],
+        transfer: Transfer | None = None,
+        memory_budget: int | None = None,
+    ) -> list[bool]:
+        """Get what is about to be read onto this machine, if this is a cache; see `is_cache`.
+
+        Parameters
+        ----------
+        wanted : sequence of WantedBytes
+        transfer : Transfer, optional
+            What the reads belong to.
+        memory_budget : int, optional
+            Without `transfer`: bytes to hold.
+
+        Returns
+        -------
+        list of bool
+            Whether the bytes of each are there, verified, so that they may be used through `ShardFile.view`.
+
+        Raises
+        ------
+        ChecksumError
+            If the bytes in the storage are damaged.
+        CkptStoreError
+            If they cannot be read.
+        """
+        return [True] * len(wanted)
 
     def request_sizes(self, wanted: Iterable[tuple[int, str]]) -> None:
         """Request version and size of several data files at the same time, each on behalf of a tensor.
@@ -119,6 +158,14 @@ class ShardFiles:
 def _around(ranges: Sequence[ByteRange]) -> ByteRange:
     """Return the smallest range that all of `ranges`, in any order, lie in."""
     return ByteRange(min([part.start for part in ranges]), max([part.stop for part in ranges]))
+
+
+class WantedBytes(NamedTuple):
+    """A stored piece, a tensor or a slice of one, and how many of its bytes are wanted."""
+
+    entry: BundleEntry
+    tensor: str
+    wanted_bytes: int
 
 
 class _FileState(NamedTuple):

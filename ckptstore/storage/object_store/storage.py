@@ -118,6 +118,13 @@ class ObjectStorage(
     def url_of(self, key: str) -> str:
         return self.service.url_of(key)
 
+    @property
+    def server(self) -> str:
+        try:
+            return self.transport.endpoint
+        except Fault as fault:
+            raise error_of(fault, "cannot find out where the server is", self.url_of("")) from None
+
     def get(
         self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
     ) -> GetResult:
