@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
+from ckptstore.bundle.read.batch import DeviceTensor
 from ckptstore.bundle.read.indexing import BasicIndex
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import BundleReader, Opener, open_bundle, reopening
+from ckptstore.bundle.read.reader import StoredTensor
 from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
 from ckptstore.cache.cache import Cache, as_cache
-from ckptstore.errors import NotFoundError, UsageError
+from ckptstore.errors import CkptStoreError, NotFoundError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
 from ckptstore.reading.report import (
@@ -31,11 +34,21 @@ from ckptstore.reading.report import (
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.transfer.progress import Progress
+from ckptstore.transfer.ring import Ring
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Options, PathText, TensorSpec
 from ckptstore.warn import warn
 
-__all__ = ["OpenCheckpoint", "RestoreReport", "open_checkpoint", "restore_values", "wanted_of"]
+__all__ = [
+    "OpenCheckpoint",
+    "RestoreReport",
+    "open_checkpoint",
+    "read_to_device",
+    "restore_values",
+    "wanted_of",
+]
+
+_T = TypeVar("_T")
 
 
 class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
@@ -276,18 +289,18 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
             only_changed=only_changed,
         )
 
+        return self._with_whole(lambda reader, transfer: restore_wanted(reader, into, selection, transfer))
+
+    def _with_whole(self, action: Callable[[BundleReader, Transfer], _T], ring: Ring | None = None) -> _T:
+        """Do something with all of it; unless something else was done before, again if it is replaced."""
         was_used, reader = self._is_used, self._open()
-        with self._options.transfer(reader.location.url) as transfer:
-
-            def attempt(reader: BundleReader) -> RestoreReport:
-                return restore_wanted(reader, into, selection, transfer)
-
+        with self._options.transfer(reader.location.url, ring) as transfer:
             if was_used:
-                return attempt(reader)
-            self._reader, report = reopening(reader, attempt, self._opener)
+                return action(reader, transfer)
+            self._reader, result = reopening(reader, lambda reader: action(reader, transfer), self._opener)
         if self._reader is not reader:
             self._mapped = MappedTensors(self._reader)
-        return report
+        return result
 
     def _open(self) -> BundleReader:
         if self._is_closed:
@@ -362,6 +375,59 @@ def open_checkpoint(
             hint="Take the next step of the watcher, or the latest checkpoint.",
         )
     return OpenCheckpoint(reader, options, is_pinned=version is not None, opener=opener)
+
+
+def read_to_device(
+    checkpoint: OpenCheckpoint,
+    names: Iterable[str] | None,
+    place: Callable[[Sequence[StoredTensor]], Sequence[npt.NDArray[Any] | DeviceTensor]],
+    ring: Ring,
+) -> None:
+    """Read whole tensors to where a device has them, in one pass over the files; every byte is verified.
+
+    Parameters
+    ----------
+    checkpoint : OpenCheckpoint
+        One that was used for nothing else is opened again if it is replaced meanwhile.
+    names : iterable of str, optional
+        None: all but what ckptstore and TensorFlow write for themselves, such as the object graph.
+    place : callable
+        Gets the tensors, and returns where each goes. It is called again if the checkpoint was opened again.
+    ring : Ring
+        The blocks that devices copy from, and what bounds the memory of this. It is drained.
+
+    Raises
+    ------
+    CkptStoreError
+        As `OpenCheckpoint.restore`. Tensors of a device that were placed may hold some damaged bytes then.
+    """
+    wanted = None if names is None else checked_names(names)
+
+    def read(reader: BundleReader, transfer: Transfer) -> None:
+        chosen = [name for name in reader.names() if not _is_own(name)] if wanted is None else wanted
+        tensors: list[StoredTensor] = []
+        for name, tensor in zip(chosen, reader.stored_many(chosen), strict=True):
+            if tensor is None:
+                raise reader.tensor_not_found(name)
+            tensors.append(tensor)
+        try:
+            places = list(zip(tensors, place(tensors), strict=True))
+        except CkptStoreError as error:
+            error.url = error.url or reader.url
+            raise
+        transfer.restart(sum([entry.size_bytes for tensor in tensors for entry in tensor.entries]))
+        arrays = [(tensor, to) for tensor, to in places if isinstance(to, np.ndarray)]
+        on_devices = [(tensor, to) for tensor, to in places if not isinstance(to, np.ndarray)]
+        reader.read_stored(arrays, on_devices=on_devices, transfer=transfer)
+
+    try:
+        checkpoint._with_whole(read, ring)  # noqa: SLF001 - of this module
+    finally:
+        ring.drain()
+
+
+def _is_own(name: str) -> bool:
+    return name == OBJECT_GRAPH_KEY or name.startswith("_CKPTSTORE_")
 
 
 def restore_values(

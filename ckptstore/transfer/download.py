@@ -133,9 +133,14 @@ class Download:
     ) -> None:
         self._scope = None if transfer is None else transfer.scope
         self._budget = MemoryBudget(memory_budget) if transfer is None else transfer.budget
-        limit = self._budget.limit_bytes
-        self.size_bytes = fair_size_bytes(limit, parallel, total_bytes)
-        self.parallel = parallel if limit is None else max(1, min(parallel, limit // self.size_bytes))
+        self._ring = None if transfer is None else transfer.ring
+        limit = self._budget.limit_bytes if self._ring is None else self._ring.limit_bytes
+        # Of a ring each thread has one block, and one that the device still copies from.
+        blocks = 1 if self._ring is None else 2
+        self.size_bytes = fair_size_bytes(limit, parallel * blocks, total_bytes)
+        if limit is not None:
+            parallel = max(1, min(parallel, limit // self.size_bytes // blocks))
+        self.parallel = parallel
         self._block_size_bytes = 0
         self._idle: list[memoryview] = []
         self._held_bytes: list[int] = []
@@ -193,6 +198,13 @@ class Download:
 
     @contextmanager
     def _block(self) -> Iterator[memoryview]:
+        if self._ring is not None:
+            block = self._ring.lend(self._block_size_bytes)
+            try:
+                yield block
+            finally:
+                self._ring.take_back(block)
+            return
         # There are never more blocks than requests at a time; what a list does is safe from several threads.
         try:
             block = self._idle.pop()

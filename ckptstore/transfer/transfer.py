@@ -16,6 +16,7 @@ from ckptstore.storage.scope import Scope
 from ckptstore.transfer.budget import MemoryBudget
 from ckptstore.transfer.pool import TaskGroup, run_tasks
 from ckptstore.transfer.progress import Event, Report
+from ckptstore.transfer.ring import Ring
 
 __all__ = ["Transfer"]
 
@@ -52,6 +53,8 @@ class Transfer:
     report : callable, optional
         Gets an `Event` at the beginning, now and then, and at the end; one at a time, and from any thread.
         What it raises is a warning, once, and ends the reports.
+    ring : Ring, optional
+        Where the blocks come from that requests are lent, in place of the budget.
 
     Attributes
     ----------
@@ -76,6 +79,7 @@ class Transfer:
         memory_budget: int | MemoryBudget | None = None,
         deadline_s: float | None = None,
         report: Report | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self.kind = kind
         self.url = url
@@ -84,6 +88,7 @@ class Transfer:
         self.budget = (
             memory_budget if isinstance(memory_budget, MemoryBudget) else MemoryBudget(memory_budget)
         )
+        self.ring = ring
         self.done_bytes = 0
         self.total_bytes: int | None = None
         self._report = report

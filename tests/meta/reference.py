@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import ckptstore
+import ckptstore.torch
 from ckptstore import errors
 from ckptstore.cli import exit_codes
 from tests.meta.guarantees import renew
@@ -95,6 +96,9 @@ _API_GROUPS = (
     ("Graphs", ("train.import_meta_graph", "train.meta_graph", "graph")),
 )
 
+# Packages of their own: `import ckptstore.torch` first.
+_FRAMEWORKS = (ckptstore.torch,)
+
 # Objects that calls return: nobody makes one.
 _GIVEN_OUT = {
     "CachedCheckpoint",
@@ -119,6 +123,10 @@ def api_page() -> str:
         for home in homes:
             for name in sorted(left.pop(home), key=str.lower):
                 lines += _described(name, getattr(ckptstore, name))
+    for package in _FRAMEWORKS:
+        lines += [f"## {package.__name__}", ""]
+        for name in vars(package)["__all__"]:
+            lines += _described(name, getattr(package, name))
     if left:
         raise ValueError(f"no group of the page of names has {', '.join(left)}")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import ckptstore
+import ckptstore.torch
 from tests.meta.source import ROOT
 
 NAMES = {
@@ -118,6 +119,10 @@ SIGNATURES = {
         URL,
     ),
     "open_checkpoint": ([("prefix", REQUIRED)], {"version": None, "cache": None, **URL}),
+    "torch.read_state_dict": (
+        [("checkpoint", REQUIRED), ("names", None)],
+        {"device": None, "staging_bytes": 256 << 20, **URL},
+    ),
     "OpenCheckpoint.specs": ([], {}),
     "OpenCheckpoint.read": ([("name", REQUIRED), ("index", ...)], {}),
     "OpenCheckpoint.read_into": ([("requests", REQUIRED)], {}),

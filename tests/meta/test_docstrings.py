@@ -5,15 +5,18 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import operator
 import re
 
 import numpy as np
 import pytest
 
 import ckptstore
+import ckptstore.torch
 from tests.meta.source import modules
 
 DOCUMENTED = [name for name in vars(ckptstore)["__all__"] if name != "__version__"]
+DOCUMENTED += [f"torch.{name}" for name in vars(ckptstore.torch)["__all__"]]
 # Made by a function that documents the parameters; users do not call the constructor.
 HANDED_OUT = {
     "CheckpointReader": "load_checkpoint",
@@ -55,7 +58,7 @@ def _assert_one_sentence(doc: str | None, where: str) -> str:
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_name_is_documented_with_its_parameters(name):
-    value = getattr(ckptstore, name)
+    value = operator.attrgetter(name)(ckptstore)
     doc = _assert_one_sentence(inspect.getdoc(value), name)
     if inspect.isclass(value) and vars(value).get("__init__"):
         doc = f"{doc}\n\n{inspect.getdoc(value.__init__) or ''}"
@@ -70,7 +73,7 @@ def test_public_name_is_documented_with_its_parameters(name):
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_public_methods_are_documented(name):
-    value = getattr(ckptstore, name)
+    value = operator.attrgetter(name)(ckptstore)
     if not inspect.isclass(value):
         return
     for method, function in inspect.getmembers(value):

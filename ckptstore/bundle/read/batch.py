@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy.typing as npt
 
@@ -12,7 +12,7 @@ from ckptstore.format import dtypes
 from ckptstore.format.entry import BundleEntry
 from ckptstore.types import DType
 
-__all__ = ["NATIVE", "BulkTensors", "ReadBatch", "Taker"]
+__all__ = ["NATIVE", "BulkTensors", "DeviceTensor", "ReadBatch", "Taker"]
 
 NATIVE = {dtype.as_datatype_enum: dtype.dtype for dtype in dtypes.ALL}
 """TensorFlow's number of a type → the numpy dtype of its values."""
@@ -31,6 +31,27 @@ class Taker(NamedTuple):
 
     axes: tuple[Axis, ...]
     target: npt.NDArray[Any]
+
+
+class DeviceTensor(Protocol):
+    """A tensor in the memory of a device, which gets its values box by box.
+
+    Threads
+    -------
+    Several at a time, for different boxes.
+    """
+
+    def put(self, where: tuple[slice, ...], values: npt.NDArray[Any]) -> None:
+        """Begin to copy `values`, C order, into a box.
+
+        They lie in a block of the transfer's ring, or in memory that nobody else has.
+        """
+
+    def part(self, where: tuple[slice, ...]) -> Self:
+        """Return a box of it; no values are copied."""
+
+    def flat(self) -> Self:
+        """Return it with one dimension, in C order; no values are copied."""
 
 
 class ReadBatch:
@@ -54,6 +75,8 @@ class ReadBatch:
         numbers of less than `plan.DIRECT_SIZE_BYTES` in this machine's byte order, and at least one.
     takers : dict of int to list of Taker
         Row → who gets what of the piece, instead of a target that gets all of it.
+    on_devices : dict of int to DeviceTensor
+        Row → what gets all of the piece, instead of a target; of the shape of the piece, which is not empty.
 
     Threads
     -------
@@ -64,6 +87,7 @@ class ReadBatch:
         "dtypes",
         "masked_crc32cs",
         "offsets",
+        "on_devices",
         "shapes",
         "shard_ids",
         "sizes_bytes",
@@ -82,6 +106,7 @@ class ReadBatch:
         self.masked_crc32cs: list[int] = []
         self.targets: list[npt.NDArray[Any] | None] = []
         self.takers: dict[int, list[Taker]] = {}
+        self.on_devices: dict[int, DeviceTensor] = {}
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -106,6 +131,12 @@ class ReadBatch:
         self.sizes_bytes.append(size_bytes)
         self.masked_crc32cs.append(masked_crc32c)
         self.targets.append(target)
+
+    def add_device_tensor(self, tensor: str, entry: BundleEntry, dtype: DType, out: DeviceTensor) -> None:
+        """Append one piece for a tensor of its shape on a device."""
+        if entry.size_bytes:
+            self.on_devices[len(self.tensors)] = out
+        self.add(tensor, entry, dtype, None)
 
     def without(self, rows: Set[int]) -> ReadBatch:
         """Return the other rows; none of them has takers."""

@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, ReadBatch, Taker
-from ckptstore.bundle.read.chunks import cut
+from ckptstore.bundle.read.batch import NATIVE, DeviceTensor, ReadBatch, Taker
+from ckptstore.bundle.read.chunks import Chunk, cut
 from ckptstore.bundle.read.indexing import as_slices, view_of
 from ckptstore.bundle.read.partial_reads import PartialRead, box_requests, reverse_bytes
 from ckptstore.bundle.read.plan import DIRECT_SIZE_BYTES, ReadPlan, ReadRun, plan_reads
@@ -275,9 +275,12 @@ class _Fetch:
         if NATIVE[self._batch.dtypes[row].as_datatype_enum] is _OBJECT:
             yield from self._strings_requests(row, run, shard)
             return
-        takers = self._batch.takers.get(row)
+        takers, out = self._batch.takers.get(row), self._batch.on_devices.get(row)
         if takers is not None:
             yield from self._shared_requests(row, takers, run, shard)
+            return
+        if out is not None:
+            yield from self._device_requests(row, out, run, shard)
             return
         target = self._batch.target(row)
         if target.flags.c_contiguous:
@@ -341,6 +344,32 @@ class _Fetch:
             wanted = ByteRange(run.start + start, run.start + stop)
             yield Request(shard, tensor, [wanted], [None], partial(take, number, where))
 
+    def _device_requests(
+        self, row: int, out: DeviceTensor, run: ReadRun, shard: ShardFile
+    ) -> Iterator[Request]:
+        """Read box by box into a block, from which a device copies on its own."""
+        tensor, shape = self._batch.tensors[row], self._batch.shapes[row]
+        native = NATIVE[self._batch.dtypes[row].as_datatype_enum]
+        item = native.itemsize
+        if len(shape) == 1:
+            # As the object was sent.
+            ranges = split(run.start, run.stop, self._download.size_bytes)
+            places = [(start - run.start, stop - run.start) for start, stop in ranges]
+            chunks = [Chunk(start, stop, (slice(start // item, stop // item),)) for start, stop in places]
+        else:
+            chunks = list(cut(shape, item, self._download.size_bytes))
+        parts = PartSums(len(chunks))
+        unit = self._unit(row, shard, _IS_BIG_MACHINE)
+
+        def take(number: int, where: tuple[slice, ...], buffers: Sequence[memoryview]) -> None:
+            self._count(row, shard, parts, number, buffers[0])
+            reverse_bytes(buffers[0], unit)
+            out.put(where, np.ndarray([part.stop - part.start for part in where], native, buffers[0]))
+
+        for number, (start, stop, where) in enumerate(chunks):
+            wanted = ByteRange(run.start + start, run.start + stop)
+            yield Request(shard, tensor, [wanted], [None], partial(take, number, where))
+
     def _shared_requests(
         self, row: int, takers: Sequence[Taker], run: ReadRun, shard: ShardFile
     ) -> Iterator[Request]:
@@ -397,6 +426,7 @@ class _Fetch:
         found = mask_many(crcs).tolist()
         types, shapes, targets, expected = batch.dtypes, batch.shapes, batch.targets, batch.masked_crc32cs
         is_foreign, native_of, make, takers = self._is_foreign, NATIVE, np.ndarray, batch.takers
+        on_devices = batch.on_devices
         for row, start, masked in zip(rows, starts, found, strict=True):
             native = native_of[types[row].as_datatype_enum]
             if native is _OBJECT:
@@ -410,6 +440,11 @@ class _Fetch:
                     values = self._reversed(row, values, shard)
                 for axes, place in takers[row]:
                     place[...] = view_of(values, as_slices(axes))
+                continue
+            if row in on_devices:
+                values = make(shapes[row], native, block, start)
+                values = self._reversed(row, values, shard) if is_foreign else values
+                on_devices[row].put(tuple([slice(0, size) for size in shapes[row]]), values)
                 continue
             target = targets[row]
             if target is None:

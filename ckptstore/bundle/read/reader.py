@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import BulkTensors, ReadBatch
+from ckptstore.bundle.read.batch import BulkTensors, DeviceTensor, ReadBatch
 from ckptstore.bundle.read.box_plan import PieceCounts, TensorPieces, WantedBox
 from ckptstore.bundle.read.indexing import Axis, BasicIndex, Box, as_slices, parse_index
 from ckptstore.errors import CkptStoreError, FormatError, TensorNotFoundError, UnsupportedError, UsageError
@@ -270,6 +270,7 @@ class BundleReader(abc.ABC):
         *,
         bulk: ReadBatch | None = None,
         boxes: Sequence[WantedBox] = (),
+        on_devices: Sequence[tuple[StoredTensor, DeviceTensor]] = (),
         transfer: Transfer | None = None,
         counts: PieceCounts | None = None,
     ) -> list[npt.NDArray[Any]]:
@@ -288,6 +289,9 @@ class BundleReader(abc.ABC):
             True, and arrays that fit.
         boxes : sequence of WantedBox
             Parts of tensors of `pieces_many`, read along with the requests; their targets fit.
+        on_devices : sequence of (StoredTensor, DeviceTensor)
+            Tensors of numbers, read along with the requests, each into something of its shape. One of V1 is
+            in memory as a whole for a moment.
         transfer : Transfer, optional
             What the reads belong to.
         counts : PieceCounts, optional
@@ -304,7 +308,7 @@ class BundleReader(abc.ABC):
         for box in boxes:
             stored, part = self.stored(box.tensor.name), Box(box.axes, box.target.shape)
             self._check_present(stored, [overlap.piece for overlap in self._overlaps(stored, part)])
-        for tensor, out in requests:
+        for tensor, out in [*requests, *((tensor, None) for tensor, _ in on_devices)]:
             self._check_covered(tensor)
             self._check_present(tensor, range(len(tensor.entries)))
             if out is not None:
@@ -312,7 +316,8 @@ class BundleReader(abc.ABC):
         results: list[npt.NDArray[Any]] = []
         sizes_bytes = [self.spec(tensor.name).nbytes for tensor, _ in requests]
         if transfer is not None:
-            transfer.expect(transfer.done_bytes + sum(sizes_bytes))
+            on_devices_bytes = sum([self.spec(tensor.name).nbytes for tensor, _ in on_devices])
+            transfer.expect(transfer.done_bytes + sum(sizes_bytes) + on_devices_bytes)
         for (tensor, out), size_bytes in zip(requests, sizes_bytes, strict=True):
             if out is None or out.shape == self.stored(tensor.name).shape:
                 results.append(self.read(tensor.name, out=out))
@@ -321,6 +326,14 @@ class BundleReader(abc.ABC):
                 results.append(out)
             if transfer is not None:
                 transfer.advance(size_bytes)
+            if counts is not None:
+                counts.verified += len(tensor.entries)
+        for tensor, receiver in on_devices:
+            values = self.read(tensor.name)
+            if values.size:
+                receiver.put(tuple([slice(0, size) for size in values.shape]), values)
+            if transfer is not None:
+                transfer.advance(self.spec(tensor.name).nbytes)
             if counts is not None:
                 counts.verified += len(tensor.entries)
         for box in boxes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ckptstore.bundle.read.batch import NATIVE, BulkTensors, ReadBatch, Taker
+from ckptstore.bundle.read.batch import NATIVE, BulkTensors, DeviceTensor, ReadBatch, Taker
 from ckptstore.bundle.read.box_plan import (
     BoxPlan,
     PieceCounts,
@@ -39,7 +39,7 @@ from ckptstore.bundle.read.reader import (
 from ckptstore.bundle.read.shard_files import ShardFiles
 from ckptstore.errors import CorruptError, FormatError, NotFoundError
 from ckptstore.format import dtypes
-from ckptstore.format.entry import BundleEntry, check_entry
+from ckptstore.format.entry import BundleEntry, check_entry, element_count
 from ckptstore.format.slices import encode_slice_key, format_slice
 from ckptstore.storage.base import Location
 from ckptstore.transfer.ranges import REQUEST_SIZE_BYTES
@@ -338,16 +338,17 @@ class ReaderV2(BundleReader):
         *,
         bulk: ReadBatch | None = None,
         boxes: Sequence[WantedBox] = (),
+        on_devices: Sequence[tuple[StoredTensor, DeviceTensor]] = (),
         transfer: Transfer | None = None,
         counts: PieceCounts | None = None,
     ) -> list[npt.NDArray[Any]]:
-        for name, dtype in {tensor.name: tensor.dtype for tensor, _ in requests}.items():
+        stored = {tensor.name: tensor for tensor, _ in [*requests, *on_devices]}
+        for name, dtype in {name: tensor.dtype for name, tensor in stored.items()}.items():
             byte_order_unit(dtype, self.header.big_endian, source=self.url, tensor=name)
         batch = ReadBatch() if bulk is None else bulk
         before = len(batch)
         plan = self._plan_boxes(boxes, batch, transfer)
-        tensors = {tensor.name: tensor for tensor, _ in requests}.values()
-        claimed = [(tensor.name, entry) for tensor in tensors for entry in tensor.entries]
+        claimed = [(tensor.name, entry) for tensor in stored.values() for entry in tensor.entries]
         # A part may be wanted by several boxes, its bytes are claimed once.
         read_in_part = {(part.entry.shard_id, part.entry.offset): part for part in plan.partials}.values()
         claimed += [(part.tensor, part.entry) for part in read_in_part]
@@ -359,7 +360,7 @@ class ReaderV2(BundleReader):
         self.shards.request_sizes(wanted.items())
         for shard_id, name in wanted.items():
             self.shards[shard_id].size_bytes(name)
-        for tensor in tensors:
+        for tensor in stored.values():
             self._check_covered(tensor)
         whole = (batch.tensors, batch.shard_ids, batch.offsets, batch.sizes_bytes)
         in_boxes = [column[before:] for column in whole]
@@ -378,6 +379,8 @@ class ReaderV2(BundleReader):
             for box, entry in zip(slices, entries, strict=True):
                 where = tuple(slice(start, start + length) for start, length in box.resolve(shape))
                 batch.add(name, entry, dtype, view_of(result, where))
+        for tensor, receiver in on_devices:
+            _add_device_tensor(batch, tensor, receiver)
         fetch(
             batch,
             self.shards,
@@ -404,6 +407,18 @@ class ReaderV2(BundleReader):
             planned += sum(part.taker.target.nbytes for part in plan.partials)
             transfer.expect(transfer.total_bytes + planned - sum(box.size_bytes for box in boxes))
         return plan
+
+
+def _add_device_tensor(batch: ReadBatch, tensor: StoredTensor, out: DeviceTensor) -> None:
+    name, dtype, shape, slices, entries = tensor
+    if not slices:
+        # With one dimension it can be cut where the object was.
+        whole = entries[0]._replace(shape=(element_count(shape),))
+        batch.add_device_tensor(name, whole, dtype, out.flat())
+        return
+    for box, entry in zip(slices, entries, strict=True):
+        where = tuple(slice(start, start + length) for start, length in box.resolve(shape))
+        batch.add_device_tensor(name, entry, dtype, out.part(where))
 
 
 def _columns_of(
