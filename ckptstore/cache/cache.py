@@ -9,6 +9,7 @@ from typing import Literal
 from ckptstore.bundle.read.open_bundle import Opener
 from ckptstore.cache.copy import copies_in
 from ckptstore.cache.damage import damage_in
+from ckptstore.cache.last_seen import LastSeen
 from ckptstore.cache.opening import CachedOpener
 from ckptstore.cache.room import Room
 from ckptstore.cache.troubles import Troubles
@@ -70,6 +71,12 @@ class Cache:
     stale : {"on-outage", "never"}
         Whether to open what was seen last if the storage cannot be asked.
 
+    Attributes
+    ----------
+    max_bytes : int
+    last_seen : LastSeen
+        Which checkpoints were the latest ones; for `latest_checkpoint` and `watch`.
+
     Raises
     ------
     UsageError
@@ -117,6 +124,7 @@ class Cache:
                 self._root.keep_facts(_BOUND, {"max_bytes": max_bytes})
         self._room = Room(self._root, max_bytes)
         self._troubles = Troubles(self._top.path)
+        self.last_seen = LastSeen(self._root, self._troubles, is_answering=stale == "on-outage")
 
     def __repr__(self) -> str:
         return f"<Cache {self._top.path}, at most {self.max_bytes} bytes>"

@@ -54,7 +54,9 @@ class Copy:
     Attributes
     ----------
     url : str
-        The prefix in the storage.
+        The prefix in the storage, as somebody named it.
+    key : str
+        The same, as the storage calls it.
     source : str
         The directory that it lies in there.
     version : str
@@ -75,6 +77,7 @@ class Copy:
     def __init__(self, directory: PrivateDirectory, facts: Mapping[str, Any]) -> None:
         self.directory = directory
         self.url = str(facts["url"])
+        self.key = str(facts["key"])
         self.source = str(facts["source"])
         self.version = str(facts["version"])
         self.num_shards = int(facts["num_shards"])

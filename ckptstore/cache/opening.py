@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.reader_v2 import ReaderV2
 from ckptstore.cache.copy import Copy, copies_of, digest, use
+from ckptstore.cache.last_seen import source_of
 from ckptstore.cache.pieces import ends_of
 from ckptstore.cache.room import Room
 from ckptstore.cache.shards import CachedShards
@@ -17,10 +18,10 @@ from ckptstore.storage.scope import Scope
 from ckptstore.storage.values import GetResult
 from ckptstore.warn import warn
 
-__all__ = ["CachedOpener"]
+__all__ = ["PATIENCE_S", "CachedOpener"]
 
-# So long a storage may take to answer when the cache can answer in its place.
-_PATIENCE_S = 5.0
+PATIENCE_S = 5.0
+"""So long a storage may take to answer when the cache can answer in its place."""
 
 
 class CachedOpener:
@@ -97,7 +98,7 @@ class CachedOpener:
         """Return the index in the storage: `known` if it is that, or the storage is away."""
         if known is None:
             return place.storage.get(place.key)
-        patience_s = _PATIENCE_S if self._is_stale_allowed else None
+        patience_s = PATIENCE_S if self._is_stale_allowed else None
         try:
             with Scope(patience_s, what="cannot read the index", url=place.url):
                 return place.storage.get_unless(place.key, known.version) or known
@@ -118,11 +119,11 @@ class CachedOpener:
             return None
         copy = Copy.find(directory)
         if copy is None or copy.index() != content:
-            storage, source = location.storage, location.parent
             facts = {
                 "url": location.url,
+                "key": location.key,
                 "name": location.name,
-                "source": f"{storage.server} {storage.url_of(source.key)}",
+                "source": source_of(location.parent),
                 "num_shards": index.header.num_shards,
                 "ends": sorted(ends.items()),
             }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from ckptstore.cache.cache import Cache
 from ckptstore.errors import (
     AccessError,
     CkptStoreError,
@@ -96,7 +97,7 @@ class Live(Generic[_T]):
     close : callable, optional
         Gets what is not used any more, or was refused: once, when its last user has left, in the thread of
         that one.
-    every_s, spread_s, latest_filename, storage_options
+    every_s, spread_s, latest_filename, cache, storage_options
         As for `watch`.
 
     Raises
@@ -130,6 +131,7 @@ class Live(Generic[_T]):
         every_s: float | None = None,
         spread_s: float = 0.0,
         latest_filename: str | None = None,
+        cache: Cache | PathText | None = None,
         storage_options: Options = None,
     ) -> None:
         if every_s == 0:
@@ -142,6 +144,7 @@ class Live(Generic[_T]):
             every_s=every_s,
             spread_s=spread_s,
             latest_filename=latest_filename,
+            cache=cache,
             storage_options=storage_options,
         )
         # Reentrant: `close` may be called in a signal handler.

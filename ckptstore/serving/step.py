@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptstore.cache.cache import Cache
 from ckptstore.reading.open_checkpoint import OpenCheckpoint, open_checkpoint
 from ckptstore.types import Options
 
@@ -53,6 +54,7 @@ class Step:
     seen_s: float
     # Of the watcher, for `open` in the same process. May hold secrets.
     _storage_options: Options = field(default=None, repr=False, compare=False)
+    _cache: Cache | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type[Step], tuple[object, ...]]:
         return Step, (self.prefix, self.step, self.version, self.seen_s)
@@ -69,8 +71,8 @@ class Step:
         Parameters
         ----------
         **options
-            As for `open_checkpoint`. In the process of the watcher, ``storage_options`` are the watcher's
-            unless they are given; a step that was pickled has none.
+            As for `open_checkpoint`. In the process of the watcher, ``storage_options`` and ``cache`` are the
+            watcher's unless they are given; a step that was pickled has none.
 
         Raises
         ------
@@ -81,6 +83,5 @@ class Step:
         AccessError, TransientError
             If the storage cannot be read.
         """
-        return open_checkpoint(
-            self.prefix, version=self.version, **{"storage_options": self._storage_options, **options}
-        )
+        own = {"storage_options": self._storage_options, "cache": self._cache}
+        return open_checkpoint(self.prefix, version=self.version, **{**own, **options})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import platform
 import threading
 import time
@@ -13,14 +14,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
+from ckptstore.cache.cache import Cache, as_cache
+from ckptstore.cache.last_seen import LastSeen
 from ckptstore.directory.follow import Follower, Published
-from ckptstore.errors import CkptStoreError, UsageError
+from ckptstore.errors import CkptStoreError, TransientError, UsageError
 from ckptstore.serving.schedule import Schedule
 from ckptstore.serving.step import Step
 from ckptstore.storage.latch import Latch
 from ckptstore.storage.registry import locate
 from ckptstore.storage.scope import Scope
 from ckptstore.types import Options, PathText
+from ckptstore.warn import warn
 
 __all__ = ["WatchHealth", "Watcher", "watch"]
 
@@ -94,6 +98,7 @@ class Watcher:
         spread_s: float = 0.0,
         start: Literal["latest", "next"] = "latest",
         latest_filename: str | None = None,
+        cache: Cache | PathText | None = None,
         storage_options: Options = None,
     ) -> None:
         if start not in ("latest", "next"):
@@ -107,6 +112,9 @@ class Watcher:
         self.current: Step | None = None
         self._url = place.url or "."
         self._storage_options = storage_options
+        self._cache = as_cache(cache)
+        self._place = place
+        self._latest_filename = latest_filename
         self._every_s = every_s
         self._follower = Follower(place, latest_filename)
         self._begins_with_next = start == "next"
@@ -253,10 +261,14 @@ class Watcher:
                 return
             self._look(is_patient=self._looks == 0)
         except CkptStoreError:
-            if self._looked_s is None and not self._stopped.is_set():
+            if self._has_nothing() and not self._stopped.is_set():
                 raise
         finally:
             self._turn.release()
+
+    def _has_nothing(self) -> bool:
+        """Return whether no look has succeeded, and the cache had no answer either."""
+        return self._looked_s is None and self.current is None and self._waiting is None
 
     def _is_looking_here(self) -> bool:
         """Return whether this is a signal handler that has interrupted a look of its own thread."""
@@ -283,6 +295,8 @@ class Watcher:
         except Exception as error:
             # Whatever it is, the next look comes at its time, and not at once.
             self._failed(error)
+            if isinstance(error, TransientError) and self._take_last_seen(error):
+                return
             raise
         finally:
             self._looks += 1
@@ -293,14 +307,35 @@ class Watcher:
         self._failures, self._error, self._looked_s = 0, None, now_s
         self._schedule.looked(now_s)
         if found is not None:
+            if self._cache is not None:
+                self._cache.last_seen.remember(self._place, self._latest_filename, found.place)
             self._seen(found, now_s, is_first=is_first)
+
+    def _may_answer(self) -> LastSeen | None:
+        """Return what may answer at the start in place of the storage."""
+        if self._cache is None or self._begins_with_next or not self._has_nothing():
+            return None
+        return self._cache.last_seen
+
+    def _take_last_seen(self, error: TransientError) -> bool:
+        last_seen = self._may_answer()
+        known = None if last_seen is None else last_seen.recall(self._place, self._latest_filename)
+        if known is None:
+            return False
+        place, version = known
+        warn(f"{place.url} is what was seen last, and served until the storage answers: {error}")
+        self._seen(Published(place, version), time.monotonic(), is_first=True)
+        return True
 
     def _find(self, is_patient: bool, may_list: bool) -> Published | None:
         follower = self._follower
         limit_s = min(max(self._schedule.every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
         # A look that fails is made again anyway: the requests of a thousand hosts must not become eight
         # thousand while a store is down.
-        with self._current_scope(None if is_patient else limit_s, retries_failed=is_patient):
+        last_seen = self._may_answer()
+        if is_patient and (last_seen is None or not last_seen.knows(self._place, self._latest_filename)):
+            limit_s = math.inf
+        with self._current_scope(limit_s, retries_failed=is_patient):
             snapshot = follower.changed_record()
         if snapshot is None:
             return None
@@ -315,12 +350,11 @@ class Watcher:
                 self._listed_s = now_s
 
     @contextmanager
-    def _current_scope(
-        self, deadline_s: float | None = None, *, retries_failed: bool = True
-    ) -> Iterator[None]:
+    def _current_scope(self, deadline_s: float = math.inf, *, retries_failed: bool = True) -> Iterator[None]:
         """Count the requests of the block, and let `stop` cancel them."""
+        limit_s = None if deadline_s == math.inf else deadline_s
         scope = Scope(
-            deadline_s, what="cannot look for a new step", url=self._url, retries_failed=retries_failed
+            limit_s, what="cannot look for a new step", url=self._url, retries_failed=retries_failed
         )
         self._scope = scope
         if self._stopped.is_set():
@@ -345,9 +379,11 @@ class Watcher:
 
     def _seen(self, found: Published, now_s: float, *, is_first: bool) -> None:
         self._changed_s = now_s
-        step = Step(found.place.url, found.step, found.version, time.time(), self._storage_options)
+        step = Step(
+            found.place.url, found.step, found.version, time.time(), self._storage_options, self._cache
+        )
         with self._taking:
-            if is_first:
+            if is_first and self.current is None:
                 # A host that starts has nothing to serve yet. After a first look that failed, nobody knows
                 # what was there at the start.
                 skips = self._begins_with_next and self._looks == 1
@@ -372,6 +408,7 @@ def watch(
     spread_s: float = 0.0,
     start: Literal["latest", "next"] = "latest",
     latest_filename: str | None = None,
+    cache: Cache | PathText | None = None,
     storage_options: Options = None,
 ) -> Watcher:
     """Follow the checkpoints of a directory: each new step once, complete, the newest only.
@@ -395,6 +432,9 @@ def watch(
         Whether the step that is there already is the first one.
     latest_filename : str, optional
         Name of the record, ``checkpoint`` by default.
+    cache : Cache or path, optional
+        What `Step.open` uses. If the first look fails because the storage is away, the first step is the last
+        one that was seen, with a warning.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -422,5 +462,6 @@ def watch(
         spread_s=spread_s,
         start=start,
         latest_filename=latest_filename,
+        cache=cache,
         storage_options=storage_options,
     )

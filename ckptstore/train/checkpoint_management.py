@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ckptstore.bundle.read.open_bundle import open_bundle
+from ckptstore.cache.cache import Cache, as_cache
+from ckptstore.cache.opening import PATIENCE_S
 from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
 from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
 from ckptstore.directory.paths import UNNAMED, relative_prefix
@@ -30,6 +32,7 @@ from ckptstore.serving.watch import Watcher, watch
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import pause
+from ckptstore.storage.scope import Scope
 from ckptstore.types import Options, PathText
 from ckptstore.warn import warn
 
@@ -56,6 +59,7 @@ def latest_checkpoint(
     recover: bool = True,
     allow_external_paths: bool = False,
     coordinator: Coordinator | None = None,
+    cache: Cache | PathText | None = None,
     storage_options: Options = None,
 ) -> str | None:
     """Return the prefix of the newest checkpoint in a directory; what it names can be restored.
@@ -76,6 +80,8 @@ def latest_checkpoint(
     coordinator : Coordinator, optional
         All ranks of a job call this alike and get one answer, that of the chief; or an error of the same
         class. The others read nothing.
+    cache : Cache or path, optional
+        Answers with the last one that was seen, and a warning, while the storage is away.
     storage_options : mapping, optional
         Goes to the backend as it is.
 
@@ -104,6 +110,7 @@ def latest_checkpoint(
                     latest_filename,
                     recover=recover,
                     allow_external_paths=allow_external_paths,
+                    cache=cache,
                     storage_options=storage_options,
                 )
             }
@@ -112,16 +119,29 @@ def latest_checkpoint(
             prefix = agreement.ask_chief(answer)["prefix"]
         return None if prefix is None else str(prefix)
     directory = locate(checkpoint_dir, storage_options)
+    copies = as_cache(cache)
+    is_known = copies is not None and copies.last_seen.knows(directory, latest_filename)
+    patience_s = PATIENCE_S if is_known else None
     try:
-        found = find_latest(
-            directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
-        )
+        with Scope(patience_s, what="cannot find the latest checkpoint", url=directory.url):
+            found = find_latest(
+                directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+            )
     except UsageError:
         check_is_directory(directory)
         raise
+    except TransientError as error:
+        known = None if copies is None else copies.last_seen.recall(directory, latest_filename)
+        if known is None:
+            raise
+        place, _ = known
+        warn(f"{place.url} was the latest checkpoint when that could be seen last: {error}")
+        return place.url
     if found is None:
         check_is_directory(directory)
         return None
+    if copies is not None:
+        copies.last_seen.remember(directory, latest_filename, found)
     return found.url
 
 

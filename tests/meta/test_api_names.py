@@ -83,7 +83,7 @@ SIGNATURES = {
     "CheckpointReader.debug_string": ([], {}),
     "latest_checkpoint": (
         [("checkpoint_dir", REQUIRED), ("latest_filename", None)],
-        {"recover": True, "allow_external_paths": False, **URL},
+        {"recover": True, "allow_external_paths": False, "cache": None, **URL},
     ),
     "checkpoint_exists": ([("checkpoint_prefix", REQUIRED)], URL),
     "remove_checkpoint": (
@@ -238,7 +238,7 @@ SIGNATURES = {
     ),
     "watch": (
         [("directory", REQUIRED)],
-        {"every_s": None, "spread_s": 0.0, "start": "latest", "latest_filename": None, **URL},
+        {"every_s": None, "spread_s": 0.0, "start": "latest", "latest_filename": None, "cache": None, **URL},
     ),
     "Watcher.next": ([("timeout_s", None)], {}),
     "Watcher.check": ([], {}),
@@ -247,7 +247,15 @@ SIGNATURES = {
     "Step.open": ([...], {}),
     "Live": (
         [("load", REQUIRED), ("directory", REQUIRED)],
-        {"accept": None, "close": None, "every_s": None, "spread_s": 0.0, "latest_filename": None, **URL},
+        {
+            "accept": None,
+            "close": None,
+            "every_s": None,
+            "spread_s": 0.0,
+            "latest_filename": None,
+            "cache": None,
+            **URL,
+        },
     ),
     "Live.wait_ready": ([("timeout_s", None)], {}),
     "Live.use": ([], {}),

@@ -497,3 +497,89 @@ class TestOutage:
         origin.is_away = True
         with pytest.warns(ck.CkptStoreWarning), step.open(cache=cache) as checkpoint:
             np.testing.assert_array_equal(checkpoint["w0"], values["w0"])
+
+    def test_latest_answers_with_what_was_seen_last(
+        self, prefix: str, cache: ck.Cache, origin: Origin, values: dict[str, Any]
+    ) -> None:
+        directory = prefix.rpartition("/")[0]
+        assert ck.latest_checkpoint(directory, cache=cache) == prefix
+        read_all(prefix, cache)
+        later = save({"w0": np.ones(3)}, f"{directory}/model", 2)
+        assert ck.latest_checkpoint(directory, cache=cache) == later
+        origin.is_away = True
+        # All of the first one is there, and nothing of the second.
+        with pytest.warns(ck.CkptStoreWarning, match="seen last"):
+            assert ck.latest_checkpoint(directory, cache=cache) == prefix
+        with pytest.raises(ck.TransientError):
+            ck.latest_checkpoint(directory)
+        with pytest.raises(ck.TransientError):
+            ck.latest_checkpoint(f"{directory}/other", cache=cache)
+        origin.is_away = False
+        read_all(later, cache)
+        origin.is_away = True
+        with pytest.warns(ck.CkptStoreWarning, match="seen last"):
+            assert ck.latest_checkpoint(directory, cache=cache) == later
+        origin.error = ck.AccessError("expired")
+        with pytest.raises(ck.AccessError):
+            ck.latest_checkpoint(directory, cache=cache)
+
+    def test_an_operator_may_go_back(self, prefix: str, cache: ck.Cache, origin: Origin) -> None:
+        directory = prefix.rpartition("/")[0]
+        later = save({"w0": np.ones(3)}, f"{directory}/model", 2)
+        for one in (prefix, later):
+            read_all(one, cache)
+        ck.update_checkpoint_state(directory, prefix)
+        assert ck.latest_checkpoint(directory, cache=cache) == prefix
+        origin.is_away = True
+        with pytest.warns(ck.CkptStoreWarning):
+            assert ck.latest_checkpoint(directory, cache=cache) == prefix
+
+    def test_a_watcher_that_starts_in_an_outage_serves_and_recovers(
+        self, prefix: str, cache: ck.Cache, origin: Origin, values: dict[str, Any]
+    ) -> None:
+        directory = prefix.rpartition("/")[0]
+        with ck.watch(directory, every_s=0.02, cache=cache) as watcher:
+            step = watcher.next(60)
+            assert step is not None
+            with step.open() as checkpoint:
+                checkpoint.restore()
+        origin.is_away = True
+        with own_warnings() as warned, ck.watch(directory, every_s=0.02, cache=cache) as watcher:
+            again = watcher.next(60)
+            assert again == ck.Step(step.prefix, 1, step.version, again.seen_s if again else 0.0)
+            assert again is not None
+            with again.open() as checkpoint:
+                check_all(checkpoint.restore().restored, values)
+            assert watcher.next(0.2) is None
+            assert watcher.health().is_stale
+            assert watcher.health().failures_in_a_row > 0
+            origin.is_away = False
+            # The same step is not a new one.
+            assert watcher.next(1.0) is None
+            assert watcher.health().failures_in_a_row == 0
+            save({"w0": np.ones(3)}, f"{directory}/model", 2)
+            later = watcher.next(60)
+            assert later is not None
+            assert later.step == 2
+        assert warned
+
+    def test_a_watcher_without_an_answer_raises(self, prefix: str, cache: ck.Cache, origin: Origin) -> None:
+        origin.is_away = True
+        with pytest.raises(ck.TransientError):
+            ck.watch(prefix.rpartition("/")[0], every_s=0.02, cache=cache).next(60)
+
+    def test_live_serves_from_the_cache(
+        self, prefix: str, cache: ck.Cache, origin: Origin, values: dict[str, Any]
+    ) -> None:
+        directory = prefix.rpartition("/")[0]
+        ck.latest_checkpoint(directory, cache=cache)
+        read_all(prefix, cache)
+        origin.is_away = True
+        with (
+            own_warnings(),
+            ck.Live(lambda found, _: found.read("w1"), directory, every_s=0.02, cache=cache) as live,
+        ):
+            assert live.wait_ready(60)
+            with live.use() as w1:
+                np.testing.assert_array_equal(w1, values["w1"])
+            assert live.health().watch.is_stale

@@ -1,0 +1,101 @@
+"""Which checkpoint of a directory was the latest when the storage could be asked last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ckptstore.cache.copy import Copy, copies_in, digest
+from ckptstore.cache.troubles import Troubles
+from ckptstore.storage.base import Location
+from ckptstore.storage.local.private_directory import PrivateDirectory
+
+__all__ = ["LastSeen", "source_of"]
+
+_RECORDS = "records"
+
+
+class LastSeen:
+    """What the cache knows of the directories in storages.
+
+    Parameters
+    ----------
+    root : PrivateDirectory
+    troubles : Troubles
+    is_answering : bool
+        False: `recall` knows nothing.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, root: PrivateDirectory, troubles: Troubles, *, is_answering: bool) -> None:
+        self._root = root
+        self._records = root / _RECORDS
+        self._troubles = troubles
+        self._is_answering = is_answering
+
+    def remember(self, directory: Location, latest_filename: str | None, latest: Location) -> None:
+        """Note what the latest checkpoint of a directory is."""
+        with self._troubled():
+            name, facts = (
+                _name_of(directory, latest_filename),
+                {"directory": directory.url, "key": latest.key},
+            )
+            if self._records.facts(name) != facts:
+                self._records.make_below()
+                self._records.keep_facts(name, facts)
+
+    def knows(self, directory: Location, latest_filename: str | None) -> bool:
+        """Return whether something was noted, so that the storage need not be waited for very long."""
+        found = None
+        with self._troubled():
+            found = self._records.facts(_name_of(directory, latest_filename))
+        return self._is_answering and found is not None
+
+    def recall(self, directory: Location, latest_filename: str | None) -> tuple[Location, str] | None:
+        """Return the checkpoint to answer with, and the version of its index; None if there is none.
+
+        What was noted last if all of it is there, else the newest complete one, else what was noted if its
+        index is there.
+        """
+        if not self._is_answering:
+            return None
+        with self._troubled():
+            noted = (self._records.facts(_name_of(directory, latest_filename)) or {}).get("key")
+            source = source_of(directory)
+            copies = [copy for copy in copies_in(self._root) if copy.source == source or copy.key == noted]
+            copies.sort(key=lambda copy: (copy.key == noted, copy.step, copy.used_s), reverse=True)
+            usable = [copy for copy in copies if copy.index() is not None]
+            for copy in usable:
+                if copy.is_complete():
+                    return _place(directory, copy), copy.version
+            if usable and usable[0].key == noted:
+                return _place(directory, usable[0]), usable[0].version
+        return None
+
+    @contextmanager
+    def _troubled(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._troubles.add(error)
+            self._troubles.tell()
+
+
+def source_of(directory: Location) -> str:
+    """Return what tells a directory from all others, on whatever server."""
+    return f"{directory.storage.server} {directory.storage.url_of(directory.key)}"
+
+
+def _name_of(directory: Location, latest_filename: str | None) -> str:
+    return digest(source_of(directory), latest_filename or "")
+
+
+def _place(directory: Location, copy: Copy) -> Location:
+    """Return a checkpoint as the caller would name it."""
+    inside = f"{directory.key}/"
+    if copy.key.startswith(inside):
+        return directory.child(copy.key.removeprefix(inside))
+    return Location(directory.storage, copy.key, copy.url)
