@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 __all__ = [
     "GcsEnvironment",
     "Launcher",
+    "aws_environment",
     "aws_session",
     "client_environment",
     "completion_request",
@@ -95,10 +97,13 @@ _CLIENT_VARIABLES = (
 
 def proxy_for(url: str) -> str | None:
     """Return the proxy that ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``NO_PROXY`` name for `url`, or None."""
+    parts = urlsplit(url)
+    if sys.platform == "linux" and not any(name.lower() == f"{parts.scheme}_proxy" for name in os.environ):
+        # What the environment does not say, nothing else says there. The module takes its time to load.
+        return None
     # As botocore does for s3://.
     from urllib.request import getproxies, proxy_bypass
 
-    parts = urlsplit(url)
     found = getproxies().get(parts.scheme)
     return None if not found or proxy_bypass(parts.netloc.rpartition("@")[2]) else found
 
@@ -139,6 +144,15 @@ def _aws_session() -> tuple[str, str, str] | None:
     token = next((os.environ[name] for name in _AWS_TOKENS if os.environ.get(name)), "")
     key, secret = (os.environ.get(name, "") for name in _AWS_KEYS)
     return (key, secret, token) if key and secret and token else None
+
+
+def aws_environment() -> dict[str, str]:
+    """Return the variables by which the clients of AWS are told something, besides those of proxies."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("AWS_", "BOTO")) or name == "REQUESTS_CA_BUNDLE"
+    }
 
 
 def client_environment() -> str:

@@ -20,7 +20,8 @@ from ckptstore.cli import exit_codes
 from ckptstore.format.record_protocol import format_record, parse_record
 from ckptstore.storage.gcs.options import GCS_OPTIONS
 from ckptstore.storage.registry import _S3_OPTIONS, locate
-from ckptstore.storage.s3.settings import ADDITIONAL_KWARGS, CLIENT_KWARGS, CONFIG_KWARGS
+from ckptstore.storage.s3.client_settings import CONFIG_KWARGS
+from ckptstore.storage.s3.settings import ADDITIONAL_KWARGS, CLIENT_KWARGS
 from tests.meta import reference
 from tests.meta.guarantees import place
 from tests.meta.source import ROOT, modules, report

@@ -41,6 +41,7 @@ PACKAGES = {
     "s3fs": {"storage.s3"},
     "botocore": {"storage.s3"},
     "aiobotocore": {"storage.s3"},
+    "certifi": {"storage.s3"},  # where it is installed: the authorities that botocore takes then
     "gcsfs": {"storage.gcs"},
     "google.auth": {"storage.gcs"},  # its exceptions, raised by gcsfs's credentials
     "requests": {"storage.gcs"},  # its exceptions, raised by google.auth

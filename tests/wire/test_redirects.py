@@ -12,7 +12,8 @@ import pytest
 from ckptstore.errors import UsageError
 from ckptstore.storage.object_store.faults import Fault
 from ckptstore.storage.object_store.transport import ObjectName, PutRequest
-from ckptstore.storage.s3.client import S3Client, call_s3
+from ckptstore.storage.s3.client import S3Client
+from ckptstore.storage.s3.s3fs_client import call_s3
 from ckptstore.storage.s3.transport import S3Transport
 from tests.servers.certificates import make_certificates
 from tests.servers.peer import Conversation, running

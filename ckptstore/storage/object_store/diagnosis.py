@@ -55,7 +55,9 @@ def diagnose_objects(service: ObjectService, directory_key: str, *, read_only: b
     yield finding
     if finding.state == "failed":
         return
-    yield from _data_path(service, directory_key.partition("/")[0])
+    bucket = directory_key.partition("/")[0]
+    yield from _read_path(service, bucket)
+    yield from _data_path(service, bucket)
     if read_only:
         return
     try:
@@ -92,6 +94,13 @@ def _answers(service: ObjectService, directory_key: str, url: str) -> Finding:
     except CkptStoreError as error:
         return failed("bucket", error)
     return Finding("bucket", "ok", "is there, and can be listed with these credentials")
+
+
+def _read_path(service: ObjectService, bucket: str) -> Iterator[Finding]:
+    """Yield how small reads travel, where there are two ways; neither is a fault."""
+    path = service.transport.read_path(bucket)
+    if path is not None:
+        yield Finding("reads", "ok", ("directly " if path.is_direct else "") + path.reason)
 
 
 def _data_path(service: ObjectService, bucket: str) -> Iterator[Finding]:

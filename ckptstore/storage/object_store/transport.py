@@ -154,7 +154,7 @@ def copy_into(data: bytes | memoryview, sink: Sink) -> None:
 
 
 class DataPath(NamedTuple):
-    """How bulk bytes travel to a bucket.
+    """How bytes travel to a bucket, or from it.
 
     Attributes
     ----------
@@ -382,6 +382,10 @@ class Transport(ABC):
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel to and from `bucket`."""
         return DataPath(False, "through the client of the service")
+
+    def read_path(self, bucket: str) -> DataPath | None:
+        """Return how small reads travel from `bucket`; None where there is one way only. Asks no server."""
+        return None
 
     def parts(self, object_name: ObjectName, size_bytes: int | None, attempts: Attempts) -> Parts:
         """Return how the parts of an object of this size would travel; may ask the server."""

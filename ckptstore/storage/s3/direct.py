@@ -1,8 +1,9 @@
-"""The bulk requests of S3 over connections of our own, as the service's client would make and sign them.
+"""The requests of S3 over connections of our own: bulk bytes both ways, and reads that need no client.
 
-Where a request goes and what it carries is not decided here: the client prepares one request of each kind for
-each bucket, the blueprint (`S3Client.blueprint`). Only the name of the object, the headers of the request at
-hand, and the signature are filled in.
+Where a request goes, what it carries and who signs it is decided in one of two ways. Reads with plain
+settings know it by themselves (`plain_access`). For everything else the service's client prepares one request
+of each kind for each bucket, the blueprint (`S3Client.blueprint`). Only the name of the object, the headers
+of the request at hand, and the signature are filled in here.
 """
 
 from __future__ import annotations
@@ -12,23 +13,25 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.httpsession import get_cert_path
-from botocore.parsers import ResponseParserError, create_parser
-
+from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import DataPath
-from ckptstore.storage.s3.client import Blueprint, S3Client
-from ckptstore.storage.s3.errors import fault_of, fault_of_response
+from ckptstore.storage.redact import Redactor
+from ckptstore.storage.s3.answers import parsed_refusal
+from ckptstore.storage.s3.blueprint import Blueprint
+from ckptstore.storage.s3.client import S3Client
+from ckptstore.storage.s3.plain_access import PlainAccess, Refused, plain_access
+from ckptstore.storage.s3.refusals import fault_of_response
+from ckptstore.storage.s3.signature import signed_headers
+from ckptstore.storage.url import check_not_in_the_clear
 from ckptstore.storage.wire.connections import Server, Servers
 from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, exchange
 
-__all__ = ["NotDirect", "Refused", "S3Direct", "Template", "object_target", "tls_context"]
+__all__ = ["NotDirect", "S3Direct", "Template", "object_target", "tls_context"]
 
 _SCOPE = "AWS4-HMAC-SHA256 Credential="
 
@@ -39,12 +42,17 @@ _OF_ONE_REQUEST = {
     *("transfer-encoding", "x-amz-decoded-content-length", "x-amz-trailer", "x-amz-te", "content-encoding"),
 }
 
+# Requests that only the plain way makes; the client makes them itself.
+_SMALL_READS = {"head_object", "list_objects_v2"}
+_READS = {"get_object", *_SMALL_READS}
+
 # A bucket that redirects more often than this is left to the client.
 _MOST_REDIRECTS = 3
 
 _REDIRECTS = {301, 302, 307, 308}
 
-_PARSER = create_parser("rest-xml")
+# Who is asking is known, and may not do it; the answer to a HEAD has no code.
+_DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 
 
 def object_target(name: str, query: str = "") -> str:
@@ -56,31 +64,32 @@ class NotDirect(Exception):  # noqa: N818 - not an error: the request goes throu
     """A request that has to go through the client."""
 
 
-class _Signer(S3SigV4Auth):  # type: ignore[misc]
-    def payload(self, request: AWSRequest) -> str:
-        # Its checksum is in the headers, and those are signed; hashing it once more costs 0.7 s per GiB.
-        return "UNSIGNED-PAYLOAD"
-
-
-class Refused(NamedTuple):
-    """Why a blueprint cannot be followed."""
-
-    reason: str
-
-
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How one kind of request for one bucket is made."""
+    """How one kind of request for one bucket is made.
+
+    Attributes
+    ----------
+    base : str
+        The URL, up to the name of the object.
+    region : str
+        Empty: anonymous.
+    credentials : object
+        `SessionKeys`, or what the client calls so.
+    is_plain : bool
+        Whether the client has no part in it.
+    """
 
     server: Server
-    base: str  # the URL, up to the name of the object
+    base: str
     headers: Mapping[str, str] = field(repr=False)
-    region: str  # empty: anonymous
+    region: str
     credentials: Any = field(repr=False)
+    is_plain: bool = False
 
 
 class S3Direct:
-    """Sends requests with large bodies, or for them.
+    """Sends requests with large bodies, or for them; and reads, where everything is plain.
 
     Parameters
     ----------
@@ -99,15 +108,28 @@ class S3Direct:
         self._templates: dict[tuple[str, str], Template | Refused] = {}
         self._servers = Servers()
         self._redirects: dict[str, int] = {}
+        self._plain: PlainAccess | Refused | None = None
+        self._not_plain: dict[str, Refused] = {}
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel; see `Transport.data_path`."""
         if not self._is_wanted:
             return DataPath(False, "through s3fs: direct=False in the storage options")
         template = self._template("get_object", bucket, attempts)
+        if not isinstance(template, Refused) and template.is_plain:
+            template = self._template("put_object", bucket, attempts)
         if isinstance(template, Refused):
             return DataPath(False, f"through s3fs: {template.reason}", is_wanted=False)
-        return DataPath(True, "over " + ("HTTPS" if template.server.is_encrypted else "HTTP"))
+        return DataPath(True, _over(template))
+
+    def read_path(self, bucket: str) -> DataPath:
+        """Return how small reads travel; see `Transport.read_path`."""
+        template = self._plain_template("head_object", bucket)
+        if isinstance(template, Refused):
+            return DataPath(False, f"through s3fs: {template.reason}")
+        plain = self._plain
+        source = plain.source if isinstance(plain, PlainAccess) else ""
+        return DataPath(True, f"{_over(template)}; keys: {source}")
 
     def request(
         self,
@@ -122,7 +144,8 @@ class S3Direct:
         Parameters
         ----------
         kind : str
-            The name of the client's method: ``"get_object"``, ``"put_object"``, ``"upload_part"``.
+            The name of the client's method: ``"get_object"``, ``"put_object"``, ``"upload_part"``,
+            ``"head_object"``, ``"list_objects_v2"``.
         request : HttpRequest
             With a target of `object_target`, and the headers that the client's request does not have.
 
@@ -136,26 +159,38 @@ class S3Direct:
         if isinstance(template, Refused):
             raise NotDirect
         reply = exchange(template.server, self._signed(template, request, attempts), attempts, accept)
-        self._client.note_date(reply.headers.get("Date"))
+        self._client.note_answer(reply.headers.get("Date"), reply.headers.get("Server"))
         if reply.status in (200, 206) or (request.method == "PUT" and 200 <= reply.status < 300):
             return reply
-        raise self._judged(reply, bucket)
+        raise self._judged(reply, bucket, template)
 
-    def _judged(self, reply: HttpResponse, bucket: str) -> Fault | NotDirect:
-        headers = {name.lower(): value for name, value in reply.headers.items()}
-        answer = {"status_code": reply.status, "headers": headers, "body": reply.body}
-        try:
-            parsed = _PARSER.parse(answer, None) if reply.status >= 300 else {}
-        except ResponseParserError as error:
-            fault = fault_of(error, self._client.redact)
-            return fault or Fault(Kind.GARBLED, "the answer cannot be read")
-        code = parsed.get("Error", {}).get("Code")
-        if reply.status in _REDIRECTS or code == "AuthorizationHeaderMalformed":
+    def _judged(self, reply: HttpResponse, bucket: str, template: Template) -> Fault | NotDirect:
+        if reply.status < 300:
+            return Fault(Kind.GARBLED, f"the answer has status {reply.status}")
+        keys = template.credentials
+        redact = self._client.redact
+        if template.is_plain and keys is not None:
+            # Keys of the environment or of a file are in no option.
+            own = Redactor(keys._asdict())
+
+            def redact(text: str) -> str:
+                return own(self._client.redact(text))
+
+        parsed = parsed_refusal(reply)
+        fault = fault_of_response(parsed, redact)
+        if template.is_plain and _needs_client(reply.status, fault):
+            # It may know more of region and credentials, and has the word if it does not.
+            self._not_plain[bucket] = Refused(f"the server did not take a plain request ({fault.code})")
+            self._redirects[bucket] = int(reply.status in _REDIRECTS)
+            for key in [key for key in self._templates if key[1] == bucket]:
+                self._templates.pop(key, None)
+            return NotDirect()
+        if reply.status in _REDIRECTS or fault.code == "AuthorizationHeaderMalformed":
             # The client finds the region, and its next blueprint leads there.
             self._redirects[bucket] = self._redirects.get(bucket, 0) + 1
             self._forget(bucket)
             return NotDirect()
-        return fault_of_response(parsed, self._client.redact)
+        return fault
 
     def _forget(self, bucket: str) -> None:
         refusal = Refused("the server sends requests for this bucket elsewhere, again and again")
@@ -167,15 +202,15 @@ class S3Direct:
 
     def _signed(self, template: Template, request: HttpRequest, attempts: Attempts) -> HttpRequest:
         """Return `request` as it is sent: with its whole path, all headers and a signature."""
-        url = template.base + request.target
-        parts = urlsplit(url)
-        headers = {**template.headers, **request.headers, "Host": parts.netloc.rpartition("@")[2]}
+        # A bucket itself is written without the slash at the end, where it stands in the path.
+        is_bucket = request.target.startswith("?") and urlsplit(template.base).path != "/"
+        base = template.base.removesuffix("/") if is_bucket else template.base
+        url = urlsplit(base + request.target)
+        headers = {**template.headers, **request.headers, "Host": url.netloc.rpartition("@")[2]}
         if template.region:
-            prepared = AWSRequest(method=request.method, url=url, headers=headers)
-            frozen = self._client.current_credentials(template.credentials, attempts)
-            _Signer(frozen, "s3", template.region).add_auth(prepared)
-            headers = dict(prepared.headers.items())
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
+            keys = self._client.current_keys(template.credentials, attempts)
+            headers = signed_headers(request.method, url, headers, keys, template.region)
+        target = url.path + (f"?{url.query}" if url.query else "")
         return HttpRequest(request.method, target, headers, request.body)
 
     def _template(self, kind: str, bucket: str, attempts: Attempts) -> Template | Refused:
@@ -184,9 +219,37 @@ class S3Direct:
             self._templates, self._servers, self._pid = {}, Servers(), os.getpid()
         template = self._templates.get((kind, bucket))
         if template is None:
-            blueprint = self._client.blueprint(kind, bucket, attempts)
-            template = self._templates[kind, bucket] = self.template_of(blueprint)
+            template = self._plain_template(kind, bucket)
+            if isinstance(template, Refused) and kind not in _SMALL_READS:
+                template = self.template_of(self._client.blueprint(kind, bucket, attempts))
+            self._templates[kind, bucket] = template
         return template
+
+    def _plain_template(self, kind: str, bucket: str) -> Template | Refused:
+        if kind not in _READS:
+            return Refused("it writes")
+        if self._plain is None:
+            self._plain = plain_access(self._client.options)
+        plain = self._not_plain.get(bucket, self._plain)
+        if isinstance(plain, Refused):
+            return plain
+        base = plain.base_of(bucket)
+        if isinstance(base, Refused):
+            return base
+        if plain.endpoint:
+            shown = self._client.redact(plain.endpoint)
+            check_endpoint_names_no_bucket(plain.endpoint, bucket, shown)
+            if not self._client.allow_http:
+                check_not_in_the_clear(plain.endpoint, shown)
+        server = self._servers.at(
+            urlsplit(base),
+            partial(_tls_context, plain.verify),
+            plain.connect_timeout_s,
+            plain.read_timeout_s,
+            plain.most_connections,
+        )
+        region = plain.region if plain.keys is not None else ""
+        return Template(server, base, plain.headers, region, plain.keys, is_plain=True)
 
     def template_of(self, blueprint: Blueprint) -> Template | Refused:
         """Return how requests are made after a blueprint, or why it cannot be followed."""
@@ -233,16 +296,32 @@ class S3Direct:
         return Template(server, base, headers, region, blueprint.credentials)
 
 
+def _needs_client(status: int, fault: Fault) -> bool:
+    """Whether the answer to a plain request may be another one if the client asks."""
+    if status in _REDIRECTS or fault.kind is Kind.BAD_REQUEST:
+        return True
+    return fault.kind is Kind.FORBIDDEN and fault.code not in _DENIED
+
+
+def _over(template: Template) -> str:
+    return "over " + ("HTTPS" if template.server.is_encrypted else "HTTP")
+
+
 def tls_context(blueprint: Blueprint) -> ssl.SSLContext:
     """Return a context that trusts, and presents, what the client would."""
-    context = ssl.create_default_context(cafile=_authorities(blueprint.verify))
-    if not blueprint.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    # On use: the client is loaded.
+    from botocore.httpsession import get_cert_path
+
+    context = _tls_context(str(get_cert_path(blueprint.verify)) if blueprint.verify else False)
     if blueprint.certificate:
         context.load_cert_chain(*blueprint.certificate)
     return context
 
 
-def _authorities(verify: Any) -> str | None:
-    return str(get_cert_path(verify)) if verify else None
+def _tls_context(verify: str | bool) -> ssl.SSLContext:
+    """Return a context that trusts the authorities in a file, or everybody (False)."""
+    context = ssl.create_default_context(cafile=None if isinstance(verify, bool) else verify)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -11,7 +11,7 @@ from aiobotocore.httpsession import AIOHTTPSession
 
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.bodies import read_body
-from ckptstore.storage.s3.errors import redirected
+from ckptstore.storage.s3.refusals import redirected
 
 __all__ = ["OneHostSession", "current_attempts"]
 

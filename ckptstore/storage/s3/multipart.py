@@ -22,9 +22,10 @@ from ckptstore.storage.object_store.transport import (
     PutResult,
     UploadSession,
 )
-from ckptstore.storage.s3.client import S3Client, SentBody
+from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
+from ckptstore.storage.s3.sent_body import SentBody
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.storage.wire.exchange import HttpRequest
 

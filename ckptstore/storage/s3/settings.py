@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from botocore.config import Config
-from botocore.configprovider import DEFAULT_PROXIES_CONFIG_VARS, DEFAULT_S3_CONFIG_VARS
-
 from ckptstore.errors import UsageError
-from ckptstore.storage.s3.http_session import OneHostSession
 from ckptstore.suggest import did_you_mean
 
 __all__ = [
     "ADDITIONAL_KWARGS",
     "CLIENT_KWARGS",
-    "CONFIG_KWARGS",
+    "CONFIG_DEFAULTS",
+    "PLAIN_CONFIG_KWARGS",
     "Additional",
     "additional_of",
+    "check_names",
     "check_options",
-    "client_settings",
+    "has_plain_config",
 ]
 
 CLIENT_KWARGS = frozenset(
@@ -34,8 +32,22 @@ CLIENT_KWARGS = frozenset(
 )
 """Of ``client_kwargs``: the arguments of botocore's `create_client`."""
 
-CONFIG_KWARGS = frozenset({*Config.OPTION_DEFAULTS, "connector_args"} - {"retries"})
-"""Of ``config_kwargs``: those of botocore's `Config` and aiobotocore's `AioConfig`."""
+PLAIN_CONFIG_KWARGS = frozenset(
+    (
+        *("region_name", "connect_timeout", "read_timeout", "max_pool_connections", "signature_version"),
+        *("parameter_validation", "request_checksum_calculation", "response_checksum_validation"),
+        *("request_min_compression_size_bytes", "disable_request_compression"),
+    )
+)
+"""Of ``config_kwargs``: those that are known without botocore. The second and third line concern writes."""
+
+CONFIG_DEFAULTS: dict[str, Any] = {
+    # With ten connections, the default, 60 ranges take seven rounds.
+    "max_pool_connections": 64,
+    "connect_timeout": 5,
+    "read_timeout": 30,
+}
+"""Of ``config_kwargs``: what stands for names that are not given."""
 
 ADDITIONAL_KWARGS = frozenset(
     (
@@ -49,16 +61,6 @@ ADDITIONAL_KWARGS = frozenset(
     )
 )
 """Of ``s3_additional_kwargs``: parameters of S3's requests that ckptstore does not set itself."""
-
-_CONFIG: dict[str, Any] = {
-    # With ten connections, the default, 60 ranges take seven rounds.
-    "max_pool_connections": 64,
-    "connect_timeout": 5,
-    "read_timeout": 30,
-    # Every upload carries our own CRC32C, and the bytes of a checkpoint have checksums of their own.
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-}
 
 
 class Additional(NamedTuple):
@@ -86,18 +88,15 @@ def additional_of(options: Mapping[str, Any]) -> Additional:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the names inside the options that hold further ones.
+    """Check the names inside the options that hold further ones; ``config_kwargs`` is botocore's to know.
 
     Raises
     ------
     UsageError
         If one is unknown, or is what ckptstore decides itself.
     """
-    _check("client_kwargs", options, CLIENT_KWARGS)
-    config = _check("config_kwargs", options, CONFIG_KWARGS)
-    _check("s3", config, DEFAULT_S3_CONFIG_VARS, "config_kwargs ")
-    _check("proxies_config", config, DEFAULT_PROXIES_CONFIG_VARS, "config_kwargs ")
-    additional = _check("s3_additional_kwargs", options, ADDITIONAL_KWARGS)
+    check_names("client_kwargs", options, CLIENT_KWARGS)
+    additional = check_names("s3_additional_kwargs", options, ADDITIONAL_KWARGS)
     if additional.get("ChecksumAlgorithm", "CRC32C") != "CRC32C":
         raise UsageError(
             "ChecksumAlgorithm in s3_additional_kwargs is not the one that is used",
@@ -107,7 +106,16 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def _check(option: str, given: Mapping[str, Any], known: Iterable[str], where: str = "") -> Mapping[str, Any]:
+def has_plain_config(options: Mapping[str, Any]) -> bool:
+    """Whether every name in ``config_kwargs`` is known without botocore."""
+    given = options.get("config_kwargs") or {}
+    return isinstance(given, Mapping) and not given.keys() - PLAIN_CONFIG_KWARGS
+
+
+def check_names(
+    option: str, given: Mapping[str, Any], known: Iterable[str], where: str = ""
+) -> Mapping[str, Any]:
+    """Return the names inside an option, all of which must be known; see `check_options`."""
     inner = given.get(option) or {}
     if not isinstance(inner, Mapping):
         raise UsageError(f"{where}{option} is a mapping", actual=type(inner).__name__)
@@ -119,26 +127,3 @@ def _check(option: str, given: Mapping[str, Any], known: Iterable[str], where: s
                 hint=did_you_mean(name, known, limit=1),
             )
     return inner
-
-
-def client_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `s3fs.S3FileSystem`, for checked `options`."""
-    settings = dict(options)
-    config = _CONFIG | dict(settings.get("config_kwargs") or {})
-    # One attempt: `Attempts` repeats, because only this package knows what a lost answer means.
-    config["retries"] = {"mode": "standard", "total_max_attempts": 1}
-    config["http_session_cls"] = OneHostSession
-    # With a checksum given, botocore would hash the whole body a second time for the signature.
-    config["s3"] = {"payload_signing_enabled": False} | dict(config.get("s3") or {})
-    settings["config_kwargs"] = config
-    additional = dict(settings.get("s3_additional_kwargs") or {})
-    # Parts would carry it without the checksum that it announces.
-    additional.pop("ChecksumAlgorithm", None)
-    if settings.pop("requester_pays", False):
-        # Not every release of s3fs adds it to the calls that are made here.
-        additional["RequestPayer"] = "requester"
-    settings["s3_additional_kwargs"] = additional
-    # A cached listing is out of date; a cached instance may have other settings.
-    settings["use_listings_cache"] = False
-    settings["skip_instance_cache"] = True
-    return settings

@@ -1,4 +1,4 @@
-"""S3 and compatible servers: single requests, tried once; large bodies directly, the rest through s3fs.
+"""S3 and compatible servers: single requests, tried once; reads and bulk directly, the rest through s3fs.
 
 *version* is the ETag, quotes included. It is a hash of the content on most servers: equal bytes have equal
 versions, and A, B, A gives the first one back. A compare-and-swap therefore needs unique bytes.
@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
+from ckptstore.storage.object_store.bodies import LONGEST_BODY_BYTES
 from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.listing import PageGuard
@@ -30,11 +33,13 @@ from ckptstore.storage.object_store.transport import (
     UploadSession,
     copy_into,
 )
-from ckptstore.storage.s3.client import S3Client, SentBody, call_s3
+from ckptstore.storage.s3.answers import info_of, page_of
+from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
-from ckptstore.storage.s3.errors import fault_of_code
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
 from ckptstore.storage.s3.multipart import MultipartUpload, begin_multipart, copy_in_parts
+from ckptstore.storage.s3.refusals import fault_of_code
+from ckptstore.storage.s3.sent_body import SentBody
 from ckptstore.storage.values import Capabilities, ObjectInfo
 from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES, HttpRequest
 
@@ -44,7 +49,15 @@ _READ_BYTES = 256 * 1024
 
 
 def open_s3(**options: Any) -> ObjectStorage:
-    """Return the storage for one set of options; no request is made."""
+    """Return the storage for one set of options; no request is made.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If s3fs is not installed; it is loaded only when something needs it.
+    """
+    if find_spec("s3fs") is None:
+        raise ModuleNotFoundError("No module named 's3fs'", name="s3fs")
     return ObjectStorage(S3Transport(S3Client(options)))
 
 
@@ -76,7 +89,7 @@ class S3Transport(Transport):
         self._checksum_mode = 0
 
     def renew(self, options: Mapping[str, Any]) -> None:
-        self._client.renew(options)
+        self._client.keys.renew(options)
 
     @property
     def skew_s(self) -> float:  # type: ignore[override]
@@ -92,6 +105,11 @@ class S3Transport(Transport):
         return self._client.endpoint(Attempts(RetryPolicy(), RetryBudget()))
 
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
+        head = HttpRequest("HEAD", object_target(object_name.name), {"x-amz-checksum-mode": "ENABLED"})
+        with suppress(NotDirect):
+            return info_of(
+                object_name, self._direct.request("head_object", object_name.bucket, head, attempts)
+            )
         answer = self._client.request(
             "head_object", attempts, Bucket=object_name.bucket, Key=object_name.name, ChecksumMode="ENABLED"
         )
@@ -133,6 +151,8 @@ class S3Transport(Transport):
             return
         except NotDirect:
             pass
+
+        from ckptstore.storage.s3.s3fs_client import call_s3
 
         async def use(fs: Any) -> None:
             answer = await call_s3(fs, "get_object", **arguments)
@@ -188,6 +208,9 @@ class S3Transport(Transport):
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         return self._direct.data_path(bucket, attempts)
 
+    def read_path(self, bucket: str) -> DataPath:
+        return self._direct.read_path(bucket)
+
     def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
         arguments = {} if version is None else {"IfMatch": version}
         self._client.request(
@@ -212,6 +235,14 @@ class S3Transport(Transport):
 
     def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         arguments = {} if token is None else {"ContinuationToken": token}
+        query = {"list-type": "2", "prefix": prefix, "delimiter": "/", "encoding-type": "url"}
+        if token is not None:
+            query["continuation-token"] = token
+        request = HttpRequest("GET", "?" + urlencode(sorted(query.items()), safe="~", quote_via=quote))
+        body = _Whole()
+        with suppress(NotDirect):
+            self._direct.request("list_objects_v2", bucket, request, attempts, lambda *_: body)
+            return page_of(bucket, b"".join(body.pieces))
         answer = self._client.request(
             "list_objects_v2", attempts, Bucket=bucket, Prefix=prefix, Delimiter="/", **arguments
         )
@@ -285,3 +316,21 @@ class S3Transport(Transport):
 
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
+
+
+class _Whole(Sink):
+    """A body that is read whole, piece by piece, up to a limit."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._left_bytes = LONGEST_BODY_BYTES
+
+    def get_buffer(self) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, size_bytes: int) -> None:
+        self._left_bytes -= size_bytes
+        if self._left_bytes < 0:
+            raise Fault(Kind.GARBLED, f"the answer is longer than {LONGEST_BODY_BYTES >> 20} MiB")
+        self.pieces.append(bytes(self._buffer[:size_bytes]))

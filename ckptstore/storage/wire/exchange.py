@@ -134,11 +134,17 @@ def _ask(connection: Connection, request: HttpRequest, attempts: Attempts) -> ht
         if refusal is None:
             raise
         return refusal
+    receiver = _Receiver(connection, attempts)
     channel.response_class = cast(
-        "type[http.client.HTTPResponse]", lambda _, method: _response(_Receiver(connection, attempts), method)
+        "type[http.client.HTTPResponse]", lambda _, method: _response(receiver, method)
     )
     try:
-        return channel.getresponse()
+        response = channel.getresponse()
+        if receiver.has_ended:
+            # The standard library takes the headers that came for all.
+            response.close()
+            raise Fault(Kind.CUT, "the connection ended within the head of the answer")
+        return response
     finally:
         # It refers to the connection, which would not be freed before the next garbage collection.
         del channel.response_class
@@ -151,6 +157,8 @@ class _Receiver(io.RawIOBase):
     ----------
     ends_s : float
         When waiting ends, if not earlier with the attempt.
+    has_ended : bool
+        Whether the server sends nothing any more.
     """
 
     def __init__(self, connection: Connection, attempts: Attempts) -> None:
@@ -160,13 +168,16 @@ class _Receiver(io.RawIOBase):
         # It keeps the socket open that the standard library closes once the head says so.
         self._raw = connection.socket.makefile("rb", buffering=0)
         self.ends_s = math.inf
+        self.has_ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
         self._connection.wait_at_most(self._attempts, self.ends_s)
-        return self._raw.readinto(buffer)
+        size_bytes = self._raw.readinto(buffer)
+        self.has_ended = size_bytes == 0
+        return size_bytes
 
     def close(self) -> None:
         self._raw.close()

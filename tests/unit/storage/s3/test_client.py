@@ -14,14 +14,16 @@ from ckptstore.storage import registry
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
-from ckptstore.storage.s3.client import S3Client, SentBody, _drop_expect
-from ckptstore.storage.s3.settings import client_settings
+from ckptstore.storage.s3.client import S3Client
+from ckptstore.storage.s3.client_settings import client_settings
+from ckptstore.storage.s3.s3fs_client import _drop_expect
+from ckptstore.storage.s3.sent_body import SentBody
 from ckptstore.storage.s3.transport import S3Transport
 from tests.meta.source import ROOT
 
 
 def _settings(**options: Any) -> dict[str, Any]:
-    return client_settings(S3Client(options)._options)
+    return client_settings(options)
 
 
 def _attempts() -> Attempts:
@@ -190,19 +192,21 @@ def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "ckptstore[s3]" in (caught.value.hint or "")
 
 
-def test_the_client_is_loaded_by_the_first_url_that_needs_it() -> None:
+def test_the_client_is_loaded_by_the_first_request_that_needs_it() -> None:
     code = (
         "import sys, json\n"
         "from ckptstore.storage.registry import locate\n"
         "import ckptstore; ckptstore.Saver; ckptstore.latest_checkpoint\n"
         "locate('/tmp/x'); locate('memory://x')\n"
         "before = sorted({'s3fs', 'botocore', 'aiobotocore', 'aiohttp'} & set(sys.modules))\n"
-        "locate('s3://b/x', {'endpoint_url': 'http://127.0.0.1:1'})\n"
-        "print(json.dumps([before, 's3fs' in sys.modules, 'gcsfs' in sys.modules]))\n"
+        "storage = locate('s3://bucket/x', {'endpoint_url': 'ftp://127.0.0.1:1'}).storage\n"
+        "between = 's3fs' in sys.modules\n"
+        "try:\n    storage.get('bucket/x')\nexcept ckptstore.CkptStoreError:\n    pass\n"
+        "print(json.dumps([before, between, 's3fs' in sys.modules, 'gcsfs' in sys.modules]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[], True, False]
+    assert json.loads(done.stdout) == [[], False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from ckptstore.storage.s3.client import Blueprint, S3Client
-from ckptstore.storage.s3.direct import Refused, S3Direct, Template
+from ckptstore.storage.s3.blueprint import Blueprint
+from ckptstore.storage.s3.client import S3Client
+from ckptstore.storage.s3.direct import S3Direct, Template
+from ckptstore.storage.s3.plain_access import Refused
 from tests.servers.certificates import make_certificates
 
 _AUTHORIZATION = (

@@ -1,0 +1,91 @@
+"""The answers of S3 to requests over connections of our own: refusals, heads of objects, pages of a list."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import http.client
+from typing import Any
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree
+
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.transport import WRITE_ID, ObjectName, Page
+from ckptstore.storage.s3.headers import answer_of, etag_of, whole_crc32c
+from ckptstore.storage.values import ObjectInfo
+from ckptstore.storage.wire.exchange import HttpResponse
+
+__all__ = ["info_of", "page_of", "parsed_refusal"]
+
+
+def parsed_refusal(reply: HttpResponse) -> dict[str, Any]:
+    """Return what a refusal says, in the form in which botocore gives it to `errors.fault_of_response`."""
+    error = {"Code": str(reply.status), "Message": http.client.responses.get(reply.status, "")}
+    try:
+        root = ElementTree.fromstring(reply.body)
+    except ElementTree.ParseError:
+        pass  # no body, or a page of a proxy
+    else:
+        if _tag(root) == "Error":
+            error = {_tag(child): child.text or "" for child in root}
+    headers = {name.lower(): value for name, value in reply.headers.items()}
+    return {"Error": error, "ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": headers}}
+
+
+def info_of(object_name: ObjectName, reply: HttpResponse) -> ObjectInfo:
+    """Return what the answer to a HEAD says of an object.
+
+    Raises
+    ------
+    Fault
+        `Kind.GARBLED` if a header is missing that every object store sends.
+    """
+    headers, answer = reply.headers, answer_of(reply.headers)
+    try:
+        return ObjectInfo(
+            object_name.key,
+            int(headers["Content-Length"]),
+            etag_of(answer),
+            email.utils.parsedate_to_datetime(headers["Last-Modified"]).timestamp(),
+            headers.get(f"x-amz-meta-{WRITE_ID}"),
+            whole_crc32c(answer),
+        )
+    except (TypeError, ValueError):
+        raise Fault(Kind.GARBLED, "the answer lacks size or date of the object") from None
+
+
+def page_of(bucket: str, body: bytes) -> Page:
+    """Return a page of ListObjectsV2, asked for with ``encoding-type=url``.
+
+    Raises
+    ------
+    Fault
+        `Kind.GARBLED` if it is not one.
+    """
+    try:
+        root = ElementTree.fromstring(body)
+        if _tag(root) != "ListBucketResult":
+            raise Fault(Kind.GARBLED, "the answer is not a list")
+        whole = _texts(root)
+        # Some servers do not know it, and say so by not repeating it.
+        decoded = unquote_plus if whole.get("EncodingType") == "url" else str
+        objects = []
+        for child in root:
+            if _tag(child) == "Contents":
+                item = _texts(child)
+                changed = datetime.datetime.fromisoformat(item["LastModified"]).timestamp()
+                key = f"{bucket}/{decoded(item['Key'])}"
+                objects.append(ObjectInfo(key, int(item["Size"]), item["ETag"], changed))
+    except (ElementTree.ParseError, KeyError, ValueError):
+        raise Fault(Kind.GARBLED, "the list cannot be read") from None
+    following = whole.get("NextContinuationToken") if whole.get("IsTruncated") == "true" else None
+    return Page(objects, following, sum(_tag(child) == "CommonPrefixes" for child in root))
+
+
+def _tag(element: ElementTree.Element) -> str:
+    """Return the name of an element, without the namespace that only some servers write."""
+    return element.tag.rpartition("}")[2]
+
+
+def _texts(element: ElementTree.Element) -> dict[str, str]:
+    return {_tag(child): child.text or "" for child in element}
