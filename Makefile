@@ -46,7 +46,7 @@ FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -175,6 +175,11 @@ histories: $(VENV_TF)/.ready  ## 2 000 random histories of one directory, in Ten
 	@echo '== histories'
 	CKPTSTORE_HISTORIES=2000 $(IN_TF) -m pytest tests/interop/test_histories.py -q -p tests.forbid_skips $(ARGS)
 
+# The lane races kills six of them.
+cache-kills: $(VENV)/.ready  ## 200 processes killed that share a cache, bytes flipped in it meanwhile; not part of `make test`
+	@echo '== cache-kills'
+	CKPTSTORE_CACHE_KILLS=200 $(PYTEST) tests/races/test_host_cache.py -q -k killed $(ARGS)
+
 # The lane simulation tries 1 000 of each scenario, and 250 of many ranks.
 schedules: $(VENV)/.ready  ## 10 000 schedules of each scenario of the simulation; not part of `make test`
 	@echo '== schedules'
@@ -189,7 +194,7 @@ many-ranks: $(VENV)/.ready  ## 1 024 ranks in one process, and what the chief of
 # Only more of the same: the lanes have each kind of case.
 campaign: schedules histories servers  ## all that chance decides, many times as often: those two, kills and races; an hour
 	@echo '== campaign'
-	CKPTSTORE_KILLS=100 CKPTSTORE_RACES=5 $(PYTEST) tests/crash/test_kill.py tests/backends/test_kill.py tests/races -q $(ARGS)
+	CKPTSTORE_KILLS=100 CKPTSTORE_RACES=5 CKPTSTORE_CACHE_KILLS=200 $(PYTEST) tests/crash/test_kill.py tests/backends/test_kill.py tests/races -q $(ARGS)
 
 # The checkout on the path: these environments hold its dependencies and the tools of the tests, not ckptstore itself.
 # Fewer random examples: another release of a package has another way to call it, not other rare bytes.

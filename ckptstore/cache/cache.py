@@ -224,9 +224,9 @@ def as_cache(cache: Cache | PathText | None) -> Cache | None:
     found = (PrivateDirectory(path) / _LAYOUT).facts(_BOUND)
     if found is None:
         raise UsageError(
-            "there is no cache in this directory",
+            "there is no cache in this directory, or what it says about itself is damaged",
             url=path,
-            hint="Make it with Cache(directory, max_bytes=…); its bound is kept there.",
+            hint="Call Cache(directory, max_bytes=…) once: the bound is kept there. What is there stays.",
         )
     return Cache(path, max_bytes=int(found["max_bytes"]))
 

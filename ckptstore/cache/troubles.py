@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckptstore.storage.local.directory import NO_ROOM
 from ckptstore.warn import warn
 
 __all__ = ["Troubles"]
@@ -22,8 +23,8 @@ class Troubles:
 
     def add(self, error: OSError | None) -> None:
         """Note an error; None: there is no room, and nothing to remove."""
-        if error is None:
-            kind, what = "full", "is full, and nothing in it can be removed"
+        if error is None or error.errno in NO_ROOM:
+            kind, what = "full", "is full, or its disk is, and nothing in it can be removed"
         else:
             kind, what = str(error.errno), f"cannot be used: {error}"
         if kind not in self._seen:
