@@ -49,7 +49,8 @@ class Preemption:
         Of this job; all ranks make their `Preemption` objects in the same order. Without one, this process is
         alone.
     signals : sequence of int
-        They no longer end the process. A handler that there was is still called.
+        They no longer end the process. A handler that there was is still called; its `SystemExit` or
+        `KeyboardInterrupt` is not raised.
     grace_s : float
         How long the process lives after the signal, in seconds. torchrun gives a node 30 s.
 
@@ -141,10 +142,12 @@ class Preemption:
                 signal.set_wakeup_fd(current)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # The thread has heard of it already. SIGTERM's default, the end, is what this is there to prevent.
+        # The thread has heard of it already. The end, which is SIGTERM's default and what the handler of a
+        # Ray worker or `default_int_handler` asks for, is what this is there to prevent.
         earlier = self._earlier.get(number)
         if callable(earlier):
-            earlier(number, frame)
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                earlier(number, frame)
 
     def _listen(self, reading: socket.socket) -> None:
         with reading:

@@ -21,5 +21,9 @@ def test_the_workers_of_ray_train_need_not_say_who_they_are(job: Job) -> None:
     assert job.hear(0) == {"agreed": True}
 
 
+class TestPreempted(scenarios.Preempted):
+    pass
+
+
 class TestContract(scenarios.Contract):
     pass

@@ -62,6 +62,23 @@ def test_earlier_handlers_and_an_earlier_descriptor_hear_of_signals_too():
             signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.parametrize("end", [SystemExit(1), KeyboardInterrupt()])
+def test_an_earlier_handler_that_ends_the_process_does_not(end):
+    def handle(number, frame):
+        heard.append(number)
+        raise end
+
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with ck.Preemption(signals=[signal.SIGUSR1]) as preemption:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_for(lambda: preemption.requested)
+        assert heard == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_afterwards_everything_is_as_before():
     before = signal.getsignal(signal.SIGTERM)
     threads = threading.active_count()
