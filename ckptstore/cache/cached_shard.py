@@ -82,23 +82,29 @@ class CachedShard(ShardFile):
             self.origin.read_into([wanted for wanted, _ in far], [buffer for _, buffer in far], tensor)
 
     def file(self, tensor: str) -> SparseFile | None:
-        """Return the file in the cache, as long as that in the storage; None if there cannot be one.
+        """Return the file in the cache; None if there cannot be one, or that in the storage is too short.
 
         Raises as `size_bytes`.
         """
         with self._locks[0]:
             if not self._is_open:
-                size_bytes = self.size_bytes(tensor)
-                try:
-                    file = SparseFile(self._path)
-                    file.grow(size_bytes)
-                    self._memory = file.view()
-                except OSError as error:
-                    self._trouble(error)
-                else:
-                    self._file = None if self._memory is None else file
+                # The storage is asked before the file gets its length: an index may claim anything.
+                is_there = self._local_size_bytes() is not None or self.origin.size_bytes(tensor) >= self._end
+                if is_there:
+                    self._open()
                 self._is_open = True
             return self._file
+
+    def _open(self) -> None:
+        try:
+            file = SparseFile(self._path)
+            # The same for all processes: one that made it shorter would take pages out of the maps of others.
+            file.grow(self._end)
+            self._memory = file.view()
+        except OSError as error:
+            self._trouble(error)
+        else:
+            self._file = None if self._memory is None else file
 
     def holes(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Return what of a range must not be touched: what `file` lacks, or all if that cannot be told."""

@@ -26,7 +26,10 @@ from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.values import GetResult
 
-__all__ = ["Copy", "copies_in", "copies_of", "digest", "use"]
+__all__ = ["RECORDS", "Copy", "copies_in", "copies_of", "digest", "remains_in", "remove", "use"]
+
+RECORDS = "records"
+"""The name beside the directories of checkpoints that is none; see `last_seen`."""
 
 _ORIGIN = "origin"
 _USED = "used"
@@ -136,12 +139,12 @@ class Copy:
 
     def missing(self) -> Iterator[tuple[int, int, int]]:
         """Yield shard, start and end of the ranges that were not fetched."""
-        names = set(self.directory.names())
         for shard_id, end in self.ends.items():
-            if data_name(self._name, shard_id, self.num_shards) not in names:
+            try:
+                file = SparseFile.existing(self.data_path(shard_id))
+            except FileNotFoundError:
                 yield shard_id, 0, end
                 continue
-            file = SparseFile(self.data_path(shard_id))
             if file.size_bytes < end:
                 yield shard_id, 0, end
             else:
@@ -153,14 +156,22 @@ class Copy:
 
     def remove(self) -> bool:
         """Remove it, unless somebody uses it; return whether it was removed."""
-        locks = self.locks()
-        try:
-            if not locks.acquire(_IN_USE):
-                return False
-            self.directory.remove(last=_LOCK)
-            return True
-        finally:
-            locks.close()
+        return remove(self.directory)
+
+
+def remove(directory: PrivateDirectory) -> bool:
+    """Remove the directory of a checkpoint, unless somebody uses it; return whether it was removed."""
+    try:
+        locks = RangeLocks(directory.at(_LOCK))
+    except FileNotFoundError:
+        return False
+    try:
+        if not locks.acquire(_IN_USE):
+            return False
+        directory.remove(last=_LOCK)
+        return True
+    finally:
+        locks.close()
 
 
 def use(directory: PrivateDirectory) -> RangeLocks | None:
@@ -189,3 +200,15 @@ def copies_of(checkpoint: PrivateDirectory) -> list[Copy]:
 def copies_in(root: PrivateDirectory) -> list[Copy]:
     """Return every checkpoint of a cache."""
     return [copy for name in root.names() for copy in copies_of(root / name)]
+
+
+def remains_in(root: PrivateDirectory) -> Iterator[PrivateDirectory]:
+    """Yield the directories that say nothing of a checkpoint: a process was killed, or a file is damaged."""
+    for name in root.names():
+        if name != RECORDS:
+            checkpoint = root / name
+            yield from (
+                directory
+                for version in checkpoint.names()
+                if Copy.find(directory := checkpoint / version) is None
+            )

@@ -38,6 +38,7 @@ def damage_in(copy: Copy) -> Iterator[str]:
         yield f"{copy.index_path}: {error}"
         return
     missing = list(copy.missing())
+    files: dict[int, SparseFile] = {}
     for key, entry in entries:
         if not entry.size_bytes or entry.slices:
             continue
@@ -47,7 +48,9 @@ def damage_in(copy: Copy) -> Iterator[str]:
         ):
             continue
         memory = np.empty(entry.size_bytes, np.uint8)
-        SparseFile(copy.data_path(entry.shard_id)).read_into(entry.offset, memory.data)
+        if entry.shard_id not in files:
+            files[entry.shard_id] = SparseFile.existing(copy.data_path(entry.shard_id))
+        files[entry.shard_id].read_into(entry.offset, memory.data)
         piece = WantedBytes(entry, shown_name(key), entry.size_bytes)
         # Where small tensors share a block of the disk, zeros are what was never fetched.
         if not are_right([piece], [memory], index.header.big_endian, 1)[0] and memory.any():

@@ -195,8 +195,7 @@ class Fetching:
         missing = [piece for piece, is_it in zip(cell, is_there, strict=True) if not is_it]
         if not missing:
             return
-        if not self._room.has(sum([piece.entry.size_bytes for piece in missing])):
-            self._trouble(None)
+        if not self._has_room(sum([piece.entry.size_bytes for piece in missing])):
             return
         shard = self._shards[missing[0].entry.shard_id]
         for piece in missing:
@@ -212,6 +211,16 @@ class Fetching:
         for piece in missing:
             if piece.entry.size_bytes > most_bytes:
                 yield from self._of_large(shard, piece)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        try:
+            has_room = self._room.has(size_bytes)
+        except OSError as error:
+            self._trouble(error)
+            return False
+        if not has_room:
+            self._trouble(None)
+        return has_room
 
     def _take_run(
         self, shard: CachedShard, run: Sequence[WantedBytes], buffers: Sequence[memoryview]
@@ -254,8 +263,7 @@ class Fetching:
     def _through_file(
         self, shard: CachedShard, piece: WantedBytes, ranges: Sequence[tuple[int, int]], sums: PartSums
     ) -> Iterator[Request]:
-        if not self._room.has(2 * piece.entry.size_bytes):
-            self._trouble(None)
+        if not self._has_room(2 * piece.entry.size_bytes):
             return
         name = f".part-{os.getpid()}-{secrets.token_hex(8)}"
         try:

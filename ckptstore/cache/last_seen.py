@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ckptstore.cache.copy import Copy, copies_in, digest
+from ckptstore.cache.copy import RECORDS, Copy, copies_in, digest
 from ckptstore.cache.troubles import Troubles
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.private_directory import PrivateDirectory
 
 __all__ = ["LastSeen", "source_of"]
-
-_RECORDS = "records"
 
 
 class LastSeen:
@@ -32,7 +30,7 @@ class LastSeen:
 
     def __init__(self, root: PrivateDirectory, troubles: Troubles, *, is_answering: bool) -> None:
         self._root = root
-        self._records = root / _RECORDS
+        self._records = root / RECORDS
         self._troubles = troubles
         self._is_answering = is_answering
 

@@ -16,9 +16,12 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.local.private_directory import PrivateDirectory
 from ckptstore.storage.scope import Scope
 from ckptstore.storage.values import GetResult
+from ckptstore.types import ByteRange
 from ckptstore.warn import warn
 
 __all__ = ["PATIENCE_S", "CachedOpener"]
+
+_FIRST_BYTE = ByteRange(0, 1)
 
 PATIENCE_S = 5.0
 """So long a storage may take to answer when the cache can answer in its place."""
@@ -100,8 +103,10 @@ class CachedOpener:
             return place.storage.get(place.key)
         patience_s = PATIENCE_S if self._is_stale_allowed else None
         try:
+            # The first byte: a large index may take longer than that.
             with Scope(patience_s, what="cannot read the index", url=place.url):
-                return place.storage.get_unless(place.key, known.version) or known
+                changed = place.storage.get_unless(place.key, known.version, _FIRST_BYTE)
+            return known if changed is None else place.storage.get(place.key)
         except TransientError as error:
             if not self._is_stale_allowed:
                 raise

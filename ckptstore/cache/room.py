@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from ckptstore.cache.copy import Copy, copies_in
+from ckptstore.cache.copy import Copy, copies_in, remains_in, remove
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.local.directory import NO_ROOM
 from ckptstore.storage.local.private_directory import PrivateDirectory
@@ -45,7 +45,13 @@ class Room:
         self._full_until_s = 0.0
 
     def has(self, size_bytes: int) -> bool:
-        """Return whether so much may be written now; makes room if there is none."""
+        """Return whether so much may be written now; makes room if there is none.
+
+        Raises
+        ------
+        OSError
+            If the directory cannot be looked at.
+        """
         with self._locks[0]:
             return self._make(size_bytes)
 
@@ -80,7 +86,10 @@ class Room:
         """Remove what is above the bound; return how many bytes were freed."""
         with self._locks[0]:
             self._allowed_bytes = 0
-            before = used = self._root.used_bytes()
+            before = self._root.used_bytes()
+            for directory in remains_in(self._root):
+                remove(directory)
+            used = self._root.used_bytes()
             oldest = self._removable()
             while used > self.max_bytes and next(oldest, None) is not None:
                 used = self._root.used_bytes()
@@ -102,13 +111,14 @@ class Room:
         self._allowed_bytes = max(size_bytes, free // _SHARE)
         return True
 
-    def _removable(self) -> Iterator[Copy]:
-        """Remove one checkpoint after the other, the one that was used least recently first; yield each."""
+    def _removable(self) -> Iterator[PrivateDirectory]:
+        """Remove one directory after the other, yield each: remains first, then what was used longest ago."""
+        yield from (directory for directory in remains_in(self._root) if remove(directory))
         copies = copies_in(self._root)
         needed = _needed(copies)
         for copy in sorted(copies, key=lambda copy: copy.used_s):
             if copy.directory.path not in needed and copy.remove():
-                yield copy
+                yield copy.directory
 
 
 def _needed(copies: list[Copy]) -> set[str]:

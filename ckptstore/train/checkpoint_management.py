@@ -121,12 +121,14 @@ def latest_checkpoint(
     directory = locate(checkpoint_dir, storage_options)
     copies = as_cache(cache)
     is_known = copies is not None and copies.last_seen.knows(directory, latest_filename)
-    patience_s = PATIENCE_S if is_known else None
     try:
-        with Scope(patience_s, what="cannot find the latest checkpoint", url=directory.url):
-            found = find_latest(
-                directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
-            )
+        if is_known:
+            # One request shows whether the storage is there; the others may take their time.
+            with Scope(PATIENCE_S, what="cannot find the latest checkpoint", url=directory.url):
+                read_state(record_location(directory, latest_filename))
+        found = find_latest(
+            directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
+        )
     except UsageError:
         check_is_directory(directory)
         raise

@@ -9,6 +9,8 @@ import hashlib
 import multiprocessing
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -224,3 +226,21 @@ def test_a_process_that_is_frozen_with_a_lock_does_not_stop_the_others(
         assert holder.acquire(1)
         monkeypatch.setattr(fetching, "_PATIENCE_S", 0.1)
         assert digest_of(dict(checkpoint)) == digest_of(values)
+
+
+def test_a_cached_checkpoint_is_opened_without_the_client_of_the_store(
+    minio: S3Server, tmp_path: Path
+) -> None:
+    with ck.Saver() as saver:
+        url = f"s3://{minio.make_bucket()}/run/model"
+        prefix = saver.save({"w": np.arange(9.0)}, url, storage_options=minio.options)
+    program = (
+        "import sys, ckptstore\n"
+        f"cache = ckptstore.Cache({str(tmp_path)!r}, max_bytes=1 << 30)\n"
+        f"with ckptstore.open_checkpoint({prefix!r}, cache=cache) as checkpoint:\n"
+        "    assert checkpoint['w'].sum() == 36\n"
+        "assert not {'s3fs', 'botocore', 'fsspec'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, **minio.environment}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=60)

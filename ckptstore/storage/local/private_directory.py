@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -154,7 +155,8 @@ class PrivateDirectory:
         """Set the time of a file, which is made if it is missing, to now."""
         fd = os.open(self.at(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.utime(fd)
+            # Not the kernel's own idea of now, which stands still for some milliseconds.
+            os.utime(fd, ns=(time.time_ns(), time.time_ns()))
         finally:
             os.close(fd)
 
@@ -166,12 +168,14 @@ class PrivateDirectory:
             return 0.0
 
     def remove(self, *, last: str) -> None:
-        """Remove it and its files, `last` after the others; what is missing counts as removed."""
+        """Remove its files, `last` after the others; then it, and the one above, if they are empty."""
         for name in sorted(self.names(), key=lambda name: name == last):
             with suppress(FileNotFoundError):
                 os.unlink(self.at(name))
-        with suppress(FileNotFoundError):
+        # Somebody may have begun to use it again, and the one above it holds others.
+        with suppress(OSError):
             os.rmdir(self.path)
+            os.rmdir(os.path.dirname(self.path))
 
 
 def _head(text: bytes) -> bytes:

@@ -26,6 +26,8 @@ class SparseFile:
     ----------
     path : str
         Made if it is missing, for its owner alone.
+    flags : int
+        Of `os.open`.
 
     Raises
     ------
@@ -39,12 +41,23 @@ class SparseFile:
 
     _fd = -1
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    def __init__(self, path: str, flags: int = os.O_RDWR | os.O_CREAT) -> None:
+        self._fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+    @classmethod
+    def existing(cls, path: str) -> SparseFile:
+        """Open a file to read it.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is missing.
+        """
+        return cls(path, os.O_RDONLY)
 
     @classmethod
     def without_name(cls, path: str) -> SparseFile:

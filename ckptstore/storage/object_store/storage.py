@@ -121,7 +121,7 @@ class ObjectStorage(
     @property
     def server(self) -> str:
         try:
-            return self.transport.endpoint
+            return self.transport.server
         except Fault as fault:
             raise error_of(fault, "cannot find out where the server is", self.url_of("")) from None
 

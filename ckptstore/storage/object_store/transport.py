@@ -321,6 +321,11 @@ class Transport(ABC):
     def endpoint(self) -> str:
         """Where requests go, for messages and as the identity of the server; never holds a secret."""
 
+    @property
+    def server(self) -> str:
+        """The identity of the server, for who only reads: the endpoint, or what costs less to find out."""
+        return self.endpoint
+
     def renew(self, options: Mapping[str, Any]) -> None:
         """Use the credentials in `options` from now on; all other options are those of this transport.
 

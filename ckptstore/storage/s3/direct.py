@@ -225,6 +225,14 @@ class S3Direct:
             self._templates[kind, bucket] = template
         return template
 
+    def plain_server(self) -> str | None:
+        """Return which server reads go to, without the client; None if only the client can say."""
+        if self._plain is None:
+            self._plain = plain_access(self._client.options)
+        if isinstance(self._plain, Refused):
+            return None
+        return self._client.redact(self._plain.endpoint) or f"Amazon {self._plain.region}"
+
     def _plain_template(self, kind: str, bucket: str) -> Template | Refused:
         if kind not in _READS:
             return Refused("it writes")

@@ -104,6 +104,10 @@ class S3Transport(Transport):
     def endpoint(self) -> str:
         return self._client.endpoint(Attempts(RetryPolicy(), RetryBudget()))
 
+    @property
+    def server(self) -> str:
+        return self._direct.plain_server() or self.endpoint
+
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         head = HttpRequest("HEAD", object_target(object_name.name), {"x-amz-checksum-mode": "ENABLED"})
         with suppress(NotDirect):

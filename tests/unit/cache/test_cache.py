@@ -446,6 +446,16 @@ class TestBound:
         assert cache.contents() == []
         assert used_bytes(tmp_path / "cache") < 1 << 16
 
+    def test_what_a_killed_process_left_is_removed(
+        self, cache: ck.Cache, prefix: str, tmp_path: Path
+    ) -> None:
+        read_all(prefix, cache)
+        (origin,) = (tmp_path / "cache").rglob("origin")
+        origin.unlink()
+        assert cache.contents() == []
+        assert cache.trim() > 0
+        assert not [*(tmp_path / "cache").rglob("*.data-*")]
+
 
 def used_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
