@@ -15,7 +15,6 @@ import re
 from dataclasses import dataclass
 
 from ckptstore.errors import FormatError, UsageError
-from ckptstore.format.protos import descriptor_pool, message_class, parse_reason
 
 __all__ = ["CheckpointState", "as_utf8", "format_state", "parse_state"]
 
@@ -101,8 +100,6 @@ def parse_state(data: bytes, *, source: str) -> CheckpointState:
         If the file is empty, is not UTF-8, is not the text form of a ``CheckpointState`` (an unknown field
         included), or names no latest checkpoint: one message each.
     """
-    from google.protobuf import text_format
-
     if not data.strip():
         raise FormatError("the record is empty", url=source, hint=_HINT)
     try:
@@ -114,6 +111,11 @@ def parse_state(data: bytes, *, source: str) -> CheckpointState:
     plain = _parse_plain(text)
     if plain is not None:
         return plain
+    # On use: it takes a tenth of a second to load.
+    from google.protobuf import text_format
+
+    from ckptstore.format.protos import descriptor_pool, message_class, parse_reason
+
     state = message_class("CheckpointState")()
     try:
         # Merge, as TensorFlow: of a field that stands twice the last one counts.

@@ -11,8 +11,6 @@ import numpy.typing as npt
 from ckptstore.bundle.read.box_plan import PieceCounts
 from ckptstore.bundle.read.open_bundle import BundleReader
 from ckptstore.bundle.read.restore import OnlyChanged, restore_into
-from ckptstore.bundle.write.item_bytes import entry_crc32c
-from ckptstore.bundle.write.plan import WriteItem
 from ckptstore.errors import UsageError
 from ckptstore.format.crc32c import mask
 from ckptstore.transfer.transfer import Transfer
@@ -90,6 +88,10 @@ def only_changed_if(wanted: bool) -> OnlyChanged | None:
 
 
 def _stored_checksum(array: npt.NDArray[Any], dtype: DType) -> int:
+    # On use: other reads write nothing, not even for a comparison.
+    from ckptstore.bundle.write.item_bytes import entry_crc32c
+    from ckptstore.bundle.write.plan import WriteItem
+
     return mask(entry_crc32c(WriteItem("", dtype, array.shape, None, array.shape, array.nbytes, array)))
 
 

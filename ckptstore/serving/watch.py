@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import platform
@@ -234,6 +233,9 @@ class Watcher:
         return self
 
     async def __anext__(self) -> Step:
+        # On use: who does not wait for it has no loop.
+        import asyncio
+
         while True:
             # A step is taken here and not in the thread: one that nobody awaits any more would lose it.
             await asyncio.to_thread(lambda: self._advance(time.monotonic() + _ASYNC_WAIT_S))

@@ -7,16 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.cache.cache import Cache, as_cache
 from ckptstore.cache.opening import PATIENCE_S
-from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
 from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
 from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
-from ckptstore.distributed.agreement import Agreement
-from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import (
     AccessError,
     CkptStoreWarning,
@@ -28,13 +26,16 @@ from ckptstore.errors import (
 from ckptstore.format.naming import index_name
 from ckptstore.format.record import CheckpointState
 from ckptstore.format.record_facts import Record
-from ckptstore.serving.watch import Watcher, watch
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.retry import pause
 from ckptstore.storage.scope import Scope
 from ckptstore.types import Options, PathText
 from ckptstore.warn import warn
+
+if TYPE_CHECKING:
+    from ckptstore.distributed.coordinator import Coordinator
+    from ckptstore.serving.watch import Watcher
 
 __all__ = [
     "CheckpointState",
@@ -102,6 +103,7 @@ def latest_checkpoint(
         If the chief does not answer.
     """
     if coordinator is not None:
+        from ckptstore.distributed.agreement import Agreement
 
         def answer() -> dict[str, str | None]:
             return {
@@ -383,6 +385,8 @@ def remove_checkpoint(
         raise UsageError(
             "there is no such checkpoint format", expected="1 or 2", actual=checkpoint_format_version
         )
+    from ckptstore.directory.collect import remove_checkpoint_files, remove_v1_files
+
     prefix = locate(checkpoint_prefix, storage_options)
     if checkpoint_format_version == 1:
         remove_v1_files(prefix.parent, prefix.name, meta_graph_suffix)
@@ -431,6 +435,8 @@ def wait_for_new_checkpoint(
     --------
     watch : the same for hosts that serve
     """
+    from ckptstore.serving.watch import watch
+
     watcher = watch(checkpoint_dir, storage_options=storage_options)
     return _wait_for_another(watcher, last_checkpoint, seconds_to_sleep, timeout)
 
@@ -486,6 +492,8 @@ def checkpoints_iterator(
     AccessError, TransientError, UsageError
         As `wait_for_new_checkpoint`.
     """
+    from ckptstore.serving.watch import watch
+
     path: str | None = None
     watcher = watch(checkpoint_dir, storage_options=storage_options)
     while True:

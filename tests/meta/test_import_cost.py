@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import ckptstore as ck
 from tests.meta.source import ROOT
 
 HEAVY = (
@@ -68,3 +75,77 @@ def test_import_starts_no_thread_and_leaves_the_environment_alone():
         "import ckptstore\n"
         f"assert before == ({look})"
     )
+
+
+class _Objects(BaseHTTPRequestHandler):
+    """An object store that can only be read; its objects are the files of a directory."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+
+    def do_HEAD(self) -> None:
+        self._answer(is_head=True)
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self, *, is_head: bool = False) -> None:
+        path = self.root / self.path.rpartition("/")[2]
+        if "?" in self.path or not path.is_file():
+            body, status, content_range = b"<Error><Code>NoSuchKey</Code></Error>", 404, ""
+        else:
+            whole = path.read_bytes()
+            start, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+            if not start:  # the end of it
+                start, last = str(max(0, len(whole) - int(last))), ""
+            body = whole[int(start) : int(last) + 1 if last else None]
+            status = 206 if "Range" in self.headers else 200
+            content_range = f"bytes {start}-{int(start) + len(body) - 1}/{len(whole)}"
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", self.date_time_string())
+        self.send_header("Content-Length", str(len(body)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def _object_store(root: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Objects,), {"root": root}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_reader_of_s3_loads_no_client_no_protobuf_and_nothing_of_writers(tmp_path: Path) -> None:
+    ck.Saver().save({"w": np.arange(5.0)}, f"{tmp_path}/model", global_step=3)
+    with _object_store(tmp_path) as url:
+        options = {"endpoint_url": url, "key": "k", "secret": "s"}
+        loaded = _loaded_after(
+            "import ckptstore as ck\n"
+            f"options = {options}\n"
+            "prefix = ck.latest_checkpoint('s3://bucket/run', storage_options=options)\n"
+            "with ck.open_checkpoint(prefix, storage_options=options) as checkpoint:\n"
+            "    assert checkpoint['w'].tolist() == [0, 1, 2, 3, 4]"
+        )
+    heavy = {*HEAVY, "aiohttp", "asyncio", "concurrent.futures", "requests", "xml.sax"}
+    assert sorted(loaded.intersection(heavy - {"numpy", "ml_dtypes", "google_crc32c"})) == []
+    rooms = ("bundle.write", "saving", "distributed", "directory.collect", "directory.publish", "graph")
+    modules = ("conditional_write", "deletes", "diagnosis", "probe", "upload")
+    unwanted = [
+        *(f"ckptstore.{room}" for room in rooms),
+        *(f"ckptstore.storage.object_store.{module}" for module in modules),
+        *(f"ckptstore.storage.s3.{module}" for module in ("multipart", "s3fs_client", "http_session")),
+    ]
+    assert [name for name in sorted(loaded) if name.startswith(tuple(unwanted))] == []

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ckptstore.errors import UsageError
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import ConditionalWrite
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.probe import Verdicts, capabilities_of, verdicts_for, verdicts_known
 from ckptstore.storage.object_store.recent_versions import RecentVersions
 from ckptstore.storage.object_store.transport import (
     ObjectName,
@@ -28,6 +25,12 @@ from ckptstore.storage.object_store.transport import (
 )
 from ckptstore.storage.prefix_names import object_name_problem
 from ckptstore.storage.values import Capabilities, ObjectInfo, PutOutcome
+
+# What only writers need is imported where it is used: readers start without it.
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ckptstore.storage.object_store.probe import Verdicts
 
 __all__ = ["ObjectService"]
 
@@ -127,6 +130,8 @@ class ObjectService:
         CkptStoreError
             If the server cannot be asked; `url` stands in the message instead of the object's own.
         """
+        from ckptstore.storage.object_store.probe import verdicts_for
+
         try:
             found = verdicts_for(self.transport, object_name, self.new_attempts())
         except Fault as fault:
@@ -140,6 +145,8 @@ class ObjectService:
         """What holds in all buckets probed so far; before the first probe, what the service documents."""
         found = self.transport.nominal
         for bucket in sorted(self._buckets):
+            from ckptstore.storage.object_store.probe import capabilities_of, verdicts_known
+
             found = capabilities_of(found, verdicts_known(self.transport, bucket))
         return found
 
@@ -176,6 +183,8 @@ class ObjectService:
 
     def proves_checksums(self, target: ObjectName) -> bool:
         """Return whether the server refuses bytes that do not have the checksum sent with them."""
+        from ckptstore.storage.object_store.probe import capabilities_of
+
         return capabilities_of(self.transport.nominal, self.verdicts(target)).checksum_proved_by_store
 
     def is_honoured(self, request: PutRequest) -> bool:
@@ -197,6 +206,8 @@ class ObjectService:
         doubts_repeats: bool = False,
     ) -> PutOutcome:
         """Write an object by calls of `send`, under its condition; see `ConditionalWrite`."""
+        from ckptstore.storage.object_store.conditional_write import ConditionalWrite
+
         is_honoured = self.is_honoured(request)
         self.recent.forget(request.target.key)
         url = self.url_of(request.target.key)
@@ -218,6 +229,8 @@ class ObjectService:
 
     def background(self) -> ThreadPoolExecutor:
         """Return the threads for work that no caller waits for."""
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._locks[0]:
             if self._pool is None or self._pool[0] != os.getpid():
                 pool = ThreadPoolExecutor(_BACKGROUND_THREADS, thread_name_prefix="ckptstore-tidy")

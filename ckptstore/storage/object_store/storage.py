@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,13 +31,9 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.checks import byte_view, check_pin
 from ckptstore.storage.finding import Finding
 from ckptstore.storage.object_store.attempts import Attempts, RetryPolicy
-from ckptstore.storage.object_store.conditional_write import is_of_upload, new_upload_id, new_write_id
-from ckptstore.storage.object_store.deletes import ObjectDeleter
-from ckptstore.storage.object_store.diagnosis import diagnose_objects
 from ckptstore.storage.object_store.errors import error_of
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.listing import all_pages
-from ckptstore.storage.object_store.probe import capabilities_of
 from ckptstore.storage.object_store.reads import ObjectReader
 from ckptstore.storage.object_store.service import ObjectService
 from ckptstore.storage.object_store.transport import (
@@ -48,12 +44,14 @@ from ckptstore.storage.object_store.transport import (
     PutResult,
     Transport,
 )
-from ckptstore.storage.object_store.upload import ObjectUpload
-from ckptstore.storage.upload import Upload
 from ckptstore.storage.values import Capabilities, GetResult, ObjectInfo, PutOutcome, SuffixRange
 from ckptstore.types import ByteRange
 
+# What only writers need is imported where it is used: readers start without it.
 if TYPE_CHECKING:
+    from ckptstore.storage.object_store.deletes import ObjectDeleter
+    from ckptstore.storage.object_store.upload import ObjectUpload
+    from ckptstore.storage.upload import Upload
     from ckptstore.storage.values import Buffer
 
 __all__ = ["ObjectStorage"]
@@ -91,7 +89,12 @@ class ObjectStorage(
         self.transport = transport
         self.service = service or ObjectService(transport, policy)
         self._uploads: weakref.WeakSet[ObjectUpload] = weakref.WeakSet()
-        self._deleter = ObjectDeleter(self.service)
+
+    @cached_property
+    def _deleter(self) -> ObjectDeleter:
+        from ckptstore.storage.object_store.deletes import ObjectDeleter
+
+        return ObjectDeleter(self.service)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.transport.scheme}://>"
@@ -112,6 +115,8 @@ class ObjectStorage(
 
     def probe(self, key: str) -> Capabilities:
         """Find out what the server of `key` really does: six requests, once for each bucket."""
+        from ckptstore.storage.object_store.probe import capabilities_of
+
         verdicts = self.service.verdicts(self.service.object_name(key))
         return capabilities_of(self.transport.nominal, verdicts)
 
@@ -163,12 +168,16 @@ class ObjectStorage(
         return self._put(key, data, Precondition(version))
 
     def _put(self, key: str, data: Buffer, precondition: Precondition) -> PutOutcome:
+        from ckptstore.storage.object_store.conditional_write import new_write_id
+
         target = self.service.object_name(key)
         view = byte_view(data)
         request = PutRequest(target, new_write_id(), precondition, len(view), crc32c(view))
         return self.service.put(request, (view,))
 
     def copy_from(self, source_key: str, target_key: str, version: str) -> PutOutcome | None:
+        from ckptstore.storage.object_store.conditional_write import new_upload_id
+
         target = self.service.object_name(target_key)
         found = self.head(source_key)
         check_pin(version, found.version, self.url_of(source_key))
@@ -190,12 +199,16 @@ class ObjectStorage(
             return None
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
+        from ckptstore.storage.object_store.upload import ObjectUpload
+
         target = self.service.object_name(key)
         upload = ObjectUpload(self.service, target, size_bytes, when_over=self._uploads.discard)
         self._uploads.add(upload)
         return upload
 
     def is_upload(self, key: str) -> bool:
+        from ckptstore.storage.object_store.conditional_write import is_of_upload
+
         return is_of_upload(self.head(key).write_id, self.service.object_name(key))
 
     def delete_if(self, key: str, version: str) -> bool:
@@ -214,6 +227,8 @@ class ObjectStorage(
         return self._deleter.stale_uploads(prefix, min_age_s)
 
     def diagnose(self, directory_key: str, *, read_only: bool = False) -> Sequence[Finding]:
+        from ckptstore.storage.object_store.diagnosis import diagnose_objects
+
         return list(diagnose_objects(self.service, directory_key, read_only=read_only))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -37,7 +37,6 @@ from ckptstore.storage.s3.answers import info_of, page_of
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
-from ckptstore.storage.s3.multipart import MultipartUpload, begin_multipart, copy_in_parts
 from ckptstore.storage.s3.refusals import fault_of_code
 from ckptstore.storage.s3.sent_body import SentBody
 from ckptstore.storage.values import Capabilities, ObjectInfo
@@ -207,6 +206,8 @@ class S3Transport(Transport):
         return PutResult(etag_of(answer), whole_crc32c(answer), is_repeated(answer))
 
     def copy(self, request: PutRequest, source: ObjectInfo, attempts: Attempts) -> PutResult:
+        from ckptstore.storage.s3.multipart import copy_in_parts
+
         return copy_in_parts(self._client, self._direct, request, source, attempts)
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
@@ -260,6 +261,9 @@ class S3Transport(Transport):
         return Page(objects, following, len(answer.get("CommonPrefixes", ())))
 
     def begin(self, request: PutRequest, attempts: Attempts) -> UploadSession:
+        # On use, as the client itself: readers start without them.
+        from ckptstore.storage.s3.multipart import begin_multipart
+
         session, self._checksum_mode = begin_multipart(
             self._client, self._direct, request, self._checksum_mode, attempts
         )
@@ -319,6 +323,8 @@ class S3Transport(Transport):
             guard.check(marker["PartNumberMarker"], is_empty=not answer.get("Parts"))
 
     def abort_upload(self, object_name: ObjectName, upload_id: str, attempts: Attempts) -> None:
+        from ckptstore.storage.s3.multipart import MultipartUpload
+
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
 
 

@@ -198,6 +198,42 @@ def test_the_fast_way_and_protobuf_read_the_same(latest, paths, times, preserved
     assert found.last_preserved_timestamp == message.last_preserved_timestamp
 
 
+_LINES = st.sampled_from(
+    [
+        *('model_checkpoint_path: "model-1"', "model_checkpoint_path: 'm'", 'model_checkpoint_path: ""'),
+        *('all_model_checkpoint_paths: "a"', 'all_model_checkpoint_paths: "b" # x', "# a line", "", " "),
+        *("all_model_checkpoint_timestamps: 1.5", "all_model_checkpoint_timestamps: 1e3", "no field"),
+        *("last_preserved_timestamp: 2.25", "last_preserved_timestamp: -0.0", "last_preserved_timestamp: 7"),
+        *("last_preserved_timestamp: inf", 'model_checkpoint_path: "a\\tb"', 'unknown: "x"'),
+    ]
+)
+_CUTS = st.lists(st.tuples(st.integers(0, 120), st.sampled_from(["", "\n", '"', " ", "#", "0", "e", ":"])))
+
+
+@given(st.lists(_LINES, max_size=7), _CUTS, st.booleans())
+def test_a_mangled_record_is_read_as_protobuf_reads_it(lines, cuts, ends):
+    from google.protobuf import text_format
+
+    text = "\n".join(lines) + "\n" * ends
+    for position, put in cuts[:2]:
+        text = text[:position] + put + text[position + 1 :]
+    message = message_class("CheckpointState")()
+    try:
+        text_format.Merge(text, message)
+        is_good = bool(message.model_checkpoint_path)
+    except (text_format.ParseError, ValueError):
+        is_good = False
+    if not is_good:
+        with pytest.raises(FormatError):
+            parse(text.encode())
+        return
+    found = parse(text.encode())
+    assert found.model_checkpoint_path == message.model_checkpoint_path
+    assert found.all_model_checkpoint_paths == tuple(message.all_model_checkpoint_paths)
+    assert found.all_model_checkpoint_timestamps == tuple(message.all_model_checkpoint_timestamps)
+    assert repr(found.last_preserved_timestamp) == repr(message.last_preserved_timestamp)
+
+
 def test_a_plain_record_is_read_without_protobuf(monkeypatch):
     names = [f"model-{step}" for step in range(10_000)]
     state = CheckpointState(names[-1], tuple(names), tuple(map(float, range(10_000))), 12.5)
@@ -206,5 +242,5 @@ def test_a_plain_record_is_read_without_protobuf(monkeypatch):
     def refuse(name):
         raise AssertionError(name)
 
-    monkeypatch.setattr("ckptstore.format.record.message_class", refuse)
+    monkeypatch.setattr("ckptstore.format.protos.message_class", refuse)
     assert parse(b"# ckptstore 1\n" + data) == state
