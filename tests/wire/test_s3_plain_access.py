@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +16,19 @@ import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, DEFAULT_S3_CONFIG_VARS
 from botocore.httpsession import get_cert_path
 
-from ckptstore.errors import AccessError, UsageError
+from ckptstore.errors import AccessError, DeadlineError, UsageError
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.client_settings import CONFIG_KWARGS
 from ckptstore.storage.s3.direct import S3Direct
-from ckptstore.storage.s3.plain_access import PlainAccess, Refused, plain_access
+from ckptstore.storage.s3.plain_access import PlainAccess, Refused, RoleOf, plain_access
 from ckptstore.storage.s3.settings import ADDITIONAL_KWARGS, CLIENT_KWARGS
 from ckptstore.storage.s3.transport import S3Transport
+from ckptstore.storage.scope import Scope
 from tests.servers.fault_proxy import FaultProxy, Request
+from tests.servers.peer import PATIENCE_S, Conversation, running
 from tests.servers.s3 import S3Server
 
 _KEYS = {"key": "AKIDPLAIN", "secret": "s3cr3t-of-options"}
@@ -149,9 +154,6 @@ def _file(text: str) -> dict[str, Any]:
 
 UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
     "a section s3": (_file("s3 =\n  addressing_style = virtual"), "s3 is set in a profile"),
-    "a role": (_file("role_arn = arn:aws:iam::1:role/x\nsource_profile = default"), "role_arn"),
-    "sso": (_file("sso_session = x"), "sso_session"),
-    "a process": (_file("credential_process = x"), "credential_process"),
     "fips in a file": (_file("use_fips_endpoint = true"), "use_fips_endpoint"),
     "services": (_file("services = mine"), "services"),
     "the default twice": (_file("[profile default]\nregion = x"), "twice"),
@@ -159,22 +161,7 @@ UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
     "a broken file": (_file("no value"), "cannot be read"),
     "no such profile": ({"options": {"profile": "none", **_KEYS, **_PLACE}}, "profile"),
     "a proxy": ({"options": _KEYS | _PLACE, "environment": {"HTTP_PROXY": "http://p.example"}}, "proxy"),
-    "keys that are renewed": (
-        {
-            "options": _PLACE,
-            "environment": _VARIABLES | {"AWS_CREDENTIAL_EXPIRATION": "2030-01-01T00:00Z"},
-        },
-        "renewed",
-    ),
-    "a web identity": (
-        {
-            "options": _PLACE,
-            "environment": {"AWS_WEB_IDENTITY_TOKEN_FILE": "/x", "AWS_ROLE_ARN": "x"},
-            "credentials": _FILE,
-        },
-        "role",
-    ),
-    "nobody": ({"options": _PLACE}, "static"),
+    "a password of the moment": (_file("role_arn = x\nmfa_serial = y"), "mfa_serial"),
     "half of the keys": ({"options": _PLACE | {"key": "k"}}, "part"),
     "half of a file": ({"options": _PLACE, "credentials": _FILE.rpartition("aws_secret")[0]}, "part"),
     "two sets of keys": ({"options": _KEYS | _PLACE | {"client_kwargs": {"aws_access_key_id": "k"}}}, "too"),
@@ -227,6 +214,32 @@ def test_what_is_not_plain_is_left_to_the_client(name: str, monkeypatch: pytest.
         assert reason in access.reason
         for secret in ("s3cr3t", "AKID", "u:p@"):
             assert secret not in access.reason
+
+
+ROLES: dict[str, dict[str, Any]] = {
+    "a role": _file("role_arn = arn:aws:iam::1:role/x\nsource_profile = default"),
+    "sso": _file("sso_session = x\nsso_account_id = 1\nsso_role_name = y"),
+    "a process": _file("credential_process = x"),
+    "keys that are renewed": {
+        "options": _PLACE,
+        "environment": _VARIABLES | {"AWS_CREDENTIAL_EXPIRATION": "2030-01-01T00:00Z"},
+    },
+    "a web identity": {
+        "options": _PLACE,
+        "environment": {"AWS_WEB_IDENTITY_TOKEN_FILE": "/x", "AWS_ROLE_ARN": "x"},
+        "credentials": _FILE,
+    },
+    "nobody": {"options": _PLACE},
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_keys_of_a_role_are_left_to_the_session_of_botocore(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = plain_access(set_up(ROLES[name], monkeypatch))
+    assert isinstance(access, PlainAccess), access
+    assert isinstance(access.keys, RoleOf)
 
 
 def test_every_name_that_is_not_known_here_is_left_to_the_client() -> None:
@@ -370,6 +383,91 @@ def test_who_is_not_understood_lets_the_client_ask(
         path = storage.transport.read_path(bucket)
         assert path is not None
         assert (path.is_direct, str(code) in path.reason or read == "head") == (False, True)
+
+
+class _Giver:
+    """Gives the keys of a role, as the agent of a container does."""
+
+    def __init__(self, server: S3Server, life_s: float) -> None:
+        self.asked = 0
+        self.life_s = life_s
+        self.answers = True
+        self._server = server
+
+    def serve(self, talk: Conversation) -> None:
+        talk.take()
+        self.asked += 1
+        if not self.answers:
+            talk.answer(b"{}", "500 Not Now", "Connection: close\n")
+            return
+        keys = self._server.user_with(["*"], "*")
+        ends = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=self.life_s)
+        given = {
+            "AccessKeyId": keys["key"],
+            "SecretAccessKey": keys["secret"],
+            "Token": keys["token"],
+            "Expiration": ends.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        talk.answer(json.dumps(given).encode(), "200 OK", "Connection: close\n")
+
+
+def test_the_keys_of_a_role_are_used_and_renewed_without_the_client(
+    minio: S3Server, proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver = _Giver(minio, 3600.0)
+    with running(giver.serve) as peer:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{peer.port}/")
+        storage = storage_for({"endpoint_url": proxy.url})
+        reads(storage, bucket)
+        assert giver.asked == 1
+        # Within the quarter of an hour before the end they are renewed, every time; also those just found.
+        giver.life_s = 60.0
+        storage = storage_for({"endpoint_url": proxy.url})
+        storage.head(f"{bucket}/run/x")
+        storage.head(f"{bucket}/run/x")
+        assert giver.asked == 4
+    assert not any(map(by_client, proxy.requests))
+    tokens = {request.headers.get("X-Amz-Security-Token") for request in proxy.requests}
+    assert len(tokens) == 3
+    path = storage.transport.read_path(bucket)
+    assert path is not None
+    assert path.is_direct
+    assert "botocore" in path.reason
+    shown = f"{storage!r} {path!r} {vars(vars(storage.transport)['_direct'])!r}"
+    for token in tokens:
+        assert token
+        assert token not in shown
+
+
+def test_a_role_that_is_not_given_is_asked_for_by_the_client_which_says_so(
+    minio: S3Server, proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    storage = storage_for({"endpoint_url": proxy.url})
+    with pytest.raises(AccessError, match="credentials"):
+        storage.get(f"{bucket}/run/x")
+    path = storage.transport.read_path(bucket)
+    assert path is not None
+    assert not path.is_direct
+    assert "no credentials" in path.reason
+    assert proxy.requests == []
+
+
+def test_who_gives_no_keys_does_not_hold_up_the_deadline(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+
+    def hold(talk: Conversation) -> None:
+        talk.take()
+        held.wait(PATIENCE_S)
+
+    with running(hold) as peer:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{peer.port}/")
+        storage = storage_for(_PLACE)
+        with pytest.raises(DeadlineError), Scope(0.3):
+            storage.get(f"{bucket}/run/x")
+        held.set()
 
 
 def test_who_may_not_is_told_so_at_once(minio: S3Server, proxy: FaultProxy, bucket: str) -> None:

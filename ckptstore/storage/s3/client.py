@@ -111,10 +111,12 @@ class S3Client:
         return self._open().blueprint(kind, bucket, attempts)
 
     def current_keys(self, credentials: Any, attempts: Attempts) -> SessionKeys:
-        """Return the keys of a blueprint's `credentials`, renewed if it is time.
+        """Return the keys of a blueprint's `credentials`, or of `RoleKeys`, renewed if it is time.
 
         Raises
         ------
+        NoKeysError
+            If they are those of a role, and cannot be found.
         Fault
             If they cannot be renewed.
         """
@@ -122,6 +124,9 @@ class S3Client:
             return self.keys.newest
         if isinstance(credentials, SessionKeys):
             return credentials
+        if hasattr(credentials, "current"):
+            keys: SessionKeys = credentials.current(attempts)
+            return keys
         return self._open().current_keys(credentials, attempts)
 
     def endpoint(self, attempts: Attempts) -> str:

@@ -13,10 +13,11 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
+from ckptstore.storage.credentials import SessionKeys
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import DataPath
@@ -24,12 +25,16 @@ from ckptstore.storage.redact import Redactor
 from ckptstore.storage.s3.answers import parsed_refusal
 from ckptstore.storage.s3.blueprint import Blueprint
 from ckptstore.storage.s3.client import S3Client
-from ckptstore.storage.s3.plain_access import PlainAccess, Refused, plain_access
+from ckptstore.storage.s3.plain_access import PlainAccess, Refused, RoleOf, plain_access
 from ckptstore.storage.s3.refusals import fault_of_response
+from ckptstore.storage.s3.renewed_keys import NoKeysError
 from ckptstore.storage.s3.signature import signed_headers
 from ckptstore.storage.url import check_not_in_the_clear
 from ckptstore.storage.wire.connections import Server, Servers
 from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, exchange
+
+if TYPE_CHECKING:
+    from ckptstore.storage.s3.role_keys import RoleKeys
 
 __all__ = ["NotDirect", "S3Direct", "Template", "object_target", "tls_context"]
 
@@ -75,7 +80,7 @@ class Template:
     region : str
         Empty: anonymous.
     credentials : object
-        `SessionKeys`, or what the client calls so.
+        `SessionKeys`, `RoleKeys`, or what the client calls so.
     is_plain : bool
         Whether the client has no part in it.
     """
@@ -110,6 +115,7 @@ class S3Direct:
         self._redirects: dict[str, int] = {}
         self._plain: PlainAccess | Refused | None = None
         self._not_plain: dict[str, Refused] = {}
+        self._role: RoleKeys | None = None
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         """Return how bulk bytes travel; see `Transport.data_path`."""
@@ -158,7 +164,12 @@ class S3Direct:
         template = self._template(kind, bucket, attempts) if self._is_wanted else Refused("")
         if isinstance(template, Refused):
             raise NotDirect
-        reply = exchange(template.server, self._signed(template, request, attempts), attempts, accept)
+        try:
+            signed = self._signed(template, request, attempts)
+        except NoKeysError as error:
+            self._leave_to_client(bucket, str(error))
+            raise NotDirect from None
+        reply = exchange(template.server, signed, attempts, accept)
         self._client.note_answer(reply.headers.get("Date"), reply.headers.get("Server"))
         if reply.status in (200, 206) or (request.method == "PUT" and 200 <= reply.status < 300):
             return reply
@@ -168,9 +179,11 @@ class S3Direct:
         if reply.status < 300:
             return Fault(Kind.GARBLED, f"the answer has status {reply.status}")
         keys = template.credentials
+        if template.is_plain and not isinstance(keys, SessionKeys | None):
+            keys = keys.known
         redact = self._client.redact
         if template.is_plain and keys is not None:
-            # Keys of the environment or of a file are in no option.
+            # Keys of the environment, of a file or of a role are in no option.
             own = Redactor(keys._asdict())
 
             def redact(text: str) -> str:
@@ -180,10 +193,8 @@ class S3Direct:
         fault = fault_of_response(parsed, redact)
         if template.is_plain and _needs_client(reply.status, fault):
             # It may know more of region and credentials, and has the word if it does not.
-            self._not_plain[bucket] = Refused(f"the server did not take a plain request ({fault.code})")
+            self._leave_to_client(bucket, f"the server did not take a plain request ({fault.code})")
             self._redirects[bucket] = int(reply.status in _REDIRECTS)
-            for key in [key for key in self._templates if key[1] == bucket]:
-                self._templates.pop(key, None)
             return NotDirect()
         if reply.status in _REDIRECTS or fault.code == "AuthorizationHeaderMalformed":
             # The client finds the region, and its next blueprint leads there.
@@ -191,6 +202,11 @@ class S3Direct:
             self._forget(bucket)
             return NotDirect()
         return fault
+
+    def _leave_to_client(self, bucket: str, reason: str) -> None:
+        self._not_plain[bucket] = Refused(reason)
+        for key in [key for key in self._templates if key[1] == bucket]:
+            self._templates.pop(key, None)
 
     def _forget(self, bucket: str) -> None:
         refusal = Refused("the server sends requests for this bucket elsewhere, again and again")
@@ -257,7 +273,17 @@ class S3Direct:
             plain.most_connections,
         )
         region = plain.region if plain.keys is not None else ""
-        return Template(server, base, plain.headers, region, plain.keys, is_plain=True)
+        return Template(server, base, plain.headers, region, self._credentials(plain.keys), is_plain=True)
+
+    def _credentials(self, keys: SessionKeys | RoleOf | None) -> Any:
+        if not isinstance(keys, RoleOf):
+            return keys
+        if self._role is None:
+            # On use: botocore's session takes a third of a second to load.
+            from ckptstore.storage.s3.role_keys import RoleKeys
+
+            self._role = RoleKeys(keys.profile)
+        return self._role
 
     def template_of(self, blueprint: Blueprint) -> Template | Refused:
         """Return how requests are made after a blueprint, or why it cannot be followed."""

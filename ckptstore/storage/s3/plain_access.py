@@ -21,13 +21,25 @@ from ckptstore.config import aws_environment, proxy_for
 from ckptstore.storage.credentials import SessionKeys
 from ckptstore.storage.s3.settings import CONFIG_DEFAULTS, PLAIN_CONFIG_KWARGS
 
-__all__ = ["PlainAccess", "Refused", "plain_access"]
+__all__ = ["PlainAccess", "Refused", "RoleOf", "plain_access"]
 
 
 class Refused(NamedTuple):
     """Why a way cannot be taken."""
 
     reason: str
+
+
+class RoleOf(NamedTuple):
+    """Keys that botocore's session finds, and renews; see `role_keys`.
+
+    Attributes
+    ----------
+    profile : str or None
+        The one that the options name.
+    """
+
+    profile: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,7 @@ class PlainAccess:
     ----------
     endpoint : str
         The root of a server that has buckets in the path; empty: Amazon's, with buckets in the name.
-    keys : SessionKeys or None
+    keys : SessionKeys, RoleOf or None
         None: anonymous.
     source : str
         Where the keys were found, for people.
@@ -50,7 +62,7 @@ class PlainAccess:
 
     endpoint: str
     region: str
-    keys: SessionKeys | None = field(repr=False)
+    keys: SessionKeys | RoleOf | None = field(repr=False)
     source: str
     headers: Mapping[str, str]
     verify: str | bool
@@ -128,6 +140,14 @@ _SETTINGS = {
     *("region", "output", "ca_bundle", "endpoint_url", "aws_access_key_id", "aws_secret_access_key"),
     *("aws_session_token", "aws_security_token", "aws_account_id", "retry_mode", "max_attempts"),
     *("sts_regional_endpoints", "cli_pager", "cli_timestamp_format", "cli_auto_prompt", "cli_history"),
+}
+
+
+# Of a profile with a role: botocore's own affair. ``mfa_serial`` is not among them: it asks a person.
+_ROLE_SETTINGS = {
+    *("role_arn", "source_profile", "credential_source", "external_id", "duration_seconds"),
+    *("role_session_name", "web_identity_token_file", "credential_process", "sso_session", "sso_start_url"),
+    *("sso_region", "sso_account_id", "sso_role_name", "sso_registration_scopes"),
 }
 
 
@@ -220,6 +240,8 @@ class _Profile:
         Whether the options name it; keys in the environment do not count then.
     settings : mapping
         Of both files.
+    has_role : bool
+        Whether the keys are those of a role, or come from a process.
     secrets : list of mapping
         In either file, the one that counts first.
     """
@@ -237,7 +259,9 @@ class _Profile:
         if name and found == [None, None]:
             raise _Unusual("the profile is not to be found")
         self.secrets = [section or {} for section in reversed(found)]
-        self.settings = _known("a profile", {**(found[0] or {}), **(found[1] or {})}, _SETTINGS)
+        merged = {**(found[0] or {}), **(found[1] or {})}
+        self.settings = _known("a profile", merged, _SETTINGS | _ROLE_SETTINGS)
+        self.has_role = not _ROLE_SETTINGS.isdisjoint(self.settings)
 
 
 def _sections(path: str) -> dict[str, dict[str, str]]:
@@ -259,7 +283,7 @@ def _keys(
     client: Mapping[str, Any],
     environment: Mapping[str, str],
     profile: _Profile,
-) -> tuple[SessionKeys | None, str]:
+) -> tuple[SessionKeys | RoleOf | None, str]:
     """Return the keys that count, and where they were found."""
     if options.get("anon"):
         return None, "anonymous"
@@ -274,7 +298,14 @@ def _keys(
         if len(known) > 1:
             raise _Unusual(f"there are two session tokens in {source}")
         return SessionKeys(key, secret, "".join(known)), source
-    raise _Unusual("the credentials are not static keys")
+    return _role(options), "found by botocore"
+
+
+def _role(options: Mapping[str, Any]) -> RoleOf:
+    profile = options.get("profile")
+    if profile is not None and not isinstance(profile, str):
+        raise _Unusual("the profile is no text")
+    return RoleOf(profile)
 
 
 def _candidates(
@@ -283,7 +314,10 @@ def _candidates(
     environment: Mapping[str, str],
     profile: _Profile,
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yield places for keys, key, secret and session tokens in each, in botocore's order."""
+    """Yield places for keys, key, secret and session tokens in each, in botocore's order.
+
+    It ends where those of a role come first.
+    """
     names = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
     own = [options.get(name) for name in ("key", "secret", "token")]
     for number, name in enumerate(("username", "password")):
@@ -300,10 +334,12 @@ def _candidates(
     if not profile.is_explicit:
         if _KEYS[0] in environment:
             if "AWS_CREDENTIAL_EXPIRATION" in environment:
-                raise _Unusual("the keys in the environment are renewed")
+                return
             yield "the environment", tuple(environment.get(name) for name in _KEYS)
         if "AWS_WEB_IDENTITY_TOKEN_FILE" in environment:
-            raise _Unusual("the credentials are those of a role")
+            return
+    if profile.has_role:
+        return
     for secrets in profile.secrets:
         yield "a file of AWS", tuple(secrets.get(name) for name in (*names, "aws_security_token"))
 

@@ -8,7 +8,11 @@ from typing import Any
 from ckptstore.storage.credentials import SessionKeys, session_keys
 from ckptstore.storage.redact import Redactor
 
-__all__ = ["RenewedKeys"]
+__all__ = ["NoKeysError", "RenewedKeys"]
+
+
+class NoKeysError(Exception):
+    """There are no keys where they were looked for; its message holds none."""
 
 
 class RenewedKeys:

@@ -1,0 +1,142 @@
+"""Keys of a role: found and renewed by botocore's session, without a client of S3 or an event loop."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import botocore.session
+from botocore.credentials import RefreshableCredentials
+
+from ckptstore.storage.credentials import SessionKeys
+from ckptstore.storage.fork_safe_locks import ForkSafeLocks
+from ckptstore.storage.latch import Latch
+from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.s3.renewed_keys import NoKeysError
+
+__all__ = ["RoleKeys"]
+
+
+class RoleKeys:
+    """What botocore's own chain finds: a web identity, a container, a machine, single sign-on, a process.
+
+    Parameters
+    ----------
+    profile : str or None
+        The one that the options name.
+
+    Threads
+    -------
+    Safe for concurrent use, and after a fork: a child asks anew.
+    """
+
+    def __init__(self, profile: str | None) -> None:
+        self._profile = profile
+        self._locks = ForkSafeLocks()
+        self._pid = 0
+        self._found: Any = None
+        self._frozen: SessionKeys | None = None
+        self._fetch: _Fetch | None = None
+
+    def __repr__(self) -> str:
+        return "RoleKeys()"
+
+    def current(self, attempts: Attempts) -> SessionKeys:
+        """Return the keys, renewed if it is time.
+
+        Raises
+        ------
+        NoKeysError
+            If there are none, or the service that gives them does not.
+        Fault
+            If that took too long, or was given up.
+        """
+        with self._locks[0]:
+            if self._pid != os.getpid():
+                # A lock inside the parent's may be held for ever.
+                self._pid, self._found, self._frozen, self._fetch = os.getpid(), None, None, None
+            if self._frozen is not None and not self._is_due():
+                return self._frozen
+            if self._fetch is None:
+                self._fetch = _Fetch(self._ask)
+            fetch = self._fetch
+        fetch.wait(attempts)
+        with self._locks[0]:
+            if self._fetch is fetch:
+                # The next question is a new one, after a failure, too.
+                self._fetch = None
+            if fetch.reason:
+                raise NoKeysError(fetch.reason)
+            self._found, self._frozen = fetch.found, fetch.keys
+            return fetch.keys
+
+    @property
+    def known(self) -> SessionKeys | None:
+        """The keys that were found last; no server is asked."""
+        return self._frozen
+
+    def _is_due(self) -> bool:
+        return isinstance(self._found, RefreshableCredentials) and self._found.refresh_needed()
+
+    def _ask(self) -> tuple[Any, SessionKeys]:
+        """Return what botocore found, and its keys; may ask a server.
+
+        Raises
+        ------
+        NoKeysError
+        """
+        found = self._found
+        if found is None:
+            found = botocore.session.Session(profile=self._profile).get_credentials()
+        if found is None:
+            raise NoKeysError("botocore finds no credentials")
+        frozen = found.get_frozen_credentials()
+        return found, SessionKeys(frozen.access_key, frozen.secret_key, frozen.token or "")
+
+
+class _Fetch:
+    """One question to whoever gives the keys, in a thread of its own: botocore has no deadline for it."""
+
+    def __init__(self, ask: Callable[[], tuple[Any, SessionKeys]]) -> None:
+        self._ask = ask
+        self.found: Any = None
+        self.keys = SessionKeys("", "", "")
+        self.reason = ""
+        self._is_over = False
+        self._waiting: list[Latch] = []
+        threading.Thread(target=self._run, name="ckptstore-credentials", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self.found, self.keys = self._ask()
+        except NoKeysError as error:
+            self.reason = str(error)
+        except Exception as error:  # noqa: BLE001 - botocore's, and those of every way to find credentials
+            # Not its text, which may hold a secret; the client shows what may be shown.
+            self.reason = f"botocore could not load the credentials ({type(error).__name__})"
+        self._is_over = True
+        for latch in list(self._waiting):
+            latch.set()
+
+    def wait(self, attempts: Attempts) -> None:
+        """Wait for the answer, as long as the attempt may.
+
+        Raises
+        ------
+        Fault
+        """
+        woken = Latch()
+        self._waiting.append(woken)
+        attempts.cancellation.watch(woken.set)
+        try:
+            if not self._is_over:
+                woken.wait(attempts.remaining_s())
+        finally:
+            attempts.cancellation.unwatch(woken.set)
+        if not self._is_over:
+            if attempts.is_cancelled:
+                raise Fault(Kind.CANCELLED, "the request was given up")
+            raise attempts.stalled()
