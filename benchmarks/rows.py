@@ -179,6 +179,15 @@ ROWS: dict[str, Row] = {
         (Target(1 / 5, ("tensorflow",)),),
         note="ckptstore and the limit verify the data; torch.load(mmap=True) and safetensors read none yet.",
     ),
+    "local-mapped-cache": Row(
+        "W, local, restore through a cache on the host that has all of it, memory-mapped",
+        "large-local",
+        "restore_mapped",
+        ("ckptstore-host-cache", OURS),
+        (OURS,),
+        (Target(1.3, (OURS,), who="ckptstore-host-cache"),),
+        note="Both verify all of it; the cache asks the storage whether the index is another one.",
+    ),
     "local-new": Row(
         "W, local, restore, page cache warm, new arrays",
         "large-local",

@@ -65,6 +65,8 @@ class Worker:
         self.contender.prepare(operation, stamp)
         if operation not in SAVES and not self.place.bucket:
             read_files(Path(self.place.root, where))
+        if operation not in SAVES:
+            self.contender.visit(where)
         if operation not in LOOKS:
             touch_memory(min(2 * self.data.nbytes, memory_bytes() // 3))
         settle()

@@ -99,6 +99,9 @@ class Contender:
     def connect(self) -> None:
         """Make the client; the warm-up lets it speak to the server."""
 
+    def visit(self, where: str) -> None:
+        """Called before a restore is measured: for what keeps something on this host."""
+
     def prepare(self, operation: str, stamp: int) -> None:
         """Have the arrays ready, in the form that the library takes, every page of them touched."""
         if operation == "async_save" and self.flat is not None and self.flat.size == self.data.elements:

@@ -96,6 +96,14 @@ CONTENDERS: dict[str, Spec] = {
     "ckptstore-promise": Spec(
         "ckptstore, snapshot=False", f"{_HERE}.ours:Ours", "bench", "ours", _OURS, {"promise": True}
     ),
+    "ckptstore-host-cache": Spec(
+        "ckptstore, Cache on the host",
+        f"{_HERE}.ours:Ours",
+        "bench",
+        "ours",
+        _OURS,
+        {"cache": True},
+    ),
     # limits
     "direct-ring": Spec(
         "limit: direct I/O, CRC32C",

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.timeout(300 + 10 * KILLS)
 
 # Forked from a process that has imported everything, once.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload([__name__, "ckptstore.storage.s3.transport", "s3fs"])
+_PROCESSES.set_forkserver_preload(
+    [__name__, "ckptstore.cache.cache", "ckptstore.reading.open_checkpoint", "ckptstore.storage.s3.transport"]
+)
 
 
 def make_values(size_bytes: int, seed: int) -> dict[str, np.ndarray]:

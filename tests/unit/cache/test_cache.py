@@ -231,6 +231,18 @@ class TestReading:
     def test_a_cache_can_be_pickled(self, prefix: str, cache: ck.Cache, values: dict[str, Any]) -> None:
         check_all(read_all(prefix, pickle.loads(pickle.dumps(cache))), values)
 
+    def test_a_complete_copy_is_a_checkpoint(
+        self, cache: ck.Cache, tmp_path: Path, values: dict[str, Any]
+    ) -> None:
+        prefix = save(values, f"{tmp_path}/store/model")
+        read_all(prefix, cache)
+        (index,) = (tmp_path / "cache").rglob("model.index")
+        copy = str(index).removesuffix(".index")
+        for suffix in (".index", ".data-00000-of-00001"):
+            assert Path(copy + suffix).read_bytes() == Path(prefix + suffix).read_bytes()
+        with ck.open_checkpoint(copy) as checkpoint:
+            check_all(dict(checkpoint), values)
+
     def test_v1_is_read_as_without_it(self, cache: ck.Cache, fixtures_dir: Path) -> None:
         path = str(fixtures_dir / "05_v1_format" / "v1.ckpt-7")
         with ck.open_checkpoint(path, cache=cache) as checkpoint, ck.open_checkpoint(path) as plain:

@@ -50,6 +50,15 @@ def test_follow(scene: dict[str, Any]) -> None:
     assert scene["weights"]["w"].tolist() == [2.0] * 9
 
 
+def test_cache(scene: dict[str, Any], tmp_path: Path) -> None:
+    scene["cache_directory"] = tmp_path / "cache"
+    exec(block("cache"), scene)
+    assert scene["weights"]["w"].tolist() == [2.0] * 9
+    with ckptstore.Live(lambda found, _: dict(found), scene["directory"], cache=tmp_path / "cache") as live:
+        assert live.wait_ready(60)
+    assert [found.prefix for found in scene["cache"].contents()] == [f"{tmp_path}/model-2"]
+
+
 def test_live(scene: dict[str, Any]) -> None:
     exec(block("live"), scene)
     assert scene["answer"] == 18.0
