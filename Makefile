@@ -46,7 +46,7 @@ FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -190,6 +190,11 @@ many-ranks: $(VENV)/.ready  ## 1 024 ranks in one process, and what the chief of
 	@echo '== many-ranks'
 	CKPTSTORE_PLAYED_RANKS=1024 $(PYTEST) tests/scale/test_many_ranks.py -q $(ARGS)
 	$(BIN)/python -m benchmarks.many_ranks
+
+# The lanes wire and races have shorter ones.
+followers: $(VENV)/.ready servers  ## a hundred killed writers, outages of a minute, large models; not part of `make test`
+	@echo '== followers'
+	CKPTSTORE_FOLLOWERS=1 $(PYTEST) tests/wire/test_followers.py tests/races/test_followers.py -q $(ARGS)
 
 # Only more of the same: the lanes have each kind of case.
 campaign: schedules histories servers  ## all that chance decides, many times as often: those two, kills and races; an hour

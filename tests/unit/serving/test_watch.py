@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import pickle
 import platform
@@ -470,6 +471,21 @@ class TestStep:
     def test_it_is_frozen(self, step: ck.Step) -> None:
         with pytest.raises(AttributeError):
             step.prefix = "other"  # type: ignore[misc]
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = ck.Saver(run="job", clock=time.time)
+    save(tmp_path, 1, saver)
+    jumps = itertools.cycle([4e9, 1.0, 2e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    watcher = ck.watch(tmp_path, every_s=FAST_S)
+    assert steps_in([watcher.next(SOON_S), watcher.next(0.2)]) == [1, None]
+    for step in (2, 3):
+        save(tmp_path, step, saver)
+        assert steps_in([watcher.next(SOON_S)]) == [step]
+    health = watcher.health()
+    assert (health.is_stale, health.failures_in_a_row) == (False, 0)
+    assert 0 <= (health.looked_s_ago or 0) < SOON_S
 
 
 def test_two_threads_share_the_steps(tmp_path: Path) -> None:
