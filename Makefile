@@ -46,7 +46,7 @@ FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo demo-serving bench bench-setup bench-quick bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -247,6 +247,10 @@ dist: $(VENV)/.ready $(VENV_DIST)/.ready  ## build sdist and wheel into dist/, i
 
 demo: $(VENV)/.ready  ## the story in the terminal, in under a minute
 	$(BIN)/python demo/run.py
+
+# In MinIO where that was built, else on the local disk.
+demo-serving: $(VENV)/.ready  ## a host that serves what a job saves, in half a minute
+	PYTHONPATH="$(CURDIR)" $(BIN)/python demo/serve.py
 
 # One environment for each family of contenders; the directory is one of them.
 BENCH_GROUPS := bench bench-clients bench-tensorflow bench-torch bench-jax

@@ -13,9 +13,10 @@ from tests.meta.source import ROOT
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_demo_comes_out_as_it_claims(tmp_path):
+@pytest.mark.parametrize("script", ["run.py", "serve.py"])
+def test_demo_comes_out_as_it_claims(tmp_path, script):
     done = subprocess.run(
-        [sys.executable, ROOT / "demo" / "run.py"],
+        [sys.executable, ROOT / "demo" / script],
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
@@ -28,12 +29,13 @@ def test_demo_comes_out_as_it_claims(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-run"]
 
 
-def test_demo_leaves_a_directory_alone_that_it_did_not_make(tmp_path):
+@pytest.mark.parametrize("script", ["run.py", "serve.py"])
+def test_demo_leaves_a_directory_alone_that_it_did_not_make(tmp_path, script):
     mine = tmp_path / "demo-run" / "precious.txt"
     mine.parent.mkdir()
     mine.write_text("keep")
     done = subprocess.run(
-        [sys.executable, ROOT / "demo" / "run.py"],
+        [sys.executable, ROOT / "demo" / script],
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},

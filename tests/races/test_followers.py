@@ -25,7 +25,7 @@ import ckptstore as ck
 from tests.meta.source import ROOT
 
 IS_LONG = bool(os.environ.get("CKPTSTORE_FOLLOWERS"))
-KILLS, LAST_SAVES = (100, 1000) if IS_LONG else (4, 15)
+KILLS, LAST_SAVES = (100, 1000) if IS_LONG else (3, 10)
 MODEL_BYTES, READS = (64 << 20, 100_000) if IS_LONG else (2 << 20, 1_000)
 SWITCHES, DAMAGED = 50, 10
 SOON_S = 300.0 if IS_LONG else 120.0
