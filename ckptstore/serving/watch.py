@@ -86,7 +86,8 @@ class Watcher:
     Threads
     -------
     Safe for concurrent use; of several threads that wait, one gets the step. `stop` may also be called in a
-    signal handler.
+    signal handler. The asynchronous iterator looks in a thread of its event loop's pool; if it is cancelled,
+    a look that is under way ends there in its own time, and what it finds is returned next.
     """
 
     def __init__(
@@ -172,8 +173,9 @@ class Watcher:
     def check(self) -> Step | None:
         """Look now, whatever is due.
 
-        In a signal handler that interrupts a look of its own thread it returns None, and `next` looks again
-        at once.
+        A request that fails is repeated as any read is: while the store is away it takes a minute or more
+        before it raises, unless `stop` ends it. In a signal handler that interrupts a look of its own thread
+        it returns None, and `next` looks again at once.
 
         Returns
         -------
