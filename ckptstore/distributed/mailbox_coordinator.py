@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -68,7 +69,9 @@ class MailboxCoordinator:
         self._lock = threading.Lock()
         self._sent: dict[str, int] = {}  # directory of a message sent by this rank → number of its parts
         self._seen: dict[str, dict[int, int]] = {}  # gathered topic → rank → number of parts
-        self._forgetting: list[EngineCall] = []
+        # What is to be deleted, topic and what `forget` knows of it; and the call that does it, one for all.
+        self._forgotten: deque[tuple[str, int | None, dict[int, int] | None]] = deque()
+        self._forgetting: EngineCall | None = None
 
     def __repr__(self) -> str:
         return f"<coordinator of rank {self.rank} of {self.size}>"
@@ -119,12 +122,12 @@ class MailboxCoordinator:
         with self._lock:
             sent = self._sent.pop(f"{self.run}/{verb}/{topic}", None)
             seen = self._seen.pop(topic, None)
-        # Nobody waits for it, but the end of the job.
-        call = EngineCall(_LINGER_S)
-        call.start(lambda: self._delete(topic, sent, seen), in_thread=self.mailbox.may_block)
-        with self._lock:
-            self._forgetting = [one for one in self._forgetting if not one.is_done]
-            self._forgetting.append(call)
+            self._forgotten.append((topic, sent, seen))
+            if self._forgetting is not None and not self._forgetting.is_done:
+                return
+            # Nobody waits for it, but the end of the job.
+            call = self._forgetting = EngineCall(_LINGER_S)
+        call.start(self._delete_forgotten, in_thread=self.mailbox.may_block)
 
     def close(self) -> None:
         """Tell the chief, or as the chief wait a little for the others, and end the use of the mailbox."""
@@ -134,9 +137,9 @@ class MailboxCoordinator:
             self._closed.set()
         if self.size > 1:
             call = EngineCall(_LINGER_S if self.rank == 0 else _GRACE_S)
-            for one in self._forgetting:
+            if self._forgetting is not None:
                 with suppress(CoordinatorLostError):
-                    one.wait(_GRACE_S)
+                    self._forgetting.wait(_GRACE_S)
             # If the mailbox is gone, the others were faster.
             with suppress(CoordinatorLostError):
                 self._run(call, lambda: self._say_goodbye(call), 0.0 if self.rank else _LINGER_S)
@@ -260,6 +263,15 @@ class MailboxCoordinator:
         return True
 
     # Dropping.
+
+    def _delete_forgotten(self) -> None:
+        while True:
+            with self._lock:
+                if not self._forgotten:
+                    self._forgetting = None
+                    return
+                topic, sent, seen = self._forgotten.popleft()
+            self._delete(topic, sent, seen)
 
     def _delete(self, topic: str, sent: int | None, seen: dict[int, int] | None) -> None:
         if self.rank:

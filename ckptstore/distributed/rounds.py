@@ -34,6 +34,7 @@ _SLOWEST_BEAT_S: Final = 15.0
 # So long a rank writes, and then waits, before it looks for a word.
 _UNHEARD_S: Final = 0.1
 _REQUESTS_OF_CHIEF: Final = 4
+_REQUESTS_BETWEEN: Final = 2
 # How long handing a message over may take; and where the save has failed anyway.
 _SEND_S: Final = 20.0
 _LAST_WORD_S: Final = 2.0
@@ -194,9 +195,17 @@ class Chief(Round):
         except CkptStoreError as lost:
             error.add_note(f"The other ranks could not be told: {lost}")
 
-    def collect(self, order: int) -> dict[int, Message]:
-        """Return the report of every rank on an order; errors as `hear`."""
+    def collect(self, order: int, has_written: threading.Event) -> dict[int, Message]:
+        """Return the report of every rank on an order; errors as `hear`.
+
+        Parameters
+        ----------
+        has_written : threading.Event
+            Set when this rank's own part is written, or given up.
+        """
         self._beats.clear()
+        # The others write meanwhile: to ask them would take time from all.
+        has_written.wait(_UNHEARD_S)
         return self._gather(f"done-{order}", Message({}), "write", is_writing=True)
 
     def _read(self, rank: int, data: bytes) -> Message:
@@ -359,6 +368,8 @@ class Member(Round):
         # Not before: an earlier save of this rank may have taken its time.
         self._ends_s = time.monotonic() + self._deadline_s + self._grace_s
         self._send("hello", hello)
+        # The chief has to find it, and to say something in turn.
+        pause(min(_REQUESTS_BETWEEN * self._sent_s, _UNHEARD_S))
 
     def report(self, order: int, report: Message) -> None:
         """Hand over the report on an order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -498,9 +499,9 @@ def _published_without_a_report() -> Iterator[None]:
     """At the deadline the chief publishes what came."""
     collect = Chief.collect
 
-    def collect_some(self: Chief, order: int) -> dict[int, Message]:
+    def collect_some(self: Chief, order: int, has_written: threading.Event) -> dict[int, Message]:
         try:
-            return collect(self, order)
+            return collect(self, order, has_written)
         except RanksMissingError:
             came = self.coordinator.gather(self._topic(f"done-{order}"), pack({}), timeout_s=0.0)
             return {rank: Message.read(data) for rank, data in came.items()}

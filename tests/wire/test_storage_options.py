@@ -122,23 +122,46 @@ def test_what_is_said_of_an_object_is_said_on_both_planes() -> None:
     names = {header for _, header in ADDITIONAL.values()}
     with running(serve) as peer:
         options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", "key": "k", "secret": "s"}
-        transport = S3Transport(S3Client(options | {"s3_additional_kwargs": given}))
         attempts = Attempts(RetryPolicy(), RetryBudget())
         attempts.begin()
-        for size_bytes in (1, 300_000):
-            request = PutRequest(ObjectName("bucket", "x"), "id", None, size_bytes, 0)
-            transport.put(request, [memoryview(bytes(size_bytes))], attempts)
+        request = PutRequest(ObjectName("bucket", "x"), "id", None, 1, 0)
+        for direct in (False, True):
+            transport = S3Transport(S3Client(options | {"s3_additional_kwargs": given, "direct": direct}))
+            transport.put(request, [memoryview(bytes(1))], attempts)
         transport.begin(request, attempts)
-    small, large, begun = seen
-    assert "aiobotocore" in small["user-agent"].lower()
-    assert "amz-sdk-invocation-id" in small
+    by_client, directly, begun = seen
+    assert "aiobotocore" in by_client["user-agent"].lower()
+    assert "amz-sdk-invocation-id" in by_client
     # So it is the other plane.
-    assert "amz-sdk-invocation-id" not in large
-    for head in (small, large, begun):
+    assert "amz-sdk-invocation-id" not in directly
+    for head in (by_client, directly, begun):
         assert names - head.keys() == set()
-    of = {name: value for name, value in small.items() if name in names}
-    assert {name: value for name, value in large.items() if name in names} == of
+    of = {name: value for name, value in by_client.items() if name in names}
+    assert {name: value for name, value in directly.items() if name in names} == of
     assert {name: value for name, value in begun.items() if name in names} == of
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_what_is_said_of_deletes_is_said_in_them(direct: bool) -> None:
+    seen: list[dict[str, str]] = []
+
+    def serve(talk: Conversation) -> None:
+        head, _ = talk.take()
+        seen.append(head)
+        talk.answer(b"")
+
+    with running(serve) as peer:
+        options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", "key": "k", "secret": "s"}
+        said = {"BypassGovernanceRetention": True, "MFA": "serial 123456"}
+        transport = S3Transport(S3Client(options | {"s3_additional_kwargs": said, "direct": direct}))
+        attempts = Attempts(RetryPolicy(), RetryBudget())
+        attempts.begin()
+        transport.delete(ObjectName("bucket", "x"), attempts, version='"e"')
+    (head,) = seen
+    assert head[""] == "DELETE /bucket/x HTTP/1.1"
+    assert ("amz-sdk-invocation-id" in head) == (not direct)
+    assert head["x-amz-bypass-governance-retention"].lower() == "true"
+    assert (head["x-amz-mfa"], head["if-match"]) == ("serial 123456", '"e"')
 
 
 @PLANES

@@ -185,10 +185,11 @@ class ChiefTask(RankTask):
         begun_s = time.monotonic()
         reports: dict[int, Message] = {}
         failure: list[BaseException] = []
+        has_written = threading.Event()
 
         def collect() -> None:
             try:
-                reports.update(self._chief.collect(order))
+                reports.update(self._chief.collect(order, has_written))
             except BaseException as error:  # noqa: BLE001 - raised by the thread that saves
                 failure.append(error)
                 running.transfer.cancel()
@@ -205,6 +206,8 @@ class ChiefTask(RankTask):
             if failure and isinstance(error, CkptStoreError):
                 raise failure[0] from error
             raise
+        finally:
+            has_written.set()
         written_s = time.monotonic() - begun_s
         waiting.join()
         if failure:

@@ -1,4 +1,4 @@
-"""The requests of S3 over connections of our own: bulk bytes both ways, and reads that need no client.
+"""Requests of S3 over connections of our own: on one object, and reads that need no client.
 
 Where a request goes, what it carries and who signs it is decided in one of two ways. Reads with plain
 settings know it by themselves (`plain_access`). For everything else the service's client prepares one request
@@ -55,6 +55,7 @@ _READS = {"get_object", *_SMALL_READS}
 _MOST_REDIRECTS = 3
 
 _REDIRECTS = {301, 302, 307, 308}
+_WRITES = {"PUT", "DELETE"}
 
 # Who is asking is known, and may not do it; the answer to a HEAD has no code.
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
@@ -94,7 +95,7 @@ class Template:
 
 
 class S3Direct:
-    """Sends requests with large bodies, or for them; and reads, where everything is plain.
+    """Sends what reads, writes or deletes one object, and other reads, where everything is plain.
 
     Parameters
     ----------
@@ -151,7 +152,7 @@ class S3Direct:
         ----------
         kind : str
             The name of the client's method: ``"get_object"``, ``"put_object"``, ``"upload_part"``,
-            ``"head_object"``, ``"list_objects_v2"``.
+            ``"delete_object"``, ``"head_object"``, ``"list_objects_v2"``.
         request : HttpRequest
             With a target of `object_target`, and the headers that the client's request does not have.
 
@@ -171,7 +172,7 @@ class S3Direct:
             raise NotDirect from None
         reply = exchange(template.server, signed, attempts, accept)
         self._client.note_answer(reply.headers.get("Date"), reply.headers.get("Server"))
-        if reply.status in (200, 206) or (request.method == "PUT" and 200 <= reply.status < 300):
+        if reply.status in (200, 206) or (request.method in _WRITES and 200 <= reply.status < 300):
             return reply
         raise self._judged(reply, bucket, template)
 

@@ -42,6 +42,7 @@ _NAME = "ckptstore-blueprint"
 _NEEDED: dict[str, dict[str, Any]] = {
     "get_object": {},
     "put_object": {"Body": b""},
+    "delete_object": {},
     "upload_part": {"Body": b"", "PartNumber": 1, "UploadId": "x"},
 }
 _is_capturing: ContextVar[bool] = ContextVar("ckptstore_is_capturing", default=False)

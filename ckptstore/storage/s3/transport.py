@@ -1,4 +1,4 @@
-"""S3 and compatible servers: single requests, tried once; reads and bulk directly, the rest through s3fs.
+"""S3 and compatible servers: single requests, tried once; those on one object directly, others through s3fs.
 
 *version* is the ETag, quotes included. It is a hash of the content on most servers: equal bytes have equal
 versions, and A, B, A gives the first one back. A compare-and-swap therefore needs unique bytes.
@@ -40,7 +40,7 @@ from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, 
 from ckptstore.storage.s3.refusals import fault_of_code
 from ckptstore.storage.s3.sent_body import SentBody
 from ckptstore.storage.values import Capabilities, ObjectInfo
-from ckptstore.storage.wire.exchange import DIRECT_FROM_BYTES, HttpRequest
+from ckptstore.storage.wire.exchange import HttpRequest
 
 __all__ = ["S3Transport", "open_s3"]
 
@@ -182,15 +182,14 @@ class S3Transport(Transport):
         target = request.target
         conditions = condition_headers(request.precondition)
         encoded = None if request.crc32c is None else crc32c_text(request.crc32c)
-        if sum(map(len, pieces)) >= DIRECT_FROM_BYTES:
-            headers = {f"x-amz-meta-{WRITE_ID}": request.write_id, **conditions}
-            if encoded is not None:
-                headers["x-amz-checksum-crc32c"] = encoded
-            with suppress(NotDirect):
-                put = HttpRequest("PUT", object_target(target.name), headers, pieces)
-                reply = self._direct.request("put_object", target.bucket, put, attempts)
-                answer = answer_of(reply.headers)
-                return PutResult(etag_of(answer), whole_crc32c(answer))
+        headers = {f"x-amz-meta-{WRITE_ID}": request.write_id, **conditions}
+        if encoded is not None:
+            headers["x-amz-checksum-crc32c"] = encoded
+        with suppress(NotDirect):
+            put = HttpRequest("PUT", object_target(target.name), headers, pieces)
+            reply = self._direct.request("put_object", target.bucket, put, attempts)
+            answer = answer_of(reply.headers)
+            return PutResult(etag_of(answer), whole_crc32c(answer))
         arguments = {header.replace("-", ""): value for header, value in conditions.items()}
         if encoded is not None:
             arguments["ChecksumCRC32C"] = encoded
@@ -217,10 +216,14 @@ class S3Transport(Transport):
         return self._direct.read_path(bucket)
 
     def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
+        bucket, name = object_name
+        headers = {} if version is None else {"If-Match": version}
+        with suppress(NotDirect):
+            delete = HttpRequest("DELETE", object_target(name), headers)
+            self._direct.request("delete_object", bucket, delete, attempts)
+            return
         arguments = {} if version is None else {"IfMatch": version}
-        self._client.request(
-            "delete_object", attempts, Bucket=object_name.bucket, Key=object_name.name, **arguments
-        )
+        self._client.request("delete_object", attempts, Bucket=bucket, Key=name, **arguments)
 
     def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
         wanted = {"Objects": [{"Key": name} for name in names], "Quiet": True}

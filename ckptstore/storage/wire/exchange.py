@@ -28,7 +28,7 @@ from ckptstore.storage.wire.connections import Connection, Server
 __all__ = ["DIRECT_FROM_BYTES", "HttpRequest", "HttpResponse", "exchange"]
 
 DIRECT_FROM_BYTES = 64 * 1024
-"""Bodies from this size on are sent directly; smaller ones go through the service's client."""
+"""On GCS bodies from this size on are sent directly; smaller ones go through the service's client."""
 
 # Pieces smaller than this are joined to blocks of this size before they are sent.
 _JOINED_BYTES = 128 * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 
@@ -29,8 +30,10 @@ def test_who_came_late_is_named_and_not_those_that_had_no_time_left(came_with_s:
     assert sorted(chief.hear(Message({}))) == [0, 1, 2]
     members[1].report(0, Message({}))
     left["s"] = 0.0
+    has_written = threading.Event()
+    has_written.set()
     with pytest.raises(RanksMissingError) as caught:
-        chief.collect(0)
+        chief.collect(0, has_written)
     if came_with_s == 6.0:
         assert (caught.value.ranks, caught.value.phase) == ((1,), "write")
     else:
