@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from ckptstore.storage.checks import byte_view, check_pin, resolve_range, resolv
 from ckptstore.storage.local.clone import age_stamp_s, copy_file
 from ckptstore.storage.local.diagnosis import diagnose_directory, scratch_directory
 from ckptstore.storage.local.directory import Directory, check_regular, translate_errors, version_of
+from ckptstore.storage.local.freeing import free_later, hold_blocks
 from ckptstore.storage.local.locks import (
     LOCK_NAME,
     is_held,
@@ -222,16 +223,31 @@ class LocalStorage(
     def delete_many(self, keys: Sequence[str]) -> None:
         failures: list[CkptStoreError] = []
         touched: set[str] = set()
-        for key in keys:
-            path, _ = _split(key)
-            try:
-                os.unlink(key)
-                touched.add(path)
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                failures.append(from_os_error(error, "cannot delete", key))
-        for path in touched:
+        held: list[int] = []
+        try:
+            for key in keys:
+                path, _ = _split(key)
+                fd = hold_blocks(key)
+                if fd is not None:
+                    held.append(fd)
+                try:
+                    os.unlink(key)
+                    touched.add(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    failures.append(from_os_error(error, "cannot delete", key))
+            self._sync(touched, failures)
+        finally:
+            free_later(held)
+        if failures:
+            for other in failures[1:]:
+                failures[0].add_note(str(other))
+            raise failures[0]
+
+    def _sync(self, paths: Iterable[str], failures: list[CkptStoreError]) -> None:
+        """Make deletes in these directories durable; add what fails to `failures`."""
+        for path in paths:
             try:
                 with Directory(path, is_synced=self._is_synced) as directory:
                     directory.sync()
@@ -239,10 +255,6 @@ class LocalStorage(
                 pass
             except OSError as error:
                 failures.append(from_os_error(error, "cannot make deletes durable", path))
-        if failures:
-            for other in failures[1:]:
-                failures[0].add_note(str(other))
-            raise failures[0]
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         path, start = _split(prefix, is_prefix=True)

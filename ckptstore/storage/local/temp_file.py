@@ -16,6 +16,7 @@ from ckptstore.config import host_id
 from ckptstore.errors import TransientError, UsageError
 from ckptstore.storage.local.direct_io import DirectWriter, copy_through, direct_rules, write_all
 from ckptstore.storage.local.directory import NO_ROOM, Directory, version_of
+from ckptstore.storage.local.freeing import room_is_coming
 from ckptstore.storage.local.locks import hold, lock_directory, mark_upload, release, writer_is_dead
 from ckptstore.storage.local.mounts import file_system_type
 from ckptstore.storage.values import Ambiguous, Committed, Lost
@@ -119,11 +120,15 @@ class TempFile:
         if size_bytes >= _WORTH_RESERVING_BYTES and file_system_type(self.fd) in _RESERVES:
             # Before the call: it may have made the file longer, and fail all the same.
             self._reserved_bytes = size_bytes
-            try:
-                os.posix_fallocate(self.fd, 0, size_bytes)
-            except OSError as error:
-                if error.errno in NO_ROOM:
-                    raise
+            while True:
+                try:
+                    os.posix_fallocate(self.fd, 0, size_bytes)
+                except OSError as error:
+                    if error.errno == errno.ENOSPC and room_is_coming(self.fd):
+                        continue
+                    if error.errno in NO_ROOM:
+                        raise
+                break
 
     def use_direct_io(self) -> str | None:
         """Let `write_at` write past the page cache from now on; return the reason if that is not possible.
