@@ -358,6 +358,17 @@ def test_the_hops_of_the_architecture_lead_to_definitions():
     report(rows)
 
 
+def test_rows_of_tables_are_whole():
+    report(
+        [
+            f"{_show(page)}:{number}: a row of a table is one line, however wide"
+            for page in _pages()
+            for number, line in enumerate((_text(page) or "").splitlines(), 1)
+            if line.startswith("|") and not line.endswith("|")
+        ]
+    )
+
+
 def test_lines_of_the_pages_are_not_too_wide():
     pages = [page for page in _pages() if page.is_relative_to(ROOT / "docs") or page.name == "README.md"]
     # Examples, and what is generated: between marks, and performance.md.
