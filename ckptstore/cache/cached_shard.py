@@ -47,6 +47,7 @@ class CachedShard(ShardFile):
         self._trouble = trouble
         self._locks = ForkSafeLocks()
         self._is_open = False
+        self._is_whole = False
         self._file: SparseFile | None = None
         self._memory: memoryview | None = None
         # What is not in the file, of what was asked for: ascending, and apart from each other.
@@ -106,6 +107,12 @@ class CachedShard(ShardFile):
         else:
             self._file = None if self._memory is None else file
 
+    def is_whole(self) -> bool:
+        """Return whether `file` has no hole; there will be none then."""
+        if not self._is_whole:
+            self._is_whole = not self.holes(0, self._end)
+        return self._is_whole
+
     def holes(self, start: int, stop: int) -> list[tuple[int, int]]:
         """Return what of a range must not be touched: what `file` lacks, or all if that cannot be told."""
         file = self._file
@@ -124,6 +131,8 @@ class CachedShard(ShardFile):
 
     def set_absent(self, start: int, stop: int, *, is_absent: bool) -> None:
         """Record whether a range has to be read from the storage."""
+        if not is_absent and not self._absent:
+            return
         with self._locks[0]:
             at = bisect.bisect_left(self._absent, (start, stop))
             is_listed = at < len(self._absent) and self._absent[at] == (start, stop)

@@ -77,8 +77,15 @@ class CachedShards(ShardFiles):
         transfer: Transfer | None = None,
         memory_budget: int | None = None,
     ) -> list[bool]:
-        files = {piece.entry.shard_id: file for piece in wanted if (file := self._file_for(piece))}
-        pieces = {place_of(piece): piece for piece in wanted if piece.entry.shard_id in files}
+        tensors = {piece.entry.shard_id: piece.tensor for piece in wanted if piece.entry.size_bytes}
+        files = {
+            shard_id: file for shard_id, tensor in tensors.items() if (file := self._file(shard_id, tensor))
+        }
+        pieces = {
+            place_of(piece): piece
+            for piece in wanted
+            if piece.entry.size_bytes and piece.entry.shard_id in files
+        }
 
         def present(pieces: Sequence[WantedBytes]) -> list[bool]:
             return self._are_present(pieces, files)
@@ -97,12 +104,10 @@ class CachedShards(ShardFiles):
         self._troubles.tell()
         return [not piece.entry.size_bytes or is_present.get(place_of(piece), False) for piece in wanted]
 
-    def _file_for(self, piece: WantedBytes) -> CachedShard | None:
-        if not piece.entry.size_bytes:
-            return None
-        shard = self[piece.entry.shard_id]
-        is_usable = isinstance(shard, CachedShard) and shard.file(piece.tensor) is not None
-        return shard if isinstance(shard, CachedShard) and is_usable else None
+    def _file(self, shard_id: int, tensor: str) -> CachedShard | None:
+        """Return a data file, on behalf of a tensor; None if the cache cannot have it."""
+        shard = self[shard_id]
+        return shard if isinstance(shard, CachedShard) and shard.file(tensor) is not None else None
 
     def _are_present(self, pieces: Sequence[WantedBytes], files: dict[int, CachedShard]) -> list[bool]:
         """Return whether the cache has the bytes of each: no hole, and the right checksum."""
@@ -117,12 +122,13 @@ class CachedShards(ShardFiles):
         return found
 
     def _have_holes(self, pieces: Sequence[WantedBytes], files: dict[int, CachedShard]) -> list[bool]:
-        found = [True] * len(pieces)
+        found = [False] * len(pieces)
         rows_of: dict[int, list[int]] = {}
         for row, piece in enumerate(pieces):
-            if piece.entry.size_bytes:
-                rows_of.setdefault(piece.entry.shard_id, []).append(row)
+            rows_of.setdefault(piece.entry.shard_id, []).append(row)
         for shard_id, rows in rows_of.items():
+            if files[shard_id].is_whole():
+                continue
             start = min([pieces[row].entry.offset for row in rows])
             stop = max([stop_of(pieces[row]) for row in rows])
             holes = files[shard_id].holes(start, stop)

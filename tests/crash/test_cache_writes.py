@@ -136,3 +136,19 @@ def test_a_file_system_that_is_too_small(
         assert in_child(work) == 0
         ballast.unlink()
         assert in_child(work) == 0
+
+
+def test_a_fork_goes_on_with_what_its_parent_has_open(
+    tmp_path: Path, prefix: str, values: dict[str, Any]
+) -> None:
+    cache = ck.Cache(tmp_path / "cache", max_bytes=1 << 30)
+    with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+        np.testing.assert_array_equal(checkpoint["w0"], values["w0"])
+
+        def work() -> None:
+            for name, value in values.items():
+                np.testing.assert_array_equal(checkpoint[name], value)
+
+        assert in_child(work) == 0
+        work()
+    check(prefix, tmp_path / "cache", values)
