@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ckptstore.bundle.read import mapped_tensors
+from ckptstore.bundle.read import mapped_tensors, parallel_checksums
 from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import open_bundle
 from ckptstore.errors import (
@@ -35,13 +35,13 @@ def place(tmp_path):
 def checked(monkeypatch):
     """The sizes of all buffers that were verified."""
     sizes: list[int] = []
-    real = vars(mapped_tensors)["crc32c"]
+    real = vars(parallel_checksums)["crc32c"]
 
     def counting(data, crc=0):
         sizes.append(data.nbytes)
         return real(data, crc)
 
-    monkeypatch.setattr(mapped_tensors, "crc32c", counting)
+    monkeypatch.setattr(parallel_checksums, "crc32c", counting)
     return sizes
 
 
@@ -189,9 +189,9 @@ def test_arrays_stay_when_everything_else_is_gone(place):
 def test_large_tensors_are_verified_by_several_threads(place, checked, monkeypatch):
     save(place, {"w": np.zeros(5 << 20, "f4")})
     threads = set()
-    real = vars(mapped_tensors)["crc32c"]
+    real = vars(parallel_checksums)["crc32c"]
     monkeypatch.setattr(
-        mapped_tensors, "crc32c", lambda data: (threads.add(threading.get_ident()), real(data))[1]
+        parallel_checksums, "crc32c", lambda data: (threads.add(threading.get_ident()), real(data))[1]
     )
     assert tensors_of(place).get("w") is not None
     assert threading.get_ident() not in threads
