@@ -46,7 +46,7 @@ FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo demo-serving bench bench-setup bench-quick bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo demo-serving bench bench-setup bench-quick bench-cold bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -279,6 +279,10 @@ bench: bench-setup  ## all contenders in alternation (ARGS="--only minio-save");
 bench-quick: .cache/venv-bench/.ready .cache/venv-bench-clients/.ready .cache/venv-bench-tensorflow/.ready servers
 bench-quick:  ## a smaller run: W of 256 MiB, fewer rounds, fewer contenders
 	$(BENCH) run --quick --json $(RESULTS) $(ARGS)
+
+bench-cold: .cache/venv-bench/.ready .cache/venv-bench-clients/.ready .cache/venv-bench-jax/.ready servers
+bench-cold:  ## from the start of a process to its first tensor, beside obstore, TensorStore and boto3
+	$(BENCH).cold_start $(ARGS)
 
 bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from the results of the last run
 	$(BENCH) page $(RESULTS)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import botocore.session
 import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, DEFAULT_S3_CONFIG_VARS
-from botocore.httpsession import get_cert_path
+from botocore.httpsession import DEFAULT_CA_BUNDLE, get_cert_path
 
 from ckptstore.errors import AccessError, DeadlineError, UsageError
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
@@ -22,7 +25,7 @@ from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.client_settings import CONFIG_KWARGS
-from ckptstore.storage.s3.direct import S3Direct
+from ckptstore.storage.s3.direct import S3Direct, trusting_context
 from ckptstore.storage.s3.plain_access import PlainAccess, Refused, RoleOf, plain_access
 from ckptstore.storage.s3.settings import ADDITIONAL_KWARGS, CLIENT_KWARGS
 from ckptstore.storage.s3.transport import S3Transport
@@ -138,7 +141,7 @@ def test_what_is_sent_is_what_the_client_would_send(name: str, monkeypatch: pyte
     assert {**said, "user-agent": "ckptstore"} == {
         key.lower(): value for key, value in access.headers.items()
     }
-    assert access.verify == (get_cert_path(blueprint.verify) if blueprint.verify else False)
+    assert access.verify == blueprint.verify
     assert access.connect_timeout_s == blueprint.connect_timeout_s
     assert access.read_timeout_s == blueprint.read_timeout_s
     assert access.most_connections == blueprint.most_connections
@@ -146,6 +149,17 @@ def test_what_is_sent_is_what_the_client_would_send(name: str, monkeypatch: pyte
     assert "s3cr3t" not in shown
     assert "AKID" not in shown
     assert "t0ken" not in shown
+
+
+def test_who_trusts_as_usual_trusts_the_authorities_of_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[str | None] = []
+    monkeypatch.setattr(
+        ssl, "create_default_context", lambda cafile: files.append(cafile) or SimpleNamespace()
+    )
+    trusting_context(True)
+    monkeypatch.setitem(sys.modules, "certifi", None)
+    trusting_context(True)
+    assert files == [get_cert_path(True), DEFAULT_CA_BUNDLE]
 
 
 def _file(text: str) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import datetime
 import email.utils
 import http.client
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import WRITE_ID, ObjectName, Page
@@ -15,11 +14,17 @@ from ckptstore.storage.s3.headers import answer_of, etag_of, whole_crc32c
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.storage.wire.exchange import HttpResponse
 
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
+
 __all__ = ["info_of", "page_of", "parsed_refusal"]
 
 
 def parsed_refusal(reply: HttpResponse) -> dict[str, Any]:
     """Return what a refusal says, in the form in which botocore gives it to `errors.fault_of_response`."""
+    # On use, as below: a read that succeeds has no XML in it.
+    from xml.etree import ElementTree
+
     error = {"Code": str(reply.status), "Message": http.client.responses.get(reply.status, "")}
     try:
         root = ElementTree.fromstring(reply.body)
@@ -62,6 +67,8 @@ def page_of(bucket: str, body: bytes) -> Page:
     Fault
         `Kind.GARBLED` if it is not one.
     """
+    from xml.etree import ElementTree
+
     try:
         root = ElementTree.fromstring(body)
         if _tag(root) != "ListBucketResult":

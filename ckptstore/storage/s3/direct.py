@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -36,7 +37,7 @@ from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse, e
 if TYPE_CHECKING:
     from ckptstore.storage.s3.role_keys import RoleKeys
 
-__all__ = ["NotDirect", "S3Direct", "Template", "object_target", "tls_context"]
+__all__ = ["NotDirect", "S3Direct", "Template", "object_target", "tls_context", "trusting_context"]
 
 _SCOPE = "AWS4-HMAC-SHA256 Credential="
 
@@ -268,7 +269,7 @@ class S3Direct:
                 check_not_in_the_clear(plain.endpoint, shown)
         server = self._servers.at(
             urlsplit(base),
-            partial(_tls_context, plain.verify),
+            partial(trusting_context, plain.verify),
             plain.connect_timeout_s,
             plain.read_timeout_s,
             plain.most_connections,
@@ -344,19 +345,26 @@ def _over(template: Template) -> str:
 
 def tls_context(blueprint: Blueprint) -> ssl.SSLContext:
     """Return a context that trusts, and presents, what the client would."""
-    # On use: the client is loaded.
-    from botocore.httpsession import get_cert_path
-
-    context = _tls_context(str(get_cert_path(blueprint.verify)) if blueprint.verify else False)
+    context = trusting_context(blueprint.verify)
     if blueprint.certificate:
         context.load_cert_chain(*blueprint.certificate)
     return context
 
 
-def _tls_context(verify: str | bool) -> ssl.SSLContext:
-    """Return a context that trusts the authorities in a file, or everybody (False)."""
-    context = ssl.create_default_context(cafile=None if isinstance(verify, bool) else verify)
+def trusting_context(verify: str | bool) -> ssl.SSLContext:
+    """Return a context that trusts the authorities in a file, those that botocore takes (True), or all."""
+    context = ssl.create_default_context(cafile=_authorities() if verify is True else verify or None)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _authorities() -> str:
+    """Return the file of authorities that botocore takes, without loading botocore."""
+    try:
+        import certifi
+    except ImportError:
+        found = find_spec("botocore")
+        return os.path.join(os.path.dirname((found and found.origin) or ""), "cacert.pem")
+    return certifi.where()

@@ -8,8 +8,6 @@ options, the environment or the files of AWS, gets the client. What is known mea
 
 from __future__ import annotations
 
-import configparser
-import importlib.util
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -268,6 +266,9 @@ def _sections(path: str) -> dict[str, dict[str, str]]:
     path = os.path.expanduser(os.path.expandvars(path))
     if not os.path.isfile(path):
         return {}
+    # On use: most hosts that serve have no such file.
+    import configparser
+
     parser = configparser.RawConfigParser()
     try:
         parser.read([path])
@@ -391,29 +392,15 @@ def _headers(options: Mapping[str, Any], additional: Mapping[str, Any]) -> dict[
 
 
 def _verify(client: Mapping[str, Any], environment: Mapping[str, str], profile: _Profile) -> str | bool:
-    """Return which certificates are trusted: a file, or none (False)."""
+    """Return which certificates are trusted: a file, those of botocore (True), or all (False)."""
     verify = client.get("verify")
     if verify is None:
         verify = environment.get("AWS_CA_BUNDLE") or profile.settings.get("ca_bundle")
     if verify is None:
         verify = environment.get("REQUESTS_CA_BUNDLE", True)
-    if verify is True:
-        verify = _authorities()
-    if verify is False or (isinstance(verify, str) and os.path.isfile(verify)):
+    if isinstance(verify, bool) or (isinstance(verify, str) and os.path.isfile(verify)):
         return verify
     raise _Unusual("the certificates that are to be trusted are no file")
-
-
-def _authorities() -> str:
-    """Return the file of authorities that botocore takes, without loading botocore."""
-    try:
-        import certifi
-    except ImportError:
-        found = importlib.util.find_spec("botocore")
-        if found is None or found.origin is None:
-            raise _Unusual("there is no list of authorities") from None
-        return os.path.join(os.path.dirname(found.origin), "cacert.pem")
-    return certifi.where()
 
 
 def _number(config: Mapping[str, Any], name: str) -> float:
