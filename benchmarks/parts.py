@@ -62,9 +62,12 @@ class Part(Data):
 
     def source(self, stamp: int) -> np.ndarray:
         flat = np.empty(self.elements, np.float32)
+        self.stamp(flat, stamp)
+        return flat
+
+    def stamp(self, flat: np.ndarray, stamp: int) -> None:
         for name, view in self.views(flat).items():
             self._fill(name, stamp, view)
-        return flat
 
     def expected(self, name: str, stamp: int) -> np.ndarray:
         values = np.empty(self.shapes[name], np.float32)

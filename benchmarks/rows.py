@@ -48,6 +48,8 @@ SCENARIOS = {
     # The first save of a layout agrees on who writes what.
     "ranks-minio": Scenario("ranks", "http", discarded=1),
     "ranks-local": Scenario("ranks", "local", discarded=1),
+    # As above.
+    "ranks-async": Scenario("ranks", "local", all_rounds=True, discarded=1),
     "ranks-few": Scenario("few", "http", all_rounds=True, discarded=1),
     "ranks-many": Scenario("many", "http", all_rounds=True, discarded=1),
 }
@@ -327,6 +329,15 @@ ROWS: dict[str, Row] = {
         (_RANKS, _RANKS_STORE, "dcp-ranks", "orbax-ranks"),
         ("dcp-ranks",),
         (Target(0.6, ("dcp-ranks",), who=_RANKS), Target(0.3, ("orbax-ranks",), who=_RANKS)),
+    ),
+    "ranks-async-blocked": Row(
+        "4 ranks, async save, time that training is blocked",
+        "ranks-async",
+        "async_save",
+        (_RANKS, _RANKS_STORE, "memcpy-ranks"),
+        ("memcpy-ranks",),
+        (Target(1.2, ("memcpy-ranks",), who=_RANKS),),
+        note="To a local disk. The save then finishes, unmeasured, and is checked.",
     ),
     "ranks-few": Row(
         "4 ranks, MinIO, save 16 small tensors",

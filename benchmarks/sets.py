@@ -147,6 +147,10 @@ class Data:
         flat[list(self.starts.values())] = stamp
         return flat
 
+    def stamp(self, flat: np.ndarray, stamp: int) -> None:
+        """Make an array of `source` that of another stamp."""
+        flat[list(self.starts.values())] = stamp
+
     def destination(self) -> np.ndarray:
         """Return a flat array to restore into: every page touched, no value right."""
         return np.full(self.elements, _POISON, np.float32)

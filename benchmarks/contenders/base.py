@@ -106,7 +106,7 @@ class Contender:
         """Have the arrays ready, in the form that the library takes, every page of them touched."""
         if operation == "async_save" and self.flat is not None and self.flat.size == self.data.elements:
             # Training goes on with the arrays it has; so does whoever recognises them.
-            self.flat[list(self.data.starts.values())] = stamp
+            self.data.stamp(self.flat, stamp)
         elif operation in SAVES:
             self.flat = self.data.source(stamp)
         elif OPERATIONS[operation] == "restore_into":

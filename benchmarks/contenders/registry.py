@@ -266,6 +266,14 @@ CONTENDERS: dict[str, Spec] = {
         ranks=RANKS,
         keeps=True,
     ),
+    "memcpy-ranks": Spec(
+        "limit: one memcpy of each part",
+        f"{_HERE}.many_ranks:Memcpy",
+        "bench",
+        "limit",
+        Traits(synced=None),
+        ranks=RANKS,
+    ),
     "dcp-ranks": Spec(
         "torch DCP",
         f"{_HERE}.many_ranks:DcpLocal",

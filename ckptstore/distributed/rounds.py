@@ -356,6 +356,8 @@ class Member(Round):
         self._beats = 0
         # What handing over a message took the last time.
         self._sent_s = 0.0
+        # Nothing can have been said before.
+        self._unheard_until_s = 0.0
         self.is_stopped = False
 
     @property
@@ -369,7 +371,7 @@ class Member(Round):
         self._ends_s = time.monotonic() + self._deadline_s + self._grace_s
         self._send("hello", hello)
         # The chief has to find it, and to say something in turn.
-        pause(min(_REQUESTS_BETWEEN * self._sent_s, _UNHEARD_S))
+        self._unheard_until_s = time.monotonic() + min(_REQUESTS_BETWEEN * self._sent_s, _UNHEARD_S)
 
     def report(self, order: int, report: Message) -> None:
         """Hand over the report on an order."""
@@ -429,6 +431,7 @@ class Member(Round):
 
     def hear(self) -> Message | None:
         """Return the next word; None if the chief says nothing for too long, or the mailbox is gone."""
+        pause(max(0.0, self._unheard_until_s - time.monotonic()))
         while True:
             self._check()
             wait_s = self.left_s

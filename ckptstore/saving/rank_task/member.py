@@ -59,10 +59,9 @@ class MemberTask(RankTask):
 
     def _agree_on_parts(self) -> None:
         if self._knows_its_part():
+            # The hello is sent when the save runs: whoever waits for the copy does not wait for a message.
             assert self._ranks.plan is not None
-            plan = self._ranks.plan
-            self._greet(staged=True)
-            self._settle_part(plan)
+            self._settle_part(self._ranks.plan)
             return
         self._greet(staged=False)
         while self._plan is None:
