@@ -17,7 +17,9 @@ from ckptstore.bundle.read.destinations import Destination, check_destinations
 from ckptstore.bundle.read.indexing import Axis, BasicIndex, parse_index
 from ckptstore.bundle.read.reader import BundleReader, StoredTensor, check_destination
 from ckptstore.bundle.read.unchanged import (
+    Question,
     StoredChecksum,
+    answers,
     box_is_unchanged,
     tensor_is_unchanged,
     unchanged_rows,
@@ -135,7 +137,7 @@ def restore_into(
     if ready is not None:
         ready()
     if only_changed is not None and reader.header.big_endian == (sys.byteorder == "big"):
-        plan = plan.without_unchanged(only_changed)
+        plan = plan.without_unchanged(only_changed, reader.location.storage.parallel_reads)
     if transfer is not None:
         transfer.restart(plan.size_bytes)
     # Strings of fixed width come first: they can still turn out not to fit.
@@ -215,29 +217,26 @@ class _RestorePlan(NamedTuple):
     placements: list[_Placement]
     new: list[str]
 
-    def without_unchanged(self, asked: OnlyChanged) -> _RestorePlan:
+    def without_unchanged(self, asked: OnlyChanged, parallel: int) -> _RestorePlan:
         """Return what is left to be read; name the arrays of which nothing is."""
         left_out: list[str] = []
+        questions = [_question(placement, asked) for placement in self.placements]
+        questions += [_question_of_part(part, asked) for part in self.parts]
+        are_unchanged = answers(questions, parallel)
         placements: list[_Placement] = []
-        for placement in self.placements:
-            array = placement.receiver
-            is_left_out = (
-                array is not None
-                and array.dtype.isnative
-                and tensor_is_unchanged(placement.tensor, array, asked.checksum)
-            )
-            if is_left_out:
+        parts: list[_WantedPart] = []
+        for placement, is_unchanged in zip(self.placements, are_unchanged, strict=False):
+            if is_unchanged:
                 left_out.append(placement.target)
             else:
                 placements.append(placement)
-        parts: list[_WantedPart] = []
-        for part in self.parts:
-            if not part.is_cast and box_is_unchanged(part.box, asked.checksum):
+        for part, is_unchanged in zip(self.parts, are_unchanged[len(self.placements) :], strict=True):
+            if is_unchanged:
                 left_out.append(part.target)
             else:
                 parts.append(part)
         bulk = self.bulk
-        rows = unchanged_rows(bulk.batch, asked.checksum) if bulk else set()
+        rows = unchanged_rows(bulk.batch, asked.checksum, parallel) if bulk else set()
         if bulk and rows:
             left_out += [target for row, target in enumerate(bulk.targets) if row in rows]
             targets = [target for row, target in enumerate(bulk.targets) if row not in rows]
@@ -255,6 +254,19 @@ class _RestorePlan(NamedTuple):
             + (sum(self.bulk.batch.sizes_bytes) if self.bulk else 0)
             + sum([part.box.size_bytes for part in self.parts])
         )
+
+
+def _question(placement: _Placement, asked: OnlyChanged) -> Question:
+    array = placement.receiver
+    if array is None or not array.dtype.isnative:
+        return 0, lambda: False
+    return array.nbytes, functools.partial(tensor_is_unchanged, placement.tensor, array, asked.checksum)
+
+
+def _question_of_part(part: _WantedPart, asked: OnlyChanged) -> Question:
+    if part.is_cast:
+        return 0, lambda: False
+    return part.box.target.nbytes, functools.partial(box_is_unchanged, part.box, asked.checksum)
 
 
 def _plan_restore(

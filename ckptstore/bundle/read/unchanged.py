@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,9 +13,21 @@ from ckptstore.bundle.read.batch import ReadBatch
 from ckptstore.bundle.read.box_plan import WantedBox
 from ckptstore.bundle.read.indexing import view_of
 from ckptstore.bundle.read.reader import StoredTensor
+from ckptstore.storage.scope import Scope, current_scope
+from ckptstore.transfer.pool import run_tasks
 from ckptstore.types import DType
 
-__all__ = ["StoredChecksum", "box_is_unchanged", "tensor_is_unchanged", "unchanged_rows"]
+__all__ = [
+    "Question",
+    "StoredChecksum",
+    "answers",
+    "box_is_unchanged",
+    "tensor_is_unchanged",
+    "unchanged_rows",
+]
+
+Question: TypeAlias = tuple[int, Callable[[], bool]]
+"""How many bytes have to be looked at, and whether an array holds what it is to hold."""
 
 StoredChecksum: TypeAlias = Callable[[npt.NDArray[Any], DType], int]
 """Returns the masked checksum of what a data file would hold of an array."""
@@ -22,6 +35,9 @@ StoredChecksum: TypeAlias = Callable[[npt.NDArray[Any], DType], int]
 # Smaller ones travel with their neighbours anyway, and a checksum of 32 bits is wrong once in four thousand
 # million times that it is asked: few questions are better than many.
 _SMALLEST_BYTES = 64 * 1024
+
+# One thread looks at this much in a millisecond, ten times as long as it takes to wake it.
+_TASK_BYTES = 8 * 1024 * 1024
 
 
 def tensor_is_unchanged(tensor: StoredTensor, array: npt.NDArray[Any], checksum: StoredChecksum) -> bool:
@@ -37,15 +53,37 @@ def tensor_is_unchanged(tensor: StoredTensor, array: npt.NDArray[Any], checksum:
     )
 
 
-def unchanged_rows(batch: ReadBatch, checksum: StoredChecksum) -> set[int]:
+def unchanged_rows(batch: ReadBatch, checksum: StoredChecksum, parallel: int) -> set[int]:
     """Return the rows of `batch` whose target holds their bytes."""
-    return {
-        row
-        for row, (size_bytes, target) in enumerate(zip(batch.sizes_bytes, batch.targets, strict=True))
-        if target is not None
-        and size_bytes >= _SMALLEST_BYTES
-        and _is_held(target, batch.dtypes[row], size_bytes, batch.masked_crc32cs[row], checksum)
-    }
+    rows: list[int] = []
+    questions: list[Question] = []
+    for row, (size_bytes, target) in enumerate(zip(batch.sizes_bytes, batch.targets, strict=True)):
+        if target is not None and size_bytes >= _SMALLEST_BYTES:
+            rows.append(row)
+            held = (target, batch.dtypes[row], size_bytes, batch.masked_crc32cs[row], checksum)
+            questions.append((size_bytes, partial(_is_held, *held)))
+    are_held = answers(questions, parallel)
+    return {row for row, is_held in zip(rows, are_held, strict=True) if is_held}
+
+
+def answers(questions: Sequence[Question], parallel: int) -> list[bool]:
+    """Return the answer to each, in order; by several threads if there is much to read."""
+    groups: list[list[Callable[[], bool]]] = [[]]
+    group_bytes = 0
+    for size_bytes, ask in questions:
+        if group_bytes >= _TASK_BYTES:
+            groups.append([])
+            group_bytes = 0
+        groups[-1].append(ask)
+        group_bytes += size_bytes
+    if len(groups) == 1:
+        return [ask() for ask in groups[0]]
+
+    def ask_all(group: Sequence[Callable[[], bool]]) -> list[bool]:
+        return [ask() for ask in group]
+
+    found = run_tasks(current_scope() or Scope(), [partial(ask_all, group) for group in groups], parallel)
+    return [answer for group in found for answer in group]
 
 
 def box_is_unchanged(box: WantedBox, checksum: StoredChecksum) -> bool:
