@@ -133,6 +133,8 @@ class TaskGroup(Generic[_T]):
                 self.scope.cancellation.cancel()
             self._under_way -= 1
             self._changed.notify_all()
+        # Its traceback holds this frame, and all arrays that the task was filling.
+        del failure
 
     def wait(self) -> None:
         """Wait until no task is running. Raises as `submit`."""
@@ -185,8 +187,14 @@ class TaskGroup(Generic[_T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self._error is not None and isinstance(error, Exception) and error is not self._error:
-            raise self._error from None
+        # Nobody asks again. Whoever keeps neither the error nor the group is to keep no array alive: the two
+        # would hold each other until the garbage collector comes, which counts objects and not their bytes.
+        failure, self._error = self._error, None
+        try:
+            if failure is not None and isinstance(error, Exception) and error is not failure:
+                raise failure from None
+        finally:
+            del failure
 
 
 def run_tasks(scope: Scope, tasks: Iterable[Callable[[], _T]], parallel: int) -> list[_T]:

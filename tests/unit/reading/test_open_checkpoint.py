@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
+import weakref
 from types import MappingProxyType
 from typing import Any
 
@@ -419,3 +421,26 @@ def test_a_saver_restores_with_its_own_budget_and_progress(place):
     ckptstore.Saver(["w"], memory_budget=1 << 20, progress=events.append).restore(values, place.url)
     np.testing.assert_array_equal(values["w"], W)
     assert (events[-1].kind, events[-1].done_bytes, events[-1].is_over) == ("restore", 24, True)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_failed_restore_keeps_no_array_alive_until_the_garbage_collector_comes(
+    tmp_path, monkeypatch, parallel
+):
+    ckptstore.Saver().save({"w": np.zeros(4 << 20), "x": np.zeros(9)}, f"{tmp_path}/model")
+    with open(f"{tmp_path}/model.data-00000-of-00001", "r+b") as file:
+        file.write(b"\xff")
+    monkeypatch.setattr(type(locate(tmp_path).storage), "parallel_reads", parallel)
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            array = np.zeros(4 << 20)
+            alive.append(weakref.ref(array))
+            with pytest.raises(ChecksumError):
+                open_checkpoint(f"{tmp_path}/model").restore({"w": array})
+            del array
+        assert [reference() is not None for reference in alive] == [False] * 3
+    finally:
+        gc.enable()
