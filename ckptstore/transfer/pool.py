@@ -187,14 +187,16 @@ class TaskGroup(Generic[_T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        # Nobody asks again. Whoever keeps neither the error nor the group is to keep no array alive: the two
-        # would hold each other until the garbage collector comes, which counts objects and not their bytes.
-        failure, self._error = self._error, None
-        try:
-            if failure is not None and isinstance(error, Exception) and error is not failure:
-                raise failure from None
-        finally:
-            del failure
+        if self._error is not None and isinstance(error, Exception) and error is not self._error:
+            raise self._error from None
+
+    def forget(self) -> None:
+        """Let go of the error, when nobody asks for it again.
+
+        Its traceback holds the group, and with it all arrays that were being filled: the two would hold each
+        other until the garbage collector comes, which counts objects and not their bytes.
+        """
+        self._error = None
 
 
 def run_tasks(scope: Scope, tasks: Iterable[Callable[[], _T]], parallel: int) -> list[_T]:
@@ -214,17 +216,21 @@ def run_tasks(scope: Scope, tasks: Iterable[Callable[[], _T]], parallel: int) ->
     BaseException
         What the first task that failed raised, or the iterable. When it comes, nothing runs any more.
     """
-    with TaskGroup[_T](scope, parallel) as group:
-        pulled = iter(tasks)
-        try:
-            while True:
-                task = group.scope.run(lambda: next(pulled, None))
-                if task is None:
-                    return group.finish()
-                group.submit(task)
-        finally:
-            if isinstance(pulled, Generator):
-                pulled.close()
+    group = TaskGroup[_T](scope, parallel)
+    try:
+        with group:
+            pulled = iter(tasks)
+            try:
+                while True:
+                    task = group.scope.run(lambda: next(pulled, None))
+                    if task is None:
+                        return group.finish()
+                    group.submit(task)
+            finally:
+                if isinstance(pulled, Generator):
+                    pulled.close()
+    finally:
+        group.forget()
 
 
 class _Threads:

@@ -262,6 +262,7 @@ class PartSender:
     def close(self) -> None:
         """Stop what is not finished; then no thread works for this, and it holds no memory."""
         self._group.stop()
+        self._group.forget()
         self._part.release()
         for part in self._under_way.values():
             part.release()
