@@ -66,11 +66,20 @@ class GcsEnvironment(NamedTuple):
         ``GOOGLE_APPLICATION_CREDENTIALS``; empty if unset.
     universe_domain : str
         ``GOOGLE_CLOUD_UNIVERSE_DOMAIN``, by default ``googleapis.com``.
+    certificates : tuple of str
+        Names of variables that are set and concern certificates that a machine shows.
+    authorities : str
+        ``REQUESTS_CA_BUNDLE`` or ``CURL_CA_BUNDLE``: whom those trust who ask for tokens; empty if unset.
     """
 
     emulator_host: str
     credentials_file: str
     universe_domain: str
+    certificates: tuple[str, ...] = ()
+    authorities: str = ""
+
+
+_CERTIFICATES = "GOOGLE_API_"
 
 
 def gcs_environment() -> GcsEnvironment:
@@ -80,6 +89,8 @@ def gcs_environment() -> GcsEnvironment:
         emulator_host="" if emulator_host == "default" else emulator_host,
         credentials_file=os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", ""),
         universe_domain=os.environ.get("GOOGLE_CLOUD_UNIVERSE_DOMAIN", "") or "googleapis.com",
+        certificates=tuple(sorted(name for name in os.environ if name.startswith(_CERTIFICATES))),
+        authorities=os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE", ""),
     )
 
 

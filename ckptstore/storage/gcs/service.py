@@ -6,12 +6,11 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ckptstore.storage.bucket_names import check_endpoint_names_no_bucket
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.gcs.client import GcsClient, check_session
 from ckptstore.storage.gcs.errors import fault_of
 from ckptstore.storage.gcs.messages import (
     RESOURCE_FIELDS,
@@ -22,12 +21,16 @@ from ckptstore.storage.gcs.messages import (
     with_query,
 )
 from ckptstore.storage.gcs.options import resolve_options
+from ckptstore.storage.gcs.plain_reads import NotPlain, PlainReads
 from ckptstore.storage.object_store.attempts import Attempts
 from ckptstore.storage.object_store.crc32c_text import crc32c_of_text
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import ObjectName, Precondition, PutRequest, PutResult
 from ckptstore.storage.values import ObjectInfo
 from ckptstore.storage.wire.exchange import Accept, HttpRequest, HttpResponse
+
+if TYPE_CHECKING:
+    from ckptstore.storage.gcs.client import GcsClient
 
 __all__ = [
     "BATCH_API",
@@ -73,11 +76,17 @@ class GcsService:
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options, self.endpoint = resolve_options(options)
-        check_session(self._options.get("session_kwargs") or {})
+        if self._options.get("session_kwargs"):
+            # On use, as the client itself: aiohttp knows the names.
+            from ckptstore.storage.gcs.client import check_session
+
+            check_session(self._options["session_kwargs"])
         self._wants_direct = bool(options.get("direct", True))
         self._locks = ForkSafeLocks()
         self._client: GcsClient | None = None
         self._client_pid = 0
+        self._plain: PlainReads | None = None
+        self._plain_pid = 0
         self._is_renewed = False
         # The parent's, in a forked child: when collected, they would close connections of the parent.
         self._inherited: list[GcsClient] = []
@@ -86,12 +95,15 @@ class GcsService:
     @property
     def skew_s(self) -> float:
         """How far the server's clock is ahead of ours, by its last answer."""
-        return 0.0 if self._client is None else self._client.skew_s
+        of_client = 0.0 if self._client is None else self._client.skew_s
+        return of_client or (0.0 if self._plain is None else self._plain.skew_s)
 
     def client(self) -> GcsClient:
         """Return the client of this process; a forked child makes its own."""
         if self._client is not None and self._client_pid == os.getpid() and not self._is_renewed:
             return self._client
+        from ckptstore.storage.gcs.client import GcsClient
+
         with self._locks[0]:
             if self._client is None or self._client_pid != os.getpid():
                 if self._client is not None:
@@ -104,15 +116,36 @@ class GcsService:
             self._is_renewed = False
             return self._client
 
+    def plain_reads(self) -> PlainReads:
+        """Return what makes reads without the client, or says why it does not; of this process."""
+        with self._locks[0]:
+            if self._plain is None or self._plain_pid != os.getpid():
+                plain = PlainReads(self._options, self.endpoint, wants_direct=self._wants_direct)
+                self._plain, self._plain_pid = plain, os.getpid()
+            return self._plain
+
+    def _is_anonymous(self) -> bool:
+        plain = self.plain_reads()
+        return self.client().is_anonymous if plain.refusal else plain.is_anonymous
+
     def renew(self, options: Mapping[str, Any]) -> None:
         """Use the credentials in `options` from the next request on; the other options stay the same."""
         with self._locks[0]:
             if options["token"] != self._options["token"]:
                 self._options["token"] = options["token"]
                 self._is_renewed = True
+                self._plain = None
 
     def ask(self, request: HttpRequest, attempts: Attempts, accept: Accept | None = None) -> HttpResponse:
         """Send one request as an attempt; see `GcsClient.exchange`."""
+        if request.method == "GET" and "://" not in request.target:
+            plain = self.plain_reads()
+            if not plain.refusal:
+                try:
+                    return plain.exchange(request, attempts, accept)
+                except NotPlain as reason:
+                    # gcsfs may find another token, and has the word if it does not.
+                    plain.refusal = str(reason)
         return self.client().exchange(request, attempts, accept)
 
     def note(self, bucket: str) -> None:
@@ -127,7 +160,7 @@ class GcsService:
             return self._missing(bucket, attempts) or fault
         if fault.kind in (Kind.PRECONDITION, Kind.BAD_RANGE, Kind.UNCHANGED):
             self.note(bucket)
-        elif fault.kind is Kind.FORBIDDEN and self.client().is_anonymous:
+        elif fault.kind is Kind.FORBIDDEN and self._is_anonymous():
             text = f"{fault.text} (the request carried no credentials)"
             fault = Fault(fault.kind, text, code=fault.code, hint=fault.hint)
         return fault

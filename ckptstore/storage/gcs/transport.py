@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -95,6 +96,9 @@ def open_gcs(**options: Any) -> ObjectStorage:
     UsageError
         If the endpoint is not a URL, or credentials would travel in the clear.
     """
+    if find_spec("gcsfs") is None:
+        # It is loaded only when something needs it.
+        raise ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs")
     return ObjectStorage(GcsTransport(options))
 
 
@@ -287,6 +291,12 @@ class GcsTransport(Transport):
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
         return self._service.client().data_path
+
+    def read_path(self, bucket: str) -> DataPath:
+        refusal = self._service.plain_reads().refusal
+        if refusal:
+            return DataPath(False, f"through gcsfs: {refusal}")
+        return DataPath(True, f"over {urlsplit(self.endpoint).scheme.upper()}")
 
     def delete(self, object_name: ObjectName, attempts: Attempts, *, version: str | None) -> None:
         path = with_query(object_url(JSON_API, object_name), {"ifGenerationMatch": version})

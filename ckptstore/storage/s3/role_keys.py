@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import botocore.session
@@ -12,9 +10,8 @@ from botocore.credentials import RefreshableCredentials
 
 from ckptstore.storage.credentials import SessionKeys
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
-from ckptstore.storage.latch import Latch
 from ckptstore.storage.object_store.attempts import Attempts
-from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.fetch import Fetch
 from ckptstore.storage.s3.renewed_keys import NoKeysError
 
 __all__ = ["RoleKeys"]
@@ -39,7 +36,7 @@ class RoleKeys:
         self._pid = 0
         self._found: Any = None
         self._frozen: SessionKeys | None = None
-        self._fetch: _Fetch | None = None
+        self._fetch: Fetch[tuple[Any, SessionKeys]] | None = None
 
     def __repr__(self) -> str:
         return "RoleKeys()"
@@ -61,17 +58,19 @@ class RoleKeys:
             if self._frozen is not None and not self._is_due():
                 return self._frozen
             if self._fetch is None:
-                self._fetch = _Fetch(self._ask)
+                self._fetch = Fetch(self._ask)
             fetch = self._fetch
-        fetch.wait(attempts)
+        answer = fetch.wait(attempts)
         with self._locks[0]:
             if self._fetch is fetch:
                 # The next question is a new one, after a failure, too.
                 self._fetch = None
-            if fetch.reason:
-                raise NoKeysError(fetch.reason)
-            self._found, self._frozen = fetch.found, fetch.keys
-            return fetch.keys
+            if not isinstance(answer, tuple):
+                # Not its text, which may hold a secret; the client shows what may be shown.
+                reason = str(answer) if isinstance(answer, NoKeysError) else type(answer).__name__
+                raise NoKeysError(f"botocore could not load the credentials: {reason}")
+            self._found, self._frozen = answer
+            return self._frozen
 
     @property
     def known(self) -> SessionKeys | None:
@@ -92,51 +91,6 @@ class RoleKeys:
         if found is None:
             found = botocore.session.Session(profile=self._profile).get_credentials()
         if found is None:
-            raise NoKeysError("botocore finds no credentials")
+            raise NoKeysError("it finds no credentials")
         frozen = found.get_frozen_credentials()
         return found, SessionKeys(frozen.access_key, frozen.secret_key, frozen.token or "")
-
-
-class _Fetch:
-    """One question to whoever gives the keys, in a thread of its own: botocore has no deadline for it."""
-
-    def __init__(self, ask: Callable[[], tuple[Any, SessionKeys]]) -> None:
-        self._ask = ask
-        self.found: Any = None
-        self.keys = SessionKeys("", "", "")
-        self.reason = ""
-        self._is_over = False
-        self._waiting: list[Latch] = []
-        threading.Thread(target=self._run, name="ckptstore-credentials", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self.found, self.keys = self._ask()
-        except NoKeysError as error:
-            self.reason = str(error)
-        except Exception as error:  # noqa: BLE001 - botocore's, and those of every way to find credentials
-            # Not its text, which may hold a secret; the client shows what may be shown.
-            self.reason = f"botocore could not load the credentials ({type(error).__name__})"
-        self._is_over = True
-        for latch in list(self._waiting):
-            latch.set()
-
-    def wait(self, attempts: Attempts) -> None:
-        """Wait for the answer, as long as the attempt may.
-
-        Raises
-        ------
-        Fault
-        """
-        woken = Latch()
-        self._waiting.append(woken)
-        attempts.cancellation.watch(woken.set)
-        try:
-            if not self._is_over:
-                woken.wait(attempts.remaining_s())
-        finally:
-            attempts.cancellation.unwatch(woken.set)
-        if not self._is_over:
-            if attempts.is_cancelled:
-                raise Fault(Kind.CANCELLED, "the request was given up")
-            raise attempts.stalled()

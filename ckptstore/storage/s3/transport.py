@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
-from ckptstore.storage.object_store.bodies import LONGEST_BODY_BYTES
 from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.listing import PageGuard
@@ -33,6 +32,7 @@ from ckptstore.storage.object_store.transport import (
     UploadSession,
     copy_into,
 )
+from ckptstore.storage.object_store.whole_body import WholeBody
 from ckptstore.storage.s3.answers import info_of, page_of
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
@@ -247,10 +247,10 @@ class S3Transport(Transport):
         if token is not None:
             query["continuation-token"] = token
         request = HttpRequest("GET", "?" + urlencode(sorted(query.items()), safe="~", quote_via=quote))
-        body = _Whole()
+        body = WholeBody()
         with suppress(NotDirect):
             self._direct.request("list_objects_v2", bucket, request, attempts, lambda *_: body)
-            return page_of(bucket, b"".join(body.pieces))
+            return page_of(bucket, body.data())
         answer = self._client.request(
             "list_objects_v2", attempts, Bucket=bucket, Prefix=prefix, Delimiter="/", **arguments
         )
@@ -329,21 +329,3 @@ class S3Transport(Transport):
         from ckptstore.storage.s3.multipart import MultipartUpload
 
         MultipartUpload(self._client, self._direct, object_name, upload_id, None, 0).abort(attempts)
-
-
-class _Whole(Sink):
-    """A body that is read whole, piece by piece, up to a limit."""
-
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self._buffer = memoryview(bytearray(_READ_BYTES))
-        self._left_bytes = LONGEST_BODY_BYTES
-
-    def get_buffer(self) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, size_bytes: int) -> None:
-        self._left_bytes -= size_bytes
-        if self._left_bytes < 0:
-            raise Fault(Kind.GARBLED, f"the answer is longer than {LONGEST_BODY_BYTES >> 20} MiB")
-        self.pieces.append(bytes(self._buffer[:size_bytes]))
