@@ -87,6 +87,7 @@ class GcsService:
         self._client_pid = 0
         self._plain: PlainReads | None = None
         self._plain_pid = 0
+        self._asked_last: PlainReads | GcsClient | None = None
         self._is_renewed = False
         # The parent's, in a forked child: when collected, they would close connections of the parent.
         self._inherited: list[GcsClient] = []
@@ -95,8 +96,7 @@ class GcsService:
     @property
     def skew_s(self) -> float:
         """How far the server's clock is ahead of ours, by its last answer."""
-        of_client = 0.0 if self._client is None else self._client.skew_s
-        return of_client or (0.0 if self._plain is None else self._plain.skew_s)
+        return 0.0 if self._asked_last is None else self._asked_last.skew_s
 
     def client(self) -> GcsClient:
         """Return the client of this process; a forked child makes its own."""
@@ -141,12 +141,14 @@ class GcsService:
         if request.method == "GET" and "://" not in request.target:
             plain = self.plain_reads()
             if not plain.refusal:
+                self._asked_last = plain
                 try:
                     return plain.exchange(request, attempts, accept)
                 except NotPlain as reason:
                     # gcsfs may find another token, and has the word if it does not.
                     plain.refusal = str(reason)
-        return self.client().exchange(request, attempts, accept)
+        self._asked_last = client = self.client()
+        return client.exchange(request, attempts, accept)
 
     def note(self, bucket: str) -> None:
         """Record that a bucket exists."""
