@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from ckptstore.cache.copy import RECORDS, Copy, copies_in, digest
 from ckptstore.cache.troubles import Troubles
+from ckptstore.errors import UnsupportedError
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.private_directory import PrivateDirectory
 
@@ -39,7 +40,7 @@ class LastSeen:
         with self._troubled():
             name, facts = (
                 _name_of(directory, latest_filename),
-                {"directory": directory.url, "key": latest.key},
+                {"directory": directory.url, "key": latest.key, "source": source_of(latest.parent)},
             )
             if self._records.facts(name) != facts:
                 self._records.make_below()
@@ -61,9 +62,9 @@ class LastSeen:
         if not self._is_answering:
             return None
         with self._troubled():
-            noted = (self._records.facts(_name_of(directory, latest_filename)) or {}).get("key")
-            source = source_of(directory)
-            copies = [copy for copy in copies_in(self._root) if copy.source == source or copy.key == noted]
+            facts = self._records.facts(_name_of(directory, latest_filename)) or {}
+            noted, sources = facts.get("key"), {source_of(directory), facts.get("source")}
+            copies = [copy for copy in copies_in(self._root) if copy.source in sources]
             copies.sort(key=lambda copy: (copy.key == noted, copy.step, copy.used_s), reverse=True)
             usable = [copy for copy in copies if copy.index() is not None]
             for copy in usable:
@@ -83,8 +84,21 @@ class LastSeen:
 
 
 def source_of(directory: Location) -> str:
-    """Return what tells a directory from all others, on whatever server."""
-    return f"{directory.storage.server} {directory.storage.url_of(directory.key)}"
+    """Return what tells a directory from all others, on whatever server.
+
+    Raises
+    ------
+    UnsupportedError
+        If the storage cannot tell its servers apart.
+    """
+    server, url = directory.storage.server, directory.storage.url_of(directory.key)
+    if server is None:
+        raise UnsupportedError(
+            "this storage cannot be cached: two servers of its kind may have the same URLs",
+            url=url,
+            hint="Leave cache= out; S3, Google Cloud Storage and local directories can be cached.",
+        )
+    return f"{server} {url}"
 
 
 def _name_of(directory: Location, latest_filename: str | None) -> str:

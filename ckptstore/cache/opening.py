@@ -69,8 +69,7 @@ class CachedOpener:
             As of `open_bundle`.
         """
         place = location.suffixed(index_name(""))
-        storage = place.storage
-        checkpoint = self._root / digest(storage.server, storage.url_of(place.key))
+        checkpoint = self._root / digest(source_of(place))
         known = self._known(checkpoint)
         content = self._current_index(place, known)
         index = IndexFile(place, content)

@@ -53,9 +53,9 @@ class Storage(ABC):
         """Return the URL of `key` for messages; never holds a secret."""
 
     @property
-    def server(self) -> str:
-        """What tells two servers with the same URLs apart; never holds a secret."""
-        return ""
+    def server(self) -> str | None:
+        """What tells servers with the same URLs apart, without secrets; None: that cannot be told."""
+        return None
 
     @abstractmethod
     def get(

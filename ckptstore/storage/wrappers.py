@@ -127,7 +127,7 @@ class StorageWrapper(Storage):
         return self.inner.url_of(key)
 
     @property
-    def server(self) -> str:
+    def server(self) -> str | None:
         return self.inner.server
 
     get = _intercepted(Storage.get)

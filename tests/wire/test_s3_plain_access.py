@@ -19,6 +19,7 @@ import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, DEFAULT_S3_CONFIG_VARS
 from botocore.httpsession import DEFAULT_CA_BUNDLE, get_cert_path
 
+import ckptstore as ck
 from ckptstore.errors import AccessError, DeadlineError, UsageError
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
@@ -166,6 +167,8 @@ def _file(text: str) -> dict[str, Any]:
     return {"options": _PLACE, "credentials": _FILE, "config": f"[default]\n{text}\n"}
 
 
+_KEY_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
 UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
     "a section s3": (_file("s3 =\n  addressing_style = virtual"), "s3 is set in a profile"),
     "fips in a file": (_file("use_fips_endpoint = true"), "use_fips_endpoint"),
@@ -173,6 +176,8 @@ UNUSUAL: dict[str, tuple[dict[str, Any], str]] = {
     "the default twice": (_file("[profile default]\nregion = x"), "twice"),
     "all sections": (_file("[DEFAULT]\nregion = x"), "named"),
     "a broken file": (_file("no value"), "cannot be read"),
+    "a name with blanks": (_file("[ profile x ]\nregion = x"), "named"),
+    "a name with two blanks": (_file("[a  b]\nregion = x"), "named"),
     "no such profile": ({"options": {"profile": "none", **_KEYS, **_PLACE}}, "profile"),
     "a proxy": ({"options": _KEYS | _PLACE, "environment": {"HTTP_PROXY": "http://p.example"}}, "proxy"),
     "a password of the moment": (_file("role_arn = x\nmfa_serial = y"), "mfa_serial"),
@@ -228,6 +233,22 @@ def test_what_is_not_plain_is_left_to_the_client(name: str, monkeypatch: pytest.
         assert reason in access.reason
         for secret in ("s3cr3t", "AKID", "u:p@"):
             assert secret not in access.reason
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+@pytest.mark.parametrize("end", ["\n", "\x00", " ", "é"])
+def test_keys_that_cannot_be_right_are_no_outage(
+    name: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if end == "\x00":
+        options = {"key": f"AKID{end}", "secret": "s3cr3t"}
+    else:
+        options = {}
+        for each in _KEY_VARIABLES:
+            monkeypatch.setenv(each, f"s3cr3t{end if each == name else ''}")
+    with pytest.raises(ck.AccessError, match="a character that none has") as caught:
+        ck.latest_checkpoint("s3://bucket/run", storage_options={**options, **_PLACE})
+    assert "s3cr3t" not in str(caught.value)
 
 
 ROLES: dict[str, dict[str, Any]] = {

@@ -95,6 +95,10 @@ class LocalStorage(
     def without_sync(self) -> LocalStorage:
         return self._unsynced
 
+    @property
+    def server(self) -> str:
+        return ""
+
     def url_of(self, key: str) -> str:
         return key or "/"
 

@@ -75,6 +75,7 @@ class S3Client:
         self._locks = ForkSafeLocks()
         self._opened: S3fsClient | None = None
         self._endpoint = ""
+        self._server_name = ""
 
     def redact(self, text: str) -> str:
         """Return `text` without the secrets in the options, or in what came in their place."""
@@ -129,6 +130,11 @@ class S3Client:
             return keys
         return self._open().current_keys(credentials, attempts)
 
+    def server_name(self, attempts: Attempts) -> str:
+        """Return what tells the server from others."""
+        self.endpoint(attempts)
+        return self._server_name
+
     def endpoint(self, attempts: Attempts) -> str:
         """Return the URL that requests go to, as options, environment and profile say."""
         if not self._endpoint:
@@ -138,6 +144,7 @@ class S3Client:
 
             opened = self._open()
             opened.call(nothing, attempts)
+            self._server_name = opened.server_name
             self._endpoint = opened.endpoint
         return self._endpoint
 

@@ -29,6 +29,7 @@ from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.plain_access import PlainAccess, Refused, RoleOf, plain_access
 from ckptstore.storage.s3.refusals import fault_of_response
 from ckptstore.storage.s3.renewed_keys import NoKeysError
+from ckptstore.storage.s3.server_name import server_name
 from ckptstore.storage.s3.signature import signed_headers
 from ckptstore.storage.url import check_not_in_the_clear
 from ckptstore.storage.wire.connections import Server, Servers
@@ -244,12 +245,12 @@ class S3Direct:
         return template
 
     def plain_server(self) -> str | None:
-        """Return which server reads go to, without the client; None if only the client can say."""
+        """Return the name of the server, without the client; None if only the client can say."""
         if self._plain is None:
             self._plain = plain_access(self._client.options)
         if isinstance(self._plain, Refused):
             return None
-        return self._client.redact(self._plain.endpoint) or f"Amazon {self._plain.region}"
+        return server_name(self._plain.endpoint, self._client.redact(self._plain.endpoint))
 
     def _plain_template(self, kind: str, bucket: str) -> Template | Refused:
         if kind not in _READS:

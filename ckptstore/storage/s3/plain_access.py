@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ckptstore.config import aws_environment, proxy_for
 from ckptstore.storage.credentials import SessionKeys
+from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.s3.settings import CONFIG_DEFAULTS, PLAIN_CONFIG_KWARGS
 
 __all__ = ["PlainAccess", "Refused", "RoleOf", "plain_access"]
@@ -149,6 +150,10 @@ _ROLE_SETTINGS = {
 }
 
 
+# botocore takes blanks for a part of the name, but between these two words.
+_SECTION = re.compile(r"profile\s+[^\s\"'\\]+|[^\s\"'\\]+(?: [^\s\"'\\]+)?")
+
+
 class _Unusual(Exception):  # noqa: N818 - a message from inside, not an error
     pass
 
@@ -274,7 +279,7 @@ def _sections(path: str) -> dict[str, dict[str, str]]:
         parser.read([path])
     except (configparser.Error, UnicodeDecodeError, OSError):
         raise _Unusual(f"{path} cannot be read") from None
-    if parser.defaults() or any(quote in name for name in parser.sections() for quote in "\"'\\"):
+    if parser.defaults() or not all(map(_SECTION.fullmatch, parser.sections())):
         raise _Unusual(f"{path} has a section that is not named as usual")
     return {" ".join(name.split()): dict(parser.items(name)) for name in parser.sections()}
 
@@ -298,8 +303,18 @@ def _keys(
         known = {token for token in tokens if token is not None}
         if len(known) > 1:
             raise _Unusual(f"there are two session tokens in {source}")
+        _check_keys([key, secret, *known], source)
         return SessionKeys(key, secret, "".join(known)), source
     return _role(options), "found by botocore"
+
+
+def _check_keys(texts: Iterable[str], source: str) -> None:
+    if any(not text.isascii() or not text.isprintable() or " " in text for text in texts):
+        raise Fault(
+            Kind.FORBIDDEN,
+            f"the access key, the secret or the session token in {source} has a character that none has",
+            hint="Look for a newline at the end: text that was read from a file has one.",
+        )
 
 
 def _role(options: Mapping[str, Any]) -> RoleOf:

@@ -28,6 +28,7 @@ from ckptstore.storage.s3.errors import fault_of
 from ckptstore.storage.s3.http_session import current_attempts
 from ckptstore.storage.s3.refusals import redirected
 from ckptstore.storage.s3.renewed_keys import RenewedKeys
+from ckptstore.storage.s3.server_name import server_name
 from ckptstore.storage.url import check_not_in_the_clear, is_within
 
 __all__ = ["S3fsClient", "call_s3"]
@@ -92,6 +93,8 @@ class S3fsClient:
         The process that it works in.
     endpoint : str
         The URL that requests go to, without secrets; empty before the first one.
+    server_name : str
+        As `server_name`; empty before the first one.
 
     Threads
     -------
@@ -111,6 +114,7 @@ class S3fsClient:
         self._hooked: weakref.WeakSet[Any] = weakref.WeakSet()
         self._frozen: dict[int, tuple[Any, SessionKeys]] = {}
         self.endpoint = ""
+        self.server_name = ""
         self._thread = LoopThread()
         try:
             self._fs = _S3FileSystem(loop=self._thread.loop, **client_settings(options))
@@ -215,6 +219,7 @@ class S3fsClient:
         client.meta.events.register_last("before-call.s3", _drop_expect)
         client.meta.events.register_first("before-send.s3", _before_send(endpoint))
         self.endpoint = self._keys.redact(endpoint)
+        self.server_name = server_name(endpoint, self.endpoint)
         self._hooked.add(client)
 
     def _use_newest(self, client: Any) -> None:

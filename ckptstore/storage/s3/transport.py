@@ -105,7 +105,8 @@ class S3Transport(Transport):
 
     @property
     def server(self) -> str:
-        return self._direct.plain_server() or self.endpoint
+        plain = self._direct.plain_server()
+        return plain or self._client.server_name(Attempts(RetryPolicy(), RetryBudget()))
 
     def head(self, object_name: ObjectName, attempts: Attempts) -> ObjectInfo:
         head = HttpRequest("HEAD", object_target(object_name.name), {"x-amz-checksum-mode": "ENABLED"})

@@ -605,3 +605,48 @@ class TestOutage:
             with live.use() as w1:
                 np.testing.assert_array_equal(w1, values["w1"])
             assert live.health().watch.is_stale
+
+
+class Labelled(Origin):
+    """A server of another name."""
+
+    def __init__(self, inner: Any, server: str | None) -> None:
+        super().__init__(inner)
+        self._server = server
+
+    @property
+    def server(self) -> str | None:
+        return self._server
+
+
+def test_a_storage_whose_servers_have_no_names_is_refused(tmp_path: Path) -> None:
+    prefix = save({"w": np.ones(3)}, tmp_path / "there" / "model", 1)
+    cache = ck.Cache(tmp_path / "cache", max_bytes=MANY)
+    with use_wrapper(lambda inner: Labelled(inner, None)):
+        with pytest.raises(ck.UnsupportedError, match="cannot be cached"):
+            ck.open_checkpoint(prefix, cache=cache)
+        with pytest.raises(ck.UnsupportedError, match="cannot be cached"):
+            ck.latest_checkpoint(tmp_path / "there", cache=cache)
+
+
+def test_in_an_outage_no_server_answers_for_another(tmp_path: Path) -> None:
+    directory = tmp_path / "there"
+    cache = ck.Cache(tmp_path / "cache", max_bytes=MANY)
+    first = save({"w": np.ones(3)}, directory / "model", 1)
+    with use_wrapper(lambda inner: Labelled(inner, "one")):
+        assert ck.latest_checkpoint(directory, cache=cache) == first
+        with ck.open_checkpoint(first, cache=cache) as checkpoint:
+            dict(checkpoint)
+        second = save({"w": np.zeros(3)}, directory / "model", 2)
+        assert ck.latest_checkpoint(directory, cache=cache) == second
+    with use_wrapper(lambda inner: Labelled(inner, "other")), ck.open_checkpoint(second, cache=cache) as it:
+        dict(it)
+    away = []
+
+    def wrap(inner: Any) -> Labelled:
+        away.append(Labelled(inner, "one"))
+        away[-1].is_away = True
+        return away[-1]
+
+    with use_wrapper(wrap), pytest.warns(ck.CkptStoreWarning):
+        assert ck.latest_checkpoint(directory, cache=cache) == first
