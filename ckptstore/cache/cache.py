@@ -82,7 +82,7 @@ class Cache:
     UsageError
         If an option is wrong, or the directory is not on a local file system.
     AccessError
-        If it belongs to another user, or everybody may write to it.
+        If it belongs to another user, or others may write to it.
 
     Threads
     -------
@@ -120,8 +120,9 @@ class Cache:
         self._top.make()
         self._root.make()
         with translate_errors("cannot write to the cache", self._top.path):
-            if self._root.facts(_BOUND) != {"max_bytes": max_bytes}:
-                self._root.keep_facts(_BOUND, {"max_bytes": max_bytes})
+            options = {"max_bytes": max_bytes, "stale": stale}
+            if self._root.facts(_BOUND) != options:
+                self._root.keep_facts(_BOUND, options)
         self._room = Room(self._root, max_bytes)
         self._troubles = Troubles(self._top.path)
         self.last_seen = LastSeen(self._root, self._troubles, is_answering=stale == "on-outage")
@@ -211,7 +212,7 @@ class Cache:
 
 
 def as_cache(cache: Cache | PathText | None) -> Cache | None:
-    """Return a cache, or that in a directory, with the bound that it was made with.
+    """Return a cache, or that in a directory, with the options that it was made with last.
 
     Raises
     ------
@@ -228,7 +229,7 @@ def as_cache(cache: Cache | PathText | None) -> Cache | None:
             url=path,
             hint="Call Cache(directory, max_bytes=…) once: the bound is kept there. What is there stays.",
         )
-    return Cache(path, max_bytes=int(found["max_bytes"]))
+    return Cache(path, max_bytes=int(found["max_bytes"]), stale=found.get("stale", "on-outage"))
 
 
 def _again(path: str, max_bytes: int, stale: Literal["on-outage", "never"]) -> Cache:

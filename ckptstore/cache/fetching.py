@@ -34,7 +34,7 @@ from ckptstore.transfer.ranges import coalesce, split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["CELL_SIZE_BYTES", "Fetching"]
+__all__ = ["CELL_SIZE_BYTES", "Fetching", "Patience"]
 
 CELL_SIZE_BYTES = 16 * 1024 * 1024
 """What one process fetches while the others fetch something else."""
@@ -43,13 +43,31 @@ CELL_SIZE_BYTES = 16 * 1024 * 1024
 _MEMORY_SIZE_BYTES = 64 * 1024 * 1024
 _COPY_SIZE_BYTES = 1 << 20
 
-# A cell whose owner gets nowhere for so long, frozen perhaps, is fetched without its lock.
+# A cell whose owner gets nowhere for so long, frozen perhaps, is fetched without its lock; and for a while
+# all others that are locked, without waiting again.
 _PATIENCE_S = 20.0
+_IMPATIENT_S = 60.0
 _SHORTEST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.2
 
 # Offsets in the lock file: byte 0 has another meaning, and a shard has no more cells than this.
 _CELLS_PER_SHARD = 1 << 40
+
+
+class Patience:
+    """Remembers that waiting was in vain, for all that reads one checkpoint.
+
+    Attributes
+    ----------
+    lost_until_s : float
+        Until then, by the monotonic clock, nobody is waited for.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    lost_until_s = 0.0
 
 
 class Fetching:
@@ -67,6 +85,7 @@ class Fetching:
         Gets the errors of the cache's own files; None where it is full.
     parallel : int
         Requests at the same time.
+    patience : Patience
 
     Threads
     -------
@@ -81,6 +100,7 @@ class Fetching:
         are_present: Callable[[Sequence[WantedBytes]], list[bool]],
         trouble: Callable[[OSError | None], None],
         parallel: int,
+        patience: Patience,
     ) -> None:
         self._copy = copy
         self._shards = shards
@@ -88,6 +108,9 @@ class Fetching:
         self._are_present = are_present
         self._trouble = trouble
         self._parallel = parallel
+        self._patience = patience
+        # Of cells that others hold: their owner's last sign of life, and since when it is the last.
+        self._seen: dict[int, tuple[bytes, float]] = {}
         self._there: set[Place] = set()
         self._locks: RangeLocks | None = None
         self._is_bounded = False
@@ -135,55 +158,74 @@ class Fetching:
 
     def _wait_for(self, busy: list[list[WantedBytes]]) -> None:
         """Take what others fetch, or fetch it when they do not."""
-        pause_s, ends_s = _SHORTEST_PAUSE_S, time.monotonic() + _PATIENCE_S
+        pause_s = _SHORTEST_PAUSE_S
         while busy:
+            scope = current_scope()
+            if scope is not None:
+                scope.check()
+            pause(pause_s, None if scope is None else scope.cancellation)
             before = len(busy)
-            busy = self._pass(busy, is_patient=time.monotonic() < ends_s)
-            if len(busy) < before:
-                pause_s, ends_s = _SHORTEST_PAUSE_S, time.monotonic() + _PATIENCE_S
-            elif busy:
-                scope = current_scope()
-                if scope is not None:
-                    scope.check()
-                pause(pause_s, None if scope is None else scope.cancellation)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            busy = self._pass(busy)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if len(busy) == before else _SHORTEST_PAUSE_S
 
-    def _pass(
-        self, cells: Sequence[list[WantedBytes]], *, is_patient: bool = True
-    ) -> list[list[WantedBytes]]:
+    def _waits_for(self, lock: int) -> bool:
+        """Return whether to wait for a cell that somebody else has locked."""
+        now_s = time.monotonic()
+        if self._locks is None or now_s < self._patience.lost_until_s:
+            return False
+        beat = self._locks.last_beat(lock)
+        seen, since_s = self._seen.get(lock, (None, now_s))
+        if beat != seen:
+            self._seen[lock] = beat, now_s
+        elif now_s - since_s >= _PATIENCE_S:
+            self._patience.lost_until_s = now_s + _IMPATIENT_S
+            return False
+        return True
+
+    def _pass(self, cells: Sequence[list[WantedBytes]]) -> list[list[WantedBytes]]:
         """Fetch what is missing of the cells that are free; return the others."""
         busy: list[list[WantedBytes]] = []
-        self._download.run(self._requests(cells, busy, is_patient))
+        self._download.run(self._requests(cells, busy))
         return busy
 
     def _requests(
-        self, cells: Sequence[list[WantedBytes]], busy: list[list[WantedBytes]], is_patient: bool
+        self, cells: Sequence[list[WantedBytes]], busy: list[list[WantedBytes]]
     ) -> Iterator[Request]:
         for cell in cells:
             shard_id, offset = place_of(cell[0])
             lock = 1 + shard_id * _CELLS_PER_SHARD + offset // CELL_SIZE_BYTES
             locks = self._locks
-            if locks is not None and not locks.acquire(lock) and is_patient:
+            is_owner = locks is None or locks.acquire(lock)
+            if not is_owner and self._waits_for(lock):
                 busy.append(cell)
                 continue
+            if is_owner:
+                self._beat(lock)
             requests = list(self._of_cell(cell))
             if not requests:
                 self._release(lock)
                 continue
             rest = itertools.count(1 - len(requests))
             for request in requests:
-                yield request._replace(take=partial(self._take, request.take, lock, rest))
+                yield request._replace(take=partial(self._take, request.take, lock, rest, is_owner))
 
     def _take(
         self,
         take: Callable[[Sequence[memoryview]], object],
         lock: int,
         rest: Iterator[int],
+        is_owner: bool,
         buffers: Sequence[memoryview],
     ) -> None:
         take(buffers)
+        if is_owner:
+            self._beat(lock)
         if next(rest) == 0:
             self._release(lock)
+
+    def _beat(self, lock: int) -> None:
+        if self._locks is not None:
+            self._locks.beat(lock)
 
     def _release(self, lock: int) -> None:
         if self._locks is not None:

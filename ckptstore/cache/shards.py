@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles, WantedBytes
 from ckptstore.cache.cached_shard import CachedShard
 from ckptstore.cache.copy import Copy
-from ckptstore.cache.fetching import Fetching
+from ckptstore.cache.fetching import Fetching, Patience
 from ckptstore.cache.pieces import Place, are_right, place_of, stop_of
 from ckptstore.cache.room import Room
 from ckptstore.cache.troubles import Troubles
@@ -63,6 +63,7 @@ class CachedShards(ShardFiles):
         self._use = use
         self._room = room
         self._troubles = troubles
+        self._patience = Patience()
 
     def new_file(self, shard_id: int, location: Location) -> ShardFile:
         origin, end = self._origin[shard_id], self._copy.ends.get(shard_id, 0)
@@ -70,6 +71,9 @@ class CachedShards(ShardFiles):
             return origin
         path = self._copy.data_path(shard_id)
         return CachedShard(origin, location, self._url, self._index_is_current, path, end, self._troubles.add)
+
+    def close(self) -> None:
+        self._use.close()
 
     def fetch_ahead(
         self,
@@ -95,7 +99,13 @@ class CachedShards(ShardFiles):
         missing = [piece for place, piece in pieces.items() if not is_present[place] and place not in small]
         if missing:
             fetching = Fetching(
-                self._copy, files, self._room, present, self._troubles.add, self.parallel_reads
+                self._copy,
+                files,
+                self._room,
+                present,
+                self._troubles.add,
+                self.parallel_reads,
+                self._patience,
             )
             fetched = fetching.run(missing, self.big_endian, transfer, memory_budget)
             is_present.update(dict.fromkeys(fetched, True))

@@ -134,6 +134,7 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
     def close(self) -> None:
         """Let go of the checkpoint; reading from it raises `UsageError` from now on. Arrays stay valid."""
         self._is_closed = True
+        self._reader.close()
         self._mapped.clear()
 
     def specs(self) -> dict[str, TensorSpec]:

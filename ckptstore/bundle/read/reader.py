@@ -122,6 +122,10 @@ class BundleReader(abc.ABC):
         """Return whether the index has an entry `name`: a tensor, or (as text) the key of a slice."""
 
     @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of what keeps the data files on this machine; what is read or mapped stays valid."""
+
+    @abc.abstractmethod
     def is_current(self) -> bool:
         """Return whether the checkpoint in the storage is still the one that is being read; one request."""
 

@@ -75,6 +75,9 @@ class ReaderV1(BundleReader):
         known.slices += found.slices
         known.homes += [(number, found)] * len(found.slices)
 
+    def close(self) -> None:
+        pass
+
     def is_current(self) -> bool:
         return all(file.is_current() for file in self.files)
 

@@ -79,6 +79,9 @@ class ReaderV2(BundleReader):
         self._complete: set[str] = set()
         self._names: list[str] | None = None
 
+    def close(self) -> None:
+        self.shards.close()
+
     def is_current(self) -> bool:
         return self.index.is_current()
 

@@ -90,6 +90,9 @@ class ShardFiles:
         """Return a data file, which lies at `location`; called once for each."""
         return ShardFile(location, self._prefix.url, self._index_is_current)
 
+    def close(self) -> None:
+        """Let go of what keeps them on this machine; what is read or mapped stays valid."""
+
     def fetch_ahead(
         self,
         wanted: Sequence[WantedBytes],

@@ -58,7 +58,7 @@ class PrivateDirectory:
         UsageError
             If it lies on a file system that other machines can change.
         AccessError
-            If it belongs to another user, or everybody may write to it.
+            If it belongs to another user, or others may write to it.
         CkptStoreError
             If it cannot be made.
         """
@@ -71,11 +71,11 @@ class PrivateDirectory:
                 is_local, kind = has_one_kernel(fd), file_system_type(fd)
             finally:
                 os.close(fd)
-        if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise AccessError(
                 "this directory is not private: what another user writes there would be served",
                 url=self.path,
-                expected=f"owner {os.geteuid()}, and no right to write for everybody",
+                expected=f"owner {os.geteuid()}, and no right to write for others",
                 actual=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
                 hint="Choose a directory of your own; it is made, for you alone, if it is missing.",
             )

@@ -8,14 +8,21 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+import time
+from contextlib import suppress
 
 __all__ = ["RangeLocks"]
 
+# In the file: when the holder of a byte got on last. Bytes share them, so that they take one block.
+_BEATS = 512
+_BEAT_SIZE_BYTES = 8
+
 
 class RangeLocks:
-    """The locks that one open file description holds; they end when it is closed, whatever ends the process.
+    """The locks that one open file description holds; they end with `close`, or with the process.
 
-    Those of two objects exclude each other also within a process.
+    Those of two objects exclude each other also within a process. A forked child has those of its parent
+    until the parent gives them up; if the parent is killed, as long as the child lives.
 
     Parameters
     ----------
@@ -31,10 +38,14 @@ class RangeLocks:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._pid = os.getpid()
 
     def close(self) -> None:
-        """Give up all locks."""
+        """Give up all locks; in a forked child those of the parent stay."""
         if self._fd >= 0:
+            # Closing alone would leave them to the children that were forked meanwhile.
+            if self._pid == os.getpid():
+                self._set(fcntl.F_UNLCK, 0, 0)
             fd, self._fd = self._fd, -1
             os.close(fd)
 
@@ -56,13 +67,25 @@ class RangeLocks:
         """Unlock one byte."""
         self._set(fcntl.F_UNLCK, offset)
 
-    def _set(self, kind: int, offset: int) -> bool:
+    def beat(self, offset: int) -> None:
+        """Show those who wait for a byte that its holder gets on."""
+        with suppress(OSError):
+            beat = time.monotonic_ns().to_bytes(_BEAT_SIZE_BYTES, "little")
+            os.pwrite(self._fd, beat, offset % _BEATS * _BEAT_SIZE_BYTES)
+
+    def last_beat(self, offset: int) -> bytes:
+        """Return what changes when the holder of a byte gets on; that of another byte may change it too."""
+        with suppress(OSError):
+            return os.pread(self._fd, _BEAT_SIZE_BYTES, offset % _BEATS * _BEAT_SIZE_BYTES)
+        return b""
+
+    def _set(self, kind: int, offset: int, size_bytes: int = 1) -> bool:
         command = getattr(fcntl, "F_OFD_SETLK", None)
         if command is None:
             return True
-        # struct flock (fcntl(2)): type, whence, start, length, pid; the pid must be 0.
+        # struct flock (fcntl(2)): type, whence, start, length (0: all), pid; the pid must be 0.
         try:
-            fcntl.fcntl(self._fd, command, struct.pack("hhqqi4x", kind, os.SEEK_SET, offset, 1, 0))
+            fcntl.fcntl(self._fd, command, struct.pack("hhqqi4x", kind, os.SEEK_SET, offset, size_bytes, 0))
         except (BlockingIOError, PermissionError):
             return False
         except OSError:

@@ -16,6 +16,7 @@ import pytest
 import ckptstore as ck
 from ckptstore.cache import fetching, shards
 from ckptstore.storage.local import private_directory
+from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
@@ -24,6 +25,7 @@ from tests.own_warnings import own_warnings
 
 _T = TypeVar("_T")
 MANY = 1 << 40
+CELL = 2  # of the second 16 MiB, in the lock file
 
 
 class Origin(StorageWrapper):
@@ -342,9 +344,10 @@ class TestDirectory:
         for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
             assert path.stat().st_mode & 0o077 == 0, path
 
-    def test_one_that_everybody_may_write_to_is_refused(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+    def test_one_that_others_may_write_to_is_refused(self, tmp_path: Path, mode: int) -> None:
         (tmp_path / "open").mkdir()
-        (tmp_path / "open").chmod(0o777)
+        (tmp_path / "open").chmod(mode)
         with pytest.raises(ck.AccessError, match="not private"):
             ck.Cache(tmp_path / "open", max_bytes=1)
 
@@ -397,12 +400,14 @@ class TestBound:
     def test_what_is_in_use_stays(self, tmp_path: Path, prefix: str, values: dict[str, Any]) -> None:
         cache = ck.Cache(tmp_path / "cache", max_bytes=MANY)
         checkpoint = ck.open_checkpoint(prefix, cache=cache)
-        checkpoint["w0"]
+        array = checkpoint["w0"]
         assert cache.remove(prefix) == 0
         small = ck.Cache(tmp_path / "cache", max_bytes=1)
         assert small.trim() == 0
-        del checkpoint
+        checkpoint.close()
         assert small.trim() > 0
+        # It is removed, and what was mapped stays valid.
+        np.testing.assert_array_equal(array, values["w0"])
         assert cache.contents() == []
 
     def test_one_that_is_too_small_is_gone_around_with_one_warning(
@@ -473,6 +478,106 @@ def used_bytes(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
 
 
+class TestWaiting:
+    @pytest.fixture
+    def held(self, prefix: str, cache: ck.Cache, tmp_path: Path) -> Iterator[RangeLocks]:
+        """The locks of another process, which has that of the cell of all but the large tensor."""
+        ck.open_checkpoint(prefix, cache=cache).close()
+        (path,) = (tmp_path / "cache").rglob("lock")
+        locks = RangeLocks(str(path))
+        assert locks.acquire(CELL)
+        yield locks
+        locks.close()
+
+    def test_patience_that_was_lost_is_not_found_again_for_each_tensor(
+        self,
+        prefix: str,
+        cache: ck.Cache,
+        values: dict[str, Any],
+        held: RangeLocks,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(fetching, "_PATIENCE_S", 0.05)
+        pauses: list[float] = []
+        monkeypatch.setattr(fetching, "pause", lambda seconds, *_: pauses.append(seconds))
+        with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+            np.testing.assert_array_equal(checkpoint["w1"], values["w1"])
+            assert pauses
+            pauses.clear()
+            for name in ("w7", "w3", "w5"):
+                np.testing.assert_array_equal(checkpoint[name], values[name])
+            assert not pauses
+
+    def test_an_owner_that_gets_on_is_waited_for(
+        self,
+        prefix: str,
+        cache: ck.Cache,
+        values: dict[str, Any],
+        held: RangeLocks,
+        origin: Origin,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(fetching, "_PATIENCE_S", 0.0)
+        waits = 0
+
+        def wait(*_: object) -> None:
+            nonlocal waits
+            assert not origin.sent_bytes
+            waits += 1
+            if waits == 50:
+                held.close()
+            else:
+                held.beat(CELL)
+
+        monkeypatch.setattr(fetching, "pause", wait)
+        with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+            np.testing.assert_array_equal(checkpoint["w1"], values["w1"])
+        assert waits == 50
+
+    def test_a_fetch_shows_that_it_gets_on(self, prefix: str, cache: ck.Cache, held: RangeLocks) -> None:
+        held.release(CELL)
+        before = held.last_beat(CELL)
+        with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+            checkpoint["w1"]
+        assert held.last_beat(CELL) != before
+
+    def test_a_forked_child_keeps_no_lock_that_its_parent_gave_up(
+        self, cache: ck.Cache, prefix: str, held: RangeLocks, tmp_path: Path
+    ) -> None:
+        (path,) = (tmp_path / "cache").rglob("lock")
+        other = RangeLocks(str(path))
+        checkpoint = ck.open_checkpoint(prefix, cache=cache)
+        go_on, end = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(end)
+            os.read(go_on, 1)
+            os._exit(0)
+        try:
+            assert not other.acquire(CELL)
+            held.close()
+            assert other.acquire(CELL)
+            assert cache.remove(prefix) == 0
+            checkpoint.close()
+            assert cache.remove(prefix) == 1
+        finally:
+            os.close(end)
+            os.waitpid(child, 0)
+            os.close(go_on)
+        other.close()
+
+    def test_a_forked_child_gives_up_nothing_of_its_parent(self, held: RangeLocks, tmp_path: Path) -> None:
+        child = os.fork()
+        if child == 0:
+            held.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        (path,) = (tmp_path / "cache").rglob("lock")
+        other = RangeLocks(str(path))
+        assert not other.acquire(CELL)
+        other.close()
+
+
 class TestOutage:
     def test_the_last_version_is_opened_with_a_warning(
         self, prefix: str, cache: ck.Cache, values: dict[str, Any], origin: Origin
@@ -496,6 +601,13 @@ class TestOutage:
         origin.is_away = True
         with pytest.raises(ck.TransientError):
             read_all(prefix, cache)
+
+    def test_a_path_keeps_never(self, prefix: str, tmp_path: Path, origin: Origin) -> None:
+        ck.Cache(tmp_path / "cache", max_bytes=MANY, stale="never")
+        read_all(prefix, tmp_path / "cache")
+        origin.is_away = True
+        with pytest.raises(ck.TransientError):
+            read_all(prefix, tmp_path / "cache")
 
     def test_credentials_that_have_expired_are_an_error(
         self, prefix: str, cache: ck.Cache, origin: Origin
