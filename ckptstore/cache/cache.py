@@ -67,7 +67,8 @@ class Cache:
         On a local disk; made for this user alone if it is missing.
     max_bytes : int
         What its files may take of the disk. Beyond it those that were used least recently are removed, but
-        neither what is in use, nor the newest complete checkpoint of a directory.
+        never what is in use, and the newest complete checkpoint of a directory only if nothing else is left
+        to remove, and another directory is read.
     stale : {"on-outage", "never"}
         Whether to open what was seen last if the storage cannot be asked.
 

@@ -8,6 +8,7 @@ Format
 * ``NAME.data-00000-of-00001`` …: as long as in the storage; what was not fetched is a hole.
 * ``origin``: where it comes from, and the checksum of the index; for people, and for `Copy`.
 * ``used``: its time is that of the last use.
+* ``.part-…``: a large tensor that is not verified yet, with a lock while somebody fetches it.
 * ``lock``: byte 0 is locked by whoever uses the checkpoint, shared, and by whoever removes it; the others
   stand for parts of the data files, see `fetching`.
 """
@@ -15,6 +16,8 @@ Format
 from __future__ import annotations
 
 import hashlib
+import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -26,7 +29,18 @@ from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.values import GetResult
 
-__all__ = ["RECORDS", "Copy", "copies_in", "copies_of", "digest", "remains_in", "remove", "use"]
+__all__ = [
+    "RECORDS",
+    "Copy",
+    "Part",
+    "copies_in",
+    "copies_of",
+    "digest",
+    "remains_in",
+    "remove",
+    "remove_parts",
+    "use",
+]
 
 RECORDS = "records"
 """The name beside the directories of checkpoints that is none; see `last_seen`."""
@@ -35,9 +49,42 @@ _ORIGIN = "origin"
 _USED = "used"
 _LOCK = "lock"
 
+_PART = ".part-"
+
 _IN_USE = 0  # the byte of the lock file
 
 _MOST_ENTRIES = 5
+
+
+class Part:
+    """A file for a tensor that is not verified yet; it counts as all others do.
+
+    Attributes
+    ----------
+    file : SparseFile
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+
+    Threads
+    -------
+    Safe for concurrent use.
+    """
+
+    def __init__(self, directory: PrivateDirectory) -> None:
+        self._directory = directory
+        self._name = f"{_PART}{os.getpid()}-{secrets.token_hex(8)}"
+        self.file = SparseFile(directory.at(self._name))
+        # Says that it is no remains. Where locks are worth nothing it loses its name early, which is no harm.
+        self._locks = RangeLocks(directory.at(self._name))
+        self._locks.acquire(0)
+
+    def remove(self) -> None:
+        """Remove it; what is open stays readable."""
+        self._directory.unlink(self._name)
+        self._locks.close()
 
 
 def digest(*texts: str) -> str:
@@ -200,6 +247,32 @@ def copies_of(checkpoint: PrivateDirectory) -> list[Copy]:
 def copies_in(root: PrivateDirectory) -> list[Copy]:
     """Return every checkpoint of a cache."""
     return [copy for name in root.names() for copy in copies_of(root / name)]
+
+
+def remove_parts(root: PrivateDirectory) -> Iterator[str]:
+    """Remove what killed processes were fetching, yield each path."""
+    for name in root.names():
+        if name == RECORDS:
+            continue
+        for version in (root / name).names():
+            directory = root / name / version
+            for part in directory.names():
+                if part.startswith(_PART) and _remove_part(directory, part):
+                    yield directory.at(part)
+
+
+def _remove_part(directory: PrivateDirectory, name: str) -> bool:
+    try:
+        locks = RangeLocks(directory.at(name))
+    except FileNotFoundError:
+        return False
+    try:
+        if not locks.acquire(0):
+            return False
+        directory.unlink(name)
+        return True
+    finally:
+        locks.close()
 
 
 def remains_in(root: PrivateDirectory) -> Iterator[PrivateDirectory]:

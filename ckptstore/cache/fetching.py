@@ -9,9 +9,7 @@ and nobody sees a wrong one, whoever is killed and whatever the locks are worth.
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,7 +19,7 @@ import numpy as np
 from ckptstore.bundle.read.fetch import PartSums
 from ckptstore.bundle.read.shard_files import WantedBytes
 from ckptstore.cache.cached_shard import CachedShard
-from ckptstore.cache.copy import Copy
+from ckptstore.cache.copy import Copy, Part
 from ckptstore.cache.pieces import Place, check, has_strings, place_of, stop_of
 from ckptstore.cache.room import Room
 from ckptstore.format.crc32c import crc32c, crc32c_of_ranges, mask
@@ -39,7 +37,7 @@ __all__ = ["CELL_SIZE_BYTES", "Fetching", "Patience"]
 CELL_SIZE_BYTES = 16 * 1024 * 1024
 """What one process fetches while the others fetch something else."""
 
-# Above this a tensor is verified in a file without a name, not in memory.
+# Above this a tensor is verified in a file of its own, not in memory.
 _MEMORY_SIZE_BYTES = 64 * 1024 * 1024
 _COPY_SIZE_BYTES = 1 << 20
 
@@ -112,6 +110,7 @@ class Fetching:
         # Of cells that others hold: their owner's last sign of life, and since when it is the last.
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._there: set[Place] = set()
+        self._parts: list[Part] = []
         self._locks: RangeLocks | None = None
         self._is_bounded = False
         self._big_endian = False
@@ -152,6 +151,8 @@ class Fetching:
             busy = self._pass(order)
             self._wait_for(busy)
         finally:
+            for part in list(self._parts):
+                self._remove(part)
             if self._locks is not None:
                 self._locks.close()
         return self._there
@@ -201,7 +202,7 @@ class Fetching:
                 continue
             if is_owner:
                 self._beat(lock)
-            requests = list(self._of_cell(cell))
+            requests = list(self._of_cell(cell, is_owner))
             if not requests:
                 self._release(lock)
                 continue
@@ -231,7 +232,7 @@ class Fetching:
         if self._locks is not None:
             self._locks.release(lock)
 
-    def _of_cell(self, cell: Sequence[WantedBytes]) -> Iterator[Request]:
+    def _of_cell(self, cell: Sequence[WantedBytes], is_owner: bool) -> Iterator[Request]:
         is_there = self._are_present(cell)
         self._there.update([place_of(piece) for piece, is_it in zip(cell, is_there, strict=True) if is_it])
         missing = [piece for piece, is_it in zip(cell, is_there, strict=True) if not is_it]
@@ -252,11 +253,11 @@ class Fetching:
             yield Request(shard.origin, run[0].tensor, [whole], [None], take)
         for piece in missing:
             if piece.entry.size_bytes > most_bytes:
-                yield from self._of_large(shard, piece)
+                yield from self._of_large(shard, piece, is_owner)
 
-    def _has_room(self, size_bytes: int) -> bool:
+    def _has_room(self, size_bytes: int, taken_bytes: int = 0) -> bool:
         try:
-            has_room = self._room.has(size_bytes)
+            has_room = self._room.has(size_bytes, self._copy.source, taken_bytes)
         except OSError as error:
             self._trouble(error)
             return False
@@ -281,14 +282,16 @@ class Fetching:
             self._write(shard, run[first:end], block[starts[first] : stops[end - 1]].data)
             first = end
 
-    def _of_large(self, shard: CachedShard, piece: WantedBytes) -> Iterator[Request]:
+    def _of_large(self, shard: CachedShard, piece: WantedBytes, is_owner: bool) -> Iterator[Request]:
         """Yield the parts of a piece; it is written when all of them are there and verified."""
         entry = piece.entry
         ranges = list(split(entry.offset, stop_of(piece), self._download.size_bytes))
         sums = PartSums(len(ranges))
         is_large = self._is_bounded or entry.size_bytes > _MEMORY_SIZE_BYTES
         if is_large and not has_strings(piece):
-            yield from self._through_file(shard, piece, ranges, sums)
+            # Only by one process: each file takes as much of the disk as the tensor.
+            if is_owner:
+                yield from self._through_file(shard, piece, ranges, sums)
             return
         memory = np.empty(entry.size_bytes, np.uint8)
 
@@ -305,31 +308,39 @@ class Fetching:
     def _through_file(
         self, shard: CachedShard, piece: WantedBytes, ranges: Sequence[tuple[int, int]], sums: PartSums
     ) -> Iterator[Request]:
-        if not self._has_room(2 * piece.entry.size_bytes):
+        if not self._has_room(2 * piece.entry.size_bytes, taken_bytes=piece.entry.size_bytes):
             return
-        name = f".part-{os.getpid()}-{secrets.token_hex(8)}"
         try:
-            file = SparseFile.without_name(self._copy.directory.at(name))
+            part = Part(self._copy.directory)
         except OSError as error:
             self._trouble(error)
             return
+        self._parts.append(part)
         failures: list[OSError] = []
 
         def take(number: int, low: int, buffers: Sequence[memoryview]) -> None:
             if not failures:
                 try:
-                    file.write(low - piece.entry.offset, buffers[0])
+                    part.file.write(low - piece.entry.offset, buffers[0])
                 except OSError as error:
                     failures.append(error)
                     self._trouble(error)
             if sums.add(number, crc32c(buffers[0]), len(buffers[0])):
                 check(piece, sums.crc32c(), None, self._big_endian, shard.origin)
                 if not failures:
-                    self._write(shard, [piece], file)
+                    self._write(shard, [piece], part.file)
+                self._remove(part)
 
         for number, (low, high) in enumerate(ranges):
             wanted = [ByteRange(low, high)]
             yield Request(shard.origin, piece.tensor, wanted, [None], partial(take, number, low))
+
+    def _remove(self, part: Part) -> None:
+        self._parts.remove(part)
+        try:
+            part.remove()
+        except OSError as error:
+            self._trouble(error)
 
     def _write(
         self, shard: CachedShard, run: Sequence[WantedBytes], content: memoryview | SparseFile
@@ -348,7 +359,7 @@ class Fetching:
                 is_right = _copy_range(content, file, start, size_bytes) == run[0].entry.masked_crc32c
 
         try:
-            is_written = self._room.write(size_bytes, write)
+            is_written = self._room.write(size_bytes, write, self._copy.source)
         except OSError as error:
             self._trouble(error)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from ckptstore.cache.copy import Copy, copies_in, remains_in, remove
+from ckptstore.cache.copy import Copy, copies_in, remains_in, remove, remove_parts
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.local.directory import NO_ROOM
 from ckptstore.storage.local.private_directory import PrivateDirectory
@@ -44,8 +44,16 @@ class Room:
         self._allowed_bytes = 0
         self._full_until_s = 0.0
 
-    def has(self, size_bytes: int) -> bool:
+    def has(self, size_bytes: int, source: str, taken_bytes: int = 0) -> bool:
         """Return whether so much may be written now; makes room if there is none.
+
+        Parameters
+        ----------
+        size_bytes : int
+        source : str
+            The directory that is read; see `Copy.source`.
+        taken_bytes : int
+            Of these, what is written without `write`.
 
         Raises
         ------
@@ -53,9 +61,12 @@ class Room:
             If the directory cannot be looked at.
         """
         with self._locks[0]:
-            return self._make(size_bytes)
+            if not self._make(size_bytes, source):
+                return False
+            self._allowed_bytes -= taken_bytes
+            return True
 
-    def write(self, size_bytes: int, write: Callable[[], object]) -> bool:
+    def write(self, size_bytes: int, write: Callable[[], object], source: str) -> bool:
         """Call `write`, which adds so many bytes, if there is room; return whether it was done.
 
         Raises
@@ -64,10 +75,10 @@ class Room:
             Of `write`, unless the disk is full.
         """
         with self._locks[0]:
-            if not self._make(size_bytes):
+            if not self._make(size_bytes, source):
                 return False
             self._allowed_bytes -= size_bytes
-            oldest = self._removable()
+            oldest = self._removable(source)
             while True:
                 try:
                     write()
@@ -87,21 +98,21 @@ class Room:
         with self._locks[0]:
             self._allowed_bytes = 0
             before = self._root.used_bytes()
-            for directory in remains_in(self._root):
-                remove(directory)
+            for _ in self._remains():
+                pass
             used = self._root.used_bytes()
-            oldest = self._removable()
+            oldest = self._removable(None)
             while used > self.max_bytes and next(oldest, None) is not None:
                 used = self._root.used_bytes()
             return max(0, before - used)
 
-    def _make(self, size_bytes: int) -> bool:
+    def _make(self, size_bytes: int, source: str) -> bool:
         if size_bytes <= self._allowed_bytes:
             return True
         if time.monotonic() < self._full_until_s:
             return False
         free = self.max_bytes - self._root.used_bytes()
-        oldest = self._removable()
+        oldest = self._removable(source)
         while free < size_bytes and next(oldest, None) is not None:
             free = self.max_bytes - self._root.used_bytes()
         if free < size_bytes:
@@ -111,14 +122,26 @@ class Room:
         self._allowed_bytes = max(size_bytes, free // _SHARE)
         return True
 
-    def _removable(self) -> Iterator[PrivateDirectory]:
-        """Remove one directory after the other, yield each: remains first, then what was used longest ago."""
-        yield from (directory for directory in remains_in(self._root) if remove(directory))
-        copies = copies_in(self._root)
+    def _remains(self) -> Iterator[str]:
+        """Remove what killed processes left, yield each path."""
+        yield from remove_parts(self._root)
+        yield from (directory.path for directory in remains_in(self._root) if remove(directory))
+
+    def _removable(self, source: str | None) -> Iterator[str]:
+        """Remove one thing after the other, yield each path: remains first, then what was used longest ago.
+
+        At last, for those who read the directory `source`, the newest complete checkpoints of others.
+        """
+        yield from self._remains()
+        copies = sorted(copies_in(self._root), key=lambda copy: copy.used_s)
         needed = _needed(copies)
-        for copy in sorted(copies, key=lambda copy: copy.used_s):
+        for copy in copies:
             if copy.directory.path not in needed and copy.remove():
-                yield copy.directory
+                yield copy.directory.path
+        for copy in copies:
+            is_last_resort = source is not None and copy.source != source
+            if is_last_resort and copy.directory.path in needed and copy.remove():
+                yield copy.directory.path
 
 
 def _needed(copies: list[Copy]) -> set[str]:

@@ -167,11 +167,15 @@ class PrivateDirectory:
         except FileNotFoundError:
             return 0.0
 
+    def unlink(self, name: str) -> None:
+        """Remove a file, unless it is missing."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.at(name))
+
     def remove(self, *, last: str) -> None:
         """Remove its files, `last` after the others; then it, and the one above, if they are empty."""
         for name in sorted(self.names(), key=lambda name: name == last):
-            with suppress(FileNotFoundError):
-                os.unlink(self.at(name))
+            self.unlink(name)
         # Somebody may have begun to use it again, and the one above it holds others.
         with suppress(OSError):
             os.rmdir(self.path)

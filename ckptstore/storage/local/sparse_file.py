@@ -59,13 +59,6 @@ class SparseFile:
         """
         return cls(path, os.O_RDONLY)
 
-    @classmethod
-    def without_name(cls, path: str) -> SparseFile:
-        """Return a file that is gone when it is closed; `path` is its name for a moment."""
-        file = cls(path)
-        os.unlink(path)
-        return file
-
     @staticmethod
     def length(path: str) -> int | None:
         """Return the length of a file, holes included, without opening it; None if it is missing."""

@@ -15,7 +15,9 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.cache import fetching, shards
+from ckptstore.cache.copy import Part, copies_in
 from ckptstore.storage.local import private_directory
+from ckptstore.storage.local.private_directory import PrivateDirectory
 from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.registry import use_wrapper
@@ -159,7 +161,7 @@ class TestReading:
             check_all(into, values)
         assert origin.sent_bytes <= 1.01 * total_bytes(values) + 2000
 
-    def test_a_tensor_above_the_memory_limit_goes_through_a_file_without_a_name(
+    def test_a_tensor_above_the_memory_limit_goes_through_a_file_of_its_own(
         self,
         prefix: str,
         cache: ck.Cache,
@@ -396,6 +398,68 @@ class TestBound:
         read_all(prefixes[3], cache)
         read_all(prefixes[0], cache)
         assert {found.prefix for found in cache.contents()} == {prefixes[0], prefixes[3], prefixes[4]}
+
+    def test_the_newest_of_a_directory_that_nobody_reads_goes_at_last(
+        self, tmp_path: Path, origin: Origin, request: pytest.FixtureRequest
+    ) -> None:
+        size_bytes = 1 << 20
+        cache = ck.Cache(tmp_path / "cache", max_bytes=int(2.5 * size_bytes))
+        prefixes = []
+        for run in range(4):
+            weights = {"w": np.full(size_bytes // 8, float(run))}
+            prefixes.append(save(weights, f"memory://cache/{request.node.name}/{run}/model", 1))
+        with own_warnings("error"):
+            for prefix in prefixes:
+                read_all(prefix, cache)
+                assert used_bytes(tmp_path / "cache") <= 2.5 * size_bytes
+        assert [found.prefix for found in cache.contents() if found.is_complete] == prefixes[:1:-1]
+        assert cache.trim() == 0
+
+    @pytest.mark.parametrize("is_killed", [False, True])
+    def test_a_part_counts_and_is_removed_when_its_process_is_gone(
+        self, cache: ck.Cache, prefix: str, tmp_path: Path, is_killed: bool
+    ) -> None:
+        read_all(prefix, cache)
+        before = used_bytes(tmp_path / "cache")
+        (copy,) = copies_in(PrivateDirectory(str(tmp_path / "cache" / "v1")))
+        child = os.fork() if is_killed else 0
+        if child == 0:
+            part = Part(copy.directory)
+            part.file.write(0, memoryview(bytes(1 << 20)))
+            if is_killed:
+                os._exit(0)
+        else:
+            os.waitpid(child, 0)
+        assert cache.contents()[0].size_bytes >= before - (1 << 16) + (1 << 20)
+        if is_killed:
+            assert cache.trim() >= 1 << 20
+        else:
+            assert cache.trim() == 0
+            part.remove()
+        assert not [*(tmp_path / "cache").rglob(".part-*")]
+        assert cache.contents()[0].is_complete
+
+    def test_no_part_is_left_by_an_error(
+        self,
+        prefix: str,
+        cache: ck.Cache,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(fetching, "_MEMORY_SIZE_BYTES", 1 << 20)
+        seen: list[Path] = []
+
+        def fail(*_: object, **__: object) -> None:
+            seen.extend((tmp_path / "cache").rglob(".part-*"))
+            raise ck.TransientError("cut")
+
+        with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+            monkeypatch.setattr(Origin, "read_into", fail)
+            monkeypatch.setattr(Origin, "get", fail)
+            with pytest.raises(ck.TransientError):
+                checkpoint["large"]
+        assert seen
+        assert not [*(tmp_path / "cache").rglob(".part-*")]
 
     def test_what_is_in_use_stays(self, tmp_path: Path, prefix: str, values: dict[str, Any]) -> None:
         cache = ck.Cache(tmp_path / "cache", max_bytes=MANY)
