@@ -8,6 +8,7 @@ the work are daemons, so a thread that is stuck in the kernel cannot hold the pr
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - refuses to be loaded while the interpreter ends; clients need it
 import logging
 import os
 import threading
