@@ -1,7 +1,7 @@
 # ckptstore: `make test` and `make demo` set up everything they need; Python 3.11+ and make are enough.
 # Environments: .venv (development), .cache/venv-tf (TensorFlow, for comparison only) and .cache/venv-moto, all filled
 # from the locks in requirements/ and brought in line again when a lock changes. Servers: .cache/servers.
-# .cache/venv-engines: torch, JAX, Ray and MPI (6 GB).
+# .cache/venv-frameworks: torch, JAX, TensorFlow, Keras, Lightning, Ray and MPI (8 GB).
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,7 +20,7 @@ PYTHON_MIN ?= $(call usable,python3.11 $(PYTHON) python3.12,(3, 11) <= sys.versi
 VENV    := .venv
 VENV_TF := .cache/venv-tf
 VENV_MOTO := .cache/venv-moto
-VENV_ENGINES := .cache/venv-engines
+VENV_FRAMEWORKS := .cache/venv-frameworks
 VENV_DIST := .cache/venv-dist
 VENV_MIN := .cache/venv-min-deps
 VENV_UPSTREAM := .cache/venv-upstream
@@ -46,7 +46,7 @@ FLAGS_wire       := -n 4 --dist worksteal
 FLAGS_ranks      := -n 4 --dist worksteal
 ARGS ?=
 
-.PHONY: help setup setup-tf setup-engines servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop engines preemptions histories schedules many-ranks cache-kills followers campaign demo demo-serving bench bench-setup bench-quick bench-cold bench-page docs protos lock clean clean-all
+.PHONY: help setup setup-tf setup-frameworks servers minio test quick lint format $(LANES) min-deps run-min-deps upstream dist interop frameworks engines preemptions histories schedules many-ranks cache-kills followers campaign demo demo-serving bench bench-setup bench-quick bench-cold bench-page docs protos lock clean clean-all
 
 help:  ## show this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "  %-17s %s\n", $$1, $$2 }'
@@ -56,7 +56,7 @@ help:  ## show this list
 
 setup: $(VENV)/.ready  ## make or update the development environment, .venv
 setup-tf: $(VENV_TF)/.ready  ## make or update TensorFlow's environment, .cache/venv-tf
-setup-engines: $(VENV_ENGINES)/.ready  ## the same for torch, JAX, Ray and MPI (6 GB), .cache/venv-engines
+setup-frameworks: $(VENV_FRAMEWORKS)/.ready  ## the same for torch, JAX, TensorFlow, Ray, MPI and more (8 GB), .cache/venv-frameworks
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -92,9 +92,9 @@ $(VENV_TF)/.ready: $(VENV)/.uv requirements/tensorflow.txt
 	$(call fill,$(VENV_TF),requirements/tensorflow.txt)
 	@touch $@
 
-$(VENV_ENGINES)/.ready: $(VENV)/.uv requirements/engines.txt
-	$(call make_environment,$(VENV_ENGINES),$(PYTHON_TF),3.11 to 3.13,--without-pip)
-	$(call fill,$(VENV_ENGINES),requirements/engines.txt)
+$(VENV_FRAMEWORKS)/.ready: $(VENV)/.uv requirements/frameworks.txt
+	$(call make_environment,$(VENV_FRAMEWORKS),$(PYTHON_TF),3.11 to 3.13,--without-pip)
+	$(call fill,$(VENV_FRAMEWORKS),requirements/frameworks.txt)
 	@touch $@
 
 $(VENV_MOTO)/.ready: $(VENV)/.uv requirements/moto.txt
@@ -122,7 +122,7 @@ minio: $(VENV)/.ready  ## build MinIO alone (needs Go) and run it with a bucket;
 
 # ------------------------------------------------------------------------------------------------ checks
 
-test: lint $(LANES) min-deps dist interop engines  ## everything: lint, every lane of tests, TensorFlow and the engines included
+test: lint $(LANES) min-deps dist interop frameworks engines  ## everything: lint, every lane of tests, TensorFlow, the frameworks and the engines included
 
 define read_sources
 $(BIN)/ruff check .
@@ -136,7 +136,7 @@ lint: $(VENV)/.ready  ## ruff, codespell, mypy, and whether every test can be im
 	@echo '== lint'
 	$(read_sources)
 	@mkdir -p .cache
-	$(PYTEST) tests --ignore tests/interop --ignore tests/engines --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
+	$(PYTEST) tests --ignore tests/interop --ignore tests/engines --ignore tests/frameworks --collect-only -qq >.cache/collected || { cat .cache/collected; exit 1; }
 
 quick: $(VENV)/.ready  ## the inner loop, in under a minute: ruff, codespell, mypy, unit tests with fewer random examples
 	$(read_sources)
@@ -159,14 +159,19 @@ interop: $(VENV)/.ready $(VENV_TF)/.ready servers  ## the tests against TensorFl
 	$(PYTEST) tests/interop_crash -q $(WORKERS) -p tests.forbid_skips $(ARGS)
 
 # Four processes of each engine that runs a training job; here, too, a skip is a failure.
-IN_ENGINES := PYTHONPATH="$(CURDIR)" $(VENV_ENGINES)/bin/python -m pytest tests/engines -q -p tests.forbid_skips
+IN_FRAMEWORKS := PYTHONPATH="$(CURDIR)" $(VENV_FRAMEWORKS)/bin/python -m pytest -q -p tests.forbid_skips
+IN_ENGINES := $(IN_FRAMEWORKS) tests/engines
 
-engines: $(VENV)/.ready $(VENV_ENGINES)/.ready  ## real processes under torch, JAX, Ray and MPI; a skipped test fails
+engines: $(VENV)/.ready $(VENV_FRAMEWORKS)/.ready  ## real processes under torch, JAX, Ray and MPI; a skipped test fails
 	@echo '== engines'
 	$(IN_ENGINES) $(ARGS)
 
+frameworks: $(VENV)/.ready $(VENV_FRAMEWORKS)/.ready servers  ## the adapters with the frameworks themselves; a skipped test fails
+	@echo '== frameworks'
+	$(IN_FRAMEWORKS) tests/frameworks $(WORKERS) $(ARGS)
+
 # The lane engines sends three, and one to torchrun.
-preemptions: $(VENV_ENGINES)/.ready  ## 20 real signals to the job of each engine; not part of `make test`
+preemptions: $(VENV_FRAMEWORKS)/.ready  ## 20 real signals to the job of each engine; not part of `make test`
 	@echo '== preemptions'
 	CKPTSTORE_PREEMPTIONS=20 CKPTSTORE_TORCHRUNS=20 $(IN_ENGINES) -k 'signal or sync_point' $(ARGS)
 
@@ -254,7 +259,7 @@ demo-serving: $(VENV)/.ready  ## a host that serves what a job saves, in half a 
 
 # One environment for each family of contenders; the directory is one of them.
 BENCH_GROUPS := bench bench-clients bench-tensorflow bench-torch bench-jax
-BENCH_READY  := $(BENCH_GROUPS:%=.cache/venv-%/.ready) $(VENV_ENGINES)/.ready
+BENCH_READY  := $(BENCH_GROUPS:%=.cache/venv-%/.ready) $(VENV_FRAMEWORKS)/.ready
 BENCH        := .cache/venv-bench/bin/python -m benchmarks
 RESULTS      ?= .cache/bench/results.json
 
@@ -305,7 +310,7 @@ lock: $(VENV)/.uv  ## renew the locks from pyproject.toml (ARGS=--upgrade for ne
 	$(COMPILE) pyproject.toml --group tensorflow --output-file requirements/tensorflow.txt
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/runtime.txt
 	$(COMPILE) pyproject.toml --extra all --group test --resolution lowest-direct --output-file requirements/min-deps.txt
-	$(COMPILE) pyproject.toml --extra all --group engines --output-file requirements/engines.txt
+	$(COMPILE) pyproject.toml --extra all --group frameworks --output-file requirements/frameworks.txt
 	$(COMPILE) --group moto --output-file requirements/moto.txt
 	$(COMPILE) pyproject.toml --extra s3 --group bench --output-file requirements/bench.txt
 	$(COMPILE) --group bench-clients --output-file requirements/bench-clients.txt

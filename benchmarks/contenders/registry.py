@@ -238,7 +238,7 @@ CONTENDERS: dict[str, Spec] = {
     "ckptstore-ranks": Spec(
         "ckptstore",
         f"{_HERE}.many_ranks:Ours",
-        "engines",
+        "frameworks",
         "ours",
         _OURS,
         {"engine": "torch"},
@@ -258,7 +258,7 @@ CONTENDERS: dict[str, Spec] = {
     "ckptstore-ranks-budget": Spec(
         f"ckptstore, budget {RANKS_BUDGET_BYTES // MIB} MiB",
         f"{_HERE}.many_ranks:Ours",
-        "engines",
+        "frameworks",
         "ours",
         _OURS,
         {"engine": "torch", "memory_budget": RANKS_BUDGET_BYTES},

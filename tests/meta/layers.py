@@ -72,7 +72,7 @@ PACKAGE_FLOORS = Floors(
         ),
         Floor("bytes: what a file holds, where it is kept", ("format", "storage")),
         Floor("many parts and ranges at once", ("transfer",)),
-        Floor("one checkpoint", ("bundle", "graph", "trackable")),
+        Floor("one checkpoint", ("bundle", "graph", "trackable", "tree")),
         Floor("checkpoints over time; copies of them", ("directory", "distributed", "cache")),
         Floor("one read, one save", ("reading", "saving")),
         Floor("following a directory", ("serving",)),

@@ -1,0 +1,1 @@
+"""Nested containers as named arrays and one document: what every adapter saves, and how it comes back."""
