@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -12,6 +13,9 @@ from benchmarks.contenders.base import Place
 from benchmarks.contenders.registry import Spec
 from benchmarks.sets import SetSpec
 from benchmarks.workers import OPERATION_S, WorkerError, WorkerProcess
+
+# Between the word to all ranks that they begin, and the time at which they do: it has to arrive before.
+_NOTICE_S = 0.05
 
 
 class Team:
@@ -69,11 +73,10 @@ class Team:
             If one rank fails; all of them are gone then.
         """
         assert command == "run"
-        for phase in ("prepare", "perform"):
-            costs = self._each(
-                lambda worker, phase=phase: worker.ask(phase, arguments, timeout_s),  # type: ignore[misc]
-                self._ranks.values(),
-            )
+        workers = self._ranks.values()
+        self._each(lambda worker: worker.ask("prepare", arguments, timeout_s), workers)
+        begin = arguments | {"at_s": time.monotonic() + _NOTICE_S}
+        costs = self._each(lambda worker: worker.ask("perform", begin, timeout_s), workers)
         begun_s = min(cost["begun_s"] for cost in costs)
         return {
             "seconds": max(cost["begun_s"] + cost["seconds"] for cost in costs) - begun_s,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.metadata
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import IO, Any
@@ -70,16 +72,18 @@ class Worker:
         if operation not in LOOKS:
             touch_memory(min(2 * self.data.nbytes, memory_bytes() // 3))
         settle()
+        gc.collect()
         return {}
 
-    def perform(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
-        """Measure, check, release."""
+    def perform(self, operation: str, where: str, stamp: int, at_s: float = 0.0) -> dict[str, Any]:
+        """Measure, check, release; the measurement begins at `at_s` on the monotonic clock, or now."""
         contender = self.contender
         data = contender.data
         action = getattr(contender, OPERATIONS[operation])
         is_restore = operation not in (*SAVES, "ask_steps")
         try:
-            cost, result = measured(lambda: action(where))
+            time.sleep(max(0.0, at_s - time.monotonic()))
+            cost, result = measured(lambda: action(where), is_clean=True)
             if operation == "async_save" and not contender.options.get("promise"):
                 # The arrays belong to the caller again: what he does to them must not reach the checkpoint.
                 assert contender.flat is not None
