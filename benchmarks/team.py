@@ -76,7 +76,8 @@ class Team:
         workers = self._ranks.values()
         self._each(lambda worker: worker.ask("prepare", arguments, timeout_s), workers)
         begin = arguments | {"at_s": time.monotonic() + _NOTICE_S}
-        costs = self._each(lambda worker: worker.ask("perform", begin, timeout_s), workers)
+        self._each(lambda worker: worker.ask("perform", begin, timeout_s), workers)
+        costs = self._each(lambda worker: worker.ask("finish", arguments, timeout_s), workers)
         begun_s = min(cost["begun_s"] for cost in costs)
         return {
             "seconds": max(cost["begun_s"] + cost["seconds"] for cost in costs) - begun_s,

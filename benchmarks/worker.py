@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.contenders.base import LOOKS, OPERATIONS, SAVES, WARM, Contender, Place
-from benchmarks.measure import give_memory_back, measured, memory_bytes, read_files, settle, touch_memory
+from benchmarks.measure import (
+    Cost,
+    give_memory_back,
+    measured,
+    memory_bytes,
+    read_files,
+    settle,
+    touch_memory,
+)
 from benchmarks.parts import Part
 from benchmarks.sets import Data, SetSpec
 
@@ -33,6 +41,9 @@ class Worker:
         self.contender.port = self.port
         self.operations: list[str] = orders["operations"]
         self.is_warm = bool(orders["warm"])
+        # Of the operation performed last.
+        self.cost: Cost
+        self.result: Any = None
 
     def load(self) -> dict[str, Any]:
         """Import the library, and warm it up unless the first contact is what shall be measured."""
@@ -59,7 +70,8 @@ class Worker:
     def run(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
         """Do one operation: prepare, measure, check, release."""
         self.prepare(operation, where, stamp)
-        return self.perform(operation, where, stamp)
+        self.perform(operation, where, stamp)
+        return self.finish(operation, where, stamp)
 
     def prepare(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
         """Do what comes before the measurement; one of many ranks then waits for the others."""
@@ -76,18 +88,29 @@ class Worker:
         return {}
 
     def perform(self, operation: str, where: str, stamp: int, at_s: float = 0.0) -> dict[str, Any]:
-        """Measure, check, release; the measurement begins at `at_s` on the monotonic clock, or now."""
+        """Measure; the operation begins at `at_s` on the monotonic clock, or now."""
         contender = self.contender
-        data = contender.data
         action = getattr(contender, OPERATIONS[operation])
-        is_restore = operation not in (*SAVES, "ask_steps")
+        time.sleep(max(0.0, at_s - time.monotonic()))
         try:
-            time.sleep(max(0.0, at_s - time.monotonic()))
-            cost, result = measured(lambda: action(where), is_clean=True)
+            self.cost, self.result = measured(lambda: action(where), is_clean=True)
             if operation == "async_save" and not contender.options.get("promise"):
                 # The arrays belong to the caller again: what he does to them must not reach the checkpoint.
                 assert contender.flat is not None
-                contender.flat[list(data.starts.values())] = -2.0
+                contender.flat[list(contender.data.starts.values())] = -2.0
+        except BaseException:
+            self._release(operation)
+            raise
+        return {}
+
+    def finish(self, operation: str, where: str, stamp: int) -> dict[str, Any]:
+        """Check, release, and return what it cost: when all ranks are ready, none of which this may delay."""
+        contender = self.contender
+        data = contender.data
+        is_restore = operation not in (*SAVES, "ask_steps")
+        cost, result = self.cost, self.result
+        self.result = None
+        try:
             result = contender.settle(operation, result, where)
             if is_restore:
                 names = [data.single] if OPERATIONS[operation] == "read_one" else None
@@ -96,10 +119,13 @@ class Worker:
                 data.check(result, stamp)
             del result
         finally:
-            contender.release(operation)
-            give_memory_back()
+            self._release(operation)
         extra = max(0, int(cost.peak_bytes) - contender.new_bytes(operation))
         return cost.as_dict() | {"peak_bytes": extra}
+
+    def _release(self, operation: str) -> None:
+        self.contender.release(operation)
+        give_memory_back()
 
     def close(self) -> dict[str, Any]:
         self.contender.close()
