@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from ckptstore.distributed.coordinator import Coordinator, host_names_of
 from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
+from ckptstore.distributed.waiting import UNHEARD_S, look_until_written
 from ckptstore.errors import CkptStoreError, CoordinatorLostError, CorruptError, RanksMissingError
 from ckptstore.storage.retry import pause
 
@@ -31,8 +32,6 @@ _LOG_EVERY_S: Final = 30.0
 # Of the beats in one wait for a stalled rank.
 _BEATS_PER_STALL: Final = 4
 _SLOWEST_BEAT_S: Final = 15.0
-# So long a rank writes, and then waits, before it looks for a word.
-_UNHEARD_S: Final = 0.1
 _REQUESTS_OF_CHIEF: Final = 4
 _REQUESTS_BETWEEN: Final = 2
 # How long handing a message over may take; and where the save has failed anyway.
@@ -152,7 +151,7 @@ class Chief(Round):
         CkptStoreError
             Of the first rank that says why it cannot save.
         """
-        return self._gather("hello", own, "hello", is_writing=False)
+        return self._gather("hello", own, "hello")
 
     def say(self, kind: str, blob: bytes = b"", **head: Any) -> None:
         """Say the next word to all ranks."""
@@ -204,9 +203,7 @@ class Chief(Round):
             Set when this rank's own part is written, or given up.
         """
         self._beats.clear()
-        # The others write meanwhile: to ask them would take time from all.
-        has_written.wait(_UNHEARD_S)
-        return self._gather(f"done-{order}", Message({}), "write", is_writing=True)
+        return self._gather(f"done-{order}", Message({}), "write", has_written)
 
     def _read(self, rank: int, data: bytes) -> Message:
         try:
@@ -216,8 +213,10 @@ class Chief(Round):
                 f"{rank_name(self.coordinator, rank)}: {error.what}", actual=error.actual, hint=error.hint
             ) from error
 
-    def _gather(self, phase: str, own: Message, what: str, *, is_writing: bool) -> dict[int, Message]:
-        topic = self._topic(phase)
+    def _gather(
+        self, phase: str, own: Message, what: str, has_written: threading.Event | None = None
+    ) -> dict[int, Message]:
+        topic, is_writing = self._topic(phase), has_written is not None
         self._used.append(topic)
         size, own_data = self.coordinator.size, pack(own.head, own.blob)
         read: dict[int, Message] = {}
@@ -232,27 +231,24 @@ class Chief(Round):
                     self._late[rank] = max(left_s, 0.0)
             return len(read) == size or any("error" in one.head for one in read.values())
 
+        def look(wait_s: float) -> bool:
+            return is_enough(self.coordinator.gather(topic, own_data, timeout_s=wait_s, enough=is_enough))
+
         begun_s = logged_s = time.monotonic()
         has_said = False
         while True:
             self._check()
             left_s = self._left_s()
             wait_s = max(0.0, min(_TICK_S, left_s))
-            is_enough(self.coordinator.gather(topic, own_data, timeout_s=wait_s, enough=is_enough))
+            look_until_written(look, wait_s, begun_s, has_written)
             for rank, message in sorted(read.items()):
                 if "error" in message.head:
                     raise self._error_of(rank, message.head["error"])
             if len(read) == size or self._is_over:
                 return dict(sorted(read.items()))
             missing = [rank for rank in range(size) if rank not in read]
-            if left_s <= 0.0 and is_writing and self._late:
-                # The others had no time to write.
-                least_s = min(self._late.values())
-                raise self._missing(self._late, "hello", f"began it only {least_s:.1f} s before its end")
             if left_s <= 0.0:
-                raise self._missing(
-                    missing, what, f"did not {_DUTY[what]} within {time.monotonic() - begun_s:.1f} s"
-                )
+                raise self._too_late(missing, what, time.monotonic() - begun_s)
             if not is_writing and not has_said:
                 # Whoever waits knows from now on how long the chief will.
                 self.say("wait")
@@ -269,6 +265,13 @@ class Chief(Round):
         error = unpack_error(told, rank_name(self.coordinator, rank))
         error._rank = rank  # type: ignore[attr-defined]  # noqa: SLF001 (for `fail`)
         return error
+
+    def _too_late(self, missing: Collection[int], what: str, waited_s: float) -> RanksMissingError:
+        if what == "write" and self._late:
+            # The others had no time to write.
+            least_s = min(self._late.values())
+            return self._missing(self._late, "hello", f"began it only {least_s:.1f} s before its end")
+        return self._missing(missing, what, f"did not {_DUTY[what]} within {waited_s:.1f} s")
 
     def _missing(self, ranks: Collection[int], phase: str, how: str) -> RanksMissingError:
         names = host_names_of(self.coordinator)
@@ -371,11 +374,14 @@ class Member(Round):
         self._ends_s = time.monotonic() + self._deadline_s + self._grace_s
         self._send("hello", hello)
         # The chief has to find it, and to say something in turn.
-        self._unheard_until_s = time.monotonic() + min(_REQUESTS_BETWEEN * self._sent_s, _UNHEARD_S)
+        self._unheard_until_s = time.monotonic() + min(_REQUESTS_BETWEEN * self._sent_s, UNHEARD_S)
 
     def report(self, order: int, report: Message) -> None:
         """Hand over the report on an order."""
         self._send(f"done-{order}", report)
+        # The chief has to hear of it, to write three times and to say so: through a store, no request of this
+        # rank may be in its way.
+        self._unheard_until_s = time.monotonic() + min(_REQUESTS_OF_CHIEF * self._sent_s, UNHEARD_S)
 
     def fail(self, phases: Sequence[str], error: BaseException) -> None:
         """Say that this rank cannot go on; never fails itself.
@@ -429,14 +435,17 @@ class Member(Round):
             if word.head.get("kind") != "wait":
                 return word
 
+    def _look_when_due(self, wait_s: float) -> Message | None:
+        pause(max(0.0, self._unheard_until_s - time.monotonic()))
+        return self.look(wait_s)
+
     def hear(self) -> Message | None:
         """Return the next word; None if the chief says nothing for too long, or the mailbox is gone."""
-        pause(max(0.0, self._unheard_until_s - time.monotonic()))
         while True:
             self._check()
             wait_s = self.left_s
             try:
-                word = self.look(min(wait_s, _TICK_S))
+                word = self._look_when_due(min(wait_s, _TICK_S))
             except CoordinatorLostError as error:
                 _LOG.warning("the chief cannot be heard any more: %s", error)
                 return None
@@ -454,15 +463,11 @@ class Member(Round):
             Set when this rank waits for nothing but the word. Until then, a mailbox that is gone may come
             back.
         """
-        # Only bad news would come before, and a small part is written sooner than it is asked for.
-        if has_written.wait(_UNHEARD_S):
-            # The chief has to hear of it, to write three times and to say so: through a store, no request of
-            # this rank may be in its way.
-            pause(min(_REQUESTS_OF_CHIEF * self._sent_s, _UNHEARD_S))
+        begun_s = time.monotonic()
         while not self.is_stopped:
             wait_s = min(self._beat_s, self.left_s)
             try:
-                word = self.look(wait_s)
+                word = look_until_written(self._look_when_due, wait_s, begun_s, has_written)
                 if word is not None or wait_s <= 0.0:
                     return word
                 if not self.is_stopped:

@@ -18,6 +18,7 @@ import numpy as np
 import ckptstore.directory.published_index
 import ckptstore.directory.record_update
 import ckptstore.distributed.rounds
+import ckptstore.distributed.waiting
 import ckptstore.saving.arguments
 import ckptstore.saving.rank_task.base
 import ckptstore.saving.rank_task.chief
@@ -585,7 +586,8 @@ def _time_of_the_scheduler() -> Iterator[None]:
                 ckptstore.storage.object_store.recent_versions,
                 ckptstore.storage.scope,
             ),
-            *(ckptstore.distributed.rounds, room.base, room.chief, room.member),
+            *(ckptstore.distributed.rounds, ckptstore.distributed.waiting),
+            *(room.base, room.chief, room.member),
         ):
             stack.enter_context(mock.patch.object(module, "time", _Time))
         for module in (room.chief, room.member):

@@ -198,12 +198,12 @@ class MemberTask(RankTask):
             is_new = number is None or files.write(plan, count, [number])
             if is_new:
                 running.before_commit()
-            is_written.set()
             report = self._done(files, begun_s, order, like) if is_new else Message({"taken": True})
             # From here on the chief may publish: an index may name the file, whatever happens.
             files.may_be_published = is_new
             self._report(order, report)
             self._owed = ()
+            is_written.set()
             is_done.wait()
         except CkptStoreError as error:
             is_written.set()
