@@ -212,7 +212,7 @@ class Cache:
         )
 
 
-def as_cache(cache: Cache | PathText | None) -> Cache | None:
+def as_cache(cache: Cache | PathText) -> Cache:
     """Return a cache, or that in a directory, with the options that it was made with last.
 
     Raises
@@ -220,7 +220,7 @@ def as_cache(cache: Cache | PathText | None) -> Cache | None:
     UsageError
         If there is none.
     """
-    if cache is None or isinstance(cache, Cache):
+    if isinstance(cache, Cache):
         return cache
     path = _local_path(cache)
     found = (PrivateDirectory(path) / _LAYOUT).facts(_BOUND)

@@ -26,8 +26,8 @@ from ckptstore.format.crc32c import crc32c, crc32c_of_ranges, mask
 from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.retry import pause
-from ckptstore.storage.scope import current_scope
-from ckptstore.transfer.download import Download, Request
+from ckptstore.storage.scope import Scope, current_scope
+from ckptstore.transfer.download import Download, Request, Source
 from ckptstore.transfer.ranges import coalesce, split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
@@ -66,6 +66,22 @@ class Patience:
     """
 
     lost_until_s = 0.0
+
+
+class _Watched:
+    """A source that gives a sign of life whenever bytes come: one request may take longer than patience."""
+
+    def __init__(self, origin: Source, beat: Callable[[], object]) -> None:
+        self._origin = origin
+        self._beat = beat
+
+    def read_into(self, ranges: Sequence[ByteRange], buffers: Sequence[memoryview], tensor: str) -> None:
+        scope = (current_scope() or Scope()).branch()
+        scope.on_progress = self._beat
+        try:
+            scope.run(lambda: self._origin.read_into(ranges, buffers, tensor))
+        finally:
+            scope.detach()
 
 
 class Fetching:
@@ -208,7 +224,9 @@ class Fetching:
                 continue
             rest = itertools.count(1 - len(requests))
             for request in requests:
-                yield request._replace(take=partial(self._take, request.take, lock, rest, is_owner))
+                source = _Watched(request.source, partial(self._beat, lock)) if is_owner else request.source
+                take = partial(self._take, request.take, lock, rest, is_owner)
+                yield request._replace(source=source, take=take)
 
     def _take(
         self,

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 
 from ckptstore.cache.copy import RECORDS, Copy, copies_in, digest
 from ckptstore.cache.troubles import Troubles
-from ckptstore.errors import UnsupportedError
+from ckptstore.errors import TransientError, UnsupportedError
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.private_directory import PrivateDirectory
+from ckptstore.warn import warn
 
-__all__ = ["LastSeen", "source_of"]
+__all__ = ["PATIENCE_S", "LastSeen", "source_of"]
+
+PATIENCE_S = 5.0
+"""How long the storage is waited for if the cache can answer."""
 
 
 class LastSeen:
@@ -24,10 +28,17 @@ class LastSeen:
     is_answering : bool
         False: `recall` knows nothing.
 
+    Attributes
+    ----------
+    patience_s : float
+        How long the storage is waited for if something is known.
+
     Threads
     -------
     Safe for concurrent use.
     """
+
+    patience_s = PATIENCE_S
 
     def __init__(self, root: PrivateDirectory, troubles: Troubles, *, is_answering: bool) -> None:
         self._root = root
@@ -73,6 +84,16 @@ class LastSeen:
             if usable and usable[0].key == noted:
                 return _place(directory, usable[0]), usable[0].version
         return None
+
+    def instead_of(
+        self, error: TransientError, directory: Location, latest_filename: str | None
+    ) -> tuple[Location, str] | None:
+        """Return what to answer with in place of an error of the storage, as `recall` does, and warn."""
+        known = self.recall(directory, latest_filename)
+        if known is not None:
+            url = known[0].url
+            warn(f"{url} is what was seen last; that is the answer until the storage gives one: {error}")
+        return known
 
     @contextmanager
     def _troubled(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckptstore.bundle.read.index_file import IndexFile
 from ckptstore.bundle.read.reader_v2 import ReaderV2
 from ckptstore.cache.copy import Copy, copies_of, digest, use
-from ckptstore.cache.last_seen import source_of
+from ckptstore.cache.last_seen import PATIENCE_S, source_of
 from ckptstore.cache.pieces import ends_of
 from ckptstore.cache.room import Room
 from ckptstore.cache.shards import CachedShards
@@ -19,12 +19,9 @@ from ckptstore.storage.values import GetResult
 from ckptstore.types import ByteRange
 from ckptstore.warn import warn
 
-__all__ = ["PATIENCE_S", "CachedOpener"]
+__all__ = ["CachedOpener"]
 
 _FIRST_BYTE = ByteRange(0, 1)
-
-PATIENCE_S = 5.0
-"""So long a storage may take to answer when the cache can answer in its place."""
 
 
 class CachedOpener:

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,6 @@ from ckptstore.bundle.read.mapped_tensors import MappedTensors
 from ckptstore.bundle.read.open_bundle import BundleReader, Opener, open_bundle, reopening
 from ckptstore.bundle.read.reader import StoredTensor
 from ckptstore.bundle.read.restore import keys_by_full_name, read_boxes_into, restore_into
-from ckptstore.cache.cache import Cache, as_cache
 from ckptstore.errors import CkptStoreError, NotFoundError, UsageError
 from ckptstore.format.object_graph import OBJECT_GRAPH_KEY
 from ckptstore.reading.options import ReadOptions
@@ -38,6 +37,9 @@ from ckptstore.transfer.ring import Ring
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Options, PathText, TensorSpec
 from ckptstore.warn import warn
+
+if TYPE_CHECKING:
+    from ckptstore.cache.cache import Cache
 
 __all__ = [
     "OpenCheckpoint",
@@ -364,8 +366,12 @@ def open_checkpoint(
     array([3., 4.])
     """
     options = ReadOptions(memory_budget, progress)
-    found = as_cache(cache)
-    opener = None if found is None else found.opener(version)
+    opener = None
+    if cache is not None:
+        # On use: most readers have none, and a host that starts waits for what it imports.
+        from ckptstore.cache.cache import as_cache
+
+        opener = as_cache(cache).opener(version)
     reader = open_bundle(locate(prefix, storage_options), memory_budget=memory_budget, opener=opener)
     if version is not None and reader.index_version != version:
         raise NotFoundError(

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ckptstore.cache.cache import Cache
 from ckptstore.errors import (
     AccessError,
     CkptStoreError,
@@ -27,6 +26,9 @@ from ckptstore.reading.open_checkpoint import OpenCheckpoint
 from ckptstore.serving.step import Step
 from ckptstore.serving.watch import WatchHealth, watch
 from ckptstore.types import Options, PathText
+
+if TYPE_CHECKING:
+    from ckptstore.cache.cache import Cache
 
 __all__ = ["Live", "LiveHealth"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckptstore.cache.cache import Cache
 from ckptstore.reading.open_checkpoint import OpenCheckpoint, open_checkpoint
 from ckptstore.types import Options
+
+if TYPE_CHECKING:
+    from ckptstore.cache.cache import Cache
 
 __all__ = ["Step"]
 

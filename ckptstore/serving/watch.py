@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import threading
 import time
@@ -11,19 +10,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ckptstore.cache.cache import Cache, as_cache
-from ckptstore.cache.last_seen import LastSeen
 from ckptstore.directory.follow import Follower, Published
-from ckptstore.errors import CkptStoreError, TransientError, UsageError
+from ckptstore.errors import CkptStoreError, DeadlineError, TransientError, UsageError
 from ckptstore.serving.schedule import Schedule
 from ckptstore.serving.step import Step
 from ckptstore.storage.latch import Latch
 from ckptstore.storage.registry import locate
 from ckptstore.storage.scope import Scope
 from ckptstore.types import Options, PathText
-from ckptstore.warn import warn
+
+if TYPE_CHECKING:
+    from ckptstore.cache.cache import Cache
+    from ckptstore.cache.last_seen import LastSeen
 
 __all__ = ["WatchHealth", "Watcher", "watch"]
 
@@ -112,7 +112,12 @@ class Watcher:
         self.current: Step | None = None
         self._url = place.url or "."
         self._storage_options = storage_options
-        self._cache = as_cache(cache)
+        self._cache: Cache | None = None
+        if cache is not None:
+            # On use: who follows a directory may have none.
+            from ckptstore.cache.cache import as_cache
+
+            self._cache = as_cache(cache)
         self._place = place
         self._latest_filename = latest_filename
         self._every_s = every_s
@@ -170,12 +175,17 @@ class Watcher:
             if ends_s is not None and time.monotonic() >= ends_s:
                 return None
 
-    def check(self) -> Step | None:
+    def check(self, timeout_s: float | None = 60.0) -> Step | None:
         """Look now, whatever is due.
 
-        A request that fails is repeated as any read is: while the store is away it takes a minute or more
-        before it raises, unless `stop` ends it. In a signal handler that interrupts a look of its own thread
-        it returns None, and `next` looks again at once.
+        A request that fails is repeated as any read is, until `timeout_s`, or until `stop` ends it. In a
+        signal handler that interrupts a look of its own thread it returns None, and `next` looks again at
+        once.
+
+        Parameters
+        ----------
+        timeout_s : float, optional
+            Seconds until it raises `DeadlineError`; None: each request ends a minute after its last progress.
 
         Returns
         -------
@@ -190,8 +200,18 @@ class Watcher:
         if self._is_looking_here():
             self._schedule.next_s = time.monotonic()
             return None
-        with self._turn:
-            self._look(is_patient=True, may_list=True)
+        ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        if not self._turn.acquire(timeout=-1.0 if timeout_s is None else max(0.0, timeout_s)):
+            raise DeadlineError(
+                "cannot look for a new step: another look is under way",
+                url=self._url,
+                expected=f"its end within {timeout_s:g} s",
+                hint="Allow more time, or call it again.",
+            )
+        try:
+            self._look(is_patient=True, may_list=True, ends_s=ends_s)
+        finally:
+            self._turn.release()
         return self._take(is_due=True)
 
     def health(self) -> WatchHealth:
@@ -292,10 +312,10 @@ class Watcher:
             self._waiting, self.current = None, step
             return step
 
-    def _look(self, *, is_patient: bool, may_list: bool = False) -> None:
-        """Look once; `is_patient`: repeat the first request too if it fails."""
+    def _look(self, *, is_patient: bool, may_list: bool = False, ends_s: float | None = None) -> None:
+        """Look once, until `ends_s` at most; `is_patient`: repeat the first request too if it fails."""
         try:
-            found = self._find(is_patient, may_list)
+            found = self._find(is_patient, may_list, ends_s)
         except Exception as error:
             # Whatever it is, the next look comes at its time, and not at once.
             self._failed(error)
@@ -323,23 +343,23 @@ class Watcher:
 
     def _take_last_seen(self, error: TransientError) -> bool:
         last_seen = self._may_answer()
-        known = None if last_seen is None else last_seen.recall(self._place, self._latest_filename)
+        known = None
+        if last_seen is not None:
+            known = last_seen.instead_of(error, self._place, self._latest_filename)
         if known is None:
             return False
-        place, version = known
-        warn(f"{place.url} is what was seen last, and served until the storage answers: {error}")
-        self._seen(Published(place, version), time.monotonic(), is_first=True)
+        self._seen(Published(*known), time.monotonic(), is_first=True)
         return True
 
-    def _find(self, is_patient: bool, may_list: bool) -> Published | None:
+    def _find(self, is_patient: bool, may_list: bool, ends_s: float | None) -> Published | None:
         follower = self._follower
-        limit_s = min(max(self._schedule.every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
+        limit_s: float | None = min(max(self._schedule.every_s, _SHORTEST_LOOK_S), _LONGEST_LOOK_S)
         # A look that fails is made again anyway: the requests of a thousand hosts must not become eight
         # thousand while a store is down.
         last_seen = self._may_answer()
         if is_patient and (last_seen is None or not last_seen.knows(self._place, self._latest_filename)):
-            limit_s = math.inf
-        with self._current_scope(limit_s, retries_failed=is_patient):
+            limit_s = None
+        with self._current_scope(_sooner(limit_s, ends_s), retries_failed=is_patient):
             snapshot = follower.changed_record()
         if snapshot is None:
             return None
@@ -347,16 +367,15 @@ class Watcher:
         between_s = _PERIODS_BETWEEN_LISTINGS * self._schedule.every_s
         may_list = may_list or self._listed_s is None or now_s - self._listed_s >= between_s
         try:
-            with self._current_scope():
+            with self._current_scope(_sooner(None, ends_s)):
                 return follower.look(snapshot, may_list=may_list)
         finally:
             if follower.listings > listings:
                 self._listed_s = now_s
 
     @contextmanager
-    def _current_scope(self, deadline_s: float = math.inf, *, retries_failed: bool = True) -> Iterator[None]:
+    def _current_scope(self, limit_s: float | None, *, retries_failed: bool = True) -> Iterator[None]:
         """Count the requests of the block, and let `stop` cancel them."""
-        limit_s = None if deadline_s == math.inf else deadline_s
         scope = Scope(
             limit_s, what="cannot look for a new step", url=self._url, retries_failed=retries_failed
         )
@@ -399,6 +418,14 @@ class Watcher:
                 # A newer one takes the place in the queue: frequent saves must not put it off for ever.
                 due_s = now_s + self._schedule.delay_s if self._waiting is None else self._waiting[1]
                 self._waiting = (step, due_s)
+
+
+def _sooner(limit_s: float | None, ends_s: float | None) -> float | None:
+    """Return the shorter of a time from now and the time until `ends_s`; None: no limit."""
+    if ends_s is None:
+        return limit_s
+    left_s = max(0.0, ends_s - time.monotonic())
+    return left_s if limit_s is None else min(limit_s, left_s)
 
 
 def _is_same(one: Step, other: Step) -> bool:

@@ -87,6 +87,8 @@ class Scope:
     Attributes
     ----------
     cancellation : Cancellation
+    on_progress : callable or None
+        Called whenever more of a body came, in the thread that receives it; also for the scopes inside.
     requests, retries : int
         How many requests were made, repetitions included, and the number of repetitions.
 
@@ -106,6 +108,7 @@ class Scope:
         self.deadline_s = deadline_s
         self.retries_failed = retries_failed
         self.cancellation = Cancellation()
+        self.on_progress: Callable[[], object] | None = None
         self.requests = 0
         self.retries = 0
         self._what = what
@@ -161,6 +164,13 @@ class Scope:
             self.retries += retries
         if self._outer is not None:
             self._outer.count(requests, retries)
+
+    def record_progress(self) -> None:
+        """Tell whoever wants to know, here and in the scopes around it, that bytes came."""
+        if self.on_progress is not None:
+            self.on_progress()
+        if self._outer is not None:
+            self._outer.record_progress()
 
     def run(self, call: Callable[[], _T]) -> _T:
         """Return what `call` returns, with this scope current; several threads may do so."""

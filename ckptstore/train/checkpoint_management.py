@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckptstore.bundle.read.open_bundle import open_bundle
-from ckptstore.cache.cache import Cache, as_cache
-from ckptstore.cache.opening import PATIENCE_S
 from ckptstore.directory.latest import check_is_directory, find_latest, look_for_latest, record_location
 from ckptstore.directory.paths import UNNAMED, relative_prefix
 from ckptstore.directory.record_update import RecordSnapshot, read_state, update_record
@@ -34,6 +32,8 @@ from ckptstore.types import Options, PathText
 from ckptstore.warn import warn
 
 if TYPE_CHECKING:
+    from ckptstore.cache.cache import Cache
+    from ckptstore.cache.last_seen import LastSeen
     from ckptstore.distributed.coordinator import Coordinator
     from ckptstore.serving.watch import Watcher
 
@@ -121,12 +121,16 @@ def latest_checkpoint(
             prefix = agreement.ask_chief(answer)["prefix"]
         return None if prefix is None else str(prefix)
     directory = locate(checkpoint_dir, storage_options)
-    copies = as_cache(cache)
-    is_known = copies is not None and copies.last_seen.knows(directory, latest_filename)
+    last_seen: LastSeen | None = None
+    if cache is not None:
+        # On use: most readers have none, and a host that starts waits for what it imports.
+        from ckptstore.cache.cache import as_cache
+
+        last_seen = as_cache(cache).last_seen
     try:
-        if is_known:
+        if last_seen is not None and last_seen.knows(directory, latest_filename):
             # One request shows whether the storage is there; the others may take their time.
-            with Scope(PATIENCE_S, what="cannot find the latest checkpoint", url=directory.url):
+            with Scope(last_seen.patience_s, what="cannot find the latest checkpoint", url=directory.url):
                 read_state(record_location(directory, latest_filename))
         found = find_latest(
             directory, latest_filename, recover=recover, allow_external_paths=allow_external_paths
@@ -135,17 +139,15 @@ def latest_checkpoint(
         check_is_directory(directory)
         raise
     except TransientError as error:
-        known = None if copies is None else copies.last_seen.recall(directory, latest_filename)
+        known = None if last_seen is None else last_seen.instead_of(error, directory, latest_filename)
         if known is None:
             raise
-        place, _ = known
-        warn(f"{place.url} was the latest checkpoint when that could be seen last: {error}")
-        return place.url
+        return known[0].url
     if found is None:
         check_is_directory(directory)
         return None
-    if copies is not None:
-        copies.last_seen.remember(directory, latest_filename, found)
+    if last_seen is not None:
+        last_seen.remember(directory, latest_filename, found)
     return found.url
 
 

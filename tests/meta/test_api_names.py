@@ -241,7 +241,7 @@ SIGNATURES = {
         {"every_s": None, "spread_s": 0.0, "start": "latest", "latest_filename": None, "cache": None, **URL},
     ),
     "Watcher.next": ([("timeout_s", None)], {}),
-    "Watcher.check": ([], {}),
+    "Watcher.check": ([("timeout_s", 60.0)], {}),
     "Watcher.health": ([], {}),
     "Watcher.stop": ([], {}),
     "Step.open": ([...], {}),

@@ -141,7 +141,15 @@ def test_a_reader_of_s3_loads_no_client_no_protobuf_and_nothing_of_writers(tmp_p
         )
     heavy = {*HEAVY, "aiohttp", "asyncio", "concurrent.futures", "requests", "xml.sax"}
     assert sorted(loaded.intersection(heavy - {"numpy", "ml_dtypes", "google_crc32c"})) == []
-    rooms = ("bundle.write", "saving", "distributed", "directory.collect", "directory.publish", "graph")
+    rooms = (
+        "bundle.write",
+        "cache",
+        "directory.collect",
+        "directory.publish",
+        "distributed",
+        "graph",
+        "saving",
+    )
     modules = ("conditional_write", "deletes", "diagnosis", "probe", "upload")
     unwanted = [
         *(f"ckptstore.{room}" for room in rooms),

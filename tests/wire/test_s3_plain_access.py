@@ -20,7 +20,7 @@ from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, DEFAULT_S
 from botocore.httpsession import DEFAULT_CA_BUNDLE, get_cert_path
 
 import ckptstore as ck
-from ckptstore.errors import AccessError, DeadlineError, UsageError
+from ckptstore.errors import AccessError, DeadlineError, TransientError, UsageError
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.registry import locate
@@ -488,6 +488,21 @@ def test_a_role_that_is_not_given_is_asked_for_by_the_client_which_says_so(
     assert proxy.requests == []
 
 
+def test_keys_of_a_role_cannot_be_had_while_their_giver_is_away(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0.0)
+    with running(lambda talk: talk.take()) as peer:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{peer.port}/")
+        for options in ({}, {"direct": False}):
+            storage = storage_for(_PLACE | options)
+            with (
+                pytest.raises(TransientError, match=r"not answer|container-role"),
+                Scope(retries_failed=False),
+            ):
+                storage.get(f"{bucket}/run/x")
+
+
 def test_who_gives_no_keys_does_not_hold_up_the_deadline(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,25 +530,33 @@ def test_who_may_not_is_told_so_at_once(minio: S3Server, proxy: FaultProxy, buck
     assert not any(map(by_client, proxy.requests))
 
 
-def test_keys_that_were_replaced_in_their_file_are_found_by_the_client(
+def test_keys_that_are_replaced_in_their_file_are_found_again_and_again(
     minio: S3Server, proxy: FaultProxy, bucket: str
 ) -> None:
     path = Path("~/.aws/credentials").expanduser()
-    path.write_text(_FILE, encoding="utf-8")
-    storage = storage_for({"endpoint_url": proxy.url})
-    with pytest.raises(AccessError):
-        storage.get(f"{bucket}/run/x")
-    text = _FILE.replace("AKIDFILE", minio.key).replace("s3cr3t-of-file", minio.secret)
-    path.write_text(text, encoding="utf-8")
-    storage = storage_for({"endpoint_url": proxy.url})
-    assert storage.get(f"{bucket}/run/x").data == b"there"
-    assert not by_client(proxy.requests[-1])
+
+    def right() -> str:
+        keys = minio.user_with(["*"], "*")
+        text = _FILE.replace("AKIDFILE", keys["key"]).replace("s3cr3t-of-file", keys["secret"])
+        return f"{text}aws_session_token = {keys['token']}\n"
+
     path.write_text(_FILE, encoding="utf-8")
     storage = storage_for({"endpoint_url": proxy.url})
     storage.transport.read_path(bucket)  # reads the file
-    path.write_text(text, encoding="utf-8")
+    path.write_text(right(), encoding="utf-8")
     assert storage.get(f"{bucket}/run/x").data == b"there"
-    assert by_client(proxy.requests[-1])
+    assert not any(map(by_client, proxy.requests))
+    # Revoked before there are others: the client has no better ones, and the file is looked at again.
+    for text in (_FILE, "[default", _FILE.replace("AKIDFILE", "AKIDOTHER")):
+        proxy.when().answer(403, "InvalidAccessKeyId")
+        path.write_text(text, encoding="utf-8")
+        for read in (storage.get, storage.head):
+            with pytest.raises(AccessError):
+                read(f"{bucket}/run/x")
+        proxy.clear()
+        path.write_text(right(), encoding="utf-8")
+        reads(storage, bucket)
+        assert not by_client(proxy.requests[-1])
 
 
 def test_keys_of_the_environment_are_in_no_message(
@@ -590,6 +613,17 @@ def test_a_list_that_is_none_is_no_empty_directory(
     with pytest.raises(Exception, match="list") as caught:
         list(storage.list(f"{bucket}/run/"))
     assert type(caught.value).__name__ == "TransientError"
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_list_with_more_to_come_and_no_way_to_ask_for_it_is_not_taken_for_all(
+    minio: S3Server, proxy: FaultProxy, bucket: str, is_direct: bool
+) -> None:
+    storage = storage_for({**minio.through(proxy.url).options, "direct": is_direct})
+    body = b"<ListBucketResult><IsTruncated>true</IsTruncated><KeyCount>0</KeyCount></ListBucketResult>"
+    proxy.when("GET").answer(200, body=body)
+    with pytest.raises(TransientError, match="more of it"):
+        list(storage.list(f"{bucket}/run/"))
 
 
 def test_many_odd_names_are_listed_page_by_page(minio: S3Server, proxy: FaultProxy, bucket: str) -> None:

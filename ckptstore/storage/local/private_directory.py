@@ -58,12 +58,13 @@ class PrivateDirectory:
         UsageError
             If it lies on a file system that other machines can change.
         AccessError
-            If it belongs to another user, or others may write to it.
+            If it belongs to another user, or others may write to it, or put another one in its place.
         CkptStoreError
             If it cannot be made.
         """
         with translate_errors("cannot make this directory", self.path):
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            exposed = _exposed_above(self.path)
             self.make_below()
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -78,6 +79,14 @@ class PrivateDirectory:
                 expected=f"owner {os.geteuid()}, and no right to write for others",
                 actual=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
                 hint="Choose a directory of your own; it is made, for you alone, if it is missing.",
+            )
+        if exposed is not None:
+            raise AccessError(
+                "this directory is not private: every user may put another one in its place",
+                url=self.path,
+                expected="above it no directory that all may write to, unless its sticky bit is set",
+                actual=exposed,
+                hint=f"Call `chmod +t {exposed}`, or `chmod o-w {exposed}`, or choose another directory.",
             )
         if not is_local:
             raise UsageError(
@@ -180,6 +189,17 @@ class PrivateDirectory:
         with suppress(OSError):
             os.rmdir(self.path)
             os.rmdir(os.path.dirname(self.path))
+
+
+def _exposed_above(path: str) -> str | None:
+    """Return a directory above `path` in which every user may rename what belongs to others."""
+    above = os.path.realpath(path)
+    while above != os.path.dirname(above):
+        above = os.path.dirname(above)
+        mode = os.stat(above).st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            return above
+    return None
 
 
 def _head(text: bytes) -> bytes:

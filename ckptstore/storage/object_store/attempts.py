@@ -210,6 +210,8 @@ class Attempts:
         now_s = self._clock()
         self._ends_s = min(now_s + self.policy.deadline_s, self._limit_s)
         self._attempt_ends_s = min(now_s + self.policy.attempt_s, self._limit_s)
+        if self._scope is not None:
+            self._scope.record_progress()
 
     def record_sent(self, position: int) -> None:
         """Record that the bytes of a request's body up to `position` were handed to the kernel.

@@ -8,10 +8,25 @@ from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.transport import Page
 from ckptstore.storage.values import ObjectInfo
 
-__all__ = ["PageGuard", "all_pages"]
+__all__ = ["PageGuard", "all_pages", "following_of"]
 
 # In a row. Services may send some, where much was deleted a moment ago.
 _MOST_EMPTY_PAGES = 1000
+
+
+def following_of(token: str | None, *, is_truncated: bool) -> str | None:
+    """Return the token of the next page; None if there is none.
+
+    Raises
+    ------
+    Fault
+        `Kind.GARBLED` if there is more, and no way to ask for it: what came would pass for all of it.
+    """
+    if not is_truncated:
+        return None
+    if not token:
+        raise Fault(Kind.GARBLED, "the list says that there is more of it, and not how to ask for that")
+    return token
 
 
 class PageGuard:

@@ -323,7 +323,11 @@ class Transport(ABC):
 
     @property
     def server(self) -> str:
-        """The identity of the server, for who only reads: the endpoint, or what costs less to find out."""
+        """What tells the server from others with the same URLs; holds no secret.
+
+        The same for all who write `endpoint` differently and mean one server. Overridden where the settings
+        say it and the endpoint is known only to a client, which readers do not load.
+        """
         return self.endpoint
 
     def renew(self, options: Mapping[str, Any]) -> None:

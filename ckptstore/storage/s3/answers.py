@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
 from ckptstore.storage.object_store.faults import Fault, Kind
+from ckptstore.storage.object_store.listing import following_of
 from ckptstore.storage.object_store.transport import WRITE_ID, ObjectName, Page
 from ckptstore.storage.s3.headers import answer_of, etag_of, whole_crc32c
 from ckptstore.storage.values import ObjectInfo
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["info_of", "page_of", "parsed_refusal"]
 
+# An element takes a hundred times the memory of the shortest tag. A page of 1000 objects, each with all that
+# S3 says of one, has 30 000 tags.
+_MOST_TAGS = 200_000
+
 
 def parsed_refusal(reply: HttpResponse) -> dict[str, Any]:
     """Return what a refusal says, in the form in which botocore gives it to `errors.fault_of_response`."""
@@ -27,8 +32,8 @@ def parsed_refusal(reply: HttpResponse) -> dict[str, Any]:
 
     error = {"Code": str(reply.status), "Message": http.client.responses.get(reply.status, "")}
     try:
-        root = ElementTree.fromstring(reply.body)
-    except ElementTree.ParseError:
+        root = _parsed(reply.body)
+    except (ElementTree.ParseError, Fault):
         pass  # no body, or a page of a proxy
     else:
         if _tag(root) == "Error":
@@ -70,7 +75,7 @@ def page_of(bucket: str, body: bytes) -> Page:
     from xml.etree import ElementTree
 
     try:
-        root = ElementTree.fromstring(body)
+        root = _parsed(body)
         if _tag(root) != "ListBucketResult":
             raise Fault(Kind.GARBLED, "the answer is not a list")
         whole = _texts(root)
@@ -85,8 +90,26 @@ def page_of(bucket: str, body: bytes) -> Page:
                 objects.append(ObjectInfo(key, int(item["Size"]), item["ETag"], changed))
     except (ElementTree.ParseError, KeyError, ValueError):
         raise Fault(Kind.GARBLED, "the list cannot be read") from None
-    following = whole.get("NextContinuationToken") if whole.get("IsTruncated") == "true" else None
+    following = following_of(
+        whole.get("NextContinuationToken"), is_truncated=whole.get("IsTruncated") == "true"
+    )
     return Page(objects, following, sum(_tag(child) == "CommonPrefixes" for child in root))
+
+
+def _parsed(body: bytes) -> ElementTree.Element:
+    """Return the root of an answer in XML; nobody can make it take a lot more memory than `body` does.
+
+    Raises
+    ------
+    Fault
+        `Kind.GARBLED` if it has more elements than any answer.
+    ElementTree.ParseError
+    """
+    from xml.etree import ElementTree
+
+    if body.count(b"<") > _MOST_TAGS:
+        raise Fault(Kind.GARBLED, "the answer has more elements than any that the service gives")
+    return ElementTree.fromstring(body)
 
 
 def _tag(element: ElementTree.Element) -> str:

@@ -118,6 +118,8 @@ class S3Direct:
         self._redirects: dict[str, int] = {}
         self._plain: PlainAccess | Refused | None = None
         self._not_plain: dict[str, Refused] = {}
+        # By bucket, keys that a server did not take: files and environment may have others by now.
+        self._refused: dict[str, SessionKeys] = {}
         self._role: RoleKeys | None = None
 
     def data_path(self, bucket: str, attempts: Attempts) -> DataPath:
@@ -164,9 +166,31 @@ class S3Direct:
             If the client has to do it.
         Fault
         """
+        if kind in _READS and bucket in self._refused:
+            self._takes_other_keys(bucket)
         template = self._template(kind, bucket, attempts) if self._is_wanted else Refused("")
         if isinstance(template, Refused):
             raise NotDirect
+        reply = self._reply(template, bucket, request, attempts, accept)
+        fault = self._fault_of(request, reply, bucket, template)
+        if bucket in self._refused and template.is_plain and self._takes_other_keys(bucket):
+            template = self._template(kind, bucket, attempts)
+            if isinstance(template, Refused):
+                raise NotDirect
+            reply = self._reply(template, bucket, request, attempts, accept)
+            fault = self._fault_of(request, reply, bucket, template)
+        if fault is not None:
+            raise fault
+        return reply
+
+    def _reply(
+        self,
+        template: Template,
+        bucket: str,
+        request: HttpRequest,
+        attempts: Attempts,
+        accept: Accept | None,
+    ) -> HttpResponse:
         try:
             signed = self._signed(template, request, attempts)
         except NoKeysError as error:
@@ -174,11 +198,13 @@ class S3Direct:
             raise NotDirect from None
         reply = exchange(template.server, signed, attempts, accept)
         self._client.note_answer(reply.headers.get("Date"), reply.headers.get("Server"))
-        if reply.status in (200, 206) or (request.method in _WRITES and 200 <= reply.status < 300):
-            return reply
-        raise self._judged(reply, bucket, template)
+        return reply
 
-    def _judged(self, reply: HttpResponse, bucket: str, template: Template) -> Fault | NotDirect:
+    def _fault_of(
+        self, request: HttpRequest, reply: HttpResponse, bucket: str, template: Template
+    ) -> Fault | NotDirect | None:
+        if reply.status in (200, 206) or (request.method in _WRITES and 200 <= reply.status < 300):
+            return None
         if reply.status < 300:
             return Fault(Kind.GARBLED, f"the answer has status {reply.status}")
         keys = template.credentials
@@ -198,6 +224,9 @@ class S3Direct:
             # It may know more of region and credentials, and has the word if it does not.
             self._leave_to_client(bucket, f"the server did not take a plain request ({fault.code})")
             self._redirects[bucket] = int(reply.status in _REDIRECTS)
+            own_keys = template.credentials
+            if fault.kind is Kind.FORBIDDEN and isinstance(own_keys, SessionKeys) and not self._are_renewed:
+                self._refused[bucket] = own_keys
             return NotDirect()
         if reply.status in _REDIRECTS or fault.code == "AuthorizationHeaderMalformed":
             # The client finds the region, and its next blueprint leads there.
@@ -205,6 +234,31 @@ class S3Direct:
             self._forget(bucket)
             return NotDirect()
         return fault
+
+    @property
+    def _are_renewed(self) -> bool:
+        """Whether the keys are those that the caller gave last (`Transport.renew`), and no file counts."""
+        return self._client.keys.newest is not None
+
+    def _takes_other_keys(self, bucket: str) -> bool:
+        """Look for keys again, in place of those that were refused; return whether there are others.
+
+        The client, which is asked otherwise, looks once in its life: keys that are replaced in their file
+        twice, or late, would need a new process.
+        """
+        try:
+            found = plain_access(self._client.options)
+        except Fault:
+            return False  # it is just being written, perhaps
+        if not isinstance(found, PlainAccess) or found.keys in (None, self._refused.get(bucket)):
+            return False
+        self._plain = found
+        self._refused.pop(bucket, None)
+        self._not_plain.pop(bucket, None)
+        for key, template in list(self._templates.items()):
+            if key[1] == bucket or (isinstance(template, Template) and template.is_plain):
+                self._templates.pop(key, None)
+        return True
 
     def _leave_to_client(self, bucket: str, reason: str) -> None:
         self._not_plain[bucket] = Refused(reason)
@@ -246,18 +300,20 @@ class S3Direct:
 
     def plain_server(self) -> str | None:
         """Return the name of the server, without the client; None if only the client can say."""
+        plain = self._plain_access()
+        if isinstance(plain, Refused):
+            return None
+        return server_name(plain.endpoint, self._client.redact(plain.endpoint))
+
+    def _plain_access(self) -> PlainAccess | Refused:
         if self._plain is None:
             self._plain = plain_access(self._client.options)
-        if isinstance(self._plain, Refused):
-            return None
-        return server_name(self._plain.endpoint, self._client.redact(self._plain.endpoint))
+        return self._plain
 
     def _plain_template(self, kind: str, bucket: str) -> Template | Refused:
         if kind not in _READS:
             return Refused("it writes")
-        if self._plain is None:
-            self._plain = plain_access(self._client.options)
-        plain = self._not_plain.get(bucket, self._plain)
+        plain = self._not_plain.get(bucket) or self._plain_access()
         if isinstance(plain, Refused):
             return plain
         base = plain.base_of(bucket)

@@ -11,6 +11,7 @@ import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
 from ckptstore.storage.object_store.faults import PROXY_HINT, Fault, Kind, scarcity_hint
+from ckptstore.storage.s3.key_services import is_service_away
 from ckptstore.storage.s3.refusals import fault_of_response, one_line
 
 __all__ = ["fault_of"]
@@ -65,6 +66,8 @@ def fault_of(error: BaseException, redact: Callable[[str], str]) -> Fault | None
     kind = _kind_of(error)
     if kind is None:
         return None
+    if isinstance(error, boto.CredentialRetrievalError) and is_service_away(error):
+        kind = Kind.NOT_SENT
     if isinstance(error, boto.ProxyConnectionError) and getattr(reason, "status", None) == 407:
         return Fault(Kind.FORBIDDEN, "the proxy wants to know who asks", code="407", hint=PROXY_HINT)
     # botocore's message about a connection is always the same; the reason is in the error below.

@@ -11,7 +11,9 @@ from botocore.credentials import RefreshableCredentials
 from ckptstore.storage.credentials import SessionKeys
 from ckptstore.storage.fork_safe_locks import ForkSafeLocks
 from ckptstore.storage.object_store.attempts import Attempts
+from ckptstore.storage.object_store.faults import Fault, Kind
 from ckptstore.storage.object_store.fetch import Fetch
+from ckptstore.storage.s3.key_services import is_service_away
 from ckptstore.storage.s3.renewed_keys import NoKeysError
 
 __all__ = ["RoleKeys"]
@@ -49,7 +51,7 @@ class RoleKeys:
         NoKeysError
             If there are none, or the service that gives them does not.
         Fault
-            If that took too long, or was given up.
+            If that took too long, or was given up, or the service is away.
         """
         with self._locks[0]:
             if self._pid != os.getpid():
@@ -66,6 +68,12 @@ class RoleKeys:
                 # The next question is a new one, after a failure, too.
                 self._fetch = None
             if not isinstance(answer, tuple):
+                if is_service_away(answer):
+                    raise Fault(
+                        Kind.NOT_SENT,
+                        f"who gives the keys of the role did not answer ({type(answer).__name__})",
+                        hint="The container, the machine or the token service that AWS_* variables name.",
+                    )
                 # Not its text, which may hold a secret; the client shows what may be shown.
                 reason = str(answer) if isinstance(answer, NoKeysError) else type(answer).__name__
                 raise NoKeysError(f"botocore could not load the credentials: {reason}")

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 from ckptstore.storage.object_store.attempts import Attempts, RetryBudget, RetryPolicy
 from ckptstore.storage.object_store.crc32c_text import crc32c_text
 from ckptstore.storage.object_store.faults import Fault, Kind
-from ckptstore.storage.object_store.listing import PageGuard
+from ckptstore.storage.object_store.listing import PageGuard, following_of
 from ckptstore.storage.object_store.storage import ObjectStorage
 from ckptstore.storage.object_store.transport import (
     WRITE_ID,
@@ -261,7 +261,9 @@ class S3Transport(Transport):
             )
             for item in answer.get("Contents", ())
         ]
-        following = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        following = following_of(
+            answer.get("NextContinuationToken"), is_truncated=bool(answer.get("IsTruncated"))
+        )
         return Page(objects, following, len(answer.get("CommonPrefixes", ())))
 
     def begin(self, request: PutRequest, attempts: Attempts) -> UploadSession:

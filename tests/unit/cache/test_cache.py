@@ -21,6 +21,7 @@ from ckptstore.storage.local.private_directory import PrivateDirectory
 from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.registry import use_wrapper
+from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.types import ByteRange
 from tests.own_warnings import own_warnings
@@ -39,6 +40,7 @@ class Origin(StorageWrapper):
         self.calls: list[str] = []
         self.is_away = False
         self.error: ck.CkptStoreError = ck.TransientError("the store is away")
+        self.before_bytes: Callable[[], object] = lambda: None
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         self.calls.append(primitive)
@@ -54,6 +56,7 @@ class Origin(StorageWrapper):
         *,
         version: str | None = None,
     ) -> None:
+        self.before_bytes()
         super().read_into(key, ranges, buffers, version=version)
         self.sent_bytes += sum(wanted.size_bytes for wanted in ranges)
 
@@ -353,6 +356,15 @@ class TestDirectory:
         with pytest.raises(ck.AccessError, match="not private"):
             ck.Cache(tmp_path / "open", max_bytes=1)
 
+    def test_one_that_others_may_replace_is_refused(self, tmp_path: Path) -> None:
+        above = tmp_path / "scratch"
+        above.mkdir()
+        above.chmod(0o777)
+        with pytest.raises(ck.AccessError, match="in its place"):
+            ck.Cache(above / "job" / "cache", max_bytes=1)
+        above.chmod(0o1777)
+        ck.Cache(above / "job" / "cache", max_bytes=1)
+
     def test_one_of_another_user_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         with pytest.raises(ck.AccessError, match="owner"):
@@ -571,6 +583,27 @@ class TestWaiting:
             for name in ("w7", "w3", "w5"):
                 np.testing.assert_array_equal(checkpoint[name], values[name])
             assert not pauses
+
+    def test_an_owner_gives_a_sign_of_life_while_the_bytes_of_one_request_come(
+        self, prefix: str, cache: ck.Cache, values: dict[str, Any], tmp_path: Path, origin: Origin
+    ) -> None:
+        ck.open_checkpoint(prefix, cache=cache).close()
+        (path,) = (tmp_path / "cache").rglob("lock")
+        seen: list[bytes] = []
+
+        def receive() -> None:
+            others = RangeLocks(str(path))
+            seen.append(others.last_beat(CELL))
+            scope = current_scope()
+            assert scope is not None
+            scope.record_progress()
+            seen.append(others.last_beat(CELL))
+            others.close()
+
+        origin.before_bytes = receive
+        with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
+            np.testing.assert_array_equal(checkpoint["w1"], values["w1"])
+        assert len(set(seen)) == 2
 
     def test_an_owner_that_gets_on_is_waited_for(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import pickle
 import platform
 import signal
@@ -24,6 +25,7 @@ from ckptstore.serving import watch as watch_module
 from ckptstore.serving.schedule import Schedule
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
+from ckptstore.storage.scope import current_scope
 from ckptstore.storage.wrappers import StorageWrapper
 
 _T = TypeVar("_T")
@@ -371,8 +373,29 @@ def test_next_keeps_its_time_while_another_thread_looks(tmp_path: Path, storage:
         checking = threads.submit(watcher.check)
         assert watcher.next(0.2) is None
         assert not checking.done()
+        with pytest.raises(ck.DeadlineError, match="under way"):
+            watcher.check(timeout_s=0.01)
         go_on.set()
         assert checking.result(SOON_S) is None
+
+
+@pytest.mark.parametrize("timeout_s", [7.0, None])
+def test_a_look_that_is_asked_for_ends_in_time(
+    tmp_path: Path, storage: Recording, timeout_s: float | None
+) -> None:
+    save(tmp_path, 1)
+    left_s: list[float] = []
+
+    def note() -> None:
+        scope = current_scope()
+        assert scope is not None
+        left_s.append(scope.remaining_s())
+
+    storage.hook = note
+    assert steps_in([ck.watch(tmp_path).check(timeout_s)]) == [1]
+    # Of the record and of the index.
+    assert len(left_s) > 1
+    assert all(left == math.inf if timeout_s is None else 0.0 < left <= timeout_s for left in left_s)
 
 
 @pytest.mark.parametrize("error", [ck.UnsupportedError("a proxy in between"), RuntimeError("no threads")])

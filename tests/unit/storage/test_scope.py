@@ -57,6 +57,21 @@ def test_an_operation_ends_with_the_scope_however_much_moves(clock: ManualClock)
             scope.check()
 
 
+def test_who_asks_is_told_when_bytes_come_also_those_of_scopes_inside(clock: ManualClock) -> None:
+    told: list[str] = []
+    with Scope() as outer:
+        outer.on_progress = lambda: told.append("outer")
+        branch = outer.branch()
+        branch.on_progress = lambda: told.append("branch")
+        attempts = branch.run(lambda: _attempts(clock))
+        attempts.begin()
+        attempts.record_received(1000)
+        assert not told
+        attempts.record_received(1_000_000)
+        assert told == ["branch", "outer"]
+        branch.detach()
+
+
 def test_without_a_scope_the_policy_is_what_ran_out(clock: ManualClock) -> None:
     attempts = _attempts(clock)
     attempts.begin()

@@ -165,6 +165,29 @@ def test_missing_credentials_are_told_apart_from_wrong_ones() -> None:
     assert "AWS_ACCESS_KEY_ID" in (fault.hint or "")
 
 
+@pytest.mark.parametrize(
+    ("below", "kind"),
+    [
+        (boto.EndpointConnectionError(endpoint_url="u", error=OSError(111, "refused")), Kind.NOT_SENT),
+        (boto.ReadTimeoutError(endpoint_url="u"), Kind.NOT_SENT),
+        (boto.MetadataRetrievalError(error_msg="Received non 200 response 403"), Kind.FORBIDDEN),
+        (boto.SSLError(endpoint_url="u", error=OSError("self-signed")), Kind.FORBIDDEN),
+    ],
+    ids=["refused", "no answer", "says no", "not trusted"],
+)
+def test_a_giver_of_keys_that_is_away_is_an_outage(below: Exception, kind: Kind) -> None:
+    # As botocore raises it: in handlers of the error before, without a cause.
+    try:
+        try:
+            raise below
+        except boto.BotoCoreError:
+            raise boto.CredentialRetrievalError(provider="container-role", error_msg="y")  # noqa: B904
+    except boto.CredentialRetrievalError as error:
+        fault = fault_of(error, _shown)
+    assert fault is not None
+    assert fault.kind is kind
+
+
 def test_an_error_in_the_program_is_no_fault() -> None:
     assert fault_of(KeyError("x"), _shown) is None
     assert fault_of(AttributeError("x"), _shown) is None
