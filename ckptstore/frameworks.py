@@ -12,6 +12,7 @@ __all__ = ["foreign_value", "instead_of"]
 _TORCH_NUMPY = "x.detach().resolve_conj().resolve_neg().cpu().numpy()"
 _NO_TYPE = "numpy has no such type: pass"
 _PIECE = "Pass the part of this rank, as a ckptstore.Piece, to a Saver with a coordinator"
+_JAX_SAVE = "Use ckptstore.jax.save"
 _SESSION = "Pass what the session returns: sess.run({v.op.name: v for v in variables})"
 
 _FRAMEWORKS = ("torch", "tensorflow", "jax", "jaxlib", "keras", "tf_keras", "flax")
@@ -44,7 +45,7 @@ def instead_of(value: object) -> str | None:
     if {"jax", "jaxlib"} & frameworks:
         return _instead_of_jax(value)
     if "flax" in frameworks:
-        return "Pass its arrays: nnx.to_pure_dict(nnx.state(model)), flattened to a mapping."
+        return f"{_JAX_SAVE}: it takes nnx.state(model), TrainState and all that JAX knows."
     return None
 
 
@@ -80,12 +81,12 @@ def _instead_of_tensorflow(value: object, classes: Iterable[str]) -> str:
 
 def _instead_of_jax(value: object) -> str:
     if str(getattr(value, "dtype", "")).startswith("key<"):
-        return "Pass jax.random.key_data(key)."
+        return f"{_JAX_SAVE}, or pass jax.random.key_data(key)."
     if getattr(value, "is_fully_addressable", True) is False:
-        return f"{_PIECE}: one for each of x.addressable_shards whose replica_id is 0."
+        return f"{_JAX_SAVE}: each process stores what it holds."
     if "Tracer" in {one.__name__ for one in type(value).__mro__}:
         return "Save outside of jit: a value that is being traced has no bytes."
-    return "Pass np.asarray(x)."
+    return f"{_JAX_SAVE}, or pass np.asarray(x)."
 
 
 def _frameworks_of(value: object) -> set[str]:

@@ -5,6 +5,7 @@ The service has no public name in Python; other libraries use the same private o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -14,7 +15,7 @@ from ckptstore.distributed.mailbox_coordinator import MailboxCoordinator
 from ckptstore.distributed.opening import OPEN_TIMEOUT_S, open_mailbox
 from ckptstore.errors import ConflictError, CoordinatorLostError, UnsupportedError, UsageError
 
-__all__ = ["is_running", "open_coordinator"]
+__all__ = ["is_running", "open_coordinator", "shared_coordinator"]
 
 _T = TypeVar("_T")
 
@@ -148,3 +149,23 @@ class _AbsentError(Exception):
 
 def _key(directory: str, name: str) -> str:
     return f"ckptstore/{directory}/{name}"
+
+
+_SHARED: list[tuple[Any, MailboxCoordinator]] = []
+_LOCK = threading.Lock()
+
+
+def shared_coordinator() -> MailboxCoordinator | None:
+    """Return the one coordinator of this process for all calls that are given none; None if it is alone.
+
+    The first call returns when all processes have made it. Errors as `open_coordinator`.
+    """
+    if not is_running():
+        return None
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    with _LOCK:
+        if not _SHARED or _SHARED[0][0] is not client:
+            _SHARED[:] = [(client, open_coordinator())]
+        return _SHARED[0][1]

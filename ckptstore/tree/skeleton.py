@@ -15,6 +15,7 @@ from ckptstore.tree.habit import Key, Path, TreeMember
 
 __all__ = [
     "DEPTH",
+    "MAPPINGS",
     "TREE_TENSOR",
     "ArrayNode",
     "Fields",

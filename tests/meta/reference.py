@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 import ckptstore
+import ckptstore.jax
 import ckptstore.torch
 from ckptstore import errors
 from ckptstore.cli import exit_codes
@@ -97,7 +98,7 @@ _API_GROUPS = (
 )
 
 # Packages of their own: `import ckptstore.torch` first.
-_FRAMEWORKS = (ckptstore.torch,)
+_FRAMEWORKS = (ckptstore.jax, ckptstore.torch)
 
 # Objects that calls return: nobody makes one.
 _GIVEN_OUT = {

@@ -119,6 +119,19 @@ SIGNATURES = {
         URL,
     ),
     "open_checkpoint": ([("prefix", REQUIRED)], {"version": None, "cache": None, **URL}),
+    "jax.save": (
+        [("tree", REQUIRED), ("save_path", REQUIRED), ("global_step", None)],
+        {"saver": None, **URL},
+    ),
+    "jax.save_async": (
+        [("tree", REQUIRED), ("save_path", REQUIRED), ("global_step", None)],
+        {"saver": None, **URL},
+    ),
+    "jax.restore": (
+        [("tree", REQUIRED), ("checkpoint", REQUIRED)],
+        {"missing": "raise", "unexpected": "ignore", **URL},
+    ),
+    "jax.pieces": ([("tree", REQUIRED)], {}),
     "torch.read_state_dict": (
         [("checkpoint", REQUIRED), ("names", None)],
         {"device": None, "staging_bytes": 256 << 20, **URL},

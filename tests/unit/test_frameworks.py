@@ -42,13 +42,13 @@ TENSORS = {
     ),
     "JAX, of other processes": (
         made_by("jaxlib", "ArrayImpl", is_fully_addressable=False, __array__=refuses(RuntimeError("spans"))),
-        "addressable_shards",
+        "ckptstore.jax.save",
     ),
     "JAX, a key": (
         made_by("jax", "PRNGKeyArray", dtype="key<fry>", __array__=refuses(TypeError("no"))),
-        "key_data",
+        "ckptstore.jax.save, or pass jax.random.key_data",
     ),
-    "nnx": (made_by("flax", "Param"), "to_pure_dict"),
+    "nnx": (made_by("flax", "Param"), "ckptstore.jax.save: it takes nnx.state"),
 }
 
 

@@ -18,6 +18,7 @@ import ckptstore as ck
 from ckptstore.tree.document import parse, serialize
 from ckptstore.tree.flatten import Flat, flatten
 from ckptstore.tree.habit import FieldKey, Habit, Json, TreeMember
+from ckptstore.tree.leaves import leaves_by_name
 from ckptstore.tree.match import ABSENT, build, match
 from ckptstore.tree.skeleton import ArrayNode
 
@@ -316,3 +317,11 @@ class TestMatch:
         assert list(found.filled) == ["net.w"]
         assert found.created == {"lr": ArrayNode("lr")}
         assert (found.missing, found.unexpected) == (["net.b"], ["other"])
+
+
+def test_leaves_are_named_alike_whatever_the_containers() -> None:
+    w = np.zeros(1)
+    of_tuple = flatten({"a": (w, {"n": 3}), "e": [], "x/y": None}, Slashes()).skeleton
+    assert leaves_by_name(of_tuple, Slashes()) == {"a/0": ArrayNode("a/0", "numpy"), "a/1/n": 3, "x.Sy": None}
+    again = flatten({"a": {0: w, 1: {"n": 3}}, "x/y": None}, Slashes()).skeleton
+    assert leaves_by_name(again, Slashes()) == leaves_by_name(of_tuple, Slashes())
