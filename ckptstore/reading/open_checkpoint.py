@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 __all__ = [
     "OpenCheckpoint",
     "RestoreReport",
+    "is_big_endian",
     "open_checkpoint",
     "read_to_device",
     "restore_values",
+    "stored_tensors",
     "wanted_of",
 ]
 
@@ -382,6 +384,25 @@ def open_checkpoint(
             hint="Take the next step of the watcher, or the latest checkpoint.",
         )
     return OpenCheckpoint(reader, options, is_pinned=version is not None, opener=opener)
+
+
+def stored_tensors(checkpoint: OpenCheckpoint, names: Iterable[str]) -> list[StoredTensor]:
+    """Return what the index says of these tensors, checked; their bytes are not read.
+
+    Raises
+    ------
+    TensorNotFoundError
+        If there is no such tensor.
+    FormatError, UnsupportedError
+        If the index contradicts itself, or numpy has no array for a tensor.
+    """
+    reader = checkpoint._open()  # noqa: SLF001 - of this module
+    return [reader.stored(name) for name in names]
+
+
+def is_big_endian(checkpoint: OpenCheckpoint) -> bool:
+    """Return whether the checksums in the index are those of big-endian numbers."""
+    return checkpoint._open().header.big_endian  # noqa: SLF001 - of this module
 
 
 def read_to_device(

@@ -10,12 +10,11 @@ from types import TracebackType
 import numpy.typing as npt
 
 from ckptstore.bundle.write.merge import MergeInput, merge_indexes
-from ckptstore.bundle.write.shard_writer import ShardWriter
+from ckptstore.directory.bare_bundle import BareBundle
 from ckptstore.directory.bare_write import collect_replaced
 from ckptstore.directory.collect import remove_checkpoint_files
 from ckptstore.directory.published_index import (
     LARGEST_COUNT,
-    PublishedIndex,
     choose_count,
     name_is_taken,
     read_published_index,
@@ -29,7 +28,6 @@ from ckptstore.storage.base import Location
 from ckptstore.storage.prefix_names import check_prefix_name
 from ckptstore.storage.registry import locate
 from ckptstore.storage.values import Committed
-from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import DType, Options, PathText
 
 __all__ = ["BundleWriter", "merge_bundles", "part_prefix"]
@@ -65,16 +63,7 @@ class BundleWriter:
     """
 
     def __init__(self, prefix: PathText, *, storage_options: Options = None) -> None:
-        location = locate(prefix, storage_options)
-        check_prefix_name(location)
-        self._prefix = location
-        self._files: ShardSet | None = None
-        self._writer: ShardWriter | None = None
-        self._transfer: Transfer | None = None
-        self._published: PublishedIndex | None = None
-        self._count = 1
-        self._over = False
-        self._is_published = False
+        self._bundle = BareBundle(locate(prefix, storage_options))
 
     def add(self, name: str, array: npt.ArrayLike, *, dtype: DType | str | None = None) -> None:
         """Append one tensor.
@@ -94,7 +83,7 @@ class BundleWriter:
         UsageError
             If the values cannot be stored, or the name was added before.
         """
-        self._begun().add(name, array, dtype=dtype)
+        self._bundle.begun().add(name, array, dtype=dtype)
 
     def add_slice(
         self,
@@ -124,7 +113,7 @@ class BundleWriter:
         UsageError
             If box, shape and array do not fit, or this very slice was added before.
         """
-        self._begun().add(name, array, dtype=dtype, shape=shape, spec=spec)
+        self._bundle.begun().add(name, array, dtype=dtype, shape=shape, spec=spec)
 
     def finish(self) -> None:
         """Publish the bundle: durable and complete when this returns. A second call does nothing.
@@ -136,50 +125,11 @@ class BundleWriter:
         UsageError
             After `abort`.
         """
-        if self._is_published:
-            return
-        self._begun()
-        assert self._files is not None
-        assert self._transfer is not None
-        self._over = True
-        with self._transfer, self._files as files:
-            if not files.seal():
-                raise self._conflict()
-            files.finish(self._count)
-            if not isinstance(files.publish(self._published), Committed):
-                raise self._conflict()
-        self._is_published = True
-        collect_replaced(files, self._published)
+        self._bundle.finish()
 
     def abort(self) -> None:
         """Drop what was added; no effect after `finish`."""
-        if not self._over:
-            self._over = True
-            if self._files is not None:
-                self._files.drop()
-
-    def _begun(self) -> ShardWriter:
-        if self._over:
-            raise UsageError(
-                "this writer is finished or aborted", url=self._prefix.url, hint="Open another one."
-            )
-        if self._writer is None:
-            directory, name = self._prefix.parent, self._prefix.name
-            self._published = read_published_index(directory, name)
-            used = self._published is not None or name_is_taken(directory, name, 1, 1)
-            taken = self._published.counts if self._published is not None else set()
-            self._count = choose_count(1, taken if used else None)
-            self._transfer = Transfer("save", self._prefix.url)
-            self._files = ShardSet(directory, name, transfer=self._transfer, canonical_count=1)
-            self._writer = self._files.begin(0, self._count)
-        return self._writer
-
-    def _conflict(self) -> ConflictError:
-        return ConflictError(
-            "another writer published the same prefix at the same time",
-            url=self._prefix.url,
-            hint="Its bundle is complete. Write under another prefix, or let only one writer use this one.",
-        )
+        self._bundle.abort()
 
     def __enter__(self) -> BundleWriter:
         return self
@@ -187,14 +137,7 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            if not self._over:
-                self.finish()
-            return
-        try:
-            self.abort()
-        except CkptStoreError as second:
-            error.add_note(f"What was written could not be removed either: {second}")
+        self._bundle.__exit__(kind, error, trace)
 
 
 def part_prefix(output_prefix: PathText, number: int, count: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import ckptstore
+import ckptstore.safetensors
 import ckptstore.torch
 from tests.meta.source import ROOT
 
@@ -135,6 +136,17 @@ SIGNATURES = {
     "torch.read_state_dict": (
         [("checkpoint", REQUIRED), ("names", None)],
         {"device": None, "staging_bytes": 256 << 20, **URL},
+    ),
+    "safetensors.from_safetensors": (
+        [("source", REQUIRED), ("save_path", REQUIRED)],
+        {"names": None, "rename": None, "memory_budget": None, **URL},
+    ),
+    "safetensors.to_safetensors": (
+        [("checkpoint", REQUIRED), ("target", REQUIRED)],
+        {
+            **{"names": None, "rename": None, "metadata": None, "max_shard_size": None},
+            **{"memory_budget": None, **URL},
+        },
     ),
     "OpenCheckpoint.specs": ([], {}),
     "OpenCheckpoint.read": ([("name", REQUIRED), ("index", ...)], {}),

@@ -24,7 +24,8 @@ CHANGES = {
     # Nothing visible goes: a run that takes over drops what a dead writer left half-written.
     "abort_stale_uploads": COLLECTOR,
     # Data is invisible until an index names it, so writing it does not commit anything.
-    "upload": {"directory.shard_set"},
+    # A file of safetensors is no part of a checkpoint.
+    "upload": {"directory.shard_set", "safetensors.exporting"},
 }
 # Messages between the ranks of a job: objects that no checkpoint consists of.
 MESSAGES = {"distributed.through_store"}

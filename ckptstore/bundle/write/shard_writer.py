@@ -9,9 +9,11 @@ Calls
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
+import numpy as np
 import numpy.typing as npt
 
 from ckptstore.bundle.write.index import IndexEntry
@@ -21,6 +23,7 @@ from ckptstore.bundle.write.plan import ClaimedNames, WriteItem, write_item
 from ckptstore.bundle.write.stage import StagedShard
 from ckptstore.checksums import crc32c_of_each, crc32c_of_ranges
 from ckptstore.format.crc32c import mask
+from ckptstore.format.dtypes import item_size_bytes
 from ckptstore.format.entry import (
     BundleEntry,
     name_to_key,
@@ -130,6 +133,43 @@ class ShardWriter:
             return
         self.write((item,))
         self._sender.detach_from_caller()
+
+    def reserve(self, size_bytes: int) -> BudgetLease:
+        """Acquire memory for what `add_stream` is given, waiting for room. Raises as `write`."""
+        return self._sender.reserve(size_bytes)
+
+    def add_stream(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        pieces: Iterable[tuple[memoryview, BudgetLease]],
+    ) -> None:
+        """Append one tensor whose bytes come piece by piece; nobody changes them until the lease ends.
+
+        Parameters
+        ----------
+        name : str
+        dtype : DType
+            Of numbers.
+        shape : tuple of int
+        pieces : iterable of (memoryview, BudgetLease)
+            Flat bytes in C order, little-endian, and the memory of `reserve` that they lie in. The caller
+            releases it.
+
+        Raises
+        ------
+        UsageError
+            If the name is not possible, or was added before. Nothing was written then.
+        """
+        name_to_key(name)
+        size_bytes = math.prod(shape) * item_size_bytes(dtype)
+        # What stands in the place of the array is not looked at.
+        item = WriteItem(name, dtype, shape, None, shape, size_bytes, np.empty(0, np.uint8))
+        self._names.claim(item)
+        checksum = self._begin(item)
+        for view, lease in pieces:
+            self._sender.put(view, checksum=checksum, lease=lease)
 
     def write(self, items: Iterable[WriteItem]) -> None:
         """Append the tensors of a plan. The arrays stay as they are until `finish`, or `close`, returns.
