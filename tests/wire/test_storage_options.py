@@ -146,9 +146,10 @@ def test_what_is_said_of_deletes_is_said_in_them(direct: bool) -> None:
     seen: list[dict[str, str]] = []
 
     def serve(talk: Conversation) -> None:
-        head, _ = talk.take()
-        seen.append(head)
-        talk.answer(b"")
+        for answer in (b"", b"<DeleteResult/>"):
+            head, _ = talk.take()
+            seen.append(head)
+            talk.answer(answer)
 
     with running(serve) as peer:
         options = {"endpoint_url": f"http://127.0.0.1:{peer.port}", "key": "k", "secret": "s"}
@@ -157,11 +158,15 @@ def test_what_is_said_of_deletes_is_said_in_them(direct: bool) -> None:
         attempts = Attempts(RetryPolicy(), RetryBudget())
         attempts.begin()
         transport.delete(ObjectName("bucket", "x"), attempts, version='"e"')
-    (head,) = seen
-    assert head[""] == "DELETE /bucket/x HTTP/1.1"
-    assert ("amz-sdk-invocation-id" in head) == (not direct)
-    assert head["x-amz-bypass-governance-retention"].lower() == "true"
-    assert (head["x-amz-mfa"], head["if-match"]) == ("serial 123456", '"e"')
+        assert transport.delete_many("bucket", ["x", "y"], attempts) == {}
+    one, many = seen
+    assert one[""] == "DELETE /bucket/x HTTP/1.1"
+    assert one["if-match"] == '"e"'
+    assert many[""] == "POST /bucket?delete HTTP/1.1"
+    for head in seen:
+        assert ("amz-sdk-invocation-id" in head) == (not direct)
+        assert head["x-amz-bypass-governance-retention"].lower() == "true"
+        assert head["x-amz-mfa"] == "serial 123456"
 
 
 @PLANES

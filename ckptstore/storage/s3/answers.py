@@ -18,7 +18,7 @@ from ckptstore.storage.wire.exchange import HttpResponse
 if TYPE_CHECKING:
     from xml.etree import ElementTree
 
-__all__ = ["info_of", "page_of", "parsed_refusal"]
+__all__ = ["info_of", "page_of", "parsed_refusal", "parsed_xml", "tag_of", "texts_of"]
 
 # An element takes a hundred times the memory of the shortest tag. A page of 1000 objects, each with all that
 # S3 says of one, has 30 000 tags.
@@ -32,12 +32,12 @@ def parsed_refusal(reply: HttpResponse) -> dict[str, Any]:
 
     error = {"Code": str(reply.status), "Message": http.client.responses.get(reply.status, "")}
     try:
-        root = _parsed(reply.body)
+        root = parsed_xml(reply.body)
     except (ElementTree.ParseError, Fault):
         pass  # no body, or a page of a proxy
     else:
-        if _tag(root) == "Error":
-            error = {_tag(child): child.text or "" for child in root}
+        if tag_of(root) == "Error":
+            error = {tag_of(child): child.text or "" for child in root}
     headers = {name.lower(): value for name, value in reply.headers.items()}
     return {"Error": error, "ResponseMetadata": {"HTTPStatusCode": reply.status, "HTTPHeaders": headers}}
 
@@ -75,16 +75,16 @@ def page_of(bucket: str, body: bytes) -> Page:
     from xml.etree import ElementTree
 
     try:
-        root = _parsed(body)
-        if _tag(root) != "ListBucketResult":
+        root = parsed_xml(body)
+        if tag_of(root) != "ListBucketResult":
             raise Fault(Kind.GARBLED, "the answer is not a list")
-        whole = _texts(root)
+        whole = texts_of(root)
         # Some servers do not know it, and say so by not repeating it.
         decoded = unquote_plus if whole.get("EncodingType") == "url" else str
         objects = []
         for child in root:
-            if _tag(child) == "Contents":
-                item = _texts(child)
+            if tag_of(child) == "Contents":
+                item = texts_of(child)
                 changed = datetime.datetime.fromisoformat(item["LastModified"]).timestamp()
                 key = f"{bucket}/{decoded(item['Key'])}"
                 objects.append(ObjectInfo(key, int(item["Size"]), item["ETag"], changed))
@@ -93,10 +93,10 @@ def page_of(bucket: str, body: bytes) -> Page:
     following = following_of(
         whole.get("NextContinuationToken"), is_truncated=whole.get("IsTruncated") == "true"
     )
-    return Page(objects, following, sum(_tag(child) == "CommonPrefixes" for child in root))
+    return Page(objects, following, sum(tag_of(child) == "CommonPrefixes" for child in root))
 
 
-def _parsed(body: bytes) -> ElementTree.Element:
+def parsed_xml(body: bytes) -> ElementTree.Element:
     """Return the root of an answer in XML; nobody can make it take a lot more memory than `body` does.
 
     Raises
@@ -112,10 +112,11 @@ def _parsed(body: bytes) -> ElementTree.Element:
     return ElementTree.fromstring(body)
 
 
-def _tag(element: ElementTree.Element) -> str:
+def tag_of(element: ElementTree.Element) -> str:
     """Return the name of an element, without the namespace that only some servers write."""
     return element.tag.rpartition("}")[2]
 
 
-def _texts(element: ElementTree.Element) -> dict[str, str]:
-    return {_tag(child): child.text or "" for child in element}
+def texts_of(element: ElementTree.Element) -> dict[str, str]:
+    """Return the texts of the elements in it, by name."""
+    return {tag_of(child): child.text or "" for child in element}

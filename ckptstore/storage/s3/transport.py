@@ -34,6 +34,7 @@ from ckptstore.storage.object_store.transport import (
 )
 from ckptstore.storage.object_store.whole_body import WholeBody
 from ckptstore.storage.s3.answers import info_of, page_of
+from ckptstore.storage.s3.bulk_delete import delete_request, refused_in
 from ckptstore.storage.s3.client import S3Client
 from ckptstore.storage.s3.direct import NotDirect, S3Direct, object_target
 from ckptstore.storage.s3.headers import answer_of, condition_headers, etag_of, is_repeated, whole_crc32c
@@ -227,9 +228,8 @@ class S3Transport(Transport):
         self._client.request("delete_object", attempts, Bucket=bucket, Key=name, **arguments)
 
     def delete_many(self, bucket: str, names: Sequence[str], attempts: Attempts) -> dict[str, Fault]:
-        wanted = {"Objects": [{"Key": name} for name in names], "Quiet": True}
         try:
-            answer = self._client.request("delete_objects", attempts, Bucket=bucket, Delete=wanted)
+            refused = self._refused_deletes(bucket, names, attempts)
         except Fault as fault:
             if fault.kind is Kind.BAD_REQUEST:
                 # A server that knows this request only in another form.
@@ -239,8 +239,22 @@ class S3Transport(Transport):
             error["Key"]: fault_of_code(
                 str(error.get("Code")), str(error.get("Message")), self._client.redact
             )
-            for error in answer.get("Errors", ())
+            for error in refused
         }
+
+    def _refused_deletes(
+        self, bucket: str, names: Sequence[str], attempts: Attempts
+    ) -> Sequence[Mapping[str, str]]:
+        body, headers = delete_request(names)
+        reply = WholeBody()
+        with suppress(NotDirect):
+            request = HttpRequest("POST", "?delete", headers, (body,))
+            self._direct.request("delete_object", bucket, request, attempts, lambda *_: reply)
+            return refused_in(reply.data())
+        wanted = {"Objects": [{"Key": name} for name in names], "Quiet": True}
+        answer = self._client.request("delete_objects", attempts, Bucket=bucket, Delete=wanted)
+        errors: Sequence[Mapping[str, str]] = answer.get("Errors", ())
+        return errors
 
     def list_page(self, bucket: str, prefix: str, token: str | None, attempts: Attempts) -> Page:
         arguments = {} if token is None else {"ContinuationToken": token}
