@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import ckptstore as ck
 from benchmarks.server import BUCKET, Minio, minio
 from benchmarks.stats import Spread, ratios, spread
+from tests.servers.gcs import GcsServer, strict_gcs
 
 _TENSOR = "layer_010/w"
 _SHAPE = (1024, 1024)
@@ -38,7 +39,7 @@ import numpy, json, time
 import ckptstore as ck
 ck.latest_checkpoint, ck.open_checkpoint
 wall, cpu = time.perf_counter(), time.process_time()
-prefix = ck.latest_checkpoint("s3://{_KEY_FILES}", storage_options=OPTIONS)
+prefix = ck.latest_checkpoint(f"{{SCHEME}}://{_KEY_FILES}", storage_options=OPTIONS)
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 assert ck.open_checkpoint(prefix, storage_options=OPTIONS)["{_TENSOR}"].shape == {_SHAPE}
 """
@@ -85,13 +86,19 @@ class Contender:
     code: str
     needs: str
     role: bool = False
+    gcs: bool = False
+
+
+def _ours(options: Mapping[str, object], scheme: str = "s3") -> str:
+    return f"SCHEME, OPTIONS = {scheme!r}, {dict(options)!r}\n{_OURS}"
 
 
 CONTENDERS = (
     Contender("numpy alone", "import numpy", "numpy"),
-    Contender("ckptstore", f"OPTIONS = {{}}\n{_OURS}", "ckptstore"),
-    Contender("ckptstore, a role", f"OPTIONS = {{}}\n{_OURS}", "ckptstore", role=True),
-    Contender("ckptstore, by s3fs", f"OPTIONS = {{'direct': False}}\n{_OURS}", "ckptstore"),
+    Contender("ckptstore", _ours({}), "ckptstore"),
+    Contender("ckptstore, a role", _ours({}), "ckptstore", role=True),
+    Contender("ckptstore, by s3fs", _ours({"direct": False}), "ckptstore"),
+    Contender("ckptstore, GCS", _ours({"token": "anon"}, "gs"), "ckptstore", gcs=True),
     Contender("obstore", _OBSTORE, "obstore"),
     Contender("TensorStore, zarr3", _TENSORSTORE, "tensorstore"),
     Contender("boto3", _BOTO3, "boto3"),
@@ -175,22 +182,41 @@ def save(server: Minio) -> None:
     ck.Saver().save(values, f"s3://{_KEY_FILES}/model", global_step=7, storage_options=options)
 
 
+def gcs(directory: Path) -> GcsServer | None:
+    """Return a server of Google's kind, not started, as strict as the service; None if it was not built."""
+    return strict_gcs(directory / "gcs")
+
+
+def save_in(server: GcsServer, directory: Path) -> None:
+    """Put the same checkpoint into `server`, by way of a directory: writers need gcsfs, readers do not."""
+    values = {f"layer_{number:03}/w": np.full(_SHAPE, number, np.float32) for number in range(20)}
+    ck.Saver().save(values, directory / "run" / "model", global_step=7)
+    server.make_bucket(BUCKET)
+    for path in (directory / "run").iterdir():
+        server.put(BUCKET, f"run/{path.name}", path.read_bytes())
+
+
 def table(took: Mapping[str, Sequence[Took]], reference: str) -> str:
     """Return what all rounds took as a table; ratios are round by round."""
-    heads = ("contender", "CPU s", "wall s", "CPU of the first contact, s", "CPU, TensorStore = 1")
-    lines = [f"| {' | '.join(heads)} |", "|---|---|---|---|---|"]
-    of = dict(enumerate(one.cpu_s for one in took.get(reference, ())))
+    heads = ("contender", "CPU s", "wall s", "first contact, CPU s", "wall s", "CPU, TensorStore = 1", "wall")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    of = took.get(reference, ())
     for name, rounds in took.items():
-        contact = [one.contact_cpu_s for one in rounds if one.contact_cpu_s is not None]
-        against = ratios(dict(enumerate(one.cpu_s for one in rounds)), of) if of else []
-        cells = [
-            _cell(spread([one.cpu_s for one in rounds])),
-            _cell(spread([one.wall_s for one in rounds])),
-            _cell(spread(contact)) if contact else "",
-            _cell(spread(against)) if against else "",
-        ]
+        figures = (
+            [one.cpu_s for one in rounds],
+            [one.wall_s for one in rounds],
+            [one.contact_cpu_s for one in rounds if one.contact_cpu_s is not None],
+            [one.contact_wall_s for one in rounds if one.contact_wall_s is not None],
+            _against([one.cpu_s for one in rounds], [one.cpu_s for one in of]),
+            _against([one.wall_s for one in rounds], [one.wall_s for one in of]),
+        )
+        cells = [_cell(spread(each)) if each else "" for each in figures]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _against(values: Sequence[float], of: Sequence[float]) -> Sequence[float]:
+    return ratios(dict(enumerate(values)), dict(enumerate(of))) if of else ()
 
 
 def _cell(found: Spread) -> str:
@@ -210,9 +236,18 @@ def main() -> None:
         tempfile.TemporaryDirectory() as directory,
         minio(Path(directory), tls=False) as server,
         giver_of_keys(server.place.key, server.place.secret) as giver,
+        ExitStack() as running,
     ):
         keys, role = environments(server, giver, Path(directory))
         save(server)
+        store = gcs(Path(directory))
+        if store is None:
+            chosen = {one: None if one.gcs else python for one, python in chosen.items()}
+        else:
+            running.callback(store.stop)
+            store.start()
+            save_in(store, Path(directory))
+            keys |= store.environment
         for one, python in chosen.items():
             if python and one.needs == "tensorstore":
                 run(python, _ZARR_WRITER, keys)
@@ -227,7 +262,7 @@ def main() -> None:
         print(table(took, "TensorStore, zarr3"))
     for one, python in chosen.items():
         if python is None:
-            print(f"{one.name}: no interpreter has {one.needs}")
+            print(f"{one.name}: no interpreter has {one.needs}, or its server is not built")
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ ROWS: dict[str, Row] = {
         "read_one",
         (OURS, "sockets", "obstore", "safetensors-s3", "dcp-s3torch", "dcp-fsspec", "tensorstore-zarr3"),
         ("tensorstore-zarr3",),
-        (Target(1.3, ("tensorstore-zarr3",)),),
+        (Target(1.0, ("tensorstore-zarr3",)),),
         note="A new process, with a connected client; nothing of the checkpoint is cached.",
     ),
     "one-first": Row(

@@ -4,7 +4,7 @@ follow: watchers of many hosts, in one process, on one directory in MinIO, while
 minute of each, and how long after a commit a step is returned.
 
 changed: a checkpoint of which a twentieth differs from what is in memory, restored whole and with
-``only_changed``, in turns: bytes that travel, and seconds.
+``only_changed``, in turns: bytes that travel, seconds, and CPU seconds of the reader.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ckptstore as ck
-from benchmarks.measure import measured
+from benchmarks.measure import Cost, measured
+from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
-from ckptstore.storage.values import GetResult, SuffixRange
-from ckptstore.storage.wrappers import StorageWrapper
-from ckptstore.types import ByteRange
+from ckptstore.testing import CountingStorage
 from tests.servers import s3
+from tests.servers.toxiproxy import toxiproxy
 
 MIB = 2**20
 
 TENSOR_BYTES = 4 * MIB
+
+CONNECTIONS = 8
+"""Of an object store, at the same time (`Storage.parallel_reads`)."""
 
 
 def main() -> int:
@@ -46,6 +49,9 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=2.0, help="the period of a watcher, in seconds (2)")
     parser.add_argument("--save-every", type=float, default=5.0, help="seconds from save to save (5)")
     parser.add_argument("--size-mib", type=int, default=256, help="of the checkpoint of `changed` (256)")
+    parser.add_argument(
+        "--rate-mb-s", type=float, help="what the server of `changed` sends at most, by a proxy"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serving-") as directory:
         server = s3.minio(Path(directory))
@@ -120,30 +126,6 @@ def _watch_as(host: str, url: str, server: s3.S3Server, options: argparse.Namesp
 # ------------------------------------------------------------------------------------------------ changed
 
 
-class _Counting(StorageWrapper):
-    """Counts the bytes that are read."""
-
-    read_bytes = 0
-
-    def get(
-        self, key: str, byte_range: ByteRange | SuffixRange | None = None, *, version: str | None = None
-    ) -> GetResult:
-        got = super().get(key, byte_range, version=version)
-        _Counting.read_bytes += len(got.data)
-        return got
-
-    def read_into(
-        self,
-        key: str,
-        ranges: Sequence[ByteRange],
-        buffers: Sequence[memoryview],
-        *,
-        version: str | None = None,
-    ) -> None:
-        _Counting.read_bytes += sum(wanted.size_bytes for wanted in ranges)
-        super().read_into(key, ranges, buffers, version=version)
-
-
 def changed(server: s3.S3Server, options: argparse.Namespace) -> None:
     """Print what both ways cost in each round, and the ratios."""
     url = f"s3://{server.make_bucket()}/run/model"
@@ -159,43 +141,72 @@ def changed(server: s3.S3Server, options: argparse.Namespace) -> None:
     assert prefix is not None
     differ_bytes = len(others) * TENSOR_BYTES
     print(f"{options.size_mib} MiB in tensors of 4 MiB, {differ_bytes / MIB:.0f} MiB of them differ")
-    print(f"{'round':>5} {'whole s':>9} {'changed s':>10} {'ratio':>6} {'whole MiB':>10} {'changed MiB':>12}")
+    heads = ("whole s", "changed s", "ratio", "whole CPU", "changed CPU", "whole MiB", "changed MiB")
+    print("round " + " ".join(f"{head:>11}" for head in heads))
     arrays = {name: array.copy() for name, array in before.items()}
-    ratios = []
-    with use_wrapper(_Counting):
+    ratios, shares = [], []
+    storages: list[CountingStorage] = []
+
+    def counting(inner: Storage) -> Storage:
+        storages.append(CountingStorage(inner))
+        return storages[-1]
+
+    with use_wrapper(counting), _at_a_rate(server, options.rate_mb_s) as place:
         for number in range(options.rounds + 1):
-            found: dict[bool, tuple[float, int]] = {}
+            found: dict[bool, tuple[Cost, int]] = {}
             for only_changed in (False, True) if number % 2 else (True, False):
                 for name in others:
                     arrays[name][...] = before[name]
-                found[only_changed] = _restored(prefix, arrays, after, server, only_changed=only_changed)
+                for storage in storages:
+                    storage.reset()
+                cost = _restored(prefix, arrays, after, place, only_changed=only_changed)
+                found[only_changed] = cost, sum(storage.read_bytes for storage in storages)
             if not number:
                 continue  # the first contact
-            (whole_s, whole_bytes), (changed_s, changed_bytes) = found[False], found[True]
-            ratios.append(changed_s / whole_s)
+            (whole, whole_bytes), (part, part_bytes) = found[False], found[True]
+            ratios.append(part.seconds / whole.seconds)
+            shares.append(part.cpu_s / part.seconds)
+            figures = (whole.seconds, part.seconds, ratios[-1], whole.cpu_s, part.cpu_s)
             print(
-                f"{number:5} {whole_s:9.3f} {changed_s:10.3f} {ratios[-1]:6.3f} {whole_bytes / MIB:10.2f}"
-                f" {changed_bytes / MIB:12.2f}",
+                f"{number:5} "
+                + " ".join(f"{figure:11.3f}" for figure in figures)
+                + f" {whole_bytes / MIB:11.2f} {part_bytes / MIB:11.2f}",
                 flush=True,
             )
             bound = 1.1 * differ_bytes + 300 * 1024
-            assert changed_bytes <= bound, f"{changed_bytes} bytes travelled, above {bound:.0f}"
+            assert part_bytes <= bound, f"{part_bytes} bytes travelled, above {bound:.0f}"
     print(f"ratio: median {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"CPU share of the restore of what changed: median {statistics.median(shares):.2f}")
+
+
+@contextmanager
+def _at_a_rate(server: s3.S3Server, rate_mb_s: float | None) -> Iterator[s3.S3Server]:
+    """Yield the server, or the way to it through a proxy that sends no more than so much a second."""
+    if rate_mb_s is None:
+        yield server
+        return
+    with tempfile.TemporaryDirectory(prefix="toxiproxy-") as directory:
+        toxics = toxiproxy(Path(directory))
+        if toxics is None:
+            raise SystemExit("toxiproxy is not built: `make servers` (needs Go)")
+        # Each connection has its own bucket of bytes: so many travel at a time.
+        rate = round(rate_mb_s * 1000 / CONNECTIONS)
+        with toxics.process, toxics.proxy(server.process.port) as proxy, proxy.toxic("bandwidth", rate=rate):
+            yield server.through(proxy.url)
 
 
 def _restored(
     prefix: str, arrays: dict[str, Any], expected: dict[str, Any], server: s3.S3Server, *, only_changed: bool
-) -> tuple[float, int]:
-    """Return seconds and bytes of one restore; check its result."""
-    _Counting.read_bytes = 0
+) -> Cost:
+    """Return what one restore costs; check its result."""
 
     def restore() -> None:
         with ck.open_checkpoint(prefix, storage_options=server.options) as checkpoint:
             checkpoint.restore(arrays, only_changed=only_changed)
 
-    cost, _ = measured(partial(restore))
+    cost, _ = measured(restore)
     assert all(np.array_equal(arrays[name], array) for name, array in expected.items())
-    return cost.seconds, _Counting.read_bytes
+    return cost
 
 
 if __name__ == "__main__":

@@ -122,6 +122,9 @@ def combine(crc_a: int, crc_b: int, size_b_bytes: int) -> int:
     """
     if size_b_bytes < 0:
         raise ValueError(f"a length is not negative: {size_b_bytes}")
+    if not crc_a:
+        # Zero is mapped to zero. The tables, which take 4 ms to make, are for more than one part.
+        return crc_b
     power = 0
     crc = crc_a
     while size_b_bytes:

@@ -2,7 +2,7 @@
 
 Everything that ckptstore does to a file or object goes through a `Storage`: `get`, `read_into`, `head`,
 `put_new`, `put_if`, `upload`, `delete_if` with `delete_many`, `list` and `abort_stale_uploads`; `get_unless`
-is made of two of them where a backend has nothing better. What a backend may do beyond them is in
+and `get_into` are made of them where a backend has nothing better. What a backend may do beyond them is in
 `abilities`. It states in `Capabilities` what it really does, and ``ckptstore.testing.StorageContract`` proves
 it. Storage knows nothing of tensors.
 
@@ -92,6 +92,21 @@ class Storage(ABC):
 
         Ranges may be empty, in any order, and overlap. Raises as `get`.
         """
+
+    def get_into(self, key: str, byte_range: ByteRange, buffer: memoryview) -> tuple[str, int]:
+        """Fill a writable buffer with one range, which is not empty, of whatever version is there.
+
+        For the first read of an object that nothing is known of. By default through memory of its own.
+        Raises as `get`.
+
+        Returns
+        -------
+        tuple of str and int
+            Version, and size of the whole object in bytes.
+        """
+        data, version, size_bytes = self.get(key, byte_range)
+        buffer[:] = data
+        return version, size_bytes
 
     @abstractmethod
     def head(self, key: str) -> ObjectInfo:

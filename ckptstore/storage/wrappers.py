@@ -25,6 +25,7 @@ from ckptstore.storage.upload import Upload
 
 if TYPE_CHECKING:
     from ckptstore.storage.values import Capabilities, PutOutcome
+    from ckptstore.types import ByteRange
 
 __all__ = ["StorageWrapper"]
 
@@ -140,6 +141,12 @@ class StorageWrapper(Storage):
     delete_many = _intercepted(Storage.delete_many)
     list = _intercepted(Storage.list)
     abort_stale_uploads = _intercepted(Storage.abort_stale_uploads)
+
+    def get_into(self, key: str, byte_range: ByteRange, buffer: memoryview) -> tuple[str, int]:
+        if type(self).get is not StorageWrapper.get:
+            return super().get_into(key, byte_range, buffer)
+        # The same request: whoever counts, delays or breaks a `get` means this one too.
+        return self.intercept("get", [key], lambda: self.inner.get_into(key, byte_range, buffer))
 
     def upload(self, key: str, size_bytes: int | None = None) -> Upload:
         def begin() -> Upload:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from ckptstore.storage.base import Storage
+from ckptstore.storage.values import GetResult
 from ckptstore.storage.wrappers import StorageWrapper
+from ckptstore.types import ByteRange
 
 __all__ = ["Call", "CountingStorage"]
 
@@ -32,6 +34,8 @@ class CountingStorage(StorageWrapper):
         ``"upload.send"``, ``"upload.commit"``, ``"upload.abort"`` and ``"upload.close"``.
     counts : Counter
         Calls of each primitive; a ``delete_many`` counts once, whatever the number of its keys.
+    read_bytes : int
+        What `get`, `get_unless`, `get_into` and `read_into` were answered with.
 
     Threads
     -------
@@ -43,12 +47,36 @@ class CountingStorage(StorageWrapper):
         self._lock = threading.Lock()
         self.calls: list[Call] = []
         self.counts: Counter[str] = Counter()
+        self.read_bytes = 0
 
     def intercept(self, primitive: str, keys: Sequence[str], call: Callable[[], _T]) -> _T:
         with self._lock:
             self.counts[primitive] += 1
             self.calls.extend(Call(primitive, key) for key in keys)
-        return call()
+        result = call()
+        if isinstance(result, GetResult):
+            self._add(len(result.data))
+        return result
+
+    def get_into(self, key: str, byte_range: ByteRange, buffer: memoryview) -> tuple[str, int]:
+        found = super().get_into(key, byte_range, buffer)
+        self._add(len(buffer))
+        return found
+
+    def read_into(
+        self,
+        key: str,
+        ranges: Sequence[ByteRange],
+        buffers: Sequence[memoryview],
+        *,
+        version: str | None = None,
+    ) -> None:
+        super().read_into(key, ranges, buffers, version=version)
+        self._add(sum(map(len, buffers)))
+
+    def _add(self, size_bytes: int) -> None:
+        with self._lock:
+            self.read_bytes += size_bytes
 
     def keys(self, primitive: str) -> list[str]:
         """Return the keys of the calls of `primitive`, in order."""
@@ -59,3 +87,4 @@ class CountingStorage(StorageWrapper):
         with self._lock:
             self.calls.clear()
             self.counts.clear()
+            self.read_bytes = 0

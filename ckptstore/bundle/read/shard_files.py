@@ -310,7 +310,11 @@ class ShardFile:
         self, whole: ByteRange, ranges: Sequence[ByteRange], buffers: Sequence[memoryview]
     ) -> None:
         """Read the ranges with one request, whose answer has version and size of the file."""
-        data, version, size_bytes = self._location.storage.get(self._location.key, whole)
+        storage, key = self._location.storage, self._location.key
+        if len(ranges) == 1:
+            self._found = _FileState(*storage.get_into(key, whole, buffers[0]))
+            return
+        data, version, size_bytes = storage.get(key, whole)
         for part, buffer in zip(ranges, buffers, strict=True):
             buffer[:] = memoryview(data)[part.start - whole.start : part.stop - whole.start]
         self._found = _FileState(version, size_bytes)

@@ -60,6 +60,13 @@ class ObjectReader:
         read = self._read(byte_range, memory)
         return GetResult(b"".join(memory.blocks), read.version, read.size_bytes)
 
+    def get_into(self, byte_range: ByteRange, buffer: memoryview) -> tuple[str, int]:
+        """Fill a buffer; see `Storage.get_into`."""
+        url = self._service.url_of(self._object_name.key)
+        wanted = [_WantedRange(*read) for read in resolve_reads([byte_range], [buffer], sys.maxsize, url)]
+        read = self._read(byte_range, _CallerBuffers(wanted), wanted)
+        return read.version, read.size_bytes
+
     def get_unless(self, version: str, byte_range: ByteRange | SuffixRange | None) -> GetResult | None:
         """Return bytes, or None while `version` is there; see `Storage.get_unless`."""
         memory = _NewMemory()

@@ -137,6 +137,11 @@ class ObjectStorage(
         self.service.recent.note(key, result.version)
         return result
 
+    def get_into(self, key: str, byte_range: ByteRange, buffer: memoryview) -> tuple[str, int]:
+        version, size_bytes = self._reader(key, None).get_into(byte_range, buffer)
+        self.service.recent.note(key, version)
+        return version, size_bytes
+
     def get_unless(
         self, key: str, version: str, byte_range: ByteRange | SuffixRange | None = None
     ) -> GetResult | None:

@@ -197,6 +197,22 @@ class ReadContract(ContractBase):
         with pytest.raises(UsageError):
             digits.storage.read_into(digits.key, ranges, buffers)
 
+    def test_get_into_fills_a_buffer_and_says_what_is_there(
+        self, digits: Location, directory: Location
+    ) -> None:
+        whole = digits.storage.get(digits.key)
+        for wanted in (ByteRange(0, whole.size_bytes), ByteRange(2, 5)):
+            memory = bytearray(b"." * wanted.size_bytes)
+            found = digits.storage.get_into(digits.key, wanted, memoryview(memory))
+            assert found == (whole.version, whole.size_bytes)
+            assert memory == whole.data[wanted.start : wanted.stop]
+        beyond = ByteRange(2, whole.size_bytes + 1)
+        with pytest.raises(TruncatedFileError):
+            digits.storage.get_into(digits.key, beyond, memoryview(bytearray(beyond.size_bytes)))
+        missing = directory.child("missing")
+        with pytest.raises(NotFoundError):
+            missing.storage.get_into(missing.key, ByteRange(0, 1), memoryview(bytearray(1)))
+
     @pytest.mark.parametrize("byte_range", [None, SuffixRange(48)])
     def test_get_unless_returns_nothing_while_the_version_is_there(
         self, digits: Location, byte_range: SuffixRange | None

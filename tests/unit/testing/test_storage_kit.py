@@ -78,6 +78,23 @@ def test_every_call_is_counted(key: str) -> None:
     assert storage.counts.total() == 0
 
 
+def test_the_bytes_that_reads_are_answered_with_are_counted(key: str) -> None:
+    storage = CountingStorage(LocalStorage())
+    storage.put_new(key, b"0123456789")
+    version = storage.get(key).version
+    storage.get(key, ByteRange(0, 3))
+    storage.get_unless(key, version)
+    storage.get_unless(key, "another", ByteRange(0, 1))
+    assert storage.read_bytes == 10 + 3 + 1
+    memory = memoryview(bytearray(4))
+    assert storage.get_into(key, ByteRange(2, 6), memory) == (version, 10)
+    storage.read_into(key, [ByteRange(0, 2)], [memory[:2]])
+    assert storage.read_bytes == 14 + 4 + 2
+    assert storage.counts["get"] == 3
+    storage.reset()
+    assert storage.read_bytes == 0
+
+
 def test_calls_that_fail_are_counted_too(key: str) -> None:
     storage = CountingStorage(LocalStorage())
     with pytest.raises(NotFoundError):
