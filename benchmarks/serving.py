@@ -35,9 +35,6 @@ MIB = 2**20
 
 TENSOR_BYTES = 4 * MIB
 
-CONNECTIONS = 8
-"""Of an object store, at the same time (`Storage.parallel_reads`)."""
-
 
 def main() -> int:
     """Run what was asked for, on a MinIO of its own; print the figures."""
@@ -50,7 +47,7 @@ def main() -> int:
     parser.add_argument("--save-every", type=float, default=5.0, help="seconds from save to save (5)")
     parser.add_argument("--size-mib", type=int, default=256, help="of the checkpoint of `changed` (256)")
     parser.add_argument(
-        "--rate-mb-s", type=float, help="what the server of `changed` sends at most, by a proxy"
+        "--rate-mb-s", type=float, help="what the server of `changed` sends over one connection at most"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serving-") as directory:
@@ -181,7 +178,7 @@ def changed(server: s3.S3Server, options: argparse.Namespace) -> None:
 
 @contextmanager
 def _at_a_rate(server: s3.S3Server, rate_mb_s: float | None) -> Iterator[s3.S3Server]:
-    """Yield the server, or the way to it through a proxy that sends no more than so much a second."""
+    """Yield the server, or the way to it through a proxy that slows down each connection."""
     if rate_mb_s is None:
         yield server
         return
@@ -189,8 +186,7 @@ def _at_a_rate(server: s3.S3Server, rate_mb_s: float | None) -> Iterator[s3.S3Se
         toxics = toxiproxy(Path(directory))
         if toxics is None:
             raise SystemExit("toxiproxy is not built: `make servers` (needs Go)")
-        # Each connection has its own bucket of bytes: so many travel at a time.
-        rate = round(rate_mb_s * 1000 / CONNECTIONS)
+        rate = round(rate_mb_s * 1000)
         with toxics.process, toxics.proxy(server.process.port) as proxy, proxy.toxic("bandwidth", rate=rate):
             yield server.through(proxy.url)
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import ckptstore as ck
+from ckptstore.distributed import mailbox_coordinator
 from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.distributed.mailbox_coordinator import MailboxCoordinator
 from tests.unit.distributed.memory_mailbox import MemoryMailbox
@@ -110,7 +111,8 @@ def test_a_message_of_somebody_else_is_a_typed_error(mailbox, ranks, value):
         ranks[1].broadcast("t", timeout_s=LONG_S)
 
 
-def test_a_frozen_mailbox_holds_nobody_beyond_the_time(mailbox, ranks):
+def test_a_frozen_mailbox_holds_nobody_beyond_the_time(mailbox, ranks, monkeypatch):
+    monkeypatch.setattr(mailbox_coordinator, "_GRACE_S", 0.1)
     ranks[1].gather("t", b"1", timeout_s=LONG_S)
     mailbox.running.clear()
     began = time.monotonic()

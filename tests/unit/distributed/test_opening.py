@@ -9,6 +9,7 @@ import pytest
 
 import ckptstore as ck
 from ckptstore.config import host_name
+from ckptstore.distributed import opening
 from ckptstore.distributed.framing import read_head, split
 from ckptstore.distributed.mailbox import Announcement
 from ckptstore.distributed.opening import open_mailbox
@@ -29,6 +30,13 @@ def open_all(mailbox, sizes=(4, 4, 4, 4), ranks=None, timeout_s=LONG_S):
     pairs = list(zip(ranks or range(len(sizes)), sizes, strict=True))
     with ThreadPoolExecutor(len(pairs)) as pool:
         return list(pool.map(open_one, pairs))
+
+
+@pytest.fixture
+def short_graces(monkeypatch):
+    """For tests in which somebody waits in vain."""
+    monkeypatch.setattr(opening, "_MEMBERS_GRACE_S", 0.1)
+    monkeypatch.setattr(opening, "_GRACE_S", 0.1)
 
 
 def test_all_find_each_other_and_know_the_hosts():
@@ -66,7 +74,7 @@ def test_a_rank_that_does_not_come_is_named_by_all():
         assert "nothing was heard of rank 2" in str(error)
 
 
-def test_a_chief_that_does_not_come_is_named():
+def test_a_chief_that_does_not_come_is_named(short_graces):
     (error,) = open_all(MemoryMailbox(), sizes=(3,), ranks=[1], timeout_s=0.2)
     assert isinstance(error, ck.RanksMissingError)
     assert error.ranks == (0,)
@@ -106,7 +114,7 @@ def test_another_version_is_an_error_that_names_both_on_all(monkeypatch):
 
 
 @pytest.mark.parametrize("said", [b"[1]", b"\x80\x04pickle", b'{"size"'])
-def test_what_no_rank_says_of_itself_is_a_typed_error(monkeypatch, said):
+def test_what_no_rank_says_of_itself_is_a_typed_error(monkeypatch, short_graces, said):
     mailbox = MemoryMailbox()
     replace_confirmation(mailbox, monkeypatch, 1, lambda _: said)
     errors = open_all(mailbox, sizes=(2, 2), timeout_s=1)
@@ -122,7 +130,7 @@ def test_of_two_processes_of_the_same_rank_one_is_refused():
     assert re.search("is rank 2 of this job too|did not find each other", str(refused[0]))
 
 
-def test_a_mailbox_that_hangs_does_not_hold_the_opening():
+def test_a_mailbox_that_hangs_does_not_hold_the_opening(short_graces):
     mailbox = MemoryMailbox()
     mailbox.running.clear()
     try:

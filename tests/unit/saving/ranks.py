@@ -6,10 +6,20 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import pytest
+
 import ckptstore as ck
+from ckptstore.distributed import rounds
+from ckptstore.saving.rank_task import base
 from ckptstore.testing.local_coordinators import LocalCoordinator, make_local_coordinators
 
 _T = TypeVar("_T")
+
+
+def shorten_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let members wait hardly longer than the chief; for tests in which it does not come."""
+    for module in (rounds, base):
+        monkeypatch.setattr(module, "grace_s", lambda deadline_s: 0.1)
 
 
 class Job:

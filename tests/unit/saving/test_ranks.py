@@ -12,7 +12,7 @@ import ckptstore as ck
 from ckptstore.errors import CkptStoreError, RanksMissingError, UsageError
 from ckptstore.testing import make_local_coordinators
 from tests.unit.directory.helpers import names_in
-from tests.unit.saving.ranks import Job
+from tests.unit.saving.ranks import Job, shorten_grace
 
 SIZE = 4
 ROWS = np.arange(48.0, dtype=np.float32).reshape(8, 6)
@@ -165,7 +165,8 @@ def test_a_rank_that_does_not_come_is_named_and_the_next_save_works(directory):
     )
 
 
-def test_without_the_chief_the_others_name_it(directory):
+def test_without_the_chief_the_others_name_it(directory, monkeypatch):
+    shorten_grace(monkeypatch)
     job = Job(SIZE, deadline_s=0.5)
     found = job.each(lambda rank, saver: saver.save(values(rank), f"{directory}/m", 1), ranks=[1, 2, 3])
     for error in found:

@@ -27,7 +27,7 @@ from ckptstore.storage.base import Storage
 from ckptstore.storage.registry import use_wrapper
 from ckptstore.storage.wrappers import StorageWrapper
 from tests.unit.directory.helpers import names_in
-from tests.unit.saving.ranks import Job
+from tests.unit.saving.ranks import Job, shorten_grace
 
 SIZE = 4
 SAFETY_S = 60.0
@@ -267,7 +267,8 @@ def test_the_chief_is_fenced_while_the_others_have_staged(directory):
     assert not [name for name in names_in(directory) if name.startswith("m-3.index")]
 
 
-def test_a_late_chief_learns_that_the_others_have_left(directory):
+def test_a_late_chief_learns_that_the_others_have_left(directory, monkeypatch):
+    shorten_grace(monkeypatch)
     job = Job(SIZE, deadline_s=0.5)
     early = job.each(lambda rank, saver: saver.save(values(rank), f"{directory}/m", 1), ranks=[1, 2, 3])
     assert {type(error) for error in early} == {RanksMissingError}
@@ -523,8 +524,10 @@ def test_layouts_that_change_while_saves_fail_and_are_cancelled(directory):
     ("rank", "missed", "in_background"), [(2, 1, False), (2, 2, True), (0, 1, True), (0, 2, False)]
 )
 def test_a_rank_that_did_not_begin_a_save_is_in_step_with_the_others_again(
-    directory, rank, missed, in_background
+    directory, rank, missed, in_background, monkeypatch
 ):
+    if rank == 0:
+        shorten_grace(monkeypatch)
     job = Job(SIZE, deadline_s=1.0)
 
     def save(step):
