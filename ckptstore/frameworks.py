@@ -35,11 +35,11 @@ def instead_of(value: object) -> str | None:
     """
     frameworks = _frameworks_of(value)
     classes = {one.__name__ for one in type(value).__mro__}
+    # On the backend torch a model of Keras is a module of torch, too.
+    if {"keras", "tf_keras"} & frameworks and hasattr(value, "variables"):
+        return "Use ckptstore.keras.save: its names are those of .weights.h5."
     if "torch" in frameworks:
         return _instead_of_torch(value, classes)
-    if {"keras", "tf_keras"} & frameworks and hasattr(value, "variables"):
-        # Keras counts the names of layers in each process.
-        return "Pass its variables: {v.path: np.asarray(v) for v in model.variables}."
     if "tensorflow" in frameworks:
         return _instead_of_tensorflow(value, classes)
     if {"jax", "jaxlib"} & frameworks:

@@ -49,6 +49,7 @@ class Job(Talk):
             # One thread of each is enough, and the machine has few cores.
             "OMP_NUM_THREADS": "1",
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "WORLD_SIZE": str(SIZE),

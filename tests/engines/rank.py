@@ -109,6 +109,13 @@ class _Rank:
         saver.close()
         return {}
 
+    def jax_tree(self, directory: str) -> dict[str, Any]:
+        """Save a tree of arrays that all processes share."""
+        from tests.engines import jax_trees
+
+        jax_trees.work(4, self._rank, directory)
+        return {}
+
     def preempt_by_jax(self, url: str) -> dict[str, Any]:
         """Train until JAX's own sync point says that it is time to save."""
         from jax.experimental import multihost_utils

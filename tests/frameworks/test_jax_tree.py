@@ -23,6 +23,10 @@ from ckptstore.reading.open_checkpoint import OpenCheckpoint
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.wrappers import StorageWrapper
+from ckptstore.train.kept_savers import kept_saver
+from tests.engines.page import block
+
+pytestmark = pytest.mark.usefixtures("without_sync")
 
 MESHES = {shape: jax.make_mesh(shape, ("x", "y")) for shape in ((4, 2), (2, 4), (1, 8))}
 TYPES = ("float32", "bfloat16", "float16", "int8", "uint16", "int32", "bool", "complex64")
@@ -364,3 +368,20 @@ def test_a_checkpoint_without_a_document_is_restored_by_names(tmp_path: Path) ->
     # JAX would make another type of it, without a word.
     with pytest.raises(ck.UsageError, match="another type"):
         ckptstore.jax.restore(tree, prefix)
+
+
+def test_the_page_saves_and_resumes(tmp_path: Path) -> None:
+    lines = block("resume", "frameworks/jax").replace("s3://bucket", str(tmp_path))
+    assert len([line for line in lines.splitlines() if "train" not in line]) <= 6
+
+    def train(state: Any) -> Any:
+        return {"step": state["step"] + 1, "w": state["w"] * 2}
+
+    for steps in (5, 9):
+        state = {"step": 0, "w": jnp.ones(3)}
+        names = {"ckptstore": ck, "state": state, "train": train, "steps": steps, "every": 2}
+        exec(lines, names)
+        kept_saver(f"{tmp_path}/run/model").close()
+        found: Any = names["state"]
+        assert found["w"].tolist() == [2.0**steps] * 3
+    assert ck.latest_checkpoint(tmp_path / "run") == f"{tmp_path}/run/model-8"

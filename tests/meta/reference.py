@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import ckptstore
 import ckptstore.jax
+import ckptstore.keras
 import ckptstore.safetensors
 import ckptstore.torch
 from ckptstore import errors
@@ -99,7 +100,7 @@ _API_GROUPS = (
 )
 
 # Packages of their own: `import ckptstore.torch` first.
-_FRAMEWORKS = (ckptstore.jax, ckptstore.safetensors, ckptstore.torch)
+_FRAMEWORKS = (ckptstore.jax, ckptstore.keras, ckptstore.safetensors, ckptstore.torch)
 
 # Objects that calls return: nobody makes one.
 _GIVEN_OUT = {

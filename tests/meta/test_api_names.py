@@ -133,6 +133,27 @@ SIGNATURES = {
         {"missing": "raise", "unexpected": "ignore", **URL},
     ),
     "jax.pieces": ([("tree", REQUIRED)], {}),
+    "keras.save": (
+        [("model", REQUIRED), ("save_path", REQUIRED), ("global_step", None)],
+        {"saver": None, **URL},
+    ),
+    "keras.load": (
+        [("model", REQUIRED), ("checkpoint", REQUIRED)],
+        {"optimizer": True, "missing": "raise", **URL},
+    ),
+    "keras.ModelCheckpoint": (
+        [
+            ("filepath", REQUIRED),
+            ("monitor", "val_loss"),
+            ("verbose", 0),
+            ("save_best_only", False),
+            ("save_weights_only", False),
+            ("mode", "auto"),
+            ("save_freq", "epoch"),
+            ("initial_value_threshold", None),
+        ],
+        {"saver": None, "resume": True, **URL},
+    ),
     "torch.read_state_dict": (
         [("checkpoint", REQUIRED), ("names", None)],
         {"device": None, "staging_bytes": 256 << 20, **URL},
