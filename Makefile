@@ -290,7 +290,7 @@ bench-cold:  ## from the start of a process to its first tensor, beside obstore,
 	$(BENCH).cold_start $(ARGS)
 
 bench-page: .cache/venv-bench/.ready  ## docs/performance.md and its plots, from the results of the last run
-	$(BENCH) page $(RESULTS)
+	$(BENCH) page $(RESULTS) $(ARGS)
 
 docs: $(VENV)/.ready  ## renew what the pages take from the code: guarantees, floors, errors
 	$(BIN)/python -m tests.meta.guarantees

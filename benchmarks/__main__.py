@@ -44,6 +44,7 @@ def main() -> int:
     page = commands.add_parser("page", help="write docs/performance.md and its plots from results")
     page.add_argument("results", type=Path)
     page.add_argument("--docs", type=Path, default=ROOT / "docs")
+    page.add_argument("--add", action="store_true", help="replace only the groups of rows of this run")
     commands.add_parser("list", help="list rows and contenders")
     options = parser.parse_args()
     if options.command == "list":
@@ -54,9 +55,9 @@ def main() -> int:
         return _run(options)
     results = json.loads(options.results.read_text())
     if options.command == "page":
-        from benchmarks.page import write_page
+        from benchmarks.page import add_to_page, write_page
 
-        for path in write_page(results, options.docs):
+        for path in (add_to_page if options.add else write_page)(results, options.docs):
             print(path.relative_to(options.docs.parent))
         return 0
     table.show(results, _console())

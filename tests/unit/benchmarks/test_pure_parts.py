@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -342,6 +343,43 @@ def test_the_page_has_a_plot_for_each_row_and_names_failures(results, tmp_path):
     text = written[0].read_text()
     assert "broken, large-minio, save: OSError: no" in text
     assert "| raw & quick ◂ | `-..` | 2.00 | 2.00 – 2.00 |  |  | 1.00 | 2 | 3 |" in text
+
+
+def _group_of(results, scenario, title):
+    """Return the results of a run of one group alone, which has one row."""
+    rows = [_row() | {"scenario": scenario, "title": title}]
+    return json.loads(json.dumps(results | {"rows": rows}))
+
+
+def test_a_group_that_was_measured_alone_takes_its_place_on_the_page(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        page, "_GROUPS", (("On MinIO", ("large-minio",)), ("Ranks", ("r",)), ("Last", ("l",)))
+    )
+    monkeypatch.setattr(page, "ROWS", {"row": SimpleNamespace(scenario="r")})
+    last = _row() | {"id": "last", "scenario": "l", "title": "T: last"}
+    page.write_page(results | {"rows": [_row(), last]}, tmp_path)
+    before = (tmp_path / "performance.md").read_text()
+    group = _group_of(results, "r", "T: four ranks") | {"date": "2026-02-02"}
+    for _ in range(2):
+        # Once more: it is replaced.
+        page.add_to_page(group, tmp_path)
+        text = (tmp_path / "performance.md").read_text()
+        added = [line for line in text.splitlines() if line not in before.splitlines()]
+        assert added[0].startswith("| T: four ranks | reached: ckptstore 1.10")
+        assert "## Ranks" in added
+        assert any("Measured by themselves, on 2026-02-02: 2 cores" in line for line in added)
+        headings = [line for line in text.splitlines() if line.startswith("## ")]
+        assert headings[-4:] == ["## On MinIO", "## Ranks", "## Last", "## Versions"]
+        assert set(before.splitlines()) <= set(text.splitlines())
+        assert text.count("### T: four ranks") == text.count("| T: four ranks |") == 1
+
+
+def test_a_group_without_all_its_rows_does_not_take_the_place_of_one(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "_GROUPS", (("Ranks", ("r",)),))
+    rows = {name: SimpleNamespace(scenario="r") for name in ("row", "another")}
+    monkeypatch.setattr(page, "ROWS", rows)
+    with pytest.raises(ValueError, match="Ranks: the run has no another"):
+        page.add_to_page(_group_of(results, "r", "T"), tmp_path)
 
 
 def test_the_readme_shows_the_figures_of_the_page_and_what_was_missed():
