@@ -10,7 +10,7 @@ Format
 * ``used``: its time is that of the last use.
 * ``.part-…``: a large tensor that is not verified yet, with a lock while somebody fetches it.
 * ``lock``: byte 0 is locked by whoever uses the checkpoint, shared, and by whoever removes it; the others
-  stand for parts of the data files, see `fetching`.
+  stand for parts of the data files, see `turns`.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
 """Fetch what the cache lacks: each part of the data files by one process of the host, every byte verified.
 
-The files are divided into cells, to each of which a byte of the lock file stands. Whoever gets the lock
-fetches what is missing of the cell; cells of others are passed over, and looked at again at the end. The
-locks only save traffic. What is written was verified in private memory before, so all write the same bytes,
-and nobody sees a wrong one, whoever is killed and whatever the locks are worth.
+What is written was verified in private memory before, so all write the same bytes, and nobody sees a wrong
+one, whoever is killed, and whatever `turns` is worth.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -22,8 +19,8 @@ from ckptstore.cache.cached_shard import CachedShard
 from ckptstore.cache.copy import Copy, Part
 from ckptstore.cache.pieces import Place, check, has_strings, place_of, stop_of
 from ckptstore.cache.room import Room
+from ckptstore.cache.turns import CELL_SIZE_BYTES, Patience, Turn, Turns, cell_of
 from ckptstore.format.crc32c import crc32c, crc32c_of_ranges, mask
-from ckptstore.storage.local.range_locks import RangeLocks
 from ckptstore.storage.local.sparse_file import SparseFile
 from ckptstore.storage.retry import pause
 from ckptstore.storage.scope import Scope, current_scope
@@ -32,40 +29,14 @@ from ckptstore.transfer.ranges import coalesce, split
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import ByteRange
 
-__all__ = ["CELL_SIZE_BYTES", "Fetching", "Patience"]
-
-CELL_SIZE_BYTES = 16 * 1024 * 1024
-"""What one process fetches while the others fetch something else."""
+__all__ = ["Fetching"]
 
 # Above this a tensor is verified in a file of its own, not in memory.
 _MEMORY_SIZE_BYTES = 64 * 1024 * 1024
 _COPY_SIZE_BYTES = 1 << 20
 
-# A cell whose owner gets nowhere for so long, frozen perhaps, is fetched without its lock; and for a while
-# all others that are locked, without waiting again.
-_PATIENCE_S = 20.0
-_IMPATIENT_S = 60.0
 _SHORTEST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.2
-
-# Offsets in the lock file: byte 0 has another meaning, and a shard has no more cells than this.
-_CELLS_PER_SHARD = 1 << 40
-
-
-class Patience:
-    """Remembers that waiting was in vain, for all that reads one checkpoint.
-
-    Attributes
-    ----------
-    lost_until_s : float
-        Until then, by the monotonic clock, nobody is waited for.
-
-    Threads
-    -------
-    Safe for concurrent use.
-    """
-
-    lost_until_s = 0.0
 
 
 class _Watched:
@@ -123,11 +94,9 @@ class Fetching:
         self._trouble = trouble
         self._parallel = parallel
         self._patience = patience
-        # Of cells that others hold: their owner's last sign of life, and since when it is the last.
-        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._turns: Turns
         self._there: set[Place] = set()
         self._parts: list[Part] = []
-        self._locks: RangeLocks | None = None
         self._is_bounded = False
         self._big_endian = False
         self._download = Download(1)
@@ -159,18 +128,14 @@ class Fetching:
         order = list(cells.values())
         first = random.SystemRandom().randrange(len(order))
         order = order[first:] + order[:first]
-        try:
-            self._locks = self._copy.locks()
-        except OSError as error:
-            self._trouble(error)
+        self._turns = Turns(self._copy, self._patience, self._trouble)
         try:
             busy = self._pass(order)
             self._wait_for(busy)
         finally:
             for part in list(self._parts):
                 self._remove(part)
-            if self._locks is not None:
-                self._locks.close()
+            self._turns.close()
         return self._there
 
     def _wait_for(self, busy: list[list[WantedBytes]]) -> None:
@@ -185,20 +150,6 @@ class Fetching:
             busy = self._pass(busy)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if len(busy) == before else _SHORTEST_PAUSE_S
 
-    def _waits_for(self, lock: int) -> bool:
-        """Return whether to wait for a cell that somebody else has locked."""
-        now_s = time.monotonic()
-        if self._locks is None or now_s < self._patience.lost_until_s:
-            return False
-        beat = self._locks.last_beat(lock)
-        seen, since_s = self._seen.get(lock, (None, now_s))
-        if beat != seen:
-            self._seen[lock] = beat, now_s
-        elif now_s - since_s >= _PATIENCE_S:
-            self._patience.lost_until_s = now_s + _IMPATIENT_S
-            return False
-        return True
-
     def _pass(self, cells: Sequence[list[WantedBytes]]) -> list[list[WantedBytes]]:
         """Fetch what is missing of the cells that are free; return the others."""
         busy: list[list[WantedBytes]] = []
@@ -208,47 +159,35 @@ class Fetching:
     def _requests(
         self, cells: Sequence[list[WantedBytes]], busy: list[list[WantedBytes]]
     ) -> Iterator[Request]:
-        for cell in cells:
-            shard_id, offset = place_of(cell[0])
-            lock = 1 + shard_id * _CELLS_PER_SHARD + offset // CELL_SIZE_BYTES
-            locks = self._locks
-            is_owner = locks is None or locks.acquire(lock)
-            if not is_owner and self._waits_for(lock):
-                busy.append(cell)
+        for pieces in cells:
+            cell = cell_of(place_of(pieces[0]))
+            turn = self._turns.take(cell)
+            if turn is Turn.ANOTHERS:
+                busy.append(pieces)
                 continue
-            if is_owner:
-                self._beat(lock)
-            requests = list(self._of_cell(cell, is_owner))
+            requests = list(self._of_cell(pieces, turn is Turn.MINE))
             if not requests:
-                self._release(lock)
+                self._turns.give_back(cell)
                 continue
             rest = itertools.count(1 - len(requests))
             for request in requests:
-                source = _Watched(request.source, partial(self._beat, lock)) if is_owner else request.source
-                take = partial(self._take, request.take, lock, rest, is_owner)
+                source = request.source
+                if turn is Turn.MINE:
+                    source = _Watched(source, partial(self._turns.get_on, cell))
+                take = partial(self._take, request.take, cell, rest)
                 yield request._replace(source=source, take=take)
 
     def _take(
         self,
         take: Callable[[Sequence[memoryview]], object],
-        lock: int,
+        cell: int,
         rest: Iterator[int],
-        is_owner: bool,
         buffers: Sequence[memoryview],
     ) -> None:
         take(buffers)
-        if is_owner:
-            self._beat(lock)
+        self._turns.get_on(cell)
         if next(rest) == 0:
-            self._release(lock)
-
-    def _beat(self, lock: int) -> None:
-        if self._locks is not None:
-            self._locks.beat(lock)
-
-    def _release(self, lock: int) -> None:
-        if self._locks is not None:
-            self._locks.release(lock)
+            self._turns.give_back(cell)
 
     def _of_cell(self, cell: Sequence[WantedBytes], is_owner: bool) -> Iterator[Request]:
         is_there = self._are_present(cell)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from ckptstore.bundle.read.shard_files import ShardFile, ShardFiles, WantedBytes
 from ckptstore.cache.cached_shard import CachedShard
 from ckptstore.cache.copy import Copy
-from ckptstore.cache.fetching import Fetching, Patience
+from ckptstore.cache.fetching import Fetching
 from ckptstore.cache.pieces import Place, are_right, place_of, stop_of
 from ckptstore.cache.room import Room
 from ckptstore.cache.troubles import Troubles
+from ckptstore.cache.turns import Patience
 from ckptstore.format.entry import BundleHeader
 from ckptstore.storage.base import Location
 from ckptstore.storage.local.range_locks import RangeLocks

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.cache import fetching
+from ckptstore.cache import turns
 from ckptstore.storage.local import range_locks
 from tests.own_warnings import own_warnings
 from tests.servers.relay import Relay
@@ -226,7 +226,7 @@ def test_a_process_that_is_frozen_with_a_lock_does_not_stop_the_others(
         (lock,) = (tmp_path / "cache").rglob("lock")
         holder = range_locks.RangeLocks(str(lock))
         assert holder.acquire(1)
-        monkeypatch.setattr(fetching, "_PATIENCE_S", 0.1)
+        monkeypatch.setattr(turns, "_PATIENCE_S", 0.1)
         assert digest_of(dict(checkpoint)) == digest_of(values)
 
 

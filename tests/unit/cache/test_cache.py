@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.cache import fetching, shards
+from ckptstore.cache import fetching, shards, turns
 from ckptstore.cache.copy import Part, copies_in
 from ckptstore.storage.local import private_directory
 from ckptstore.storage.local.private_directory import PrivateDirectory
@@ -575,7 +575,7 @@ class TestWaiting:
         held: RangeLocks,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(fetching, "_PATIENCE_S", 0.05)
+        monkeypatch.setattr(turns, "_PATIENCE_S", 0.05)
         pauses: list[float] = []
         monkeypatch.setattr(fetching, "pause", lambda seconds, *_: pauses.append(seconds))
         with ck.open_checkpoint(prefix, cache=cache) as checkpoint:
@@ -616,7 +616,7 @@ class TestWaiting:
         origin: Origin,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(fetching, "_PATIENCE_S", 0.0)
+        monkeypatch.setattr(turns, "_PATIENCE_S", 0.0)
         waits = 0
 
         def wait(*_: object) -> None:
