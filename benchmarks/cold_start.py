@@ -98,7 +98,7 @@ CONTENDERS = (
     Contender("ckptstore", _ours({}), "ckptstore"),
     Contender("ckptstore, a role", _ours({}), "ckptstore", role=True),
     Contender("ckptstore, by s3fs", _ours({"direct": False}), "ckptstore"),
-    Contender("ckptstore, GCS", _ours({"token": "anon"}, "gs"), "ckptstore", gcs=True),
+    Contender("ckptstore, GCS", _ours({"token": "anon"}, "gs"), "gcsfs", gcs=True),
     Contender("obstore", _OBSTORE, "obstore"),
     Contender("TensorStore, zarr3", _TENSORSTORE, "tensorstore"),
     Contender("boto3", _BOTO3, "boto3"),
@@ -230,7 +230,8 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], help="an interpreter to look in first")
     given = parser.parse_args()
     ready = sorted(map(str, Path(".cache").glob("venv-bench*/bin/python")))
-    candidates = [*given.python, sys.executable, *ready]
+    # That of development, the last one, has gcsfs.
+    candidates = [*given.python, sys.executable, *ready, ".venv/bin/python"]
     chosen = {one: interpreter_for(one.needs, candidates) for one in CONTENDERS}
     with (
         tempfile.TemporaryDirectory() as directory,
