@@ -162,7 +162,7 @@ class Fetching:
         for pieces in cells:
             cell = cell_of(place_of(pieces[0]))
             turn = self._turns.take(cell)
-            if turn is Turn.ANOTHERS:
+            if turn is Turn.THEIRS:
                 busy.append(pieces)
                 continue
             requests = list(self._of_cell(pieces, turn is Turn.MINE))

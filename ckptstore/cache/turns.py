@@ -50,7 +50,7 @@ class Turn(Enum):
 
     MINE = "fetch it; the others wait"
     NOBODYS = "fetch it, as the others may, too"
-    ANOTHERS = "look again later"
+    THEIRS = "look again later"
 
 
 def cell_of(place: Place) -> int:
@@ -94,7 +94,7 @@ class Turns:
             self._mine.add(cell)
             locks.beat(cell)
             return Turn.MINE
-        return Turn.ANOTHERS if self._gets_on(locks, cell) else Turn.NOBODYS
+        return Turn.THEIRS if self._gets_on(locks, cell) else Turn.NOBODYS
 
     def _gets_on(self, locks: RangeLocks, cell: int) -> bool:
         """Return whether the owner of a cell is worth waiting for."""
