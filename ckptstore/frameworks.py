@@ -13,7 +13,7 @@ _TORCH_NUMPY = "x.detach().resolve_conj().resolve_neg().cpu().numpy()"
 _NO_TYPE = "numpy has no such type: pass"
 _PIECE = "Pass the part of this rank, as a ckptstore.Piece, to a Saver with a coordinator"
 _JAX_SAVE = "Use ckptstore.jax.save"
-_SESSION = "Pass what the session returns: sess.run({v.op.name: v for v in variables})"
+_VARIABLES = "Use ckptstore.tensorflow.Saver({name: variable})"
 
 _FRAMEWORKS = ("torch", "tensorflow", "jax", "jaxlib", "keras", "tf_keras", "flax")
 
@@ -73,10 +73,13 @@ def _instead_of_torch(value: object, classes: Iterable[str]) -> str:
 
 def _instead_of_tensorflow(value: object, classes: Iterable[str]) -> str:
     if "BaseSession" in classes:
-        return f"{_SESSION}."
+        return "Use ckptstore.tensorflow.Saver, which takes a session."
     if {"Trackable", "AutoTrackable"} & set(classes) and not hasattr(value, "dtype"):
-        return "Pass its variables: {v.name: v.numpy() for v in variables}."
-    return f"{_SESSION}; or x.numpy() where TensorFlow is eager."
+        # What it tracks is TensorFlow's to say; files of tf.train.Checkpoint are read, not written.
+        return f"{_VARIABLES}, which saves and restores the variables of an object."
+    if hasattr(value, "assign"):
+        return f"{_VARIABLES}, which saves and restores variables."
+    return "Pass x.numpy() where TensorFlow is eager, else what a session returns for it: sess.run(x)."
 
 
 def _instead_of_jax(value: object) -> str:

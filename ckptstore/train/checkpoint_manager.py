@@ -21,6 +21,7 @@ from ckptstore.distributed.agreement import Agreement
 from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import CkptStoreWarning, CorruptError, UsageError
 from ckptstore.format.naming import numbered
+from ckptstore.frameworks import instead_of
 from ckptstore.saving.arguments import SECONDS_PER_HOUR, both_given, check_metrics
 from ckptstore.saving.options import Durability, SaveOptions
 from ckptstore.saving.rank_task.task_of import task_of
@@ -123,7 +124,8 @@ class CheckpointManager:
             raise UsageError(
                 "a manager saves a ckptstore.Checkpoint",
                 actual=f"{type(checkpoint).__module__}.{type(checkpoint).__name__}",
-                hint="Put the values into one: ckptstore.Checkpoint(net=net, step=step).",
+                hint=instead_of(checkpoint)
+                or "Put the values into one: ckptstore.Checkpoint(net=net, step=step).",
             )
         self._checkpoint = checkpoint
         self._options = SaveOptions(

@@ -10,6 +10,7 @@ import ckptstore
 import ckptstore.jax
 import ckptstore.keras
 import ckptstore.safetensors
+import ckptstore.tensorflow
 import ckptstore.torch
 from ckptstore import errors
 from ckptstore.cli import exit_codes
@@ -100,7 +101,13 @@ _API_GROUPS = (
 )
 
 # Packages of their own: `import ckptstore.torch` first.
-_FRAMEWORKS = (ckptstore.jax, ckptstore.keras, ckptstore.safetensors, ckptstore.torch)
+_FRAMEWORKS = (
+    ckptstore.jax,
+    ckptstore.keras,
+    ckptstore.safetensors,
+    ckptstore.tensorflow,
+    ckptstore.torch,
+)
 
 # Objects that calls return: nobody makes one.
 _GIVEN_OUT = {

@@ -15,6 +15,7 @@ import pytest
 
 import ckptstore
 import ckptstore.safetensors
+import ckptstore.tensorflow
 import ckptstore.torch
 from tests.meta.source import ROOT
 
@@ -158,6 +159,11 @@ SIGNATURES = {
         [("checkpoint", REQUIRED), ("names", None)],
         {"device": None, "staging_bytes": 256 << 20, **URL},
     ),
+    "tensorflow.CheckpointHook": (
+        [("directory", REQUIRED), ("save_steps", None), ("save_secs", None)],
+        {"saver": None, **URL},
+    ),
+    "tensorflow.Saver.restore": ([("sess", REQUIRED), ("save_path", REQUIRED)], URL),
     "safetensors.from_safetensors": (
         [("source", REQUIRED), ("save_path", REQUIRED)],
         {"names": None, "rename": None, "memory_budget": None, **URL},

@@ -15,6 +15,7 @@ import ckptstore
 import ckptstore.jax
 import ckptstore.keras
 import ckptstore.safetensors
+import ckptstore.tensorflow
 import ckptstore.torch
 from tests.meta.source import modules
 
@@ -22,6 +23,7 @@ DOCUMENTED = [name for name in vars(ckptstore)["__all__"] if name != "__version_
 DOCUMENTED += [f"jax.{name}" for name in vars(ckptstore.jax)["__all__"]]
 DOCUMENTED += [f"keras.{name}" for name in vars(ckptstore.keras)["__all__"]]
 DOCUMENTED += [f"torch.{name}" for name in vars(ckptstore.torch)["__all__"]]
+DOCUMENTED += [f"tensorflow.{name}" for name in vars(ckptstore.tensorflow)["__all__"]]
 DOCUMENTED += [f"safetensors.{name}" for name in vars(ckptstore.safetensors)["__all__"]]
 # Made by a function that documents the parameters; users do not call the constructor.
 HANDED_OUT = {

@@ -72,7 +72,7 @@ def test_a_tensor_of_a_framework_is_named_with_what_to_pass(kind: str) -> None:
     [
         (made_by("keras", "Sequential", variables=()), "ckptstore.keras.save"),
         (made_by("torch", "Module"), "state_dict"),
-        (made_by("tensorflow", "BaseSession"), "sess.run"),
+        (made_by("tensorflow", "BaseSession"), "ckptstore.tensorflow.Saver"),
     ],
     ids=["keras", "torch", "session"],
 )

@@ -27,6 +27,7 @@ from ckptstore.bundle.read.unchanged import (
 from ckptstore.errors import UsageError
 from ckptstore.format import dtypes, object_graph
 from ckptstore.format.entry import element_count
+from ckptstore.frameworks import instead_of
 from ckptstore.transfer.transfer import Transfer
 from ckptstore.types import Piece, as_pieces
 
@@ -584,6 +585,7 @@ def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
             tensor,
             "a numpy array, a number, text, a list or None",
             type(existing).__name__,
+            instead_of(existing),
         )
     try:
         shape = np.shape(cast("npt.ArrayLike", existing))
@@ -616,7 +618,12 @@ def _check_value(target: str, tensor: StoredTensor, existing: object) -> None:
 
 
 def _misfit(
-    what: str, target: str, tensor: StoredTensor | TensorPieces, expected: object, actual: object
+    what: str,
+    target: str,
+    tensor: StoredTensor | TensorPieces,
+    expected: object,
+    actual: object,
+    hint: str | None = None,
 ) -> UsageError:
     if target != tensor.name:
         what += f" ({tensor.name!r} there)"
@@ -625,7 +632,7 @@ def _misfit(
         tensor=target,
         expected=expected,
         actual=actual,
-        hint="Nothing was changed. Restore another checkpoint, or give an array that fits.",
+        hint=f"Nothing was changed. {hint or 'Restore another checkpoint, or give an array that fits.'}",
     )
 
 
