@@ -19,11 +19,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 import ckptstore as ck
 import ckptstore.jax
 from ckptstore.bundle.read.open_bundle import open_bundle
+from ckptstore.jax.habit import JaxHabit
 from ckptstore.reading.open_checkpoint import OpenCheckpoint
 from ckptstore.storage.base import Location
 from ckptstore.storage.registry import locate
 from ckptstore.storage.wrappers import StorageWrapper
 from ckptstore.train.kept_savers import kept_saver
+from ckptstore.tree.document import parse
 from tests.engines.page import block
 
 pytestmark = pytest.mark.usefixtures("without_sync")
@@ -343,7 +345,7 @@ def test_a_document_with_flipped_bytes_is_a_typed_error(tmp_path: Path) -> None:
     whole = data.read_bytes()
     document = bytes(ck.open_checkpoint(prefix)["_CKPTSTORE_TREE"][()])
     at = whole.index(document)
-    for offset in range(0, len(document), 7):
+    for offset in range(0, len(document), 31):
         damaged = bytearray(whole)
         damaged[at + offset] ^= 0x15
         data.write_bytes(damaged)
@@ -353,6 +355,10 @@ def test_a_document_with_flipped_bytes_is_a_typed_error(tmp_path: Path) -> None:
     for offset in range(len(document)):
         damaged = bytearray(document)
         damaged[offset] ^= 0x80
+        with pytest.raises(ck.FormatError):
+            parse(bytes(damaged), JaxHabit(), url=prefix)
+        if offset % 19:
+            continue
         ck.Saver().save({"a/0": np.ones(3), "_CKPTSTORE_TREE": np.array(bytes(damaged), object)}, prefix)
         with pytest.raises(ck.FormatError, match="_CKPTSTORE_TREE"):
             ckptstore.jax.restore(tree, prefix)
