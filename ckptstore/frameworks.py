@@ -9,8 +9,6 @@ from collections.abc import Iterable
 
 __all__ = ["foreign_value", "instead_of"]
 
-_TORCH_NUMPY = "x.detach().resolve_conj().resolve_neg().cpu().numpy()"
-_NO_TYPE = "numpy has no such type: pass"
 _PIECE = "Pass the part of this rank, as a ckptstore.Piece, to a Saver with a coordinator"
 _JAX_SAVE = "Use ckptstore.jax.save"
 _VARIABLES = "Use ckptstore.tensorflow.Saver({name: variable})"
@@ -50,25 +48,17 @@ def instead_of(value: object) -> str | None:
 
 
 def _instead_of_torch(value: object, classes: Iterable[str]) -> str:
-    if "DTensor" in classes:
-        return f"{_PIECE}: Piece(x.to_local().detach().cpu().numpy(), x.shape, start)."
-    if "Module" in classes:
-        return f"Pass its tensors: {{name: {_TORCH_NUMPY} for name, x in module.state_dict().items()}}."
-    if "Optimizer" in classes:
-        return "Pass the tensors of its state_dict() as a mapping from name to array."
-    dtype = str(getattr(value, "dtype", ""))
-    if dtype == "torch.bfloat16":
-        return f"{_NO_TYPE} x.detach().cpu().view(torch.int16).numpy().view(ml_dtypes.bfloat16)."
-    if dtype.startswith("torch.float8"):
-        name = dtype.removeprefix("torch.")
-        return f"{_NO_TYPE} x.detach().cpu().view(torch.uint8).numpy().view(ml_dtypes.{name})."
+    if "Module" in classes or "Optimizer" in classes:
+        return "Use ckptstore.torch.save: it takes state_dict(), or {'name': this object}."
     if getattr(value, "is_meta", False):
         return "A tensor on the device meta has no values: pass one that has."
     if getattr(value, "is_quantized", False):
         return "Pass x.dequantize().numpy(), or x.int_repr().numpy() with scale and zero point."
     if str(getattr(value, "layout", "torch.strided")) != "torch.strided":
-        return "Pass its indices and values under names of their own, or x.to_dense().numpy()."
-    return f"Pass {_TORCH_NUMPY}."
+        return "Pass its indices and values under names of their own, or x.to_dense()."
+    if "DTensor" in classes:
+        return "Use ckptstore.torch.save: it stores of each rank what that holds."
+    return "Use ckptstore.torch.save, or pass ckptstore.torch.pieces(state_dict) in its place."
 
 
 def _instead_of_tensorflow(value: object, classes: Iterable[str]) -> str:

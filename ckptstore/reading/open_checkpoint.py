@@ -135,6 +135,11 @@ class OpenCheckpoint(Mapping[str, npt.NDArray[Any]]):
         """The prefix, as it was given."""
         return self._reader.location.url
 
+    @property
+    def version(self) -> str:
+        """The version of the index, as in `Step.version`."""
+        return self._open().index_version
+
     def close(self) -> None:
         """Let go of the checkpoint; reading from it raises `UsageError` from now on. Arrays stay valid."""
         self._is_closed = True

@@ -1,5 +1,7 @@
-"""ckptstore for torch: state dicts of a host that serves, and ranks of torch.distributed."""
+"""ckptstore for torch: state dicts of one process or of many ranks, saved, loaded and served."""
 
+from ckptstore.torch.loads import load
+from ckptstore.torch.saves import pieces, save, save_async
 from ckptstore.torch.state_dict import read_state_dict
 
-__all__ = ["read_state_dict"]
+__all__ = ["load", "pieces", "read_state_dict", "save", "save_async"]

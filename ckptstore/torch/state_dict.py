@@ -16,7 +16,13 @@ from ckptstore.bundle.read.batch import DeviceTensor
 from ckptstore.bundle.read.reader import StoredTensor
 from ckptstore.errors import UnsupportedError, UsageError
 from ckptstore.reading.open_checkpoint import OpenCheckpoint, open_checkpoint, read_to_device
+from ckptstore.reading.report import checked_names
+from ckptstore.torch.habit import TorchHabit, logical_of_kind
+from ckptstore.torch.loads import skeleton_of
+from ckptstore.torch.tensors import import_torch
 from ckptstore.transfer.ring import Mark, Ring
+from ckptstore.tree.match import ABSENT
+from ckptstore.tree.skeleton import ArrayNode, array_nodes
 from ckptstore.types import DType, Options, PathText
 
 __all__ = ["read_state_dict"]
@@ -73,7 +79,8 @@ def read_state_dict(
     -------
     dict of str to torch.Tensor
         In the order of `names`, or ascending. bfloat16 and the float8 types that torch has are its own
-        types. The copies are over.
+        types. Of what `ckptstore.torch.save` has saved, tied tensors have all of their names, and are one
+        tensor. The copies are over.
 
     Raises
     ------
@@ -92,7 +99,7 @@ def read_state_dict(
     -------
     Safe for concurrent use. The copies run on a stream of their own.
     """
-    torch = _import_torch()
+    torch = import_torch()
     if isinstance(staging_bytes, bool) or not isinstance(staging_bytes, int) or staging_bytes <= 0:
         raise UsageError("staging_bytes must be a number of bytes above 0", actual=repr(staging_bytes))
     if isinstance(checkpoint, OpenCheckpoint):
@@ -102,16 +109,6 @@ def read_state_dict(
     target = _usable(torch, device)
     with open_checkpoint(checkpoint, storage_options=storage_options) as opened:
         return _read(torch, opened, names, target, staging_bytes)
-
-
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise UnsupportedError(
-            "this needs the package torch", hint="Install it: pip install torch."
-        ) from error
-    return torch
 
 
 def _usable(torch: Any, device: Any) -> Any:
@@ -133,8 +130,36 @@ def _read(
     torch: Any, checkpoint: OpenCheckpoint, names: Iterable[str] | None, device: Any, staging_bytes: int
 ) -> dict[str, Any]:
     copies = _Copies(torch, device, direct=device.type == "cpu")
-    read_to_device(checkpoint, names, copies.place, Ring(staging_bytes, copies.allocate, copies.mark))
-    return copies.tensors
+    ring = Ring(staging_bytes, copies.allocate, copies.mark)
+    if names is None:
+        # The tensors come first: a checkpoint of which nothing was read may be opened again.
+        read_to_device(checkpoint, None, copies.place, ring)
+        nodes = _nodes(checkpoint)
+        tied = [name for name, node in nodes.items() if node.name in copies.tensors]
+        wanted = sorted({*copies.tensors, *tied})
+    else:
+        wanted, nodes = checked_names(names), _nodes(checkpoint)
+        stored = dict.fromkeys(nodes[name].name if name in nodes else name for name in wanted)
+        read_to_device(checkpoint, stored, copies.place, ring)
+    found: dict[str, Any] = {}
+    for name in wanted:
+        node = nodes.get(name)
+        tensor = copies.tensors[name if node is None else node.name]
+        logical = "" if node is None else logical_of_kind(node.kind)
+        found[name] = TorchHabit().made(tensor, logical) if logical else tensor
+    return found
+
+
+def _nodes(checkpoint: OpenCheckpoint) -> dict[str, ArrayNode]:
+    """Return the tensors of the tree by all of their names; none if torch has not saved it."""
+    habit = TorchHabit()
+    try:
+        skeleton = skeleton_of(checkpoint, habit)
+    except UnsupportedError:
+        return {}
+    if skeleton is ABSENT:
+        return {}
+    return {habit.name_of(path): node for path, node in array_nodes(skeleton)}
 
 
 class _Copies:

@@ -141,6 +141,8 @@ class Saver:
     ----------
     graph : Graph or None
         May be set at any time.
+    coordinator : Coordinator or None
+        As it was given.
     last_report : SaveReport or None
         What the last `save` took, by rank. None before it, or if it is not known.
 
@@ -244,6 +246,11 @@ class Saver:
     @graph.setter
     def graph(self, graph: Graph | None) -> None:
         self._graph.graph = graph
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """What the ranks that save together talk through."""
+        return None if self._ranks is None else self._ranks.coordinator
 
     def build(self) -> None:
         """Allow `save` and `restore` after ``defer_build=True``; there is nothing to build."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from ckptstore.errors import UsageError
 from ckptstore.tree.habit import Habit, Path, TreeMember, is_numpy, shown
@@ -34,6 +37,8 @@ class Filling:
         Tensors without an array in the tree: they take the place of None, an empty container or a value.
     missing : list of str
         What the tree has and the checkpoint has not: names of arrays, places of other values.
+    missing_arrays : dict of str to object
+        The arrays among them: the same memory may be filled under another name.
     unexpected : list of str
         What the checkpoint has and the tree has not.
     edits, root : list, tuple
@@ -44,6 +49,7 @@ class Filling:
         self.filled: dict[str, list[Any]] = {}
         self.created: dict[str, ArrayNode] = {}
         self.missing: list[str] = []
+        self.missing_arrays: dict[str, Any] = {}
         self.unexpected: list[str] = []
         self.edits: list[tuple[Any, Any, _Made]] = []
         self.root: tuple[Any, _Made | None] = (None, None)
@@ -64,8 +70,9 @@ class Filling:
 def match(tree: Any, skeleton: Any, habit: Habit, names: Collection[str]) -> Filling:
     """Compare a tree with a skeleton; neither is changed.
 
-    None and an empty container in the tree take what the checkpoint has in their place. A list or tuple
-    without arrays is one value. Elsewhere both must agree on what is a container, an array, or a plain value.
+    None and an empty container in the tree take what the checkpoint has in their place. A list, tuple or
+    counter without arrays is one value. Elsewhere both must agree on what is a container, an array, or a
+    plain value.
 
     Parameters
     ----------
@@ -124,22 +131,25 @@ class _Comparison:
             node = ArrayNode(name) if name in self._names else _MISSING
         if node is _MISSING:
             if is_array:
-                self.found.missing.append(self._habit.name_of(path))
+                name = self._habit.name_of(path)
+                self.found.missing.append(name)
+                self.found.missing_arrays[name] = value
             elif children is None and value is not None:
                 self.found.missing.append(shown(path))
             return None
         return self._array(value, node, path) if is_array else self._created(node)
 
     def _array(self, value: Any, node: Any, path: Path) -> _Made | None:
+        if node is None or (isinstance(node, ArrayNode) and isinstance(value, np.generic)):
+            # A scalar of numpy is a value: it cannot be filled.
+            return self._created(node)
         if isinstance(node, ArrayNode):
             self.found.filled.setdefault(node.name, []).append(value)
             return None
-        if node is None:
-            return self._created(node)
         raise self._differ(path, "an array", node)
 
     def _container(self, value: Any, children: list[TreeMember], node: Any, path: Path) -> _Made | None:
-        is_list = isinstance(value, list | tuple)
+        is_list = isinstance(value, list | tuple | collections.Counter)
         inside = members(node)
         if inside is None and node is not ABSENT and node is not _MISSING:
             raise self._differ(path, "a container", node)

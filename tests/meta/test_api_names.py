@@ -155,6 +155,19 @@ SIGNATURES = {
         ],
         {"saver": None, "resume": True, **URL},
     ),
+    "torch.save": (
+        [("state_dict", REQUIRED), ("save_path", REQUIRED), ("global_step", None)],
+        {"saver": None, "coordinator": None, **URL},
+    ),
+    "torch.save_async": (
+        [("state_dict", REQUIRED), ("save_path", REQUIRED), ("global_step", None)],
+        {"saver": None, "coordinator": None, **URL},
+    ),
+    "torch.load": (
+        [("state_dict", REQUIRED), ("checkpoint", REQUIRED)],
+        {"missing": "raise", "unexpected": "ignore", "coordinator": None, **URL},
+    ),
+    "torch.pieces": ([("state_dict", REQUIRED)], {}),
     "torch.read_state_dict": (
         [("checkpoint", REQUIRED), ("names", None)],
         {"device": None, "staging_bytes": 256 << 20, **URL},

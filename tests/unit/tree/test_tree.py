@@ -20,6 +20,7 @@ from ckptstore.tree.flatten import Flat, flatten
 from ckptstore.tree.habit import FieldKey, Habit, Json, TreeMember
 from ckptstore.tree.leaves import leaves_by_name
 from ckptstore.tree.match import ABSENT, build, match
+from ckptstore.tree.merge import merge
 from ckptstore.tree.skeleton import ArrayNode
 
 HABIT = Habit()
@@ -325,3 +326,44 @@ def test_leaves_are_named_alike_whatever_the_containers() -> None:
     assert leaves_by_name(of_tuple, Slashes()) == {"a/0": ArrayNode("a/0", "numpy"), "a/1/n": 3, "x.Sy": None}
     again = flatten({"a": {0: w, 1: {"n": 3}}, "x/y": None}, Slashes()).skeleton
     assert leaves_by_name(again, Slashes()) == leaves_by_name(of_tuple, Slashes())
+
+
+def test_a_counter_is_one_value_and_a_scalar_of_numpy_is_replaced() -> None:
+    tree = {"c": collections.Counter({5: 1}), "s": np.float32(1)}
+    flat = flatten({"c": collections.Counter({1: 2}), "s": np.float32(3)}, HABIT)
+    found = match(tree, flat.skeleton, HABIT, flat.arrays).finish(lambda node: flat.arrays[node.name])
+    assert found == {"c": collections.Counter({1: 2}), "s": 3.0}
+    assert list(found["c"]) == [1]
+
+
+def merged(*trees: Any) -> Any:
+    skeletons = [flatten(tree, HABIT).skeleton for tree in trees]
+    return merge([(f"rank {rank}", one) for rank, one in enumerate(skeletons)], HABIT)
+
+
+def test_trees_of_ranks_are_united() -> None:
+    first = {"a": np.ones(1), "both": {"lr": math.nan, "x": [1, (np.ones(2),)]}}
+    second = {"b": np.ones(1), "both": {"lr": math.nan, "x": [1, (np.ones(2),)], "more": None}}
+    found = merged(first, second)
+    assert list(found) == ["a", "both", "b"]
+    assert found["both"]["x"] == [1, (ArrayNode("both.x.1.0", "numpy"),)]
+    assert list(found["both"]) == ["lr", "x", "more"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [
+        (1, 2, "1 on rank 0, 2 on rank 1"),
+        (1, 1.0, "1 on rank 0, 1.0 on rank 1"),
+        ([1], [1, 2], "a list of 1 on rank 0"),
+        (np.ones(1), None, "the tensor 'x.k' on rank 0, None on rank 1"),
+        ({}, [], "a dict of 0 on rank 0"),
+    ],
+)
+def test_trees_of_ranks_that_differ_are_refused_with_place_and_ranks(
+    first: Any, second: Any, shown: str
+) -> None:
+    with pytest.raises(ck.UsageError, match="different values") as caught:
+        merged({"x": {"k": first}}, {"x": {"k": second}})
+    assert caught.value.tensor == "x.k"
+    assert shown in str(caught.value)
