@@ -26,12 +26,13 @@ class LocalBox(NamedTuple):
     ----------
     start : tuple of int
         Where it begins in the whole tensor.
-    inside : tuple of slice
-        Where it stands in the local tensor.
+    inside : index
+        Where it stands in the local tensor. It ends with an Ellipsis, so that numpy gives a view of a tensor
+        without dimensions too, and not a scalar.
     """
 
     start: tuple[int, ...]
-    inside: tuple[slice, ...]
+    inside: tuple[Any, ...]
 
 
 def is_dtensor(value: Any) -> bool:
@@ -92,7 +93,7 @@ def boxes_of(value: Any, local: Any, *, tensor: str) -> list[LocalBox]:
         raise _unknown(value, local, tensor)
     runs = [_runs(indices) for indices in held]
     return [
-        LocalBox(tuple(start for start, _ in box), tuple(where for _, where in box))
+        LocalBox(tuple(start for start, _ in box), (*(where for _, where in box), ...))
         for box in itertools.product(*runs)
     ]
 

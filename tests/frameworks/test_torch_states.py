@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 
 import ckptstore as ck
 import ckptstore.torch
+from tests.engines.page import block
 
 DTYPES = (
     *("float16", "float32", "float64", "bfloat16", "bool", "complex32", "complex64", "complex128"),
@@ -490,3 +491,30 @@ def test_a_checkpoint_of_another_program_is_loaded_by_name() -> None:
     ckptstore.torch.load(state, prefix)
     assert state["net"]["w"].sum().item() == 4.0
     assert state["n"].item() == 3
+
+
+def test_the_lines_of_the_page_save_and_resume() -> None:
+    directory = url().rpartition("/")[0]
+
+    def run(last: int) -> dict[str, Any]:
+        model = _model(last)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+        scene = {
+            "ckptstore": ck,
+            "model": model,
+            "optimizer": optimizer,
+            "directory": directory,
+            "last": last,
+        }
+        scene["steps"] = steps = []
+        scene["train_step"] = lambda *_: steps.append(model[0].weight.detach().clone())
+        exec(block("resume", "frameworks/torch"), scene)
+        return scene
+
+    first = run(200)
+    ckptstore.torch.save(
+        {"step": 200, **{key: first[key] for key in ("model", "optimizer")}}, f"{directory}/model", 200
+    )
+    second = run(250)
+    assert len(second["steps"]) == 50
+    assert second["steps"][0].equal(first["model"][0].weight)
