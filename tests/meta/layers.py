@@ -81,9 +81,10 @@ PACKAGE_FLOORS = Floors(
             "adapters, tools, the test kit",
             (
                 *("inspect_checkpoint", "view", "testing", "fleet"),
-                *("torch", "jax", "tensorflow", "keras", "lightning", "safetensors"),
+                *("torch", "jax", "tensorflow", "keras", "safetensors"),
             ),
         ),
+        Floor("adapters of what stands on a framework", ("lightning",)),
         Floor("the shell commands", ("cli",)),
         Floor("python -m ckptstore", ("__main__",)),
     ),

@@ -67,6 +67,7 @@ FRAMEWORKS = {
     "torch": "torch",
     "keras": "keras",
     "safetensors": "safetensors",
+    "lightning": "lightning",
 }
 
 
