@@ -172,6 +172,12 @@ class _Rank:
         DataParallelTrainer(_find_each_other, scaling_config=ScalingConfig(num_workers=2)).fit()
         return {"agreed": True}
 
+    def resume(self, directory: str) -> dict[str, Any]:
+        """Let the workers of Ray Train save, die, and go on, as docs/frameworks/ray.md says."""
+        from tests.engines.ray_training import resume
+
+        return resume(directory)
+
 
 def _find_each_other() -> None:
     from ray import train

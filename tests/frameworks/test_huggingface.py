@@ -1,4 +1,4 @@
-"""The page about the Trainer of Hugging Face: a run that is killed and goes on ends where an unbroken one does."""
+"""The page about the Trainer of Hugging Face: a killed run that goes on ends where an unbroken one does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ckptstore as ck
 from tests.engines.page import block
 from tests.meta.source import ROOT
 
-# One process, because importing transformers takes most of the time; the runs share nothing but the directory.
+# One process, because importing transformers takes most of the time; the runs share only the directory.
 PROGRAM = """
 import dataclasses, json, os, sys
 import numpy as np, torch, transformers
@@ -61,8 +61,9 @@ print("EQUAL", len(whole))
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    program = PROGRAM.replace("CALLBACK", block("trainer", "frameworks/huggingface"))
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("CALLBACK", block("trainer", "frameworks/huggingface")), tmp_path],
+        [sys.executable, "-c", program, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,
