@@ -26,7 +26,7 @@ def test_the_workers_of_ray_train_need_not_say_who_they_are(job: Job) -> None:
 
 def test_workers_of_ray_train_go_on_where_one_of_them_died(job: Job, tmp_path: Path) -> None:
     assert not job.is_broken
-    job.tell(0, "resume", str(tmp_path))
+    job.tell(0, "resume", directory=str(tmp_path))
     found = job.hear(0)
     assert (tmp_path / "died").exists()
     newest = f"{tmp_path}/run/model-{STEPS}"
