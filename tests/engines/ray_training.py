@@ -40,11 +40,11 @@ def resume(directory: str) -> dict[str, Any]:
             failure_config=ray.train.FailureConfig(max_failures=1),
         ),
     )
-    result = trainer.fit()
+    trainer.fit()
     newest = ckptstore.latest_checkpoint(f"{directory}/run")
     with ckptstore.open_checkpoint(newest) as checkpoint:
         weight = float(checkpoint["model.module.weight"].sum())
-    return {"newest": newest, "metrics": result.metrics, "weight": weight}
+    return {"newest": newest, "weight": weight}
 
 
 class _Step:
