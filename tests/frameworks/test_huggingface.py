@@ -1,4 +1,4 @@
-"""The page about the Trainer of Hugging Face: a killed run that goes on ends where an unbroken one does."""
+"""The pages about the Trainer of Hugging Face, killed and gone on, and about servers of its model."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def run(directory, dies_at=None):
     bucket = SaveToBucket(sys.argv[1] + f"/{DIRECTORY[directory]}/model", max_to_keep=2)
     trainer = Trainer(model, args, train_dataset=data, callbacks=[bucket, Dies()])
     trainer.train(resume_from_checkpoint=bucket.resume(model, directory + "/own"))
+    MADE[directory] = model
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
+MADE = {}
 DIRECTORY = {"whole": "whole", "killed": "bucket", "again": "bucket"}
 whole = run("whole")
 try:
@@ -57,11 +59,20 @@ assert whole.keys() == again.keys()
 for name, expected in whole.items():
     np.testing.assert_array_equal(again[name], expected, err_msg=name)
 print("EQUAL", len(whole))
+
+model = MADE["again"]
+directory, prefix = "served", ckptstore.latest_checkpoint(sys.argv[1] + "/bucket")
+THE BLOCK
+served = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+ids = torch.arange(8)[None]
+assert torch.equal(served(ids).logits, model.eval()(ids).logits)
+print("SERVED", sorted(os.listdir(directory)))
 """
 
 
-def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_an_unbroken_one_and_its_model_is_served(tmp_path: Path) -> None:
     program = PROGRAM.replace("CALLBACK", block("trainer", "frameworks/huggingface"))
+    program = program.replace("THE BLOCK", block("serve", "frameworks/vllm"))
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
@@ -74,6 +85,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"LATEST {tmp_path}/bucket/model-4" in done.stdout
     assert "EQUAL " in done.stdout
+    assert "SERVED ['config.json', 'model.safetensors']" in done.stdout
     # The tied weight is one tensor; two checkpoints are kept.
     names = list(ck.open_checkpoint(tmp_path / "bucket" / "model-12"))
     assert sum(name in ("model.lm_head.weight", "model.transformer.wte.weight") for name in names) == 1

@@ -15,6 +15,7 @@ import tomllib
 import pytest
 
 from benchmarks.readme import renew_readme
+from tests.engines.page import block
 from tests.meta.source import ROOT
 from tests.own_warnings import own_warnings
 
@@ -71,6 +72,14 @@ def test_the_example_on_an_object_store_is_the_beginning_of_the_first_one_with_o
     *beginning, last = other.splitlines()
     assert [line for line in beginning if line not in lines] == []
     assert last == 'print(ckptstore.latest_checkpoint("s3://checkpoints/run"))'
+
+
+def test_the_lines_for_each_framework_are_those_of_its_page():
+    """Which the lane `frameworks` runs."""
+    found = re.findall(r"^<!-- (\w+): (\w+) -->\n```py\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert {page for page, _, _ in found} == {"torch", "jax", "keras", "tensorflow", "lightning"}
+    for page, name, content in found:
+        assert content == block(name, f"frameworks/{page}"), page
 
 
 def _without_ages(text: str) -> str:
