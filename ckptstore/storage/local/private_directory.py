@@ -15,6 +15,7 @@ from ckptstore.checksums import crc32c
 from ckptstore.errors import AccessError, UsageError
 from ckptstore.storage.local.directory import translate_errors
 from ckptstore.storage.local.mounts import file_system_type, has_one_kernel
+from ckptstore.warn import warn
 
 __all__ = ["PrivateDirectory"]
 
@@ -53,12 +54,14 @@ class PrivateDirectory:
     def make(self) -> None:
         """Make it, and the directories above it, unless it is there.
 
+        Warns if every user may put another directory in its place.
+
         Raises
         ------
         UsageError
             If it lies on a file system that other machines can change.
         AccessError
-            If it belongs to another user, or others may write to it, or put another one in its place.
+            If it belongs to another user, or others may write to it.
         CkptStoreError
             If it cannot be made.
         """
@@ -80,14 +83,6 @@ class PrivateDirectory:
                 actual=f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}",
                 hint="Choose a directory of your own; it is made, for you alone, if it is missing.",
             )
-        if exposed is not None:
-            raise AccessError(
-                "this directory is not private: every user may put another one in its place",
-                url=self.path,
-                expected="above it no directory that all may write to, unless its sticky bit is set",
-                actual=exposed,
-                hint=f"Call `chmod +t {exposed}`, or `chmod o-w {exposed}`, or choose another directory.",
-            )
         if not is_local:
             raise UsageError(
                 "this directory is not on a disk of this machine",
@@ -95,6 +90,12 @@ class PrivateDirectory:
                 expected="a local file system, such as ext4, xfs or tmpfs",
                 actual=kind or "unknown",
                 hint="Choose a directory on a local disk.",
+            )
+        if exposed is not None:
+            # Not refused: an emptyDir of Kubernetes is such a directory, and only the pod's users see it.
+            warn(
+                f"{self.path} can be replaced by every user, because all may write to {exposed}: call "
+                f"`chmod +t {exposed}` unless you trust everybody who sees it"
             )
 
     def make_below(self) -> None:
