@@ -42,6 +42,7 @@ def resume(directory: str) -> dict[str, Any]:
     )
     trainer.fit()
     newest = ckptstore.latest_checkpoint(f"{directory}/run")
+    assert newest is not None
     with ckptstore.open_checkpoint(newest) as checkpoint:
         weight = float(checkpoint["model.module.weight"].sum())
     return {"newest": newest, "weight": weight}

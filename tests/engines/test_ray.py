@@ -28,6 +28,7 @@ def test_workers_of_ray_train_go_on_where_one_of_them_died(job: Job, tmp_path: P
     assert not job.is_broken
     job.tell(0, "resume", directory=str(tmp_path))
     found = job.hear(0)
+    assert found is not None
     assert (tmp_path / "died").exists()
     newest = f"{tmp_path}/run/model-{STEPS}"
     assert found["newest"] == newest
