@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Self
 
-from ckptstore.distributed.coordinator import Coordinator, host_names_of
+from ckptstore.distributed.coordinator import Coordinator, host_names_of, longest_deadline_of
 from ckptstore.distributed.messages import pack, pack_error, unpack, unpack_error
 from ckptstore.distributed.rounds import grace_s, rank_name
 from ckptstore.errors import CkptStoreError, RanksMissingError
@@ -17,7 +17,7 @@ from ckptstore.errors import CkptStoreError, RanksMissingError
 __all__ = ["Agreement"]
 
 _AGREEMENT_S: Final = 600.0
-"""How long the chief waits for the others, and they a little longer for it."""
+"""How long the chief waits for the others in each step if no deadline is given; they wait a little longer."""
 
 _SEND_S: Final = 20.0
 
@@ -35,6 +35,9 @@ class Agreement:
     coordinator : Coordinator
     what : str
         What the call does, for messages: ``"restore"``.
+    deadline_s : float, optional
+        How many seconds the call may take as a whole, from now on. None: each step may take 600, or less
+        where the engine would end the job before.
 
     Attributes
     ----------
@@ -48,9 +51,11 @@ class Agreement:
     One thread at a time for one coordinator.
     """
 
-    def __init__(self, coordinator: Coordinator, what: str) -> None:
+    def __init__(self, coordinator: Coordinator, what: str, *, deadline_s: float | None = None) -> None:
         self._coordinator = coordinator
         self._what = what
+        self._limit_s = deadline_s or min(_AGREEMENT_S, longest_deadline_of(coordinator))
+        self._ends_s = None if deadline_s is None else time.monotonic() + deadline_s
         with _LOCK:
             number = next(_CALLS.setdefault(coordinator, itertools.count()))
         self.name = f"call-{number}"
@@ -139,7 +144,7 @@ class Agreement:
                 read[rank], _ = unpack(found[rank])
             return len(read) == size or any("error" in one for one in read.values())
 
-        found = self._coordinator.gather(topic, pack(own), timeout_s=_AGREEMENT_S, enough=is_enough)
+        found = self._coordinator.gather(topic, pack(own), timeout_s=self._left_s(), enough=is_enough)
         is_enough(found)
         for rank, head in sorted(read.items()):
             if "error" in head:
@@ -149,12 +154,16 @@ class Agreement:
             shown = ", ".join(rank_name(self._coordinator, rank) for rank in missing)
             raise RanksMissingError(
                 f"cannot {self._what}: {shown} did not come",
-                expected=f"all ranks within {_AGREEMENT_S:g} s",
+                expected=f"all ranks within {self._limit_s:g} s",
                 ranks=missing,
                 host_names=[host_names_of(self._coordinator)[rank] for rank in missing],
                 phase=self._what,
             )
         return [dict(read[rank]["answer"]) for rank in range(size)]
+
+    def _left_s(self) -> float:
+        """How many seconds the chief waits for the others now."""
+        return self._limit_s if self._ends_s is None else max(0.0, self._ends_s - time.monotonic())
 
     def _next_topic(self) -> str:
         topic = f"{self.name}-{self._steps}"
@@ -166,8 +175,8 @@ class Agreement:
         self._coordinator.broadcast(topic, pack(head), timeout_s=_SEND_S)
 
     def _hear(self, topic: str) -> dict[str, Any]:
-        ends_s = time.monotonic() + _AGREEMENT_S + grace_s(_AGREEMENT_S)
-        data = self._coordinator.broadcast(topic, timeout_s=ends_s - time.monotonic())
+        # The chief says who is missing: it is waited for a little longer.
+        data = self._coordinator.broadcast(topic, timeout_s=self._left_s() + grace_s(self._limit_s))
         if data is None:
             raise RanksMissingError(
                 f"cannot {self._what}: {rank_name(self._coordinator, 0)}, the chief, was not heard of",

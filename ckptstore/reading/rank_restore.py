@@ -46,7 +46,8 @@ def restore_values_alike(
     ConflictError
         If the checkpoint was replaced each time that the ranks opened it. Nothing was changed.
     RanksMissingError
-        If a rank does not come. Nothing was changed.
+        If a rank does not come within 600 s, less where the engine would end the job before. Nothing was
+        changed.
     """
     for attempt in range(_MAX_OPENINGS):
         try:

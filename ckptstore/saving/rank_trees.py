@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from ckptstore.distributed.agreement import Agreement
 from ckptstore.distributed.coordinator import Coordinator, host_names_of
-from ckptstore.errors import UsageError
+from ckptstore.errors import RanksMissingError, UsageError
+from ckptstore.saving.ranks import Ranks
 from ckptstore.tree.document import parse, serialize
 from ckptstore.tree.habit import Habit
 from ckptstore.tree.merge import merge
@@ -25,7 +27,7 @@ _MOST_BYTES: Final = 64 << 20
 
 
 def one_document(
-    coordinator: Coordinator | None, skeleton: Callable[[], Any], habit: Habit, what: str
+    ranks: Ranks | None, skeleton: Callable[[], Any], habit: Habit, what: str
 ) -> npt.NDArray[Any] | None:
     """Return the document as the array to store; None on a rank that stores none.
 
@@ -34,8 +36,8 @@ def one_document(
 
     Parameters
     ----------
-    coordinator : Coordinator, optional
-        None: there is one process.
+    ranks : Ranks, optional
+        Of the Saver that saves next: its deadline counts from here. None: there is one process.
     skeleton : callable
         Makes that of this rank. An error is raised on all ranks.
     what : str
@@ -48,10 +50,11 @@ def one_document(
     CkptStoreError
         What `skeleton` raised; the same class on all ranks.
     RanksMissingError
-        If a rank does not come.
+        If a rank does not come before the deadline; it names those. This was the save, then.
     """
-    if coordinator is None or coordinator.size == 1:
+    if ranks is None or ranks.coordinator.size == 1:
         return np.array(serialize(skeleton(), habit), object)
+    coordinator = ranks.coordinator
     own = b""
 
     def digest() -> dict[str, Any]:
@@ -59,10 +62,17 @@ def one_document(
         own = serialize(skeleton(), habit)
         return {"digest": hashlib.sha256(own).hexdigest()}
 
-    with Agreement(coordinator, what) as agreement:
-        digests = [one["digest"] for one in agreement.all_or_none(digest)]
-        if len(set(digests)) > 1:
-            own = _union(agreement, coordinator, digests, own, habit, what)
+    begun_s = time.monotonic()
+    try:
+        with Agreement(coordinator, what, deadline_s=ranks.deadline_s) as agreement:
+            digests = [one["digest"] for one in agreement.all_or_none(digest)]
+            if len(set(digests)) > 1:
+                own = _union(agreement, coordinator, digests, own, habit, what)
+    except RanksMissingError as error:
+        # Some rank may have what it needs, and begin the save: this one does not come.
+        ranks.refuse(error)
+        raise
+    ranks.spent_s = time.monotonic() - begun_s
     return np.array(own, object) if coordinator.rank == 0 else None
 
 

@@ -29,6 +29,9 @@ CheckReplicas: TypeAlias = Literal["first", "always", "never"]
 DEFAULT_DEADLINE_S: Final = 600.0
 """How long a save of many ranks may take if the user sets no limit: a frozen rank must not hold up a job."""
 
+# Of a save whose time is over before it begins: a limit is above 0.
+_LEAST_S: Final = 0.001
+
 # Of one rank: a job alternates between few layouts.
 _MOST_MANIFESTS: Final = 4
 
@@ -76,6 +79,9 @@ class Ranks:
         Prefix → counts in the names of files that failed saves of this run may have left.
     missed : int
         How many saves of the others this rank did not begin; they failed.
+    spent_s : float
+        Seconds of the deadline that are gone when the next save is called: the ranks have compared their
+        trees.
 
     Raises
     ------
@@ -117,6 +123,7 @@ class Ranks:
         self._name = f"save-{number}-"
         self._calls = itertools.count()
         self.missed = 0
+        self.spent_s = 0.0
         self.plan: Plan | None = None
         self.acknowledged = ""
         self.failed_counts: dict[str, set[int]] = {}
@@ -144,6 +151,11 @@ class Ranks:
                 hint="A forked child is not a rank of its own: save in the parent.",
             )
         return next(self._calls)
+
+    def take_limit_s(self) -> float:
+        """Return how many seconds the save that is called now may take."""
+        spent_s, self.spent_s = self.spent_s, 0.0
+        return max(self.deadline_s - spent_s, _LEAST_S)
 
     def name_of(self, call: int) -> str:
         """Return the name of a save: the same on all ranks, also on one that has missed some."""

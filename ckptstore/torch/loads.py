@@ -86,6 +86,9 @@ def load(
     CorruptError, NotFoundError, AccessError, TransientError
         As for `OpenCheckpoint.restore`: damaged bytes may only show when other tensors are filled already.
         Of many ranks, all raise the same class.
+    RanksMissingError
+        If a rank does not come within 600 s. If it is lost while it reads, the others may have
+        filled their tensors.
 
     Threads
     -------

@@ -72,6 +72,8 @@ def save(
         shards of a tensor do not make it up. Nothing was written.
     UnsupportedError
         If torch is not installed.
+    RanksMissingError
+        If a rank does not come; the deadline of the Saver counts from this call.
     CkptStoreError
         As `Saver.save`. Of many ranks all raise the same class.
 
@@ -221,7 +223,8 @@ def _prepared(
         values.update(pieces_of(flat))
         return flat.skeleton
 
-    document = one_document(saver.coordinator, skeleton, habit, f"save {os.fspath(save_path)}")
+    ranks = saver._ranks  # noqa: SLF001 - the comparison belongs to the save of this Saver
+    document = one_document(ranks, skeleton, habit, f"save {os.fspath(save_path)}")
     if document is not None:
         values[TREE_TENSOR] = document
     return saver, values

@@ -57,7 +57,8 @@ class RankTask(SaveTask, ABC):
     ) -> None:
         # The others wait a grace longer for the chief, which says who is missing.
         extra_s = 0.0 if ranks.is_chief else 2 * grace_s(ranks.deadline_s)
-        super().__init__(request, sink, replace(options, deadline_s=ranks.deadline_s + extra_s))
+        self._limit_s = ranks.take_limit_s()
+        super().__init__(request, sink, replace(options, deadline_s=self._limit_s + extra_s))
         self._ranks = ranks
         self._record = record
         self._items: Sequence[WriteItem] = [item for shard in request.plan.shards for item in shard.items]

@@ -70,7 +70,7 @@ class ChiefTask(RankTask):
         return Chief(ranks.coordinator, self._name, self._left_s, ranks.stall_s, self._check)
 
     def _left_s(self) -> float:
-        return self._begun_s + self._ranks.deadline_s - time.monotonic()
+        return self._begun_s + self._limit_s - time.monotonic()
 
     def _agree_on_parts(self) -> None:
         if self._knows_its_part():

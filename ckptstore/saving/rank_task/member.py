@@ -55,7 +55,7 @@ class MemberTask(RankTask):
     def _member(self) -> Member:
         # When it is needed: an earlier save may find that this rank has missed some.
         ranks = self._ranks
-        return Member(ranks.coordinator, self._name, ranks.deadline_s, ranks.stall_s, self._check)
+        return Member(ranks.coordinator, self._name, self._limit_s, ranks.stall_s, self._check)
 
     def _agree_on_parts(self) -> None:
         if self._knows_its_part():
