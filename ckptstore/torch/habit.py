@@ -104,4 +104,6 @@ class TorchHabit(Habit):
 
 def logical_of_kind(kind: str) -> str:
     """Return the name of the type that TensorFlow does not have; empty if it is stored as it was."""
+    if kind.startswith("numpy"):
+        return ""
     return next((word for word in kind.split() if word not in (PARAMETER, _FROZEN)), "")

@@ -17,7 +17,7 @@ from ckptstore.reading.report import RestoreReport
 from ckptstore.torch.boxes import boxes_of, is_dtensor, local_of
 from ckptstore.torch.groups import coordinator_of_group
 from ckptstore.torch.habit import TorchHabit, logical_of_kind
-from ckptstore.torch.states import is_stateful, states_of
+from ckptstore.torch.states import check_groups, is_stateful, targets_of
 from ckptstore.torch.tensors import (
     as_tensor,
     check,
@@ -125,10 +125,18 @@ def _alike(loading: _Loading, coordinator: Coordinator) -> None:
 
     for _ in range(_MOST_OPENINGS):
         with Agreement(coordinator, "load the checkpoint") as agreement:
-            versions = {one["version"] for one in agreement.all_or_none(loading.prepare)}
-            if len(versions) == 1:
+            answers = agreement.all_or_none(loading.prepare)
+            if len({one["version"] for one in answers}) == 1:
                 agreement.all_or_none(read)
                 return
+        prefixes = sorted({one["prefix"] for one in answers})
+        if len(prefixes) > 1:
+            raise UsageError(
+                "the ranks load different checkpoints",
+                expected="one checkpoint for all",
+                actual=", ".join(prefixes[:10]),
+                hint="Ask for the latest on one rank, and tell the others.",
+            )
     raise ConflictError(
         "the checkpoint is replaced again and again while the ranks open it",
         hint="Save under other names, or load another checkpoint.",
@@ -190,7 +198,7 @@ class _Loading:
 
     def prepare(self) -> dict[str, str]:
         """Check everything; nothing is changed, and only the index and the tree are read."""
-        self.tree = states_of(self.state_dict)
+        self.tree = targets_of(self.state_dict)
         if isinstance(self.checkpoint, OpenCheckpoint):
             self.opened = self.checkpoint
         else:
@@ -201,13 +209,14 @@ class _Loading:
         nodes = () if skeleton is ABSENT else array_nodes(skeleton)
         self._logical = {node.name: logical_of_kind(node.kind) for _, node in nodes}
         try:
+            check_groups(self.state_dict, self.tree, skeleton)
             self.filling = match(self.tree, skeleton, self.habit, self.specs.keys())
             self.targets = self._targets(self.filling)
             self._check_names(self.filling)
         except UsageError as error:
             error.url = error.url or self.opened.prefix
             raise
-        return {"version": self.opened.version}
+        return {"version": self.opened.version, "prefix": self.opened.prefix}
 
     def _targets(self, filling: Filling) -> dict[str, list[_Target]]:
         """Return what is filled, by name; each memory once."""

@@ -10,7 +10,16 @@ import numpy as np
 
 from ckptstore.errors import UsageError
 from ckptstore.tree.habit import Habit, Path, TreeMember, is_numpy, shown
-from ckptstore.tree.skeleton import DEPTH, TREE_TENSOR, ArrayNode, Fields, array_nodes, members, remade
+from ckptstore.tree.skeleton import (
+    DEPTH,
+    TREE_TENSOR,
+    ArrayNode,
+    Fields,
+    array_nodes,
+    is_plain,
+    members,
+    remade,
+)
 
 __all__ = ["ABSENT", "ArrayOf", "Filling", "build", "match"]
 
@@ -137,7 +146,21 @@ class _Comparison:
             elif children is None and value is not None:
                 self.found.missing.append(shown(path))
             return None
-        return self._array(value, node, path) if is_array else self._created(node)
+        if is_array:
+            return self._array(value, node, path)
+        if children is None and not self._is_plain(value) and self._has_nodes(node):
+            raise self._differ(path, f"{type(value).__module__}.{type(value).__qualname__}", node)
+        return self._created(node)
+
+    def _is_plain(self, value: Any) -> bool:
+        return is_plain(value) or self._habit.plain_of(value) is not None
+
+    def _has_nodes(self, node: Any) -> bool:
+        """Return whether a node is what somebody may hold by an object of his own, a model for example.
+
+        A dictionary in its place would leave the object as it was.
+        """
+        return isinstance(node, ArrayNode) or members(node) is not None
 
     def _array(self, value: Any, node: Any, path: Path) -> _Made | None:
         if node is None or (isinstance(node, ArrayNode) and isinstance(value, np.generic)):

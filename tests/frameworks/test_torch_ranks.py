@@ -62,6 +62,7 @@ def test_all_ranks_name_what_one_of_them_cannot_save(found: dict[Any, Any], dire
         assert one["rank"] == 2 or "rank 2" in one["object"]
         # A Saver without a coordinator saves alone, and what it lacks is not made up.
         assert "leave a hole" in one["alone"]
+        assert f"{directory / 'model-2'}, {directory / 'model-3'}" in one["two"]
     assert ck.latest_checkpoint(directory) == str(directory / "model-3")
     assert not ck.checkpoint_exists(directory / "model-4")
 

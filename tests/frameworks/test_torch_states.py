@@ -518,3 +518,60 @@ def test_the_lines_of_the_page_save_and_resume() -> None:
     second = run(250)
     assert len(second["steps"]) == 50
     assert second["steps"][0].equal(first["model"][0].weight)
+
+
+def test_an_object_below_the_first_level_is_not_replaced_by_a_dictionary() -> None:
+    model = torch.nn.Linear(2, 2)
+    prefix = ckptstore.torch.save({"models": {"a": model.state_dict()}}, url())
+    state = {"models": {"a": torch.nn.Linear(2, 2)}}
+    with pytest.raises(ck.UsageError, match=r"\['models'\]\['a'\]") as caught:
+        ckptstore.torch.load(state, prefix)
+    assert caught.value.tensor == "models.a"
+    assert isinstance(state["models"]["a"], torch.nn.Linear)
+
+
+def test_tensors_beside_arrays_of_numpy_are_served() -> None:
+    state = {"w": torch.ones(2), "rng": np.arange(3), "best": np.float32(0.5)}
+    prefix = ckptstore.torch.save(state, url())
+    served = ckptstore.torch.read_state_dict(prefix)
+    assert {name: value.tolist() for name, value in served.items()} == {
+        "w": [1.0, 1.0],
+        "rng": [0, 1, 2],
+        "best": 0.5,
+    }
+    target = torch.zeros(3, dtype=torch.int64)
+    ckptstore.torch.load({"rng": target}, prefix)
+    assert target.tolist() == [0, 1, 2]
+
+
+def _after_a_step_of(*names: str) -> tuple[torch.nn.Linear, torch.optim.Optimizer]:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for name in names:
+        parameter = model.get_parameter(name)
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def test_an_optimizer_with_a_part_of_its_state_gets_the_rest() -> None:
+    _, saved = _after_a_step_of("weight", "bias")
+    prefix = ckptstore.torch.save({"optimizer": saved}, url())
+    _, other = _after_a_step_of("bias")
+    report = ckptstore.torch.load({"optimizer": other}, prefix)
+    assert report.unexpected == ()
+    found, expected = other.state_dict()["state"], saved.state_dict()["state"]
+    assert sorted(found) == [0, 1]
+    for index, values in expected.items():
+        assert_equal(found[index], values)
+
+
+def test_an_optimizer_with_other_groups_is_refused_before_the_model_changes() -> None:
+    model, optimizer = _after_a_step_of("weight", "bias")
+    prefix = ckptstore.torch.save({"model": model, "optimizer": optimizer}, url())
+    other = torch.nn.Linear(2, 2)
+    before = other.weight.detach().clone()
+    groups = [{"params": [other.weight]}, {"params": [other.bias]}]
+    with pytest.raises(ck.UsageError, match="groups"):
+        ckptstore.torch.load({"model": other, "optimizer": torch.optim.AdamW(groups)}, prefix)
+    assert other.weight.equal(before)

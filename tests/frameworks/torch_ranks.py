@@ -106,6 +106,10 @@ def save(directory: Path) -> dict[str, Any]:
         ckptstore.torch.save(tree, directory / "alone", saver=ck.Saver())
     except ck.UsageError as error:
         found["alone"] = str(error)
+    try:
+        ckptstore.torch.load({"step": None}, directory / f"model-{3 if rank else 2}")
+    except ck.UsageError as error:
+        found["two"] = str(error)
     return found
 
 

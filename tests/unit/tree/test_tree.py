@@ -283,6 +283,12 @@ class TestMatch:
         assert tree["t"] == (array, 5, [6])
         assert array.tolist() == [1.0]
 
+    @pytest.mark.parametrize("saved", [{"w": np.ones(1)}, {"n": 1}, [1, 2], np.ones(1)])
+    def test_an_object_of_its_own_is_not_replaced(self, saved: Any) -> None:
+        tree = {"a": {"net": object()}}
+        with pytest.raises(ck.UsageError, match=r"\['a'\]\['net'\].*expected builtins\.object"):
+            restored(tree, {"a": {"net": saved}})
+
     def test_missing_and_unexpected_are_named(self) -> None:
         tree = {"w": np.zeros(1), "new": {"a": np.zeros(1), "n": 1}}
         found, _ = restored(tree, {"w": np.ones(1), "old": {"b": np.ones(1)}, "note": "x"})
