@@ -135,8 +135,9 @@ def api_page() -> str:
                 lines += _described(name, getattr(ckptstore, name))
     for package in _FRAMEWORKS:
         lines += [f"## {package.__name__}", ""]
-        for name in vars(package)["__all__"]:
-            lines += _described(name, getattr(package, name))
+        # What derives from classes of the framework stands on the page of that: it may not be installed.
+        for name in filter(vars(package).__contains__, vars(package)["__all__"]):
+            lines += _described(name, vars(package)[name])
     if left:
         raise ValueError(f"no group of the page of names has {', '.join(left)}")
     return "\n".join(lines)
