@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import LoadItemType, WriteItemType
 from torch.futures import Future
 
-from ckptstore.distributed.agreement import Agreement
 from ckptstore.distributed.coordinator import Coordinator
 from ckptstore.errors import CkptStoreError, ConflictError, UsageError
 from ckptstore.reading.open_checkpoint import open_checkpoint
@@ -196,25 +195,17 @@ class StorageWriter(dcp.StorageWriter):  # type: ignore[misc]
                 hint="Pass StorageWriter(saver=Saver(coordinator=...)) with one of these ranks.",
             )
         values: dict[str, Any] = {}
-        if isinstance(planner, SavePlanner):
+        has_tree = isinstance(planner, SavePlanner)
 
-            def skeleton() -> Any:
-                values.update(_values_of(plan, planner, planner.flat.tied))
-                return planner.flat.skeleton
+        def skeleton() -> Any:
+            values.update(_values_of(plan, planner, planner.flat.tied if has_tree else {}))
+            return planner.flat.skeleton if has_tree else {}
 
-            document = one_document(coordinator, skeleton, TorchHabit(), f"save {path}")
-            if document is not None:
-                values[TREE_TENSOR] = document
-        elif coordinator is None or size == 1:
-            values = _values_of(plan, planner, {})
-        else:
-
-            def collected() -> dict[str, Any]:
-                values.update(_values_of(plan, planner, {}))
-                return {}
-
-            with Agreement(coordinator, f"save {path}") as agreement:
-                agreement.all_or_none(collected)
+        ranks = saver._ranks  # noqa: SLF001 - the comparison belongs to the save of this Saver
+        # Without a tree to store, the ranks agree that each can store what it has.
+        document = one_document(ranks, skeleton, TorchHabit(), f"save {path}")
+        if document is not None and has_tree:
+            values[TREE_TENSOR] = document
         saver.save(values, path, write_meta_graph=False, storage_options=self._storage_options)
         done: Future[list[Any]] = Future()
         done.set_result([])
