@@ -345,13 +345,24 @@ def _placed(jax: Any, array: npt.NDArray[Any], sharding: Any) -> Any:
 def _as_array(name: str, place: str, leaf: Any, node: Any) -> npt.NDArray[Any]:
     """Return a number of the checkpoint as the array that stands in the tree."""
     made = None
-    if isinstance(node, numbers.Number) and tuple(leaf.shape) == ():
-        with suppress(OverflowError, TypeError, ValueError):
+    fits = not isinstance(node, complex) or leaf.dtype.kind == "c"
+    if isinstance(node, numbers.Number) and fits and tuple(leaf.shape) == ():
+        with suppress(OverflowError, TypeError, ValueError), np.errstate(all="ignore"):
             made = np.asarray(node).astype(leaf.dtype)
-    # A float may lose digits, as in Python; an integer is itself or refused.
-    if made is None or (isinstance(node, int) and made.item() != node):
+    if made is None or not _keeps(node, made):
         raise _differ(name, place, f"an array of {leaf.dtype}, shape {list(leaf.shape)}", repr(node)[:80])
     return made
+
+
+def _keeps(node: Any, made: npt.NDArray[Any]) -> bool:
+    """Return whether an array still says what a number of the checkpoint said; only digits may be lost."""
+    found = made.item()
+    if found == node:
+        return True
+    if isinstance(node, int) or isinstance(found, int):
+        return False
+    # Neither infinite nor no number unless it was before.
+    return bool(np.isfinite(found) == np.isfinite(node) and np.isnan(found) == np.isnan(node))
 
 
 def _differ(name: str, place: str, expected: str, actual: str) -> UsageError:

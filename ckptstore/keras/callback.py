@@ -118,7 +118,7 @@ class ModelCheckpoint(_Callback):  # type: ignore[misc] # a class of any kind, f
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
         self.save_freq = save_freq
-        self.best = initial_value_threshold
+        self.best = None if initial_value_threshold is None else float(initial_value_threshold)
         self._is_max = _is_max(monitor, mode) if save_best_only else False
         self._saver = saver
         self._resumes = resume

@@ -178,7 +178,7 @@ def _load(
     specs = opened.specs()
     absent: list[str] = []
     chosen: list[Variables] = []
-    for one in variables_of(model):
+    for one in variables_of(model, with_empty=True):
         if one.is_optimizer and not with_optimizer:
             continue
         lacks = [one.name(key) for key in one.values if one.name(key) not in specs]
@@ -200,7 +200,7 @@ def _load(
         for key, value in one.values.items()
     }
     report = opened.restore(into=into)
-    for one in chosen:
+    for one in filter(lambda one: one.values, chosen):
         try:
             one.saveable.load_own_variables({key: into[one.name(key)] for key in one.values})
         except CkptStoreError:
@@ -237,12 +237,14 @@ def _type_name(array: Any) -> str:
 def _check_more(chosen: list[Variables], specs: Mapping[str, TensorSpec], url: str) -> None:
     """Refuse variables of the checkpoint where the model has some of its own, such as of an optimizer."""
     own = {one.name(key) for one in chosen for key in one.values}
-    places = {name.rpartition("/")[0] for name in own}
-    more = [name for name in specs if name not in own and name.rpartition("/")[0] in places]
+    # Those of a layer or an optimizer that is not built, too: it would begin anew in silence.
+    places = {one.name("") for one in chosen}
+    more = [name for name in specs if name not in own and name[: name.rfind("/") + 1] in places]
     if more:
+        if more[0].startswith("optimizer/"):
+            hint = "Nothing was changed. Pass optimizer=False if it was saved with another optimizer."
+        else:
+            hint = "Nothing was changed. Build it before: call the model on a batch, or its own build()."
         raise UsageError(
-            f"the checkpoint has {len(more)} more variables there",
-            url=url,
-            tensor=more[0],
-            hint="Nothing was changed. Pass optimizer=False if it was saved with another optimizer.",
+            f"the checkpoint has {len(more)} more variables there", url=url, tensor=more[0], hint=hint
         )

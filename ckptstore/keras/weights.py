@@ -72,8 +72,13 @@ class Variables:
         return self._prefix + key
 
 
-def variables_of(model: Any) -> list[Variables]:
+def variables_of(model: Any, *, with_empty: bool = False) -> list[Variables]:
     """Return the variables of everything in a model, each once, in Keras's order.
+
+    Parameters
+    ----------
+    with_empty : bool
+        Also what has none, or none yet.
 
     Raises
     ------
@@ -92,7 +97,7 @@ def variables_of(model: Any) -> list[Variables]:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
-    return list(_Walk().saveable(model, ""))
+    return [one for one in _Walk().saveable(model, "") if one.values or with_empty]
 
 
 def to_numpy(value: Any) -> npt.NDArray[Any]:
@@ -114,8 +119,7 @@ class _Walk:
         if hasattr(one, "save_own_variables"):
             values: dict[str, Any] = {}
             one.save_own_variables(values)
-            if values:
-                yield Variables(path, one, values)
+            yield Variables(path, one, values)
         for name, member in _members(one):
             below = f"{path}/{name}" if path else name
             if _is_saveable(member):

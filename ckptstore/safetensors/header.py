@@ -119,12 +119,19 @@ def build_header(tensors: Sequence[FileTensor], metadata: Mapping[str, str] | No
     Raises
     ------
     UsageError
-        If it would be longer than the library reads.
+        If it would be longer than the library reads, or is no text that UTF-8 can express.
     """
     entries: dict[str, Any] = {} if metadata is None else {METADATA: dict(metadata)}
     for name, code, shape, begin, end in tensors:
         entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            "a name or the metadata hold half a surrogate pair, which UTF-8 cannot express",
+            url=url,
+            hint="Change rename= or metadata=.",
+        ) from error
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MOST_HEADER_BYTES:
         raise UsageError(

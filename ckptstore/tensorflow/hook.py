@@ -19,8 +19,9 @@ class CheckpointHook:
     """Resumes a monitored session from the newest checkpoint of a directory, and saves it now and then.
 
     In the place of ``tf.compat.v1.train.CheckpointSaverHook`` and of ``checkpoint_dir``, both of which need a
-    file system of TensorFlow: leave ``checkpoint_dir`` out. The graph needs a global step. A session that is
-    made again after an error of a worker is restored, too. The first save comes at once unless there was
+    file system of TensorFlow: leave ``checkpoint_dir`` out. The graph needs a global step. List it before
+    other hooks, which may read the step when the session begins, as ``StopAtStepHook`` does. A session that
+    is made again after an error of a worker is restored, too. The first save comes at once unless there was
     something to restore, the last one when the session ends; an error of a save ends the session.
 
     Parameters

@@ -123,7 +123,7 @@ class Saver:
                 save_relative_paths=save_relative_paths,
                 filename=filename,
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise UsageError(str(error).partition("\n")[0][:400]) from error
         if not defer_build:
             self._take_native()

@@ -8,6 +8,7 @@ that touches a file runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -186,7 +187,7 @@ class GraphVariables:
             if isinstance(value, list):
                 value = next(piece.array for piece in value if piece.start == stored.start)
             feeds[tensor] = _fitting(
-                np.asarray(value), stored, tensor.dtype, None if reshape else self._shapes.get(stored.key)
+                np.asarray(value), stored, tensor.dtype, self._shapes.get(stored.key), reshape=reshape
             )
         self._session(session).run(self._restore_op, feeds)
 
@@ -247,8 +248,8 @@ class EagerVariables:
         fitting = {}
         for name, variable in self._variables.items():
             value = np.asarray(values[name])
-            shape = tuple(variable.shape.as_list()) if variable.shape.is_fully_defined() else None
-            if reshape and shape is not None and value.size == np.prod(shape, dtype=np.int64):
+            shape = None if variable.shape.rank is None else tuple(variable.shape.as_list())
+            if reshape and shape is not None and value.size == _size(shape):
                 value = value.reshape(shape)
             fitting[name] = _fitting(value, _Stored(name, None, None, None), variable.dtype, shape)
         for name, value in fitting.items():
@@ -260,14 +261,32 @@ def _no_session(session: object) -> None:
         raise UsageError("eager TensorFlow has no session", expected="None", actual=type(session).__name__)
 
 
-def _fitting(value: Array, stored: _Stored, dtype: Any, shape: tuple[int, ...] | None) -> Array:
+def _size(shape: tuple[int | None, ...]) -> int | None:
+    return None if None in shape else math.prod(one for one in shape if one is not None)
+
+
+def _fits(value: Array, shape: tuple[int | None, ...]) -> bool:
+    return len(shape) == value.ndim and all(
+        one in (None, length) for one, length in zip(shape, value.shape, strict=True)
+    )
+
+
+def _fitting(
+    value: Array,
+    stored: _Stored,
+    dtype: Any,
+    shape: tuple[int | None, ...] | None,
+    *,
+    reshape: bool = False,
+) -> Array:
     """Return a value in the form that TensorFlow takes; it would convert another type silently."""
     wanted = from_numpy(dtype.as_numpy_dtype)
     if value.dtype != storage_dtype(wanted).newbyteorder("="):
         raise UsageError(
             "the checkpoint has another type", tensor=stored.name, expected=wanted.name, actual=value.dtype
         )
-    if shape is not None and value.shape != shape:
+    # TensorFlow would find it when others have been assigned.
+    if shape is not None and not _fits(value, shape) and not (reshape and value.size == _size(shape)):
         raise UsageError(
             "the checkpoint has another shape",
             tensor=stored.name,

@@ -178,6 +178,44 @@ def test_a_layer_of_another_shape_is_refused_by_its_name(tmp_path: Path) -> None
         ck.Saver().save(model(3, 1), prefix)
 
 
+class Late(keras.Model):
+    """Its layer is built by the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def build(self, shape: Any) -> None:
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+
+def test_a_layer_that_is_not_built_does_not_begin_anew_in_silence(tmp_path: Path) -> None:
+    model, other = Late(), Late()
+    expected = keras.ops.convert_to_numpy(model(X))
+    prefix = ckptstore.keras.save(model, f"{tmp_path}/model")
+    other.build(X.shape)
+    with pytest.raises(ck.UsageError, match=r"2 more variables there \[tensor 'dense/vars/0'.*on a batch"):
+        ckptstore.keras.load(other, prefix)
+    other(X)
+    ckptstore.keras.load(other, prefix)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(other(X)), expected, rtol=1e-6)
+
+
+def test_a_threshold_of_numpy_is_saved_with_the_best(tmp_path: Path) -> None:
+    threshold: Any = np.float32(1.5)
+    callback = ckptstore.keras.ModelCheckpoint(
+        f"{tmp_path}/model", save_best_only=True, initial_value_threshold=threshold
+    )
+    callback.set_model(built("sequential"))
+    with pytest.warns(ck.CkptStoreWarning, match="is not there"):
+        callback.on_epoch_end(0, {"loss": 1.0})
+    assert callback.best == 1.5
+    assert ck.latest_checkpoint(tmp_path) == f"{tmp_path}/model-1"
+
+
 class Epochs(keras.callbacks.Callback):
     """Notes the epochs, and may stop the program in one of them."""
 

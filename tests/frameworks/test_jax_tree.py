@@ -269,6 +269,33 @@ def test_an_error_names_the_leaf(case: str, small: str) -> None:
         ckptstore.jax.restore(tree, small)
 
 
+@pytest.mark.parametrize(
+    ("number", "leaf"),
+    [
+        (0.001, jnp.int32(0)),
+        (2.7, np.int64(0)),
+        (0.5, jnp.zeros((), bool)),
+        (2.5, jnp.zeros((), jnp.int4)),
+        (float("nan"), jnp.int32(0)),
+        (1e300, jnp.float32(0)),
+        (1 + 2j, jnp.float32(0)),
+    ],
+)
+def test_a_number_is_never_cut_to_the_type_of_an_array(number: Any, leaf: Any, tmp_path: Path) -> None:
+    prefix = ckptstore.jax.save({"lr": number}, f"{tmp_path}/model")
+    with pytest.raises(ck.UsageError, match=r"differ at \['lr'\]"):
+        ckptstore.jax.restore({"lr": leaf}, prefix)
+
+
+@pytest.mark.parametrize("number", [0.1, float("nan"), float("-inf"), 2.0, True, 1 + 2j])
+def test_a_number_becomes_an_array_that_can_hold_it(number: Any, tmp_path: Path) -> None:
+    prefix = ckptstore.jax.save({"lr": number}, f"{tmp_path}/model")
+    for dtype in (jnp.complex64,) if isinstance(number, complex) else (jnp.float32, jnp.bfloat16):
+        found = ckptstore.jax.restore({"lr": jnp.zeros((), dtype)}, prefix)["lr"]
+        assert found.dtype == dtype
+        assert jnp.array_equal(found, jnp.asarray(number, dtype), equal_nan=True)
+
+
 def test_missing_leaves_may_stay_and_more_values_may_be_refused(small: str) -> None:
     more = jax.ShapeDtypeStruct((2,), jnp.float32)
     found = ckptstore.jax.restore({"a": [jnp.zeros(3), more], "epoch": 4}, small, missing="ignore")

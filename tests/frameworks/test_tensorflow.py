@@ -274,6 +274,30 @@ def test_eager_variables_are_targets_and_never_silently_unchanged(directory: str
     Saver({"w": other}, reshape=True).restore(None, prefix)
 
 
+def test_no_eager_variable_changes_if_one_of_an_open_shape_does_not_fit(tmp_path: Path) -> None:
+    prefix = Saver({"a": tf.Variable(1), "w": tf.Variable(np.zeros(4, np.float32))}).save(
+        None, tmp_path / "model"
+    )
+    first = tf.Variable(7)
+    other = tf.Variable(np.zeros((2, 2), np.float32), shape=tf.TensorShape([None, 2]))
+    with pytest.raises(ck.UsageError, match=r"another shape \[tensor 'w'\]"):
+        Saver({"a": first, "w": other}).restore(None, prefix)
+    assert int(first.numpy()) == 7
+
+
+@IN_A_GRAPH
+def test_no_variable_changes_if_one_cannot_be_reshaped(tmp_path: Path) -> None:
+    a, b = variable("a", np.zeros(2, np.float32)), variable("b", np.zeros(4, np.float32))
+    with session() as sess:
+        Saver([a, b]).save(sess, tmp_path / "model")
+    longer = variable("c", np.ones(5, np.float32))
+    with session() as sess:
+        sess.run(a.assign([3, 3]))
+        with pytest.raises(ck.UsageError, match=r"another shape \[tensor 'b'\]"):
+            Saver({"a": a, "b": longer}, reshape=True).restore(sess, tmp_path / "model")
+        assert sess.run(a).tolist() == [3, 3]
+
+
 def test_objects_of_tf_train_are_refused_with_what_to_do(tmp_path: Path) -> None:
     checkpoint = tf.train.Checkpoint(w=tf.Variable(1.0))
     for call in (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ckptstore as ck
-from ckptstore.safetensors import from_safetensors
+from ckptstore.safetensors import from_safetensors, to_safetensors
 from ckptstore.safetensors.header import FileTensor, build_header, parse_header
 from ckptstore.storage.registry import locate
 
@@ -118,6 +118,17 @@ def indexed(*names: str) -> str:
     index = locate(f"{file.parent.url}/model.safetensors.index.json")
     index.storage.put_new(index.key, json.dumps({"weight_map": dict.fromkeys(names, file.name)}).encode())
     return index.url
+
+
+@pytest.mark.parametrize("options", [{"rename": {"w": "\ud800"}}, {"metadata": {"a": "\ud800"}}])
+def test_half_a_surrogate_pair_is_refused_before_anything_is_written(options: Any):
+    prefix = ck.Saver().save({"w": np.ones(3)}, f"memory://surrogate/{next(_numbers)}/model")
+    assert prefix is not None
+    target = f"{prefix}.safetensors"
+    with pytest.raises(ck.UsageError, match="surrogate"):
+        to_safetensors(prefix, target, **options)
+    with pytest.raises(ck.NotFoundError):
+        from_safetensors(target, f"{prefix}-again")
 
 
 def test_an_index_that_promises_more_than_its_file_has():
