@@ -180,7 +180,9 @@ class _Opening:
             f" nothing was heard of rank {', '.join(map(str, ranks))}",
             ranks=ranks,
             phase="open",
-            hint="Look whether these processes run, and whether every rank opens the coordinator.",
+            hint="Look whether these processes run, and whether every rank opens the coordinator. `save` and "
+            "`load` of ckptstore.torch and ckptstore.jax are for all ranks; one rank alone passes "
+            'coordinator=ckptstore.coordinator("single").',
         )
 
 

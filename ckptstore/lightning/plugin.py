@@ -148,8 +148,7 @@ def _moved(value: Any, device: Any) -> Any:
 def _register(kind: type) -> None:
     """Let Lightning take objects of this class for its own plug-ins; its two packages each have a class."""
     found = False
-    for package in ("lightning.fabric.plugins.io.checkpoint_io", "lightning_fabric.plugins.io.checkpoint_io"):
-        base = _imported(package)
+    for base in (_of_lightning(), _of_pytorch_lightning()):
         if base is not None:
             base.register(kind)
             found = True
@@ -157,15 +156,22 @@ def _register(kind: type) -> None:
         raise UnsupportedError("this needs the package lightning", hint="Install it: pip install lightning.")
 
 
-def _imported(package: str) -> Any:
-    import importlib
+def _of_lightning() -> Any:
     import importlib.util
+
+    if importlib.util.find_spec("lightning") is None:
+        return None
+    from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+    return CheckpointIO
+
+
+def _of_pytorch_lightning() -> Any:
     import sys
 
-    root = package.partition(".")[0]
-    # The second package only for programs that use it: it takes seconds.
-    if root == "lightning_fabric" and root not in sys.modules:
+    # Only for programs that use it: it takes seconds.
+    if "lightning_fabric" not in sys.modules:
         return None
-    if importlib.util.find_spec(root) is None:
-        return None
-    return importlib.import_module(package).CheckpointIO
+    from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+
+    return CheckpointIO

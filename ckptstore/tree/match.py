@@ -178,6 +178,9 @@ class _Comparison:
             raise self._differ(path, "a container", node)
         if is_list and inside is not None and not self._has_array(value) and not any(array_nodes(node)):
             return self._created(node)
+        if is_list and isinstance(node, list | tuple) and len(children) < len(node):
+            # Else a part of what belongs together would be left out.
+            raise self._differ(path, f"a container of {len(children)}", node)
         nodes = dict(inside or ())
         default = node if inside is None else _MISSING
         replaced: dict[Any, _Made] = {}

@@ -68,6 +68,7 @@ FRAMEWORKS = {
     "keras": "keras",
     "safetensors": "safetensors",
     "lightning": "lightning",
+    "lightning_fabric": "lightning",
 }
 
 

@@ -307,6 +307,7 @@ class TestMatch:
             ({"x": np.zeros(1)}, {"x": 5}, ("an array", "int 5")),
             ({"x": {"a": 1}}, {"x": np.zeros(1)}, ("a container", "an array")),
             ({"x": np.zeros(1)}, {"x": {"a": 1}}, ("an array", "a container of 1")),
+            ({"x": [np.zeros(1)]}, {"x": [np.zeros(1)] * 3}, ("a container of 1", "a container of 3")),
         ],
     )
     def test_another_kind_is_refused_with_its_place(
