@@ -23,26 +23,6 @@ class TestPage(scenarios.PageLines):
     pass
 
 
-# JAX listens to SIGTERM until somebody else does, and tells of a notice once.
-def test_at_the_sync_point_of_jax_all_save_one_checkpoint(job: Job, tmp_path: Path) -> None:
-    url = str(tmp_path)
-    job.begin("preempt_by_jax", url=url)
-    assert job.answers() == [{"ready": True}] * SIZE
-    job.terminate(1)
-    found = job.answers()
-    step = found[0]["step"]
-    assert found == [{"step": step, "prefix": f"{url}/m-{step}"}] * SIZE
-    scenarios.check_saved(url, step)
-
-
-class TestPreempted(scenarios.Preempted):
-    pass
-
-
-class TestContract(scenarios.Contract):
-    pass
-
-
 def run(processes: int, directory: Path) -> None:
     """Run a program on eight devices, and look at what its processes say."""
     environment = {
@@ -72,6 +52,7 @@ def run(processes: int, directory: Path) -> None:
     assert codes == [0] * processes, said
 
 
+# Before the contract, which keeps the ranks until the end.
 def test_a_tree_moves_from_four_processes_to_two_to_one(job: Job, tmp_path: Path) -> None:
     directory = tmp_path / "saved"
     directory.mkdir()
@@ -83,3 +64,23 @@ def test_a_tree_moves_from_four_processes_to_two_to_one(job: Job, tmp_path: Path
     assert not list(directory.glob("odd*.index"))
     run(2, directory)
     run(1, directory)
+
+
+# JAX listens to SIGTERM until somebody else does, and tells of a notice once.
+def test_at_the_sync_point_of_jax_all_save_one_checkpoint(job: Job, tmp_path: Path) -> None:
+    url = str(tmp_path)
+    job.begin("preempt_by_jax", url=url)
+    assert job.answers() == [{"ready": True}] * SIZE
+    job.terminate(1)
+    found = job.answers()
+    step = found[0]["step"]
+    assert found == [{"step": step, "prefix": f"{url}/m-{step}"}] * SIZE
+    scenarios.check_saved(url, step)
+
+
+class TestPreempted(scenarios.Preempted):
+    pass
+
+
+class TestContract(scenarios.Contract):
+    pass
